@@ -1,0 +1,275 @@
+"""The threads engine: a dispatcher, as in Akka.
+
+Actors with something to do stand in one ready queue; workers take the first, have it handle one
+message, and put it back at the end if more waits. An actor is in the queue or at a worker, never both,
+so it handles one message at a time without a lock of its own.
+
+    send ──▶ mailbox ──▶ ready: [gate/1] [sentinel/tdp#1] [gate/0]  ──▶ worker 0, worker 1
+                                     ▲                                     │
+                                     └───────── more waits ────────────────┘
+
+Actors that may block (readers of streams) get a thread of their own, so that they never hold a worker.
+With one worker they do not: everything takes turns on it, in an order that depends on nothing but the
+messages, and a run can be repeated to the bit.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from akkordeon.actor import Actor, After, Mailbox, Report, Send, Stop
+from akkordeon.engines.base import Engine, Load, ProcessState
+from akkordeon.errors import RecipeError
+from akkordeon.messages import Message, describe
+from akkordeon.metrics import ActorFailed, Undelivered
+
+__all__ = ["Threads"]
+
+JOIN_S = 5.0
+"""How long ``stop`` waits for a worker that is in the middle of something."""
+
+
+class _Cell:
+    """An actor, its mailbox, and where it stands."""
+
+    __slots__ = ("actor", "alive", "busy_s", "handled", "mailbox", "scheduled", "wake")
+
+    def __init__(self, actor: Actor, wake: threading.Condition | None) -> None:
+        self.actor = actor
+        self.mailbox = Mailbox()
+        self.scheduled = False
+        self.alive = True
+        self.wake = wake  # of its own thread, where it has one
+        self.handled = 0
+        self.busy_s = 0.0
+
+
+class Threads(Engine):
+    """Runs actors on worker threads of this process.
+
+    Args:
+        workers: how many; as many as cores, and at least two, if not given. One worker makes a run
+            repeatable.
+
+    Raises:
+        RecipeError: fewer than one worker.
+    """
+
+    def __init__(self, workers: int | None = None) -> None:
+        if workers is not None and workers < 1:
+            raise RecipeError(f"the threads engine needs at least one worker, got {workers}")
+        self.workers = workers or max(2, os.cpu_count() or 2)
+        self._lock = threading.Lock()
+        self._work = threading.Condition(self._lock)
+        self._reported = threading.Condition(threading.RLock())
+        self._cells: dict[str, _Cell] = {}
+        self._ready: deque[_Cell] = deque()
+        self._timers: list[tuple[float, int, str, Message]] = []
+        self._serial = itertools.count()
+        self._idle = 0
+        self._running = False
+        self._threads: list[threading.Thread] = []
+        self._on_report: Callable[[Any], None] = lambda record: None
+        self._process: ProcessState | None = None
+
+    # ── the engine's side ────────────────────────────────────────────────────────────────────────────
+
+    def start(self, on_report: Callable[[Any], None], seed: int) -> None:
+        """Start the workers."""
+        self._process = ProcessState()
+        torch.manual_seed(seed)
+        self._on_report = on_report
+        self._running = True
+        for i in range(self.workers):
+            self._start_thread(f"akkordeon-worker-{i}", self._work_on_ready)
+
+    def _start_thread(self, name: str, target: Callable[..., None], *args: object) -> None:
+        thread = threading.Thread(target=target, args=args, name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def spawn(
+        self, address: str, make: Callable[[], Actor], resources: Mapping[str, float] | None = None
+    ) -> None:
+        """Make the actor here; ``resources`` mean nothing within one process."""
+        actor = make()
+        on_its_own = actor.may_block and self.workers > 1
+        cell = _Cell(actor, threading.Condition(self._lock) if on_its_own else None)
+        with self._lock:
+            self._cells[address] = cell
+        if on_its_own:
+            self._start_thread(f"akkordeon-{address}", self._work_on_one, cell)
+
+    def send(self, to: str, message: Message) -> None:
+        """Put a message into a mailbox."""
+        cell = self._cells.get(to)
+        if cell is not None:
+            with self._lock:
+                if cell.alive:
+                    self._deliver(cell, message)
+                    return
+        self._report(Undelivered(to, message))
+
+    def _deliver(self, cell: _Cell, message: Message) -> None:
+        """Put a message into a mailbox and see that somebody looks; the lock is held."""
+        cell.mailbox.put(message)
+        if cell.wake is not None:
+            cell.wake.notify()
+        elif not cell.scheduled:
+            cell.scheduled = True
+            self._ready.append(cell)
+            if self._idle:
+                self._work.notify()
+
+    def now_s(self) -> float:
+        """Seconds of the monotonic clock."""
+        return time.monotonic()
+
+    def wait_until(self, condition: Callable[[], bool], timeout_s: float | None) -> bool:
+        """Wait for reports; the workers do the rest."""
+        with self._reported:
+            return self._reported.wait_for(condition, timeout_s)
+
+    def loads(self) -> dict[str, Load]:
+        """Queue, count and time of every living actor."""
+        with self._lock:
+            return {
+                address: Load(len(cell.mailbox), cell.handled, cell.busy_s)
+                for address, cell in self._cells.items()
+            }
+
+    def stop(self) -> None:
+        """Let the workers finish the message they are at, and end."""
+        with self._lock:
+            self._running = False
+            self._work.notify_all()
+            for cell in self._cells.values():
+                if cell.wake is not None:
+                    cell.wake.notify()
+        deadline_s = time.monotonic() + JOIN_S
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(max(0.0, deadline_s - time.monotonic()))
+        self._threads.clear()
+        with self._lock:
+            self._cells.clear()
+            self._ready.clear()
+            self._timers.clear()
+        if self._process is not None:
+            self._process.restore()
+            self._process = None
+
+    # ── the workers' side ────────────────────────────────────────────────────────────────────────────
+
+    def _work_on_ready(self) -> None:
+        torch.set_num_threads(1)
+        cell: _Cell | None = None
+        while True:
+            with self._lock:
+                if cell is not None:
+                    if cell.mailbox and cell.alive:
+                        self._ready.append(cell)
+                    else:
+                        cell.scheduled = False
+                while not self._ready and self._running:
+                    self._idle += 1
+                    self._work.wait(self._until_next_timer_s())
+                    self._idle -= 1
+                    self._ring_timers()
+                if not self._running:
+                    return
+                if self._timers:
+                    self._ring_timers()
+                cell = self._ready.popleft()
+                if not cell.alive:
+                    cell.scheduled = False
+                    cell = None
+                    continue
+                message = cell.mailbox.take()
+            self._handle(cell, message)
+
+    def _work_on_one(self, cell: _Cell) -> None:
+        assert cell.wake is not None
+        torch.set_num_threads(1)
+        while True:
+            with self._lock:
+                while not cell.mailbox and cell.alive and self._running:
+                    cell.wake.wait()
+                if not (cell.alive and self._running):
+                    return
+                message = cell.mailbox.take()
+            self._handle(cell, message)
+
+    def _handle(self, cell: _Cell, message: Message) -> None:
+        """Have an actor handle a message, and carry out what it yields as it yields it."""
+        actor = cell.actor
+        began_s = time.monotonic()
+        try:
+            for effect in actor.receive(message, began_s):
+                kind = type(effect)
+                if kind is Send:
+                    self.send(effect.to, effect.message)  # type: ignore[union-attr]
+                elif kind is Report:
+                    self._report(effect.record)  # type: ignore[union-attr]
+                elif kind is After:
+                    self._after(actor.address, effect.seconds, effect.message)  # type: ignore[union-attr]
+                elif kind is Stop:
+                    self._remove(cell)
+                    break
+        except Exception as error:
+            self._fail(cell, message, error)
+        cell.handled += 1
+        cell.busy_s += time.monotonic() - began_s
+
+    def _fail(self, cell: _Cell, message: Message, error: Exception) -> None:
+        self._remove(cell)
+        self._report(ActorFailed(cell.actor.address, describe(message), error))
+        try:
+            for effect in cell.actor.last_words():
+                if isinstance(effect, Send):
+                    self.send(effect.to, effect.message)
+                elif isinstance(effect, Report):
+                    self._report(effect.record)
+        except Exception as error_of_last_words:
+            self._report(ActorFailed(cell.actor.address, "its last words", error_of_last_words))
+
+    def _remove(self, cell: _Cell) -> None:
+        """Take an actor out; what still waits for it was not delivered."""
+        with self._lock:
+            cell.alive = False
+            if self._cells.get(cell.actor.address) is cell:
+                del self._cells[cell.actor.address]
+            left = [cell.mailbox.take() for _ in range(len(cell.mailbox))]
+        for message in left:
+            self._report(Undelivered(cell.actor.address, message))
+
+    def _report(self, record: Any) -> None:
+        with self._reported:
+            self._on_report(record)
+            self._reported.notify_all()
+
+    def _after(self, address: str, seconds: float, message: Message) -> None:
+        with self._lock:
+            heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._serial), address, message))
+            self._work.notify_all()  # somebody must wait for the new time
+
+    def _until_next_timer_s(self) -> float | None:
+        return max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
+
+    def _ring_timers(self) -> None:
+        """Deliver what has fallen due; the lock is held."""
+        now_s = time.monotonic()
+        while self._timers and self._timers[0][0] <= now_s:
+            _, _, address, message = heapq.heappop(self._timers)
+            cell = self._cells.get(address)
+            if cell is not None:
+                self._deliver(cell, message)

@@ -1,0 +1,295 @@
+"""The protocol: every message that travels between actors, and what can travel in it.
+
+A batch goes round like this (S a sentinel, R its reader, 0 1 2 the gates of a row):
+
+    R ──Item──▶ S ──Forward──▶ 0 ──Forward──▶ 1 ──Forward──▶ 2 ──Forward──▶ S     loss
+                S ◀──Backward── 0 ◀──Backward── 1 ◀──Backward── 2 ◀──Backward── S     update
+
+A cut goes the way of the backwards, so every gate pins its weights after the same set of batches:
+
+                S ◀────Cut──── 0 ◀────Cut──── 1 ◀────Cut──── 2 ◀────Cut──── S
+
+Messages are frozen; a tensor in a message is never written to, by nobody.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, ClassVar, NamedTuple
+
+from torch import Tensor
+
+from akkordeon.errors import ProtocolError
+from akkordeon.payload import Payload
+
+__all__ = [
+    "Attach",
+    "Backward",
+    "Batch",
+    "Close",
+    "Cut",
+    "CutId",
+    "Detach",
+    "Due",
+    "EpochEnd",
+    "Evaluate",
+    "Export",
+    "Exported",
+    "Fault",
+    "Forget",
+    "Forward",
+    "Item",
+    "Kind",
+    "Message",
+    "Probe",
+    "Pull",
+    "Refused",
+    "Release",
+    "SourceFailed",
+    "Tick",
+    "Watch",
+    "describe",
+]
+
+
+class Kind(IntEnum):
+    """The class of a message. Mailboxes hand out lower classes first, and each class in order."""
+
+    CONTROL = 0
+    BACKWARD = 1
+    FORWARD = 2
+    EVALUATION = 3
+
+
+class Batch(NamedTuple):
+    """The identity of a batch: who sent it, and its place in what that sentinel sent."""
+
+    sentinel: str
+    number: int
+
+
+class CutId(NamedTuple):
+    """The identity of a cut: who asked for it, and its place in what that actor asked for."""
+
+    asker: str
+    number: int
+
+
+class Fault(IntEnum):
+    """Why a batch was refused."""
+
+    FORM = 0
+    """The module cannot work on a payload of this shape or dtype."""
+    NOT_FINITE = 1
+    """An output, a loss or a gradient is NaN or infinite."""
+    TOO_STALE = 2
+    """The gradient is older than the network allows."""
+    UNKNOWN = 3
+    """The batch is not in the stash (or is there twice)."""
+    TOO_MANY = 4
+    """More batches in flight than the network allows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What every message is: frozen, and of one :class:`Kind`."""
+
+    kind: ClassVar[Kind] = Kind.CONTROL
+
+
+# ── training ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Forward(Message):
+    """The output of whoever sent it, on its way to the tail of the row and from there to the sentinel."""
+
+    kind: ClassVar[Kind] = Kind.FORWARD
+    batch: Batch
+    payload: Payload
+
+
+@dataclass(frozen=True, slots=True)
+class Backward(Message):
+    """The gradient of the loss by the receiver's output, on its way to the head and then the sentinel.
+
+    ``staleness`` collects τ of every gate it has passed, tail first.
+    """
+
+    kind: ClassVar[Kind] = Kind.BACKWARD
+    batch: Batch
+    payload: Payload | None
+    staleness: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Refused(Message):
+    """A gate did not take a message of this batch, and is as it was before. Gate to sentinel."""
+
+    batch: Batch
+    gate: str
+    fault: Fault
+    reason: str
+
+    def __post_init__(self) -> None:
+        """A refusal without a reason helps nobody."""
+        if not self.reason:
+            raise ProtocolError(f"{self.gate} refused {self.batch} without a reason")
+
+
+@dataclass(frozen=True, slots=True)
+class Forget(Message):
+    """Drop what you hold of this batch, or (``number=None``) of this sentinel, now and when it arrives."""
+
+    sentinel: str
+    number: int | None = None
+
+
+# ── evaluation ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Cut(Message):
+    """Pin the weights and buffers you have now; collects the versions pinned, tail first."""
+
+    kind: ClassVar[Kind] = Kind.BACKWARD
+    cut: CutId
+    versions: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluate(Message):
+    """Work on this in evaluation mode, on the weights pinned for the cut, and pass the output on."""
+
+    kind: ClassVar[Kind] = Kind.EVALUATION
+    batch: Batch
+    payload: Payload
+    cut: CutId
+
+
+@dataclass(frozen=True, slots=True)
+class Export(Message):
+    """Send the one who asked for the cut the weights and buffers pinned for it."""
+
+    kind: ClassVar[Kind] = Kind.EVALUATION
+    cut: CutId
+
+
+@dataclass(frozen=True, slots=True)
+class Exported(Message):
+    """The weights and buffers that a gate pinned for a cut, by their names in the module."""
+
+    cut: CutId
+    gate: str
+    state: dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Release(Message):
+    """The cut is not needed any more."""
+
+    cut: CutId
+
+
+# ── reading ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Pull(Message):
+    """Read this many batches more. Sentinel to reader; the number is what bounds the reading ahead.
+
+    With an ``epoch`` it counts only while the source is read for that time (from 0): what a round of
+    validation pulled too much must not open the source again.
+    """
+
+    count: int
+    epoch: int | None = None
+
+    def __post_init__(self) -> None:
+        """Pulling nothing would wait for ever."""
+        if self.count < 1:
+            raise ProtocolError(f"a pull asks for at least one batch, got {self.count}")
+
+
+@dataclass(frozen=True, slots=True)
+class Item(Message):
+    """One batch read, inputs and targets (``None`` when predicting). Reader to sentinel."""
+
+    kind: ClassVar[Kind] = Kind.FORWARD
+    x: Payload
+    y: Any
+
+
+@dataclass(frozen=True, slots=True)
+class EpochEnd(Message):
+    """The source has been read through once more; ``last`` when it will not be read again."""
+
+    kind: ClassVar[Kind] = Kind.FORWARD
+    last: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFailed(Message):
+    """The source of batches raised, or gave something that is no batch."""
+
+    kind: ClassVar[Kind] = Kind.FORWARD
+
+    error: Exception
+
+
+# ── control ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Attach(Message):
+    """You are part of the network from now on: begin. Session to sentinel."""
+
+
+@dataclass(frozen=True, slots=True)
+class Detach(Message):
+    """Send nothing new and end; batches in flight come home first, unless they are to be dropped."""
+
+    drop: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Due(Message):
+    """It is time for a validation round; after the ``last`` one the validator ends."""
+
+    last: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Tick(Message):
+    """The time between two rounds is over. A validator to itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Watch(Message):
+    """Tell ``watcher`` that a round is due after every so many updates; 0 ends it. Sentinel to first gate."""
+
+    watcher: str
+    every_updates: int
+
+
+@dataclass(frozen=True, slots=True)
+class Probe(Message):
+    """Report how you are. ``number`` comes back in the report."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Close(Message):
+    """Leave your last words (a gate: its weights) and stop."""
+
+
+def describe(message: object) -> str:
+    """A message in words, for errors: its name and, where it has one, its batch or cut."""
+    name = type(message).__name__
+    batch = getattr(message, "batch", None)
+    if isinstance(batch, Batch):
+        return f"{name} of batch {batch.number} of {batch.sentinel}"
+    cut = getattr(message, "cut", None)
+    return f"{name} {cut.number} of {cut.asker}" if isinstance(cut, CutId) else name

@@ -1,0 +1,285 @@
+"""What actors tell about themselves: records, scores and running sums."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor
+
+__all__ = [
+    "ActorFailed",
+    "BatchCount",
+    "BatchRefused",
+    "BestKept",
+    "EpochDone",
+    "GateLeft",
+    "GateStatus",
+    "RoundDone",
+    "Score",
+    "ScoreBoard",
+    "SentinelEnded",
+    "SentinelStatus",
+    "Tally",
+    "Undelivered",
+    "accuracy",
+]
+
+
+@runtime_checkable
+class StreamingScore(Protocol):
+    """The part of ``torchmetrics.Metric`` that is used."""
+
+    def update(self, outputs: Any, targets: Any) -> None:
+        """Take one batch in."""
+
+    def compute(self) -> Any:
+        """The score of all batches taken in."""
+
+    def reset(self) -> None:
+        """Start again."""
+
+
+Score = StreamingScore | Callable[[Any, Any], Any]
+"""A torchmetrics metric, or a function of (outputs, targets) whose mean over samples is the score."""
+
+
+def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """The share of samples whose largest output is at the target.
+
+    Args:
+        outputs: (N, classes, …) scores or probabilities.
+        targets: (N, …) class numbers, int64.
+    """
+    return (outputs.argmax(1) == targets).float().mean()
+
+
+@dataclass
+class BatchCount:
+    """Where the batches of a sentinel went. At rest, sent = trained + refused + lost."""
+
+    sent: int = 0
+    trained: int = 0
+    refused: int = 0
+    lost: int = 0
+
+    def __add__(self, other: BatchCount) -> BatchCount:
+        return BatchCount(*(a + b for a, b in zip(self.as_tuple(), other.as_tuple(), strict=True)))
+
+    def as_tuple(self) -> tuple[int, int, int, int]:
+        """(sent, trained, refused, lost)."""
+        return self.sent, self.trained, self.refused, self.lost
+
+
+# ── records ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class EpochDone:
+    """A training sentinel has had every batch of an epoch back."""
+
+    sentinel: str
+    epoch: int
+    loss: float
+    scores: dict[str, float]
+    samples: int
+    seconds: float
+    staleness_mean: float
+    staleness_max: int
+    refused: int = 0
+
+    @property
+    def samples_per_s(self) -> float:
+        """Samples trained per second."""
+        return self.samples / self.seconds if self.seconds > 0 else float("inf")
+
+
+@dataclass(frozen=True, slots=True)
+class RoundDone:
+    """A validation or test round on one cut is over."""
+
+    sentinel: str
+    role: str
+    round: int
+    loss: float
+    scores: dict[str, float]
+    samples: int
+    seconds: float
+    version: int
+    best: bool = False
+    stop_training: bool = False
+    """Whether the rounds without a better one are as many as the patience."""
+
+    @property
+    def samples_per_s(self) -> float:
+        """Samples evaluated per second."""
+        return self.samples / self.seconds if self.seconds > 0 else float("inf")
+
+
+@dataclass(frozen=True, slots=True)
+class BestKept:
+    """The weights of the best round so far, by gate address and name in the module."""
+
+    sentinel: str
+    round: int
+    value: float
+    states: dict[str, dict[str, Tensor]]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRefused:
+    """A batch was not learned from, or not by every gate."""
+
+    sentinel: str
+    number: int
+    gate: str
+    fault: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.gate} refused batch {self.number} of {self.sentinel}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class SentinelEnded:
+    """A sentinel has stopped, of itself or because it was detached. ``result``: what it was asked for."""
+
+    address: str
+    batches: BatchCount
+    result: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class SentinelStatus:
+    """A sentinel, asked how it is."""
+
+    probe: int
+    address: str
+    name: str
+    role: str
+    rounds: int
+    in_flight: int
+    samples: int
+    samples_of_epoch: int
+    batches: BatchCount
+
+
+@dataclass(frozen=True, slots=True)
+class GateStatus:
+    """A gate, asked how it is. ``staleness``: how often each τ was seen."""
+
+    probe: int
+    address: str
+    name: str
+    index: int
+    version: int
+    stashed: int
+    pinned: int
+    staleness: dict[int, int]
+    refused: dict[str, int]
+
+    @property
+    def staleness_mean(self) -> float:
+        """Mean τ over all updates; 0 before the first."""
+        updates = sum(self.staleness.values())
+        return sum(tau * n for tau, n in self.staleness.items()) / updates if updates else 0.0
+
+    @property
+    def staleness_max(self) -> int:
+        """Largest τ of any update; 0 before the first."""
+        return max(self.staleness, default=0)
+
+
+@dataclass(frozen=True, slots=True)
+class GateLeft:
+    """The weights and buffers with which a gate ended."""
+
+    address: str
+    index: int
+    version: int
+    state: dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class ActorFailed:
+    """An actor raised and was stopped. ``doing`` is the message it handled, in words."""
+
+    address: str
+    doing: str
+    error: Exception
+
+
+@dataclass(frozen=True, slots=True)
+class Undelivered:
+    """A message for an actor that is not, or no longer, there."""
+
+    to: str
+    message: Any
+
+
+# ── running sums ─────────────────────────────────────────────────────────────────────────────────────
+
+
+class ScoreBoard:
+    """The mean loss and the scores over the batches of one epoch or round.
+
+    Args:
+        scores: by name, torchmetrics metrics (copied) or plain functions.
+    """
+
+    def __init__(self, scores: Mapping[str, Score]) -> None:
+        self.samples = 0
+        self._loss = 0.0
+        self._streaming: dict[str, StreamingScore] = {}
+        self._functions: dict[str, Callable[[Any, Any], Any]] = {}
+        self._sums: Counter[str] = Counter()
+        for name, score in scores.items():
+            if isinstance(score, StreamingScore):
+                self._streaming[name] = copy.deepcopy(score)
+                self._streaming[name].reset()
+            else:
+                self._functions[name] = score
+
+    def add(self, loss: float, outputs: Any, targets: Any, samples: int) -> None:
+        """Take one batch in; the loss and plain functions count by samples."""
+        self.samples += samples
+        self._loss += loss * samples
+        for score in self._streaming.values():
+            score.update(outputs, targets)
+        for name, function in self._functions.items():
+            self._sums[name] += float(function(outputs, targets)) * samples  # type: ignore[assignment]  # a Counter of floats
+
+    @property
+    def loss(self) -> float:
+        """Mean loss per sample; NaN before the first batch."""
+        return self._loss / self.samples if self.samples else float("nan")
+
+    def scores(self) -> dict[str, float]:
+        """The scores by name; NaN before the first batch."""
+        if not self.samples:
+            return {name: float("nan") for name in (*self._streaming, *self._functions)}
+        streaming = {name: float(score.compute()) for name, score in self._streaming.items()}
+        return streaming | {name: self._sums[name] / self.samples for name in self._functions}
+
+
+@dataclass
+class Tally:
+    """A running mean and maximum of whole numbers."""
+
+    count: int = 0
+    total: int = 0
+    largest: int = field(default=0)
+
+    def add(self, number: int) -> None:
+        """Take one number in."""
+        self.count += 1
+        self.total += number
+        self.largest = max(self.largest, number)
+
+    @property
+    def mean(self) -> float:
+        """Mean of the numbers; 0 before the first."""
+        return self.total / self.count if self.count else 0.0

@@ -1,0 +1,165 @@
+"""The recipe of a row of gates, and how its actors are wired."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from torch import Tensor, nn
+
+from akkordeon.actor import Actor
+from akkordeon.errors import RecipeError, SharedParameterError
+from akkordeon.gate import Gate, GateActor, Place
+from akkordeon.learner import OptimizerFactory
+from akkordeon.staleness import Rule, Stash
+
+__all__ = ["Network", "Spawn"]
+
+
+@dataclass(frozen=True)
+class Spawn:
+    """What an engine needs to make one actor."""
+
+    address: str
+    make: Callable[[], Actor]
+    resources: Mapping[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class Network:
+    """A row of gates, head first. It can be run many times and starts equal each time.
+
+    Args:
+        gates: at least one.
+        max_staleness: a gradient older than so many updates is refused; None takes any.
+        max_in_flight: batches a gate holds at most, of all sentinels together.
+
+    Raises:
+        RecipeError: no gates, something that is no gate, or a number out of range.
+        SharedParameterError: a parameter belongs to two gates.
+    """
+
+    gates: Sequence[Gate]
+    max_staleness: int | None = None
+    max_in_flight: int = 256
+
+    def __post_init__(self) -> None:
+        """Refuse what could only fail later."""
+        object.__setattr__(self, "gates", tuple(self.gates))
+        if not self.gates:
+            raise RecipeError("a network needs at least one gate, got none")
+        for gate in self.gates:
+            if not isinstance(gate, Gate):
+                raise RecipeError(f"a network is made of gates, got {type(gate).__name__}; wrap it: Gate(…)")
+        if self.max_staleness is not None and self.max_staleness < 0:
+            raise RecipeError(f"max_staleness is at least 0, got {self.max_staleness}")
+        if self.max_in_flight < 1:
+            raise RecipeError(f"max_in_flight is at least 1, got {self.max_in_flight}")
+        _refuse_shared(self.gates)
+
+    @classmethod
+    def from_module(
+        cls,
+        module: nn.Sequential,
+        gates: int,
+        optimizer: OptimizerFactory,
+        staleness: Rule | None = None,
+        max_staleness: int | None = None,
+    ) -> Network:
+        """Cut an ``nn.Sequential`` into gates with about equally many parameters.
+
+        Args:
+            module: its children are the smallest pieces.
+            gates: how many.
+            optimizer: each gate makes its own.
+            staleness: the rule of every gate; :class:`Stash` if not given.
+            max_staleness: see :class:`Network`.
+
+        Raises:
+            RecipeError: not a Sequential, or fewer children than gates.
+        """
+        if not isinstance(module, nn.Sequential):
+            raise RecipeError(f"from_module cuts an nn.Sequential, got {type(module).__name__}")
+        if not 1 <= gates <= len(module):
+            raise RecipeError(f"{len(module)} layers cannot be cut into {gates} gates")
+        rule = staleness or Stash()
+        return cls(
+            [Gate(nn.Sequential(*part), optimizer, rule) for part in _cut(list(module), gates)],
+            max_staleness=max_staleness,
+        )
+
+    def replacing(self, staleness: Rule | None = None, optimizer: OptimizerFactory | None = None) -> Network:
+        """The same network with another rule or optimizer in every gate that learns."""
+        gates = [
+            replace(gate, staleness=staleness or gate.staleness, optimizer=optimizer or gate.optimizer)
+            if gate.optimizer is not None
+            else gate
+            for gate in self.gates
+        ]
+        return replace(self, gates=gates)
+
+    def row(self, prefix: str = "") -> tuple[str, ...]:
+        """The addresses of the gates, head first."""
+        return tuple(f"{prefix}gate/{i}" for i in range(len(self.gates)))
+
+    def spawns(self, seed: int, prefix: str = "") -> Iterator[Spawn]:
+        """What an engine needs to make the gates, wired to each other."""
+        row = self.row(prefix)
+        for i, gate in enumerate(self.gates):
+            place = Place(
+                address=row[i],
+                index=i,
+                previous=row[i - 1] if i else None,
+                next=row[i + 1] if i + 1 < len(row) else None,
+                seed=seed,
+                max_staleness=self.max_staleness,
+                max_in_flight=self.max_in_flight,
+            )
+            yield Spawn(row[i], partial(GateActor, gate, place), gate.resources)
+
+    def module(self, states: Mapping[str, Mapping[str, Tensor]] | None = None) -> nn.Sequential:
+        """The gates' modules as one plain ``nn.Sequential``, copied.
+
+        Args:
+            states: weights and buffers by gate address and name in the module; the recipe's if not given.
+        """
+        modules = [copy.deepcopy(gate.module) for gate in self.gates]
+        for address, module in zip(self.row(), modules, strict=True):
+            if states is not None:
+                module.load_state_dict(states[address], strict=False)  # buffers may be non-persistent
+        return nn.Sequential(*modules)
+
+
+def _refuse_shared(gates: Sequence[Gate]) -> None:
+    owners: dict[int, tuple[int, str]] = {}
+    for i, gate in enumerate(gates):
+        for name, parameter in gate.module.named_parameters():
+            j, other = owners.setdefault(id(parameter), (i, name))
+            if j != i:
+                raise SharedParameterError(
+                    f"the parameter {name!r} of gate {i} is also {other!r} of gate {j}; a gate owns its "
+                    "parameters alone: copy it, or put both layers into one gate"
+                )
+
+
+def _cut(layers: list[nn.Module], parts: int) -> list[list[nn.Module]]:
+    """Contiguous parts, none empty, the largest as small as can be (by parameters, each layer at least 1)."""
+    sizes = [1 + sum(p.numel() for p in layer.parameters()) for layer in layers]
+    best: dict[tuple[int, int], tuple[int, list[int]]] = {}
+
+    def largest(start: int, left: int) -> tuple[int, list[int]]:
+        if left == 1:
+            return sum(sizes[start:]), [len(layers)]
+        if (start, left) not in best:
+            options = []
+            for end in range(start + 1, len(layers) - left + 2):
+                rest, ends = largest(end, left - 1)
+                options.append((max(sum(sizes[start:end]), rest), [end, *ends]))
+            best[start, left] = min(options)
+        return best[start, left]
+
+    _, ends = largest(0, parts)
+    starts = [0, *ends[:-1]]
+    return [layers[start:end] for start, end in zip(starts, ends, strict=True)]

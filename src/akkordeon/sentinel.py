@@ -1,0 +1,269 @@
+"""Sentinels: recipes of the actors that feed a network. Labels never leave them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from akkordeon.errors import RecipeError
+from akkordeon.metrics import Score
+from akkordeon.payload import Payload
+
+__all__ = ["Best", "Evaluation", "Loss", "Sentinel", "Training"]
+
+Loss = Callable[[Any, Any], Tensor]
+"""From (outputs, targets) to one number, the mean over the batch."""
+
+
+@dataclass(frozen=True)
+class Best:
+    """Keep the weights of the best validation round, and stop training when none was better for long.
+
+    Args:
+        score: name of a score, or ``"loss"``.
+        higher_is_better: None means: lower for the loss, higher for anything else.
+        patience: rounds without a better one before training stops; None never stops it.
+    """
+
+    score: str = "loss"
+    higher_is_better: bool | None = None
+    patience: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what would never stop, or at once."""
+        if self.patience is not None and self.patience < 1:
+            raise RecipeError(f"patience is at least 1 round, got {self.patience}")
+
+    def is_better(self, value: float, than: float | None) -> bool:
+        """Whether a value beats the best so far; NaN beats nothing."""
+        if than is None:
+            return value == value
+        higher = self.score != "loss" if self.higher_is_better is None else self.higher_is_better
+        return value > than if higher else value < than
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sentinel:
+    """The recipe of a sentinel; make one with :meth:`train`, :meth:`validate`, :meth:`test`, :meth:`predict`.
+
+    ``batches`` is any iterable of (x, y): a ``DataLoader``, a list, a generator, an endless stream; or a
+    pair of tensors (x, y), cut into batches of ``batch_size`` by slicing.
+    """
+
+    role: ClassVar[str] = "sentinel"
+    batches: Any
+    name: str | None = None
+    batch_size: int = 128
+    in_flight: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what could only fail later."""
+        if self.in_flight is not None and self.in_flight < 1:
+            raise RecipeError(f"in_flight is at least 1, got {self.in_flight}")
+        if self.batch_size < 1:
+            raise RecipeError(f"batch_size is at least 1, got {self.batch_size}")
+        if self.name is not None and (not self.name or set(self.name) & set("/#")):
+            raise RecipeError(f"a sentinel's name has no '/' and no '#' and is not empty, got {self.name!r}")
+
+    @staticmethod
+    def train(
+        batches: Any,
+        loss: Loss,
+        *,
+        in_flight: int | None = None,
+        epochs: int | None = None,
+        samples: int | None = None,
+        seconds: float | None = None,
+        scores: Mapping[str, Score] | None = None,
+        batch_size: int = 128,
+        name: str | None = None,
+    ) -> Training:
+        """A sentinel that trains.
+
+        Args:
+            batches: (x, y) batches, or a pair of tensors.
+            loss: from (outputs, y) to one number.
+            in_flight: how many batches may be under way at once; the number of gates if not given.
+            epochs: times to read the source through; once, if no other limit is given.
+            samples: end after the batch that reaches this many samples.
+            seconds: end after this time.
+            scores: what else to report, by name: torchmetrics metrics or functions of (outputs, y).
+            batch_size: for a pair of tensors.
+            name: for reports and ``detach``.
+
+        Raises:
+            RecipeError: a number out of range.
+        """
+        if epochs is None and samples is None and seconds is None:
+            epochs = 1
+        return Training(
+            batches=batches,
+            loss=loss,
+            in_flight=in_flight,
+            epochs=epochs,
+            samples=samples,
+            seconds=seconds,
+            scores=dict(scores or {}),
+            batch_size=batch_size,
+            name=name,
+        )
+
+    @staticmethod
+    def validate(
+        batches: Any,
+        loss: Loss,
+        *,
+        scores: Mapping[str, Score] | None = None,
+        every_s: float | None = None,
+        every_epoch: int | None = None,
+        every_updates: int | None = None,
+        best: Best | None = None,
+        in_flight: int | None = None,
+        batch_size: int = 1024,
+        name: str | None = None,
+    ) -> Evaluation:
+        """A sentinel that validates while others train, each round on one consistent cut.
+
+        Whatever the rhythm, ``session.wait()`` has it make a last round on the final weights.
+
+        Args:
+            batches: (x, y) batches that can be read again and again, or a pair of tensors.
+            loss: from (outputs, y) to one number.
+            scores: what else to report, by name.
+            every_s: a round each time so many seconds have passed.
+            every_epoch: a round after each so many epochs of any training sentinel.
+            every_updates: a round after each so many updates of the first gate.
+            best: keep the weights of the best round, and maybe stop training by it.
+            in_flight: evaluation batches under way at once.
+            batch_size: for a pair of tensors.
+            name: for reports and ``detach``.
+
+        Raises:
+            RecipeError: a number out of range, or ``best`` names a score that is not there.
+        """
+        return Evaluation(
+            kind="validate",
+            batches=batches,
+            loss=loss,
+            scores=dict(scores or {}),
+            every_s=every_s,
+            every_epoch=every_epoch,
+            every_updates=every_updates,
+            best=best,
+            in_flight=in_flight,
+            batch_size=batch_size,
+            name=name,
+        )
+
+    @staticmethod
+    def test(
+        batches: Any,
+        loss: Loss,
+        *,
+        scores: Mapping[str, Score] | None = None,
+        in_flight: int | None = None,
+        batch_size: int = 1024,
+        name: str | None = None,
+    ) -> Evaluation:
+        """A sentinel that makes one round at once, on one cut, and ends."""
+        return Evaluation(
+            kind="test",
+            batches=batches,
+            loss=loss,
+            scores=dict(scores or {}),
+            in_flight=in_flight,
+            batch_size=batch_size,
+            name=name,
+        )
+
+    @staticmethod
+    def predict(
+        inputs: Payload | Iterable[Payload],
+        *,
+        in_flight: int | None = None,
+        batch_size: int = 1024,
+        name: str | None = None,
+    ) -> Evaluation:
+        """A sentinel that sends inputs through on one cut and ends with the outputs.
+
+        Args:
+            inputs: a tensor (or tuple or dict of tensors), cut into batches; or an iterator or list of
+                batches.
+            in_flight: batches under way at once.
+            batch_size: for tensors.
+            name: for reports.
+        """
+        return Evaluation(
+            kind="predict", batches=inputs, loss=None, in_flight=in_flight, batch_size=batch_size, name=name
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training(Sentinel):
+    """The recipe of a training sentinel; see :meth:`Sentinel.train`."""
+
+    role: ClassVar[str] = "train"
+    loss: Loss
+    epochs: int | None = None
+    samples: int | None = None
+    seconds: float | None = None
+    scores: Mapping[str, Score] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse what could only fail later."""
+        Sentinel.__post_init__(self)
+        _check_callable(self.loss)
+        for what in ("epochs", "samples", "seconds"):
+            _check_positive(what, getattr(self, what))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(Sentinel):
+    """The recipe of a sentinel that works on cuts; see :meth:`Sentinel.validate`."""
+
+    kind: str
+    loss: Loss | None
+    scores: Mapping[str, Score] = field(default_factory=dict)
+    every_s: float | None = None
+    every_epoch: int | None = None
+    every_updates: int | None = None
+    best: Best | None = None
+
+    @property
+    def role(self) -> str:  # type: ignore[override]  # one recipe, several roles
+        """``validate``, ``test``, ``predict`` or ``export``."""
+        return self.kind
+
+    def __post_init__(self) -> None:
+        """Refuse what could only fail later."""
+        Sentinel.__post_init__(self)
+        if self.loss is not None:
+            _check_callable(self.loss)
+        for what in ("every_s", "every_epoch", "every_updates"):
+            _check_positive(what, getattr(self, what))
+        if self.best is not None and self.best.score not in {"loss", *self.scores}:
+            known = ", ".join(["loss", *self.scores])
+            raise RecipeError(f"best is by {self.best.score!r}, but the scores are {known}")
+
+    @property
+    def ends_by_itself(self) -> bool:
+        """Whether one round is all there is to do."""
+        return self.kind != "validate"
+
+    @property
+    def rounds(self) -> int | None:
+        """How many rounds there will be; None if nobody knows."""
+        return 1 if self.ends_by_itself else None
+
+
+def _check_callable(loss: object) -> None:
+    if not callable(loss):
+        raise RecipeError(f"loss is a function of (outputs, targets), got {type(loss).__name__}")
+
+
+def _check_positive(what: str, number: float | None) -> None:
+    if number is not None and not number > 0:
+        raise RecipeError(f"{what} is above 0, got {number}")

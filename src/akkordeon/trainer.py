@@ -1,0 +1,347 @@
+"""A training sentinel at work: it keeps batches in flight, knows their labels, and gives each its loss.
+
+    Item ─▶ [waiting] ─▶ Forward ─▶ …row… ─▶ Forward ─▶ loss ─▶ Backward ─▶ …row… ─▶ Backward: trained
+                                                │                    │
+                                                └──── Refused ───────┴──▶ Forget to the gates that hold it
+
+Every batch sent ends as trained, refused or lost, and is counted once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from akkordeon.actor import Actor, After, Effect, Report, Send, Stop
+from akkordeon.errors import DataError, RecipeError
+from akkordeon.messages import (
+    Attach,
+    Backward,
+    Batch,
+    Close,
+    Detach,
+    EpochEnd,
+    Fault,
+    Forget,
+    Forward,
+    Item,
+    Probe,
+    Pull,
+    Refused,
+    SourceFailed,
+)
+from akkordeon.metrics import (
+    BatchCount,
+    BatchRefused,
+    EpochDone,
+    Score,
+    ScoreBoard,
+    SentinelEnded,
+    SentinelStatus,
+    Tally,
+)
+from akkordeon.payload import Payload, is_floating, map_tensors, samples, tensors
+from akkordeon.sentinel import Loss, Training
+
+__all__ = ["Trainer", "loss_of", "to_targets_device"]
+
+READ_AHEAD = 2
+"""Batches read beyond those in flight."""
+
+HOPELESS = 10
+"""Batches refused, with none trained, after which a sentinel gives up."""
+
+
+@dataclass
+class _Epoch:
+    """The sums of one epoch; it is over when nothing of it is left to send or under way."""
+
+    number: int
+    board: ScoreBoard
+    staleness: Tally = field(default_factory=Tally)
+    under_way: int = 0
+    samples: int = 0
+    refused: int = 0
+    all_sent: bool = False
+
+
+@dataclass(slots=True)
+class _Flight:
+    """What the sentinel keeps of a batch in flight."""
+
+    y: Any
+    samples: int
+    epoch: _Epoch
+
+
+class Trainer(Actor):
+    """The actor of :meth:`Sentinel.train`.
+
+    Args:
+        address: its own.
+        name: what reports call it.
+        row: addresses of the gates, head first.
+        reader: address of its reader.
+        recipe: the sentinel.
+    """
+
+    def __init__(self, address: str, name: str, row: tuple[str, ...], reader: str, recipe: Training) -> None:
+        self.address = address
+        self.name = name
+        self._row = row
+        self._reader = reader
+        self._recipe = recipe
+        self._in_flight = recipe.in_flight or len(row)
+        self._scores: Mapping[str, Score] = recipe.scores
+        self._waiting: deque[Item | EpochEnd] = deque()
+        self._flights: dict[Batch, _Flight] = {}
+        self._numbers = 0
+        self._epoch = _Epoch(1, ScoreBoard(self._scores))
+        self._epochs_done = 0
+        self._epoch_began_s = 0.0
+        self._samples_sent = 0
+        self._samples_trained = 0
+        self._all_sent = False
+        self.batches = BatchCount()
+        self._handlers: dict[type, Callable[[Any, float], Iterator[Effect]]] = {
+            Attach: self._attach,
+            Item: self._read,
+            EpochEnd: self._read,
+            SourceFailed: self._source_failed,
+            Forward: self._came_back,
+            Backward: self._trained,
+            Refused: self._refused,
+            Detach: self._detach,
+            Probe: self._probe,
+            Close: self._close,
+        }
+
+    def receive(self, message: Any, now_s: float) -> Iterator[Effect]:
+        """Handle one message; see the table of handlers."""
+        return self._handlers[type(message)](message, now_s)
+
+    # ── sending ──────────────────────────────────────────────────────────────────────────────────────
+
+    def _attach(self, message: Attach, now_s: float) -> Iterator[Effect]:
+        self._epoch_began_s = now_s
+        yield Send(self._reader, Pull(self._in_flight + READ_AHEAD))
+        if self._recipe.seconds is not None:
+            yield After(self._recipe.seconds, Detach())
+
+    def _read(self, message: Item | EpochEnd, now_s: float) -> Iterator[Effect]:
+        self._waiting.append(message)
+        yield from self._send(now_s)
+
+    def _source_failed(self, message: SourceFailed, now_s: float) -> Iterator[Effect]:
+        raise message.error
+
+    def _send(self, now_s: float) -> Iterator[Effect]:
+        """Send what may be sent; end when there is nothing left to send and to wait for."""
+        while self._waiting and not self._all_sent:
+            item = self._waiting[0]
+            if isinstance(item, EpochEnd):
+                self._waiting.popleft()
+                yield from self._all_of_epoch_sent(item.last, now_s)
+            elif len(self._flights) < self._in_flight:
+                self._waiting.popleft()
+                yield self._launch(item)
+                if self._recipe.samples is not None and self._samples_sent >= self._recipe.samples:
+                    yield from self._all_of_epoch_sent(True, now_s)
+                else:
+                    yield Send(self._reader, Pull(1))
+            else:
+                break
+        if self._all_sent and not self._flights:
+            yield from self._end()
+
+    def _launch(self, item: Item) -> Effect:
+        batch = Batch(self.address, self._numbers)
+        self._numbers += 1
+        size = samples(item.x)
+        self._flights[batch] = _Flight(item.y, size, self._epoch)
+        self._epoch.under_way += 1
+        self._samples_sent += size
+        self.batches.sent += 1
+        return Send(self._row[0], Forward(batch, item.x))
+
+    def _all_of_epoch_sent(self, last: bool, now_s: float) -> Iterator[Effect]:
+        epoch = self._epoch
+        epoch.all_sent = True
+        self._all_sent = last
+        self._epoch = _Epoch(epoch.number + 1, ScoreBoard(self._scores))
+        yield from self._report(epoch, now_s)
+
+    # ── learning ─────────────────────────────────────────────────────────────────────────────────────
+
+    def _came_back(self, message: Forward, now_s: float) -> Iterator[Effect]:
+        """The outputs of a batch: give it its loss and send the gradient back."""
+        batch, flight = message.batch, self._flights.get(message.batch)
+        if flight is None:
+            return
+        outputs = map_tensors(_leaf, message.payload)
+        targets = to_targets_device(flight.y, outputs)
+        with torch.enable_grad():
+            loss = loss_of(self._recipe.loss, outputs, targets)
+        value = loss.item()
+        if not math.isfinite(value):
+            yield from self._give_up(
+                batch, self.name, Fault.NOT_FINITE, f"its loss is {value}", self._row, now_s
+            )
+            return
+        gradient = _gradient(loss, outputs)
+        yield Send(self._row[-1], Backward(batch, gradient))
+        with torch.no_grad():
+            flight.epoch.board.add(value, map_tensors(Tensor.detach, outputs), targets, flight.samples)
+
+    def _trained(self, message: Backward, now_s: float) -> Iterator[Effect]:
+        flight = self._flights.pop(message.batch, None)
+        if flight is None:
+            return
+        self.batches.trained += 1
+        self._samples_trained += flight.samples
+        epoch = flight.epoch
+        epoch.under_way -= 1
+        epoch.samples += flight.samples
+        for staleness in message.staleness:
+            epoch.staleness.add(staleness)
+        yield from self._report(epoch, now_s)
+        yield from self._send(now_s)
+
+    def _refused(self, message: Refused, now_s: float) -> Iterator[Effect]:
+        if message.batch in self._flights:
+            until = self._row.index(message.gate) + 1 if message.gate in self._row else len(self._row)
+            holders = self._row[:until]
+            yield from self._give_up(
+                message.batch, message.gate, message.fault, message.reason, holders, now_s
+            )
+
+    def _give_up(
+        self, batch: Batch, by: str, fault: Fault, reason: str, holders: tuple[str, ...], now_s: float
+    ) -> Iterator[Effect]:
+        """Count a batch as refused and have the gates that hold it forget it."""
+        flight = self._flights.pop(batch)
+        self.batches.refused += 1
+        flight.epoch.under_way -= 1
+        flight.epoch.refused += 1
+        for gate in holders:
+            yield Send(gate, Forget(*batch))
+        refused = BatchRefused(self.name, batch.number, by, fault.name.lower(), reason)
+        yield Report(refused)
+        if fault is not Fault.TOO_STALE and self._is_hopeless():
+            raise DataError(f"all of its {self.batches.refused} batches were refused; the last: {refused}")
+        yield from self._report(flight.epoch, now_s)
+        yield from self._send(now_s)
+
+    def _is_hopeless(self) -> bool:
+        """Whether nothing was ever learned, after enough tries or at the end."""
+        enough = self.batches.refused >= max(HOPELESS, self._in_flight)
+        return not self.batches.trained and (enough or (self._all_sent and not self._flights))
+
+    # ── ending and telling ───────────────────────────────────────────────────────────────────────────
+
+    def _report(self, epoch: _Epoch, now_s: float) -> Iterator[Effect]:
+        if not epoch.all_sent or epoch.under_way or not (epoch.samples or epoch.refused):
+            return
+        seconds = now_s - self._epoch_began_s
+        self._epoch_began_s = now_s
+        self._epochs_done += 1
+        yield Report(
+            EpochDone(
+                sentinel=self.name,
+                epoch=epoch.number,
+                loss=epoch.board.loss,
+                scores=epoch.board.scores(),
+                samples=epoch.samples,
+                seconds=seconds,
+                staleness_mean=epoch.staleness.mean,
+                staleness_max=epoch.staleness.largest,
+                refused=epoch.refused,
+            )
+        )
+
+    def _detach(self, message: Detach, now_s: float) -> Iterator[Effect]:
+        if not self._all_sent:
+            yield from self._all_of_epoch_sent(True, now_s)
+        if message.drop:
+            yield from self._drop()
+        if not self._flights:
+            yield from self._end()
+
+    def _drop(self) -> Iterator[Effect]:
+        if self._flights:
+            self.batches.lost += len(self._flights)
+            self._flights.clear()
+            for gate in self._row:
+                yield Send(gate, Forget(self.address))
+
+    def _end(self) -> Iterator[Effect]:
+        yield Send(self._reader, Close())
+        yield Report(SentinelEnded(self.address, self.batches))
+        yield Stop()
+
+    def _close(self, message: Close, now_s: float) -> Iterator[Effect]:
+        yield from self.last_words()
+        yield Stop()
+
+    def last_words(self) -> Iterator[Effect]:
+        """Leave nothing behind in the gates, and say what was lost."""
+        yield from self._drop()
+        yield Send(self._reader, Close())
+        yield Report(SentinelEnded(self.address, self.batches))
+
+    def _probe(self, message: Probe, now_s: float) -> Iterator[Effect]:
+        yield Report(
+            SentinelStatus(
+                probe=message.number,
+                address=self.address,
+                name=self.name,
+                role="train",
+                rounds=self._epochs_done,
+                in_flight=len(self._flights),
+                samples=self._samples_trained,
+                samples_of_epoch=self._epoch.samples,
+                batches=self.batches + BatchCount(),
+            )
+        )
+
+
+def loss_of(function: Loss, outputs: Any, targets: Any) -> Tensor:
+    """The loss of a batch, one number.
+
+    Raises:
+        RecipeError: the function gives something else.
+    """
+    loss = function(outputs, targets)
+    if not isinstance(loss, Tensor):
+        raise RecipeError(f"its loss must be a tensor with one number, got a {type(loss).__name__}")
+    if loss.numel() != 1:
+        raise RecipeError(f"its loss must be one number, got shape {tuple(loss.shape)}; take the mean")
+    return loss
+
+
+def to_targets_device(y: Any, outputs: Payload) -> Any:
+    """The targets where the outputs are."""
+    device = next(tensors(outputs)).device
+    if isinstance(y, Tensor):
+        return y if y.device == device else y.to(device)
+    return y
+
+
+def _leaf(output: Tensor) -> Tensor:
+    leaf = output.detach()
+    return leaf.requires_grad_() if is_floating(leaf) else leaf
+
+
+def _gradient(loss: Tensor, outputs: Payload) -> Payload:
+    """The gradient of the loss by the outputs, in their form; None where there is none."""
+    leaves = [leaf for leaf in tensors(outputs) if leaf.requires_grad]
+    if not loss.requires_grad:
+        raise RecipeError("its loss does not depend on the network's outputs; there is nothing to learn")
+    found = iter(torch.autograd.grad(loss, leaves, allow_unused=True))
+    return map_tensors(lambda leaf: next(found) if leaf.requires_grad else None, outputs)
