@@ -27,7 +27,7 @@ class Door:
 
     def open(self, payload: Payload) -> tuple[Payload, Payload]:
         """The leaves to differentiate by, and what to give the module: the leaves or copies of them."""
-        leaves = self._leaf(payload) if type(payload) is Tensor else map_tensors(self._leaf, payload)
+        leaves = map_tensors(self._leaf, payload)
         given = leaves if self._works_in_place is False else map_tensors(Tensor.clone, leaves)
         self._version = _written(given)
         return leaves, given

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from akkordeon.actor import Actor, Effect, Report, Send, Stop
+from akkordeon.derivative import gradients
 from akkordeon.door import Door
 from akkordeon.errors import RecipeError
 from akkordeon.learner import Learner, OptimizerFactory
@@ -152,6 +153,7 @@ class GateActor(Actor):
         self.staleness_seen: Counter[int] = Counter()
         self.refusals: Counter[Fault] = Counter()
         self._accepted: set[str] = set()
+        self._last_shape: torch.Size | None = None
         self._forgotten: OrderedDict[Forget, None] = OrderedDict()
         self._watchers: dict[str, int] = {}
         self._handlers: dict[type, Callable[[Any], Iterator[Effect]]] = {
@@ -209,7 +211,9 @@ class GateActor(Actor):
         self._door.close(given)
         if not isinstance(y, Tensor):
             y = map_tensors(lambda tensor: tensor, y)  # a list becomes a tuple; anything else is refused
-        self._accepted.add(form(payload))
+        if type(payload) is not Tensor or payload.shape != self._last_shape:
+            self._accepted.add(form(payload))
+            self._last_shape = payload.shape if isinstance(payload, Tensor) else None
         return x, y
 
     def _here(self, payload: Payload) -> Payload:
@@ -235,14 +239,14 @@ class GateActor(Actor):
         if limit is not None and staleness > limit:
             yield self._refuse(batch, Fault.TOO_STALE, f"it is {staleness} updates old, at most {limit}")
             return
-        to_previous, gradients = self._gradients(stashed, gradient)
-        if not all_finite(itertools.chain(tensors(to_previous), gradients)):
+        to_previous, of_weights = self._gradients(stashed, gradient)
+        if not all_finite((*tensors(to_previous), *of_weights)):
             yield self._refuse(batch, Fault.NOT_FINITE, "its gradient is not finite")
             return
         del self.stash[batch]
         passed = (*message.staleness, staleness)
         yield Send(self.place.previous or batch.sentinel, Backward(batch, to_previous, passed))
-        self._learner.learn(gradients, stashed.weights, staleness)
+        self._learner.learn(of_weights, stashed.weights, staleness)
         self.version += 1
         self.staleness_seen[staleness] += 1
         for watcher, every in self._watchers.items():
@@ -254,19 +258,19 @@ class GateActor(Actor):
     ) -> tuple[Payload | None, list[Tensor | None]]:
         """Gradients by the input, in the input's form, and by the weights; None where there is none."""
         inputs = [x for x in tensors(stashed.x) if x.requires_grad]
-        weights = [w for w in stashed.weights if w.requires_grad]
+        weights = [stashed.weights[i] for i in self.weights.trainable]
         outputs, seeds = _differentiable(stashed.y, gradient)
-        found: list[Tensor | None] = [None] * (len(inputs) + len(weights))
-        if outputs and found:
-            found = list(torch.autograd.grad(outputs, inputs + weights, seeds, allow_unused=True))
-        by_input = iter(found[: len(inputs)])
-        to_previous = None
+        found = gradients(outputs, inputs + weights, seeds)
+        to_previous: Payload | None = None
         if inputs:
+            by_input = iter(found)
             to_previous = map_tensors(lambda x: next(by_input) if x.requires_grad else None, stashed.x)
-        by_weight = iter(found[len(inputs) :])
-        gradients = [next(by_weight) if w.requires_grad else None for w in stashed.weights]
-        sent = {memory(tensor) for tensor in itertools.chain(tensors(to_previous), seeds)}
-        return to_previous, _own(gradients, stashed.weights, sent)
+        sent = {memory(tensor) for tensor in (*tensors(to_previous), *seeds)}
+        own = _own(found[len(inputs) :], weights, sent)
+        if len(own) == len(stashed.weights):
+            return to_previous, own
+        by_place = dict(zip(self.weights.trainable, own, strict=True))
+        return to_previous, [by_place.get(i) for i in range(len(stashed.weights))]
 
     # ── refusing and forgetting ──────────────────────────────────────────────────────────────────────
 
@@ -401,9 +405,10 @@ def _differentiable(y: Payload, gradient: Payload | None) -> tuple[list[Tensor],
     """The outputs that depend on anything and have a gradient, and those gradients."""
     if gradient is None:
         return [], []
+    pairs: Iterable[tuple[Any, Any]]
     if isinstance(y, Tensor):
-        pairs: Iterable[tuple[Any, Any]] = [(y, gradient)]
-    elif isinstance(y, dict):
+        return ([y], [gradient]) if y.requires_grad else ([], [])  # type: ignore[list-item]  # forms agree
+    if isinstance(y, dict):
         pairs = [(y[name], part) for name, part in gradient.items()]  # type: ignore[union-attr]
     else:
         pairs = zip(y, gradient, strict=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
@@ -29,9 +28,11 @@ Payload = Tensor | tuple[Tensor | None, ...] | dict[str, Tensor | None]
 
 def tensors(payload: Payload | None) -> Iterator[Tensor]:
     """The tensors of a payload, in its own order, without the ``None``s."""
+    if payload is None:
+        return
     if isinstance(payload, Tensor):
         yield payload
-    elif payload is not None:
+    else:
         parts = payload.values() if isinstance(payload, dict) else payload
         yield from (part for part in parts if part is not None)
 
@@ -100,13 +101,10 @@ def all_finite(some: Iterable[Tensor | None]) -> bool:
     is it worth looking at every element.
     """
     for tensor in some:
-        if (
-            tensor is not None
-            and is_floating(tensor)
-            and not math.isfinite(abs(tensor.sum().item()))
-            and not bool(tensor.isfinite().all())
-        ):
-            return False
+        if tensor is not None:
+            total = tensor.sum().item()
+            if total - total != 0 and not bool(tensor.isfinite().all()):  # inf − inf and NaN are not 0
+                return False
     return True
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from akkordeon.actor import Actor, After, Effect, Report, Send, Stop
+from akkordeon.derivative import gradients
 from akkordeon.errors import DataError, RecipeError
 from akkordeon.messages import (
     Attach,
@@ -52,7 +53,7 @@ from akkordeon.sentinel import Loss, Training
 __all__ = ["Trainer", "loss_of", "to_targets_device"]
 
 READ_AHEAD = 2
-"""Batches read beyond those in flight."""
+"""Batches are asked for in blocks of as many as may be in flight; so many blocks lie ahead at most."""
 
 HOPELESS = 10
 """Batches refused, with none trained, after which a sentinel gives up."""
@@ -130,7 +131,7 @@ class Trainer(Actor):
 
     def _attach(self, message: Attach, now_s: float) -> Iterator[Effect]:
         self._epoch_began_s = now_s
-        yield Send(self._reader, Pull(self._in_flight + READ_AHEAD))
+        yield Send(self._reader, Pull(READ_AHEAD * self._in_flight))
         if self._recipe.seconds is not None:
             yield After(self._recipe.seconds, Detach())
 
@@ -153,8 +154,8 @@ class Trainer(Actor):
                 yield self._launch(item)
                 if self._recipe.samples is not None and self._samples_sent >= self._recipe.samples:
                     yield from self._all_of_epoch_sent(True, now_s)
-                else:
-                    yield Send(self._reader, Pull(1))
+                elif self.batches.sent % self._in_flight == 0:
+                    yield Send(self._reader, Pull(self._in_flight))
             else:
                 break
         if self._all_sent and not self._flights:
@@ -343,5 +344,5 @@ def _gradient(loss: Tensor, outputs: Payload) -> Payload:
     leaves = [leaf for leaf in tensors(outputs) if leaf.requires_grad]
     if not loss.requires_grad:
         raise RecipeError("its loss does not depend on the network's outputs; there is nothing to learn")
-    found = iter(torch.autograd.grad(loss, leaves, allow_unused=True))
+    found = iter(gradients([loss], leaves, [torch.ones_like(loss)]))
     return map_tensors(lambda leaf: next(found) if leaf.requires_grad else None, outputs)

@@ -33,6 +33,7 @@ class Weights:
     def __init__(self, module: nn.Module, keep: bool = True) -> None:
         self.masters: list[nn.Parameter] = list(module.parameters())
         self.names: list[str] = [name for name, _ in module.named_parameters()]
+        self.trainable: list[int] = [i for i, p in enumerate(self.masters) if p.requires_grad]
         self._keep = keep
         place = {id(master): i for i, master in enumerate(self.masters)}
         self._slots: list[tuple[dict[str, nn.Parameter | None], str, int]] = [
@@ -67,9 +68,9 @@ class Weights:
     def prepare_update(self) -> None:
         """Give the masters fresh memory, so that the update leaves this version as it is."""
         if self._keep:
-            for master in self.masters:
-                if master.requires_grad:
-                    master.data = master.data.clone()
+            for i in self.trainable:
+                master = self.masters[i]
+                master.data = master.data.clone()
 
     def publish(self) -> None:
         """Make the updated masters the current version."""
