@@ -7,48 +7,24 @@ Whatever can be refused is refused before the first effect and leaves the gate a
 
 from __future__ import annotations
 
-import copy
-import itertools
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from akkordeon.actor import Actor, Effect, Report, Send, Stop
+from akkordeon.actor import Effect, Send
 from akkordeon.derivative import gradients
-from akkordeon.door import Door
 from akkordeon.errors import RecipeError
 from akkordeon.learner import Learner, OptimizerFactory
-from akkordeon.messages import (
-    Backward,
-    Batch,
-    Close,
-    Cut,
-    CutId,
-    Due,
-    Evaluate,
-    Export,
-    Exported,
-    Fault,
-    Forget,
-    Forward,
-    Probe,
-    Refused,
-    Release,
-    Watch,
-)
-from akkordeon.metrics import GateLeft, GateStatus
+from akkordeon.messages import Backward, Batch, Fault, Forward
 from akkordeon.nn import Seeded
 from akkordeon.payload import Payload, all_finite, form, map_tensors, memory, same_form, signature, tensors
+from akkordeon.stage import Place, Stage, Stashed
 from akkordeon.staleness import Rule, Stash
-from akkordeon.weights import Buffers, Snapshot, Weights
 
-__all__ = ["Gate", "GateActor", "Place"]
-
-TOMBSTONES_MAX = 4096
+__all__ = ["Gate", "GateActor"]
 
 
 @dataclass(frozen=True)
@@ -92,38 +68,7 @@ class Gate:
             raise RecipeError(f"clip_norm is above 0, got {self.clip_norm}")
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a gate stands: what its actor needs to know of the row around it."""
-
-    address: str
-    index: int
-    previous: str | None = None
-    next: str | None = None
-    seed: int = 0
-    max_staleness: int | None = None
-    max_in_flight: int = 256
-
-
-@dataclass(slots=True)
-class _Stashed:
-    """What a gate keeps of a batch in flight."""
-
-    x: Payload
-    y: Payload
-    weights: Snapshot
-    version: int
-
-
-@dataclass(slots=True)
-class _Pin:
-    """What a gate keeps for a cut."""
-
-    weights: Snapshot
-    buffers: tuple[Tensor, ...]
-
-
-class GateActor(Actor):
+class GateActor(Stage):
     """A gate at work. The recipe's module is copied: a recipe can be run many times.
 
     Args:
@@ -135,43 +80,12 @@ class GateActor(Actor):
     """
 
     def __init__(self, gate: Gate, place: Place) -> None:
-        self.address = place.address
-        self.place = place
-        self.label = gate.name or place.address
-        self.module = copy.deepcopy(gate.module).train()
-        if gate.device is not None:
-            self.module.to(gate.device)
-        self.device = None if gate.device is None else torch.device(gate.device)
-        self.weights = Weights(self.module, keep=gate.staleness.keeps_weights)
-        self.buffers = Buffers(self.module)
+        super().__init__(gate.module, place, gate.name, gate.device, gate.staleness.keeps_weights)
         self._learner = Learner(self.weights, gate.optimizer, gate.staleness, gate.clip_norm, self.label)
         self._seeded = [m for m in self.module.modules() if isinstance(m, Seeded)]
-        self._door = Door(needs_gradient=place.previous is not None)
-        self.version = 0
-        self.stash: dict[Batch, _Stashed] = {}
-        self.pins: dict[CutId, _Pin] = {}
-        self.staleness_seen: Counter[int] = Counter()
-        self.refusals: Counter[Fault] = Counter()
         self._accepted: set[str] = set()
         self._last_shape: torch.Size | None = None
-        self._forgotten: OrderedDict[Forget, None] = OrderedDict()
-        self._watchers: dict[str, int] = {}
-        self._handlers: dict[type, Callable[[Any], Iterator[Effect]]] = {
-            Forward: self._forward,
-            Backward: self._backward,
-            Forget: self._forget,
-            Cut: self._cut,
-            Evaluate: self._evaluate,
-            Export: self._export,
-            Release: self._release,
-            Watch: self._watch,
-            Probe: self._probe,
-            Close: self._close,
-        }
-
-    def receive(self, message: Any, now_s: float) -> Iterator[Effect]:
-        """Handle one message; see the table of handlers."""
-        return self._handlers[type(message)](message)
+        self._handlers |= {Forward: self._forward, Backward: self._backward}
 
     # ── training ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -200,7 +114,7 @@ class GateActor(Actor):
             self.buffers.roll_back()
             yield self._refuse(batch, Fault.NOT_FINITE, "its output is not finite")
             return
-        self.stash[batch] = _Stashed(x, y, self.weights.now, self.version)
+        self.stash[batch] = Stashed(x, y, self.weights.now, self.version)
         yield Send(self.place.next or batch.sentinel, Forward(batch, map_tensors(Tensor.detach, y)))
 
     def _run(self, payload: Payload) -> tuple[Payload, Payload]:
@@ -215,11 +129,6 @@ class GateActor(Actor):
             self._accepted.add(form(payload))
             self._last_shape = payload.shape if isinstance(payload, Tensor) else None
         return x, y
-
-    def _here(self, payload: Payload) -> Payload:
-        if self.device is None:
-            return payload
-        return map_tensors(lambda tensor: tensor.to(self.device), payload)
 
     def _backward(self, message: Backward) -> Iterator[Effect]:
         batch, gradient = message.batch, message.payload
@@ -249,12 +158,10 @@ class GateActor(Actor):
         self._learner.learn(of_weights, stashed.weights, staleness)
         self.version += 1
         self.staleness_seen[staleness] += 1
-        for watcher, every in self._watchers.items():
-            if self.version % every == 0:
-                yield Send(watcher, Due())
+        yield from self._tell_watchers()
 
     def _gradients(
-        self, stashed: _Stashed, gradient: Payload | None
+        self, stashed: Stashed, gradient: Payload | None
     ) -> tuple[Payload | None, list[Tensor | None]]:
         """Gradients by the input, in the input's form, and by the weights; None where there is none."""
         inputs = [x for x in tensors(stashed.x) if x.requires_grad]
@@ -272,11 +179,7 @@ class GateActor(Actor):
         by_place = dict(zip(self.weights.trainable, own, strict=True))
         return to_previous, [by_place.get(i) for i in range(len(stashed.weights))]
 
-    # ── refusing and forgetting ──────────────────────────────────────────────────────────────────────
-
-    def _refuse(self, batch: Batch, fault: Fault, reason: str) -> Effect:
-        self.refusals[fault] += 1
-        return Send(batch.sentinel, Refused(batch, self.label, fault, reason))
+    # ── refusing ──────────────────────────────────────────────────────────────────────
 
     def _refuse_form(self, batch: Batch, payload: Payload, error: Exception) -> Effect:
         """Refuse a payload of a form that never worked; raise where it is the module that failed."""
@@ -288,117 +191,6 @@ class GateActor(Actor):
         return self._refuse(
             batch, Fault.FORM, f"its module cannot work on {signature(payload)} ({why}){accepts}"
         )
-
-    def _forget(self, message: Forget) -> Iterator[Effect]:
-        if message.number is not None:
-            if self.stash.pop(Batch(message.sentinel, message.number), None) is None:
-                self._bury(message)
-            return
-        self._bury(message)
-        for batch in [batch for batch in self.stash if batch.sentinel == message.sentinel]:
-            del self.stash[batch]
-        for cut in [cut for cut in self.pins if cut.asker == message.sentinel]:
-            del self.pins[cut]
-        self._watchers.pop(message.sentinel, None)
-        yield from ()
-
-    def _bury(self, message: Forget) -> None:
-        """Remember what to drop when it arrives; the oldest tombstone goes when there are too many."""
-        self._forgotten[message] = None
-        if len(self._forgotten) > TOMBSTONES_MAX:
-            self._forgotten.popitem(last=False)
-
-    def _is_forgotten(self, batch: Batch) -> bool:
-        return bool(self._forgotten) and (
-            Forget(batch.sentinel) in self._forgotten
-            or Forget(batch.sentinel, batch.number) in self._forgotten
-        )
-
-    # ── evaluation ───────────────────────────────────────────────────────────────────────────────────
-
-    def _cut(self, message: Cut) -> Iterator[Effect]:
-        cut = message.cut
-        if Forget(cut.asker) not in self._forgotten:
-            self.pins[cut] = _Pin(self.weights.pin(), self.buffers.now)
-        yield Send(self.place.previous or cut.asker, Cut(cut, (*message.versions, self.version)))
-
-    def _evaluate(self, message: Evaluate) -> Iterator[Effect]:
-        pin = self.pins.get(message.cut)
-        if pin is None:  # released while this was on its way
-            return
-        try:
-            y = self._run_pinned(pin, message.payload)
-        except Exception as error:
-            why = f"{type(error).__name__}: {str(error).strip()}"
-            reason = f"its module cannot evaluate {signature(message.payload)} ({why})"
-            yield self._refuse(message.batch, Fault.FORM, reason)
-            return
-        to = self.place.next or message.batch.sentinel
-        yield Send(to, Evaluate(message.batch, y, message.cut))
-
-    def _run_pinned(self, pin: _Pin, payload: Payload) -> Payload:
-        training = self.buffers.now
-        self.weights.install(pin.weights)
-        self.buffers.install(pin.buffers)
-        self.module.eval()
-        try:
-            with torch.no_grad():
-                given = self._door.protect(self._here(payload))
-                return map_tensors(Tensor.detach, self.module(given))
-        finally:
-            self.module.train()
-            self.buffers.install(training)
-            self.weights.install(self.weights.now)
-
-    def _export(self, message: Export) -> Iterator[Effect]:
-        pin = self.pins.get(message.cut)
-        if pin is not None:
-            state = self._state(pin.weights, pin.buffers)
-            yield Send(message.cut.asker, Exported(message.cut, self.address, state))
-
-    def _release(self, message: Release) -> Iterator[Effect]:
-        self.pins.pop(message.cut, None)
-        yield from ()
-
-    def _state(self, weights: Snapshot, buffers: tuple[Tensor, ...]) -> dict[str, Tensor]:
-        named = itertools.chain(
-            zip(self.weights.names, weights, strict=True), zip(self.buffers.names, buffers, strict=True)
-        )
-        return {name: tensor.detach().clone() for name, tensor in named}
-
-    # ── control ──────────────────────────────────────────────────────────────────────────────────────
-
-    def _watch(self, message: Watch) -> Iterator[Effect]:
-        if message.every_updates:
-            self._watchers[message.watcher] = message.every_updates
-        else:
-            self._watchers.pop(message.watcher, None)
-        yield from ()
-
-    def _probe(self, message: Probe) -> Iterator[Effect]:
-        yield Report(
-            GateStatus(
-                probe=message.number,
-                address=self.address,
-                name=self.label,
-                index=self.place.index,
-                version=self.version,
-                stashed=len(self.stash),
-                pinned=len(self.pins),
-                staleness=dict(self.staleness_seen),
-                refused={fault.name.lower(): count for fault, count in self.refusals.items()},
-            )
-        )
-
-    def _close(self, message: Close) -> Iterator[Effect]:
-        yield from self.last_words()
-        yield Stop()
-
-    def last_words(self) -> Iterator[Effect]:
-        """The weights as they are, and what there was to tell."""
-        yield from self._probe(Probe(0))
-        state = self._state(self.weights.now, self.buffers.now)
-        yield Report(GateLeft(self.address, self.place.index, self.version, state))
 
 
 def _differentiable(y: Payload, gradient: Payload | None) -> tuple[list[Tensor], list[Tensor]]:

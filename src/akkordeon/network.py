@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from akkordeon.actor import Actor
 from akkordeon.errors import RecipeError, SharedParameterError
-from akkordeon.gate import Gate, GateActor, Place
+from akkordeon.gate import Gate, GateActor
 from akkordeon.learner import OptimizerFactory
+from akkordeon.stage import Place
 from akkordeon.staleness import Rule, Stash
 
 __all__ = ["Network", "Spawn"]

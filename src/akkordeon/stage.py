@@ -1,0 +1,254 @@
+"""A stage: a module with versions of its weights, which cuts can pin and evaluate on.
+
+What gates and parameter shards have in common: both hold one position of the row, both answer cuts,
+evaluations and questions. How the weights come to change is theirs.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from akkordeon.actor import Actor, Effect, Report, Send, Stop
+from akkordeon.door import Door
+from akkordeon.messages import (
+    Batch,
+    Close,
+    Cut,
+    CutId,
+    Due,
+    Evaluate,
+    Export,
+    Exported,
+    Fault,
+    Forget,
+    Probe,
+    Refused,
+    Release,
+    Watch,
+)
+from akkordeon.metrics import GateLeft, GateStatus
+from akkordeon.payload import Payload, map_tensors, signature
+from akkordeon.weights import Buffers, Snapshot, Weights
+
+__all__ = ["Place", "Stage", "Stashed"]
+
+TOMBSTONES_MAX = 4096
+"""Things to drop when they arrive; the oldest is given up when there are more."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a gate stands: what its actor needs to know of the row around it."""
+
+    address: str
+    index: int
+    previous: str | None = None
+    next: str | None = None
+    seed: int = 0
+    max_staleness: int | None = None
+    max_in_flight: int = 256
+
+
+@dataclass(slots=True)
+class Stashed:
+    """What a gate keeps of a batch in flight."""
+
+    x: Payload
+    y: Payload
+    weights: Snapshot
+    version: int
+
+
+@dataclass(slots=True)
+class _Pin:
+    """What a gate keeps for a cut."""
+
+    weights: Snapshot
+    buffers: tuple[Tensor, ...]
+
+
+class Stage(Actor):
+    """One position of a row. The module is copied: a recipe can be run many times.
+
+    Args:
+        module: what it computes with.
+        place: its place in the row.
+        name: for reports; the address if None.
+        device: where the module and its work live; None leaves it where it is.
+        keep: give every version of the weights memory of its own; see :class:`Weights`.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        place: Place,
+        name: str | None = None,
+        device: str | torch.device | None = None,
+        keep: bool = True,
+    ) -> None:
+        self.address = place.address
+        self.place = place
+        self.label = name or place.address
+        self.module = copy.deepcopy(module).train()
+        if device is not None:
+            self.module.to(device)
+        self.device = None if device is None else torch.device(device)
+        self.weights = Weights(self.module, keep)
+        self.buffers = Buffers(self.module)
+        self.version = 0
+        self.stash: dict[Batch, Stashed] = {}
+        self.pins: dict[CutId, _Pin] = {}
+        self.staleness_seen: Counter[int] = Counter()
+        self.refusals: Counter[Fault] = Counter()
+        self._door = Door(needs_gradient=place.previous is not None)
+        self._forgotten: OrderedDict[Forget, None] = OrderedDict()
+        self._watchers: dict[str, int] = {}
+        self._handlers: dict[type, Callable[[Any], Iterator[Effect]]] = {
+            Forget: self._forget,
+            Cut: self._cut,
+            Evaluate: self._evaluate,
+            Export: self._export,
+            Release: self._release,
+            Watch: self._watch,
+            Probe: self._probe,
+            Close: self._close,
+        }
+
+    def receive(self, message: Any, now_s: float) -> Iterator[Effect]:
+        """Handle one message; see the table of handlers."""
+        return self._handlers[type(message)](message)
+
+    def _here(self, payload: Payload) -> Payload:
+        if self.device is None:
+            return payload
+        return map_tensors(lambda tensor: tensor.to(self.device), payload)
+
+    # ── refusing and forgetting ──────────────────────────────────────────────────────────────────────
+
+    def _refuse(self, batch: Batch, fault: Fault, reason: str) -> Effect:
+        self.refusals[fault] += 1
+        return Send(batch.sentinel, Refused(batch, self.address, fault, reason))
+
+    def _forget(self, message: Forget) -> Iterator[Effect]:
+        if message.number is not None:
+            if self.stash.pop(Batch(message.sentinel, message.number), None) is None:
+                self._bury(message)
+            return
+        self._bury(message)
+        for batch in [batch for batch in self.stash if batch.sentinel == message.sentinel]:
+            del self.stash[batch]
+        for cut in [cut for cut in self.pins if cut.asker == message.sentinel]:
+            del self.pins[cut]
+        self._watchers.pop(message.sentinel, None)
+        yield from ()
+
+    def _bury(self, message: Forget) -> None:
+        """Remember what to drop when it arrives; the oldest tombstone goes when there are too many."""
+        self._forgotten[message] = None
+        if len(self._forgotten) > TOMBSTONES_MAX:
+            self._forgotten.popitem(last=False)
+
+    def _is_forgotten(self, batch: Batch) -> bool:
+        return bool(self._forgotten) and (
+            Forget(batch.sentinel) in self._forgotten
+            or Forget(batch.sentinel, batch.number) in self._forgotten
+        )
+
+    # ── evaluation ───────────────────────────────────────────────────────────────────────────────────
+
+    def _cut(self, message: Cut) -> Iterator[Effect]:
+        cut = message.cut
+        if Forget(cut.asker) not in self._forgotten:
+            self.pins[cut] = _Pin(self.weights.pin(), self.buffers.now)
+        yield Send(self.place.previous or cut.asker, Cut(cut, (*message.versions, self.version)))
+
+    def _evaluate(self, message: Evaluate) -> Iterator[Effect]:
+        pin = self.pins.get(message.cut)
+        if pin is None:  # released while this was on its way
+            return
+        try:
+            y = self._run_pinned(pin, message.payload)
+        except Exception as error:
+            why = f"{type(error).__name__}: {str(error).strip()}"
+            reason = f"its module cannot evaluate {signature(message.payload)} ({why})"
+            yield self._refuse(message.batch, Fault.FORM, reason)
+            return
+        to = self.place.next or message.batch.sentinel
+        yield Send(to, Evaluate(message.batch, y, message.cut))
+
+    def _run_pinned(self, pin: _Pin, payload: Payload) -> Payload:
+        training = self.buffers.now
+        self.weights.install(pin.weights)
+        self.buffers.install(pin.buffers)
+        self.module.eval()
+        try:
+            with torch.no_grad():
+                given = self._door.protect(self._here(payload))
+                return map_tensors(Tensor.detach, self.module(given))
+        finally:
+            self.module.train()
+            self.buffers.install(training)
+            self.weights.install(self.weights.now)
+
+    def _export(self, message: Export) -> Iterator[Effect]:
+        pin = self.pins.get(message.cut)
+        if pin is not None:
+            state = self._state(pin.weights, pin.buffers)
+            yield Send(message.cut.asker, Exported(message.cut, self.address, state))
+
+    def _release(self, message: Release) -> Iterator[Effect]:
+        self.pins.pop(message.cut, None)
+        yield from ()
+
+    def _state(self, weights: Snapshot, buffers: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        named = itertools.chain(
+            zip(self.weights.names, weights, strict=True), zip(self.buffers.names, buffers, strict=True)
+        )
+        return {name: tensor.detach().clone() for name, tensor in named}
+
+    # ── control ──────────────────────────────────────────────────────────────────────────────────────
+
+    def _tell_watchers(self) -> Iterator[Effect]:
+        for watcher, every in self._watchers.items():
+            if self.version % every == 0:
+                yield Send(watcher, Due())
+
+    def _watch(self, message: Watch) -> Iterator[Effect]:
+        if message.every_updates:
+            self._watchers[message.watcher] = message.every_updates
+        else:
+            self._watchers.pop(message.watcher, None)
+        yield from ()
+
+    def _probe(self, message: Probe) -> Iterator[Effect]:
+        yield Report(
+            GateStatus(
+                probe=message.number,
+                address=self.address,
+                name=self.label,
+                index=self.place.index,
+                version=self.version,
+                stashed=len(self.stash),
+                pinned=len(self.pins),
+                staleness=dict(self.staleness_seen),
+                refused={fault.name.lower(): count for fault, count in self.refusals.items()},
+            )
+        )
+
+    def _close(self, message: Close) -> Iterator[Effect]:
+        yield from self.last_words()
+        yield Stop()
+
+    def last_words(self) -> Iterator[Effect]:
+        """The weights as they are, and what there was to tell."""
+        yield from self._probe(Probe(0))
+        state = self._state(self.weights.now, self.buffers.now)
+        yield Report(GateLeft(self.address, self.place.index, self.version, state))
