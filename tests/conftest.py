@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -20,3 +21,11 @@ def one_intra_op_thread() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def ray_cluster_ends() -> Iterator[None]:
+    """End the Ray cluster that the tests share, if any of them started it."""
+    yield
+    if "warm" in sys.modules:
+        sys.modules["warm"].end_cluster()

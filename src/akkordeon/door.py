@@ -48,10 +48,6 @@ class Door:
         elif wrote and not self._works_in_place:
             raise RuntimeError("the module works in place on some inputs only; put a clone before it")
 
-    def protect(self, payload: Payload) -> Payload:
-        """What to give the module in evaluation: a copy, unless it is known to leave its input alone."""
-        return payload if self._works_in_place is False else map_tensors(Tensor.clone, payload)
-
 
 def _written(payload: Payload) -> int:
     """How often the tensors were written to, all together."""

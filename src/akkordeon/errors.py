@@ -4,13 +4,18 @@ AkkordeonError
 ├── RecipeError (ValueError)          a network, gate or sentinel that cannot be run as described
 │   ├── SharedParameterError          one parameter belongs to two gates
 │   ├── ForeignParameterError         an optimizer holds parameters of somebody else
+│   ├── ScenarioError                 a scenario cannot be read
 │   └── TaskError                     FILE.py:FUNCTION does not lead to a task
 ├── DataError (ValueError)            a source of batches is missing, truncated, empty or of the wrong form
+├── RecordError (ValueError)          a record that cannot be read
+│   └── ReplayError                   a replay that does not lead where the run led
 ├── ProtocolError (ValueError)        a message that must not exist was about to be made
 ├── SessionError (RuntimeError)       the session cannot do what was asked of it
 │   ├── NameTakenError                two sentinels with one name
 │   ├── NoSuchSentinelError           no sentinel of that name
-│   └── SessionClosedError            the session has ended
+│   ├── SessionClosedError            the session has ended
+│   └── StalledError                  a simulation in which nothing is left that could happen
+├── ClusterError (RuntimeError)       no Ray cluster there, none that lets us in, or no such network in it
 ├── ActorFailedError (RuntimeError)   an actor raised; the original error is its __cause__
 │   ├── GateFailedError               the module or the optimizer of a gate
 │   └── SentinelFailedError           the loss, a score or the data source of a sentinel
@@ -22,6 +27,7 @@ from __future__ import annotations
 __all__ = [
     "ActorFailedError",
     "AkkordeonError",
+    "ClusterError",
     "DataError",
     "ForeignParameterError",
     "GateFailedError",
@@ -29,10 +35,14 @@ __all__ = [
     "NoSuchSentinelError",
     "ProtocolError",
     "RecipeError",
+    "RecordError",
+    "ReplayError",
+    "ScenarioError",
     "SentinelFailedError",
     "SessionClosedError",
     "SessionError",
     "SharedParameterError",
+    "StalledError",
     "TaskError",
     "WaitTimeoutError",
 ]
@@ -54,12 +64,24 @@ class ForeignParameterError(RecipeError):
     """An optimizer holds parameters that are not those of its gate."""
 
 
+class ScenarioError(RecipeError):
+    """A scenario is missing, no TOML, or has something in it that nobody knows."""
+
+
 class TaskError(RecipeError):
     """``FILE.py:FUNCTION`` does not lead to a task."""
 
 
 class DataError(AkkordeonError, ValueError):
     """A source of batches is missing, truncated, empty or of the wrong form."""
+
+
+class RecordError(AkkordeonError, ValueError):
+    """A file that is no record of a run, or not a whole one."""
+
+
+class ReplayError(RecordError):
+    """A replay does not lead where the run led; names the first message that shows it."""
 
 
 class ProtocolError(AkkordeonError, ValueError):
@@ -80,6 +102,14 @@ class NoSuchSentinelError(SessionError):
 
 class SessionClosedError(SessionError):
     """The session has ended; nothing can be attached to it any more."""
+
+
+class StalledError(SessionError):
+    """Somebody waits in a simulation for what will never come: nothing is left that could happen."""
+
+
+class ClusterError(AkkordeonError, RuntimeError):
+    """There is no Ray cluster, or none that lets us in, or no network of that name in it."""
 
 
 class ActorFailedError(AkkordeonError, RuntimeError):

@@ -41,7 +41,7 @@ from akkordeon.messages import (
     Watch,
 )
 from akkordeon.metrics import BatchCount, BestKept, RoundDone, ScoreBoard, SentinelEnded, SentinelStatus
-from akkordeon.payload import Payload, samples
+from akkordeon.payload import Payload, form, samples
 from akkordeon.sentinel import Evaluation
 from akkordeon.trainer import loss_of, to_targets_device
 
@@ -80,6 +80,7 @@ class Evaluator(Actor):
         self._began_s = 0.0
         self._board = ScoreBoard(recipe.scores)
         self._outputs: dict[int, Payload] = {}
+        self._joined: Any = None
         self._states: dict[str, dict[str, Tensor]] = {}
         self._due: Due | None = None  # one more round after this one
         self._ending = recipe.ends_by_itself
@@ -124,7 +125,7 @@ class Evaluator(Actor):
         if self._cut is None:
             self._ending = self._ending or message.last
             yield from self._begin(now_s)
-        elif self._due is None or message.last:
+        elif not self._ending and (self._due is None or message.last):
             self._due = message
 
     # ── a round ──────────────────────────────────────────────────────────────────────────────────────
@@ -183,9 +184,11 @@ class Evaluator(Actor):
         yield from self._send(now_s)
 
     def _refused(self, message: Refused, now_s: float) -> Iterator[Effect]:
-        raise DataError(f"{message.gate} refused batch {message.batch.number}: {message.reason}")
+        raise DataError(f"{message.gate} refused it: {message.reason}")
 
     def _all_back(self, now_s: float) -> Iterator[Effect]:
+        if self._recipe.kind == "predict":
+            self._joined = _joined([self._outputs[number] for number in sorted(self._outputs)])
         if self._improved():
             yield from self._to_all(Export(self._current))
         else:
@@ -277,11 +280,7 @@ class Evaluator(Actor):
         yield Report(SentinelEnded(self.address, BatchCount(), self._result() if whole else None))
 
     def _result(self) -> Any:
-        if self._recipe.kind == "export":
-            return self._states
-        if self._recipe.kind == "predict":
-            return _joined([self._outputs[number] for number in sorted(self._outputs)])
-        return None
+        return self._states if self._recipe.kind == "export" else self._joined
 
     def _probe(self, message: Probe, now_s: float) -> Iterator[Effect]:
         yield Report(
@@ -305,7 +304,11 @@ def _joined(outputs: list[Any]) -> Any:
         return None
     first = outputs[0]
     if isinstance(first, Tensor):
-        return torch.cat([out if out.dim() else out[None] for out in outputs])
+        try:
+            return torch.cat([out if out.dim() else out[None] for out in outputs])
+        except RuntimeError:
+            forms = " and ".join(sorted({form(out) for out in outputs})[:3])
+            raise DataError(f"the outputs of its batches differ and cannot be joined: {forms}") from None
     if isinstance(first, dict):
         return {name: _joined([out[name] for out in outputs]) for name in first}
     return tuple(_joined([out[i] for out in outputs]) for i in range(len(first)))

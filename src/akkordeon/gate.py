@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from akkordeon.actor import Effect, Send
 from akkordeon.derivative import gradients
 from akkordeon.errors import RecipeError
 from akkordeon.learner import Learner, OptimizerFactory
-from akkordeon.messages import Backward, Batch, Fault, Forward
+from akkordeon.messages import Backward, Batch, Fault, Forward, Settle, Settled
 from akkordeon.nn import Seeded
 from akkordeon.payload import Payload, all_finite, form, map_tensors, memory, same_form, signature, tensors
 from akkordeon.stage import Place, Stage, Stashed
@@ -57,6 +58,8 @@ class Gate:
         """Refuse what could only fail later."""
         if not isinstance(self.module, nn.Module):
             raise RecipeError(f"a gate holds an nn.Module, got {type(self.module).__name__}")
+        if any(isinstance(p, UninitializedParameter) for p in self.module.parameters()):
+            raise RecipeError("a gate's module has lazy parameters; send one batch through it first")
         if self.optimizer is not None and not callable(self.optimizer):
             raise RecipeError(
                 "a gate's optimizer is a function from parameters to an optimizer, as in "
@@ -83,9 +86,8 @@ class GateActor(Stage):
         super().__init__(gate.module, place, gate.name, gate.device, gate.staleness.keeps_weights)
         self._learner = Learner(self.weights, gate.optimizer, gate.staleness, gate.clip_norm, self.label)
         self._seeded = [m for m in self.module.modules() if isinstance(m, Seeded)]
-        self._accepted: set[str] = set()
         self._last_shape: torch.Size | None = None
-        self._handlers |= {Forward: self._forward, Backward: self._backward}
+        self._handlers |= {Forward: self._forward, Backward: self._backward, Settle: self._settle}
 
     # ── training ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -101,9 +103,7 @@ class GateActor(Stage):
                 batch, Fault.TOO_MANY, f"{len(self.stash)} batches are in flight here, the network's most"
             )
             return
-        for i, module in enumerate(self._seeded):
-            module.reseed((self.place.seed, self.address, *batch, i))
-        self.buffers.renew()
+        self._begin(batch)
         try:
             x, y = self._run(message.payload)
         except Exception as error:
@@ -112,10 +112,18 @@ class GateActor(Stage):
             return
         if not all_finite(tensors(y)):
             self.buffers.roll_back()
-            yield self._refuse(batch, Fault.NOT_FINITE, "its output is not finite")
+            came_so = not all_finite(tensors(message.payload))
+            why = "its input is not finite" if came_so else "its output is not finite, though its input is"
+            yield self._refuse(batch, Fault.NOT_FINITE, why)
             return
         self.stash[batch] = Stashed(x, y, self.weights.now, self.version)
         yield Send(self.place.next or batch.sentinel, Forward(batch, map_tensors(Tensor.detach, y)))
+
+    def _begin(self, batch: Batch) -> None:
+        """Give the batch its masks, and the module buffers that it may write to."""
+        for i, module in enumerate(self._seeded):
+            module.reseed((self.place.seed, self.address, *batch, i))
+        self.buffers.renew()
 
     def _run(self, payload: Payload) -> tuple[Payload, Payload]:
         """The leaf inputs and the outputs, with the graph between them."""
@@ -148,17 +156,31 @@ class GateActor(Stage):
         if limit is not None and staleness > limit:
             yield self._refuse(batch, Fault.TOO_STALE, f"it is {staleness} updates old, at most {limit}")
             return
+        # A checkpointed module runs again in its backward: on the weights and masks of its forward.
+        self._begin(batch)
+        self.weights.install(stashed.weights)
         to_previous, of_weights = self._gradients(stashed, gradient)
+        self.weights.install(self.weights.now)
         if not all_finite((*tensors(to_previous), *of_weights)):
-            yield self._refuse(batch, Fault.NOT_FINITE, "its gradient is not finite")
+            self.buffers.roll_back()
+            came_so = not all_finite(tensors(gradient))
+            why = "the gradient of its output is not finite" if came_so else "its gradient is not finite"
+            yield self._refuse(batch, Fault.NOT_FINITE, why)
             return
         del self.stash[batch]
         passed = (*message.staleness, staleness)
         yield Send(self.place.previous or batch.sentinel, Backward(batch, to_previous, passed))
-        self._learner.learn(of_weights, stashed.weights, staleness)
+        yield from self._learn(of_weights, stashed, staleness)
+
+    def _learn(self, gradients: list[Tensor | None], stashed: Stashed, staleness: int) -> Iterator[Effect]:
+        """Update the weights; the gate before is at work by now."""
+        self._learner.learn(gradients, stashed.weights, staleness)
         self.version += 1
         self.staleness_seen[staleness] += 1
-        yield from self._tell_watchers()
+        return self._tell_watchers()
+
+    def _settle(self, message: Settle) -> Iterator[Effect]:
+        yield Send(message.asker, Settled(self.address))
 
     def _gradients(
         self, stashed: Stashed, gradient: Payload | None
@@ -179,18 +201,13 @@ class GateActor(Stage):
         by_place = dict(zip(self.weights.trainable, own, strict=True))
         return to_previous, [by_place.get(i) for i in range(len(stashed.weights))]
 
-    # ── refusing ──────────────────────────────────────────────────────────────────────
+    # ── refusing ─────────────────────────────────────────────────────────────────────────────────────
 
     def _refuse_form(self, batch: Batch, payload: Payload, error: Exception) -> Effect:
         """Refuse a payload of a form that never worked; raise where it is the module that failed."""
         if form(payload) in self._accepted:
             raise error
-        known = " and ".join(sorted(self._accepted)[:3])
-        accepts = f"; it has worked on {known}" if known else ""
-        why = f"{type(error).__name__}: {str(error).strip()}"
-        return self._refuse(
-            batch, Fault.FORM, f"its module cannot work on {signature(payload)} ({why}){accepts}"
-        )
+        return self._refuse(batch, Fault.FORM, self._cannot("work on", payload, error))
 
 
 def _differentiable(y: Payload, gradient: Payload | None) -> tuple[list[Tensor], list[Tensor]]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from akkordeon.errors import ForeignParameterError, RecipeError
 from akkordeon.staleness import Rule
@@ -53,6 +54,19 @@ class Learner:
         self._step = None if self._optimizer is None else _bare_step(self._optimizer)
         self._state = rule.initial(weights.masters)
 
+    @property
+    def spares_gradients(self) -> bool:
+        """Whether the optimizer is known not to write to the gradients it is given.
+
+        Those of torch on a CPU do not, unless they are told to work on all tensors at once (foreach).
+        """
+        optimizer = self._optimizer
+        return optimizer is None or (
+            type(optimizer).__module__.startswith(("torch.optim", "akkordeon"))
+            and not any(group.get("foreach") for group in optimizer.param_groups)
+            and all(master.device.type == "cpu" for master in self._weights.masters)
+        )
+
     def learn(self, gradients: list[Tensor | None], then: Snapshot, staleness: int) -> None:
         """Make the next version of the weights; if the optimizer raises, the last one stays.
 
@@ -74,7 +88,7 @@ class Learner:
             self._step()
             if self._scheduler is not None:
                 self._scheduler.step()
-        except Exception:
+        except BaseException:
             weights.roll_back()
             raise
         for master in weights.masters:
@@ -85,6 +99,8 @@ class Learner:
 def clipped(gradients: list[Tensor | None], max_norm: float) -> list[Tensor | None]:
     """The gradients scaled down so that their common norm is at most ``max_norm``; out of place."""
     there = [gradient for gradient in gradients if gradient is not None]
+    if any(gradient.is_sparse for gradient in there):
+        raise RecipeError("clip_norm needs dense gradients; make the embedding sparse=False")
     factor = torch.clamp(max_norm / (nn.utils.get_total_norm(there) + 1e-6), max=1.0)
     return [None if gradient is None else gradient * factor for gradient in gradients]
 
@@ -113,7 +129,12 @@ def _bare_step(optimizer: Optimizer) -> Callable[[], object]:
 
     Where anybody put something around this optimizer's step (a scheduler, a hook), it is left alone.
     """
-    hooks = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
+    hooks = (
+        optimizer._optimizer_step_pre_hooks,
+        optimizer._optimizer_step_post_hooks,
+        _global_optimizer_pre_hooks,
+        _global_optimizer_post_hooks,
+    )
     labelled = type(optimizer).step
     if "step" in vars(optimizer) or any(hooks) or not hasattr(labelled, "hooked"):
         return optimizer.step

@@ -9,6 +9,10 @@ A cut goes the way of the backwards, so every gate pins its weights after the sa
 
                 S ◀────Cut──── 0 ◀────Cut──── 1 ◀────Cut──── 2 ◀────Cut──── S
 
+A replica's gate and the shard of its position (of Downpour), each position on its own:
+
+    gate ──Push──▶ shard        gate ──Fetch──▶ shard ──Parameters──▶ gate
+
 Messages are frozen; a tensor in a message is never written to, by nobody.
 """
 
@@ -20,7 +24,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
-from akkordeon.errors import ProtocolError
+from akkordeon.errors import AkkordeonError, ProtocolError
 from akkordeon.payload import Payload
 
 __all__ = [
@@ -37,19 +41,25 @@ __all__ = [
     "Export",
     "Exported",
     "Fault",
+    "Fetch",
     "Forget",
     "Forward",
     "Item",
     "Kind",
     "Message",
+    "Parameters",
     "Probe",
     "Pull",
+    "Push",
     "Refused",
     "Release",
+    "Settle",
+    "Settled",
     "SourceFailed",
     "Tick",
     "Watch",
     "describe",
+    "explain",
 ]
 
 
@@ -238,6 +248,71 @@ class SourceFailed(Message):
     error: Exception
 
 
+# ── parameter shards ─────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch(Message):
+    """Send me the weights you have. Replica's gate to shard."""
+
+    kind: ClassVar[Kind] = Kind.BACKWARD
+    asker: str
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters(Message):
+    """A shard's trainable weights, and how many updates it had applied. Shard to replica's gate.
+
+    ``push_every``: updates between two pushes from now on, where the shard is the one to say so.
+    """
+
+    kind: ClassVar[Kind] = Kind.BACKWARD
+    shard: str
+    version: int
+    payload: tuple[Tensor, ...]
+    push_every: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Push(Message):
+    """What a replica's gate gathered since its last push: sums of gradients, or differences of weights.
+
+    Args:
+        asker: the gate.
+        version: of the shard's weights that the oldest gradient in it goes back to.
+        steps: batches in it.
+        payload: one tensor for each trainable weight, perhaps compressed; None where there is nothing.
+        scales: what to multiply the tensors by, where they were compressed to whole numbers.
+        buffers: the module's buffers, such as running statistics, as the replica has them.
+        fetch: send me the weights that come of it.
+    """
+
+    kind: ClassVar[Kind] = Kind.BACKWARD
+    asker: str
+    version: int
+    steps: int
+    payload: tuple[Tensor | None, ...]
+    scales: tuple[float, ...] | None = None
+    buffers: tuple[Tensor, ...] = ()
+    fetch: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Settle(Message):
+    """Bring all you gathered to where cuts see it, and tell me. Trainer to gate, and that to its shard."""
+
+    kind: ClassVar[Kind] = Kind.BACKWARD
+    asker: str
+
+
+@dataclass(frozen=True, slots=True)
+class Settled(Message):
+    """All that was sent before :class:`Settle` has been applied."""
+
+    kind: ClassVar[Kind] = Kind.BACKWARD
+    by: str
+
+
 # ── control ──────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -287,9 +362,21 @@ class Close(Message):
 
 def describe(message: object) -> str:
     """A message in words, for errors: its name and, where it has one, its batch or cut."""
+    if isinstance(message, Pull | SourceFailed):
+        return "reading"
+    if isinstance(message, EpochEnd):
+        return "the end of its source"
     name = type(message).__name__
     batch = getattr(message, "batch", None)
     if isinstance(batch, Batch):
         return f"{name} of batch {batch.number} of {batch.sentinel}"
     cut = getattr(message, "cut", None)
     return f"{name} {cut.number} of {cut.asker}" if isinstance(cut, CutId) else name
+
+
+def explain(error: BaseException) -> str:
+    """An error in one line: its text if it is ours, with its class before it if it is not."""
+    text = " ".join(str(error).split())
+    if isinstance(error, AkkordeonError):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

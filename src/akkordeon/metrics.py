@@ -10,8 +10,12 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from akkordeon.errors import RecipeError
+
 __all__ = [
     "ActorFailed",
+    "ActorLost",
+    "ActorReturned",
     "BatchCount",
     "BatchRefused",
     "BestKept",
@@ -23,6 +27,7 @@ __all__ = [
     "ScoreBoard",
     "SentinelEnded",
     "SentinelStatus",
+    "ShardStatus",
     "Tally",
     "Undelivered",
     "accuracy",
@@ -140,7 +145,9 @@ class BatchRefused:
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.gate} refused batch {self.number} of {self.sentinel}: {self.reason}"
+        own = self.gate == self.sentinel
+        which = f"its own batch {self.number}" if own else f"batch {self.number} of {self.sentinel}"
+        return f"{self.gate} refused {which}: {self.reason}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +201,25 @@ class GateStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class ShardStatus(GateStatus):
+    """A parameter shard, asked how it is.
+
+    Attributes:
+        pushes: that came, those it did not apply among them.
+        fetches: that it answered.
+        bytes_in: of what was pushed.
+        bytes_out: of what was fetched.
+        waiting: fetches held back until the warm start is over.
+    """
+
+    pushes: int
+    fetches: int
+    bytes_in: int
+    bytes_out: int
+    waiting: int
+
+
+@dataclass(frozen=True, slots=True)
 class GateLeft:
     """The weights and buffers with which a gate ended."""
 
@@ -209,7 +235,22 @@ class ActorFailed:
 
     address: str
     doing: str
-    error: Exception
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class ActorLost:
+    """An actor is gone with all it held, and left no last words: its process or its host died."""
+
+    address: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class ActorReturned:
+    """An actor that was lost has been made anew and knows nothing of before."""
+
+    address: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +291,7 @@ class ScoreBoard:
         for score in self._streaming.values():
             score.update(outputs, targets)
         for name, function in self._functions.items():
-            self._sums[name] += float(function(outputs, targets)) * samples  # type: ignore[assignment]  # a Counter of floats
+            self._sums[name] += _number(name, function(outputs, targets)) * samples  # type: ignore[assignment]  # a Counter of floats
 
     @property
     def loss(self) -> float:
@@ -261,8 +302,17 @@ class ScoreBoard:
         """The scores by name; NaN before the first batch."""
         if not self.samples:
             return {name: float("nan") for name in (*self._streaming, *self._functions)}
-        streaming = {name: float(score.compute()) for name, score in self._streaming.items()}
+        streaming = {name: _number(name, score.compute()) for name, score in self._streaming.items()}
         return streaming | {name: self._sums[name] / self.samples for name in self._functions}
+
+
+def _number(name: str, score: Any) -> float:
+    try:
+        return float(score)
+    except (TypeError, ValueError):
+        shape = f" of shape {tuple(score.shape)}" if isinstance(score, Tensor) else ""
+        got = f"a {type(score).__name__}{shape}"
+        raise RecipeError(f"the score {name!r} must be one number, got {got}") from None
 
 
 @dataclass

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from akkordeon.actor import Actor, Effect, Send, Stop
-from akkordeon.errors import DataError
+from akkordeon.errors import DataError, ProtocolError
 from akkordeon.messages import Close, EpochEnd, Item, SourceFailed
-from akkordeon.payload import Payload, map_tensors
+from akkordeon.payload import Payload, map_tensors, tensors
 
 __all__ = ["Reader"]
 
@@ -91,16 +91,20 @@ class Reader(Actor):
 
     def _item(self, item: Any) -> Item:
         if not self._labelled:
-            return Item(_checked(item), None)
+            return Item(self._checked(item), None)
         if not isinstance(item, tuple | list) or len(item) != 2:
-            raise DataError(f"its source must give (x, y) pairs, got {_what(item)} as batch {self._read + 1}")
-        return Item(_checked(item[0]), item[1])
+            raise DataError(f"its source must give (x, y) pairs, got {_what(item)} as batch {self._read}")
+        return Item(self._checked(item[0]), item[1])
 
-
-def _checked(x: Any) -> Payload:
-    if not isinstance(x, tuple | list | dict) and not hasattr(x, "detach"):
-        raise DataError(f"inputs are a tensor, or a tuple or dict of tensors, got {_what(x)}")
-    return map_tensors(lambda tensor: tensor, x)
+    def _checked(self, x: Any) -> Payload:
+        """The inputs as a payload."""
+        try:
+            payload = map_tensors(lambda tensor: tensor, x)
+        except ProtocolError as error:
+            raise DataError(f"the inputs of batch {self._read} cannot travel: {error}") from None
+        if next(tensors(payload), None) is None:
+            raise DataError(f"the inputs of batch {self._read} are {_what(x)}; there is no tensor in them")
+        return payload
 
 
 def _what(item: Any) -> str:

@@ -80,6 +80,7 @@ class Sentinel:
         scores: Mapping[str, Score] | None = None,
         batch_size: int = 128,
         name: str | None = None,
+        replica: int | None = None,
     ) -> Training:
         """A sentinel that trains.
 
@@ -93,6 +94,7 @@ class Sentinel:
             scores: what else to report, by name: torchmetrics metrics or functions of (outputs, y).
             batch_size: for a pair of tensors.
             name: for reports and ``detach``.
+            replica: of a Downpour, the one to train. None deals the batches out to one sentinel each.
 
         Raises:
             RecipeError: a number out of range.
@@ -109,6 +111,7 @@ class Sentinel:
             scores=dict(scores or {}),
             batch_size=batch_size,
             name=name,
+            replica=replica,
         )
 
     @staticmethod
@@ -211,6 +214,7 @@ class Training(Sentinel):
     samples: int | None = None
     seconds: float | None = None
     scores: Mapping[str, Score] = field(default_factory=dict)
+    replica: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse what could only fail later."""

@@ -33,6 +33,7 @@ from akkordeon.messages import (
     Refused,
     Release,
     Watch,
+    explain,
 )
 from akkordeon.metrics import GateLeft, GateStatus
 from akkordeon.payload import Payload, map_tensors, signature
@@ -109,7 +110,9 @@ class Stage(Actor):
         self.staleness_seen: Counter[int] = Counter()
         self.refusals: Counter[Fault] = Counter()
         self._door = Door(needs_gradient=place.previous is not None)
-        self._forgotten: OrderedDict[Forget, None] = OrderedDict()
+        self._evaluation_door = Door(needs_gradient=False)  # a module may work in place there alone
+        self._accepted: set[str] = set()  # forms of payloads that the module has worked on
+        self._forgotten: OrderedDict[tuple[str, int | None], None] = OrderedDict()
         self._watchers: dict[str, int] = {}
         self._handlers: dict[type, Callable[[Any], Iterator[Effect]]] = {
             Forget: self._forget,
@@ -137,12 +140,18 @@ class Stage(Actor):
         self.refusals[fault] += 1
         return Send(batch.sentinel, Refused(batch, self.address, fault, reason))
 
+    def _cannot(self, do: str, payload: Payload, error: Exception) -> str:
+        """Why the module cannot do something with a payload, and what it has worked on before."""
+        known = " and ".join(sorted(self._accepted)[:3])
+        accepts = f"; it has worked on {known}" if known else ""
+        return f"its module cannot {do} {signature(payload)} ({explain(error)}){accepts}"
+
     def _forget(self, message: Forget) -> Iterator[Effect]:
         if message.number is not None:
             if self.stash.pop(Batch(message.sentinel, message.number), None) is None:
-                self._bury(message)
+                self._bury(message.sentinel, message.number)
             return
-        self._bury(message)
+        self._bury(message.sentinel, None)
         for batch in [batch for batch in self.stash if batch.sentinel == message.sentinel]:
             del self.stash[batch]
         for cut in [cut for cut in self.pins if cut.asker == message.sentinel]:
@@ -150,23 +159,21 @@ class Stage(Actor):
         self._watchers.pop(message.sentinel, None)
         yield from ()
 
-    def _bury(self, message: Forget) -> None:
+    def _bury(self, sentinel: str, number: int | None) -> None:
         """Remember what to drop when it arrives; the oldest tombstone goes when there are too many."""
-        self._forgotten[message] = None
+        self._forgotten[sentinel, number] = None
         if len(self._forgotten) > TOMBSTONES_MAX:
             self._forgotten.popitem(last=False)
 
     def _is_forgotten(self, batch: Batch) -> bool:
-        return bool(self._forgotten) and (
-            Forget(batch.sentinel) in self._forgotten
-            or Forget(batch.sentinel, batch.number) in self._forgotten
-        )
+        forgotten = self._forgotten
+        return bool(forgotten) and (batch in forgotten or (batch.sentinel, None) in forgotten)
 
     # ── evaluation ───────────────────────────────────────────────────────────────────────────────────
 
     def _cut(self, message: Cut) -> Iterator[Effect]:
         cut = message.cut
-        if Forget(cut.asker) not in self._forgotten:
+        if (cut.asker, None) not in self._forgotten:
             self.pins[cut] = _Pin(self.weights.pin(), self.buffers.now)
         yield Send(self.place.previous or cut.asker, Cut(cut, (*message.versions, self.version)))
 
@@ -177,9 +184,7 @@ class Stage(Actor):
         try:
             y = self._run_pinned(pin, message.payload)
         except Exception as error:
-            why = f"{type(error).__name__}: {str(error).strip()}"
-            reason = f"its module cannot evaluate {signature(message.payload)} ({why})"
-            yield self._refuse(message.batch, Fault.FORM, reason)
+            yield self._refuse(message.batch, Fault.FORM, self._cannot("evaluate", message.payload, error))
             return
         to = self.place.next or message.batch.sentinel
         yield Send(to, Evaluate(message.batch, y, message.cut))
@@ -187,12 +192,14 @@ class Stage(Actor):
     def _run_pinned(self, pin: _Pin, payload: Payload) -> Payload:
         training = self.buffers.now
         self.weights.install(pin.weights)
-        self.buffers.install(pin.buffers)
+        self.buffers.install(tuple(buffer.clone() for buffer in pin.buffers))  # it may write to them
         self.module.eval()
         try:
             with torch.no_grad():
-                given = self._door.protect(self._here(payload))
-                return map_tensors(Tensor.detach, self.module(given))
+                _, given = self._evaluation_door.open(self._here(payload))
+                y = map_tensors(Tensor.detach, self.module(given))
+                self._evaluation_door.close(given)
+                return y
         finally:
             self.module.train()
             self.buffers.install(training)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from akkordeon.errors import RecipeError
 
-__all__ = ["DelayCompensation", "Latest", "Rule", "Stash"]
+__all__ = ["DelayCompensation", "InverseStaleness", "Latest", "Rule", "Stash"]
 
 Gradients = list[Tensor | None]
 
@@ -33,6 +33,8 @@ class Rule:
     """What to do with a gradient that is τ updates old."""
 
     keeps_weights: ClassVar[bool] = True
+    uses_old_weights: ClassVar[bool] = True
+    """Whether :meth:`correct` looks at ``then``, so that it must be what the gradients were taken at."""
 
     def initial(self, parameters: Sequence[Tensor]) -> Any:
         """The rule's own state for these parameters."""
@@ -57,6 +59,31 @@ class Rule:
 class Stash(Rule):
     """Keep the weights of every batch in flight; the gradient is exact, only late. The default."""
 
+    uses_old_weights: ClassVar[bool] = False
+
+
+@dataclass(frozen=True)
+class InverseStaleness(Rule):
+    """Staleness-aware SGD (Zhang et al. 2015, arXiv:1511.05950): a gradient counts the less the later it is.
+
+    ::
+
+        g / max(1, τ)
+
+    The gradient is scaled and not the learning rate, so momentum keeps what it has. An optimizer that
+    divides by the size of past gradients (Adam, Adagrad) feels only how τ changes, not how large it is.
+    """
+
+    uses_old_weights: ClassVar[bool] = False
+
+    def correct(
+        self, gradients: Gradients, now: Sequence[Tensor], then: Sequence[Tensor], staleness: int, state: Any
+    ) -> Gradients:
+        """Gradients divided by their staleness; see :class:`Rule`."""
+        if staleness <= 1:
+            return gradients
+        return [None if gradient is None else gradient / staleness for gradient in gradients]
+
 
 @dataclass(frozen=True)
 class Latest(Rule):
@@ -67,6 +94,7 @@ class Latest(Rule):
     """
 
     keeps_weights: ClassVar[bool] = False
+    uses_old_weights: ClassVar[bool] = False
 
 
 @dataclass(frozen=True)

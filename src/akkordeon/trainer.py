@@ -35,6 +35,8 @@ from akkordeon.messages import (
     Probe,
     Pull,
     Refused,
+    Settle,
+    Settled,
     SourceFailed,
 )
 from akkordeon.metrics import (
@@ -109,7 +111,9 @@ class Trainer(Actor):
         self._samples_sent = 0
         self._samples_trained = 0
         self._all_sent = False
+        self._wrong: BatchRefused | None = None  # the last refusal that the data is to blame for
         self.batches = BatchCount()
+        self._unsettled: set[str] = set()
         self._handlers: dict[type, Callable[[Any, float], Iterator[Effect]]] = {
             Attach: self._attach,
             Item: self._read,
@@ -118,6 +122,7 @@ class Trainer(Actor):
             Forward: self._came_back,
             Backward: self._trained,
             Refused: self._refused,
+            Settled: self._settled,
             Detach: self._detach,
             Probe: self._probe,
             Close: self._close,
@@ -159,6 +164,7 @@ class Trainer(Actor):
             else:
                 break
         if self._all_sent and not self._flights:
+            self._raise_if_hopeless()
             yield from self._end()
 
     def _launch(self, item: Item) -> Effect:
@@ -191,14 +197,15 @@ class Trainer(Actor):
             loss = loss_of(self._recipe.loss, outputs, targets)
         value = loss.item()
         if not math.isfinite(value):
-            yield from self._give_up(
-                batch, self.name, Fault.NOT_FINITE, f"its loss is {value}", self._row, now_s
-            )
+            why = f"its loss is {value}, expected a finite number"
+            yield from self._give_up(batch, self.name, Fault.NOT_FINITE, why, self._row, now_s)
             return
         gradient = _gradient(loss, outputs)
         yield Send(self._row[-1], Backward(batch, gradient))
+        # Scores get a copy: one that works in place would write into what the last gate works with.
+        shown = map_tensors(_copy, outputs) if self._scores else None
         with torch.no_grad():
-            flight.epoch.board.add(value, map_tensors(Tensor.detach, outputs), targets, flight.samples)
+            flight.epoch.board.add(value, shown, targets, flight.samples)
 
     def _trained(self, message: Backward, now_s: float) -> Iterator[Effect]:
         flight = self._flights.pop(message.batch, None)
@@ -234,15 +241,18 @@ class Trainer(Actor):
             yield Send(gate, Forget(*batch))
         refused = BatchRefused(self.name, batch.number, by, fault.name.lower(), reason)
         yield Report(refused)
-        if fault is not Fault.TOO_STALE and self._is_hopeless():
-            raise DataError(f"all of its {self.batches.refused} batches were refused; the last: {refused}")
+        if fault is not Fault.TOO_STALE:  # which says that others are faster, not that the data is wrong
+            self._wrong = refused
+        self._raise_if_hopeless()
         yield from self._report(flight.epoch, now_s)
         yield from self._send(now_s)
 
-    def _is_hopeless(self) -> bool:
-        """Whether nothing was ever learned, after enough tries or at the end."""
+    def _raise_if_hopeless(self) -> None:
+        """Fail if nothing was ever learned, after enough tries or at the end."""
         enough = self.batches.refused >= max(HOPELESS, self._in_flight)
-        return not self.batches.trained and (enough or (self._all_sent and not self._flights))
+        over = self._all_sent and not self._flights
+        if self._wrong is not None and not self.batches.trained and (enough or over):
+            raise DataError(f"all {self.batches.refused} of its batches were refused; {self._wrong}")
 
     # ── ending and telling ───────────────────────────────────────────────────────────────────────────
 
@@ -282,6 +292,20 @@ class Trainer(Actor):
                 yield Send(gate, Forget(self.address))
 
     def _end(self) -> Iterator[Effect]:
+        """End; a replica's gates first bring to the shards what is not there yet."""
+        if self._recipe.replica is None:
+            yield from self._end_now()
+        elif not self._unsettled:
+            self._unsettled.update(self._row)
+            for gate in self._row:
+                yield Send(gate, Settle(self.address))
+
+    def _settled(self, message: Settled, now_s: float) -> Iterator[Effect]:
+        self._unsettled.discard(message.by)
+        if not self._unsettled:
+            yield from self._end_now()
+
+    def _end_now(self) -> Iterator[Effect]:
         yield Send(self._reader, Close())
         yield Report(SentinelEnded(self.address, self.batches))
         yield Stop()
@@ -337,6 +361,10 @@ def to_targets_device(y: Any, outputs: Payload) -> Any:
 def _leaf(output: Tensor) -> Tensor:
     leaf = output.detach()
     return leaf.requires_grad_() if is_floating(leaf) else leaf
+
+
+def _copy(output: Tensor) -> Tensor:
+    return output.detach().clone()
 
 
 def _gradient(loss: Tensor, outputs: Payload) -> Payload:

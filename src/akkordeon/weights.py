@@ -14,6 +14,8 @@ The same move makes an update all or nothing: if the optimizer raises, the old m
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 __all__ = ["Buffers", "Snapshot", "Weights"]
@@ -65,6 +67,13 @@ class Weights:
         """The weights as they are now, safe from any later update."""
         return self.now if self._keep else tuple(weight.detach().clone() for weight in self.now)
 
+    def adopt(self, weights: Sequence[Tensor]) -> None:
+        """Make these the current version of the trainable weights, without writing to them, now or later."""
+        for i, weight in zip(self.trainable, weights, strict=True):
+            self.masters[i].data = weight if self._keep else weight.clone()
+        self.now = self._aliases()
+        self.install(self.now)
+
     def prepare_update(self) -> None:
         """Give the masters fresh memory, so that the update leaves this version as it is."""
         if self._keep:
@@ -74,9 +83,13 @@ class Weights:
 
     def publish(self) -> None:
         """Make the updated masters the current version."""
-        if self._keep:
+        if self._keep or self._have_moved():
             self.now = self._aliases()
             self.install(self.now)
+
+    def _have_moved(self) -> bool:
+        """Whether the optimizer gave a master other memory (``p.data = …``), which aliases do not follow."""
+        return any(m.data_ptr() != w.data_ptr() for m, w in zip(self.masters, self.now, strict=True))
 
     def roll_back(self) -> None:
         """Forget an update that failed half way."""

@@ -10,16 +10,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-from akkordeon.actor import Actor
+from akkordeon.actor import Actor, Effect
 from akkordeon.messages import Message
 
-__all__ = ["Engine", "Load", "ProcessState"]
+__all__ = ["Engine", "Listener", "Load", "ProcessState"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +37,21 @@ class Load:
     busy_s: float
 
 
+class Listener(Protocol):
+    """Somebody who hears of every message that is handled, as a recorder does."""
+
+    def listen(self, actor: Actor, message: Message, now_s: float) -> Iterator[Effect]:
+        """Stands between engine and actor: called instead of ``actor.receive``, gives what that gives."""
+
+
 class Engine(ABC):
-    """Carries messages between actors."""
+    """Carries messages between actors.
+
+    Attributes:
+        recorder: hears of every message that is handled; set before :meth:`start`.
+    """
+
+    recorder: Listener | None = None
 
     @abstractmethod
     def start(self, on_report: Callable[[Any], None], seed: int) -> None:
@@ -49,6 +62,13 @@ class Engine(ABC):
         self, address: str, make: Callable[[], Actor], resources: Mapping[str, float] | None = None
     ) -> None:
         """Make an actor and give it an address. What ``make`` raises, this raises."""
+
+    def spawn_all(
+        self, actors: Iterable[tuple[str, Callable[[], Actor], Mapping[str, float] | None]]
+    ) -> None:
+        """Make the actors of a network: (address, make, resources), which belong together."""
+        for address, make, resources in actors:
+            self.spawn(address, make, resources)
 
     @abstractmethod
     def send(self, to: str, message: Message) -> None:

@@ -21,14 +21,15 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 
 from akkordeon.actor import Actor, After, Mailbox, Report, Send, Stop
 from akkordeon.engines.base import Engine, Load, ProcessState
-from akkordeon.errors import RecipeError
+from akkordeon.errors import RecipeError, SessionError
 from akkordeon.messages import Message, describe
 from akkordeon.metrics import ActorFailed, Undelivered
 
@@ -36,6 +37,9 @@ __all__ = ["Threads"]
 
 JOIN_S = 5.0
 """How long ``stop`` waits for a worker that is in the middle of something."""
+
+STALLED_S = 1.0
+"""How long it waits for an actor that may block; it is left behind then, and ends when it wakes up."""
 
 
 class _Cell:
@@ -77,25 +81,29 @@ class Threads(Engine):
         self._serial = itertools.count()
         self._idle = 0
         self._running = False
-        self._threads: list[threading.Thread] = []
+        self._threads: set[threading.Thread] = set()  # of workers
+        self._own_threads: set[threading.Thread] = set()  # of actors that may block; ended ones go
         self._on_report: Callable[[Any], None] = lambda record: None
         self._process: ProcessState | None = None
 
     # ── the engine's side ────────────────────────────────────────────────────────────────────────────
 
     def start(self, on_report: Callable[[Any], None], seed: int) -> None:
-        """Start the workers."""
+        """Start the workers.
+
+        Raises:
+            SessionError: it carries a session already.
+        """
+        if self._running:
+            raise SessionError("this engine carries a session already; give each session one of its own")
         self._process = ProcessState()
         torch.manual_seed(seed)
         self._on_report = on_report
         self._running = True
         for i in range(self.workers):
-            self._start_thread(f"akkordeon-worker-{i}", self._work_on_ready)
-
-    def _start_thread(self, name: str, target: Callable[..., None], *args: object) -> None:
-        thread = threading.Thread(target=target, args=args, name=name, daemon=True)
-        self._threads.append(thread)
-        thread.start()
+            thread = threading.Thread(target=self._work_on_ready, name=f"akkordeon-worker-{i}", daemon=True)
+            self._threads.add(thread)
+            thread.start()
 
     def spawn(
         self, address: str, make: Callable[[], Actor], resources: Mapping[str, float] | None = None
@@ -107,7 +115,11 @@ class Threads(Engine):
         with self._lock:
             self._cells[address] = cell
         if on_its_own:
-            self._start_thread(f"akkordeon-{address}", self._work_on_one, cell)
+            name = f"akkordeon-{address}"
+            thread = threading.Thread(target=self._work_on_one, args=(cell,), name=name, daemon=True)
+            thread.start()
+            with self._lock:
+                self._own_threads = {t for t in self._own_threads if t.is_alive()} | {thread}
 
     def send(self, to: str, message: Message) -> None:
         """Put a message into a mailbox."""
@@ -117,6 +129,10 @@ class Threads(Engine):
                 if cell.alive:
                     self._deliver(cell, message)
                     return
+        self._elsewhere(to, message)
+
+    def _elsewhere(self, to: str, message: Message) -> None:
+        """There is no such actor here; in a row of several processes this is where a message leaves."""
         self._report(Undelivered(to, message))
 
     def _deliver(self, cell: _Cell, message: Message) -> None:
@@ -155,10 +171,9 @@ class Threads(Engine):
             for cell in self._cells.values():
                 if cell.wake is not None:
                     cell.wake.notify()
-        deadline_s = time.monotonic() + JOIN_S
-        for thread in self._threads:
-            if thread is not threading.current_thread():
-                thread.join(max(0.0, deadline_s - time.monotonic()))
+            own_threads = list(self._own_threads)
+        _join(self._threads, JOIN_S)
+        _join(own_threads, STALLED_S)
         self._threads.clear()
         with self._lock:
             self._cells.clear()
@@ -214,7 +229,8 @@ class Threads(Engine):
         actor = cell.actor
         began_s = time.monotonic()
         try:
-            for effect in actor.receive(message, began_s):
+            receive = actor.receive if self.recorder is None else partial(self.recorder.listen, actor)
+            for effect in receive(message, began_s):
                 kind = type(effect)
                 if kind is Send:
                     self.send(effect.to, effect.message)  # type: ignore[union-attr]
@@ -225,12 +241,12 @@ class Threads(Engine):
                 elif kind is Stop:
                     self._remove(cell)
                     break
-        except Exception as error:
+        except BaseException as error:  # SystemExit too: a worker that died of it would leave all waiting
             self._fail(cell, message, error)
         cell.handled += 1
         cell.busy_s += time.monotonic() - began_s
 
-    def _fail(self, cell: _Cell, message: Message, error: Exception) -> None:
+    def _fail(self, cell: _Cell, message: Message, error: BaseException) -> None:
         self._remove(cell)
         self._report(ActorFailed(cell.actor.address, describe(message), error))
         try:
@@ -239,7 +255,7 @@ class Threads(Engine):
                     self.send(effect.to, effect.message)
                 elif isinstance(effect, Report):
                     self._report(effect.record)
-        except Exception as error_of_last_words:
+        except BaseException as error_of_last_words:
             self._report(ActorFailed(cell.actor.address, "its last words", error_of_last_words))
 
     def _remove(self, cell: _Cell) -> None:
@@ -273,3 +289,11 @@ class Threads(Engine):
             cell = self._cells.get(address)
             if cell is not None:
                 self._deliver(cell, message)
+
+
+def _join(threads: Iterable[threading.Thread], seconds: float) -> None:
+    """Wait until all of them have ended, or so long."""
+    deadline_s = time.monotonic() + seconds
+    for thread in threads:
+        if thread is not threading.current_thread():
+            thread.join(max(0.0, deadline_s - time.monotonic()))

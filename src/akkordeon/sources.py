@@ -1,0 +1,102 @@
+"""Sources of batches cut down to so many samples, or dealt out among several sentinels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from operator import itemgetter
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from akkordeon.data import Batches, private_loader
+from akkordeon.errors import DataError
+from akkordeon.payload import map_tensors, samples
+
+__all__ = ["dealt", "samples_of", "taken"]
+
+
+@dataclass(frozen=True, eq=False)
+class _Derived:
+    """What another source gives, with something done to it each time it is read."""
+
+    source: Iterable[Any]
+    change: Callable[[Iterator[Any]], Iterator[Any]]
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.change(iter(self.source))
+
+
+def taken(source: Any, n: int) -> Any:
+    """The first ``n`` samples of a source, the last batch cut where it must be.
+
+    Args:
+        source: :class:`Batches`, or any iterable of (x, y) batches.
+        n: at least 1.
+
+    Raises:
+        DataError: ``n`` is out of range.
+    """
+    if isinstance(source, Batches):
+        return source.take(n)
+    if n < 1:
+        raise DataError(f"cannot take {n} samples")
+    if isinstance(source, list | tuple):
+        return list(_first(iter(source), n))
+    return _Derived(source, lambda batches: _first(batches, n))
+
+
+def _first(batches: Iterator[Any], n: int) -> Iterator[Any]:
+    for x, y in batches:
+        size = samples(x)
+        cut = itemgetter(slice(n))
+        yield (x, y) if size <= n else (map_tensors(cut, x), map_tensors(cut, y))
+        n -= size
+        if n <= 0:
+            return
+
+
+def dealt(source: Any, n: int, seed: int = 0) -> list[Any]:
+    """A source in ``n`` parts, disjoint and together all of it.
+
+    Args:
+        source: :class:`Batches`, whose samples are dealt out; or another iterable of batches that can be
+            read again, of which each part gets every n-th batch.
+        n: at least 1.
+        seed: of a ``DataLoader`` that brings no generator.
+
+    Raises:
+        DataError: there is too little to deal, or it can be read only once.
+    """
+    if n == 1:
+        return [source]
+    if isinstance(source, Batches):
+        return [source.part(i, n) for i in range(n)]
+    if isinstance(source, list | tuple):
+        if len(source) < n:
+            raise DataError(f"cannot deal {len(source)} batches to {n} sentinels")
+        return [source[i::n] for i in range(n)]
+    if isinstance(source, Iterator):
+        raise DataError(
+            f"a {type(source).__name__} can be read only once, so it cannot be dealt to {n} sentinels"
+        )
+    return [_Derived(_same_for_all(source, seed), _every(i, n)) for i in range(n)]
+
+
+def _every(i: int, n: int) -> Callable[[Iterator[Any]], Iterator[Any]]:
+    return lambda batches: islice(batches, i, None, n)
+
+
+def _same_for_all(source: Any, seed: int) -> Any:
+    """The source in an order that every part sees alike."""
+    return private_loader(source, seed) if isinstance(source, DataLoader) else source
+
+
+def samples_of(source: Any) -> int | None:
+    """How many samples one reading gives, where that can be known without reading; None otherwise."""
+    if isinstance(source, Batches):
+        return source.samples
+    if isinstance(source, list | tuple):
+        return sum(samples(x) for x, _ in source)
+    return None

@@ -1,0 +1,131 @@
+"""The recipe of a row: how a module is cut, what is refused, how the gates are wired."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.harness import same_bits, sgd, small_network
+from torch import nn
+
+import akkordeon as ak
+from akkordeon.errors import RecipeError, SharedParameterError
+from akkordeon.network import _cut
+
+
+def layers(sizes) -> list[nn.Module]:
+    return [nn.Linear(size, 1, bias=False) if size else nn.ReLU() for size in sizes]
+
+
+def weight(part) -> int:
+    return sum(1 + sum(p.numel() for p in layer.parameters()) for layer in part)
+
+
+@given(st.lists(st.integers(0, 50), min_size=1, max_size=8), st.data())
+def test_a_module_is_cut_so_that_the_largest_part_is_as_small_as_can_be(sizes, data):
+    parts = data.draw(st.integers(1, len(sizes)))
+    row = layers(sizes)
+    cut = _cut(row, parts)
+    assert [layer for part in cut for layer in part] == row
+    assert len(cut) == parts
+    assert all(cut)
+    ways = itertools.combinations(range(1, len(row)), parts - 1)
+    best = min(max(weight(row[a:b]) for a, b in itertools.pairwise([0, *ends, len(row)])) for ends in ways)
+    assert max(map(weight, cut)) == best
+
+
+def test_from_module_gives_a_network_that_computes_what_the_module_does():
+    module = nn.Sequential(nn.Linear(6, 50), nn.ReLU(), nn.Linear(50, 40), nn.ReLU(), nn.Linear(40, 4))
+    network = ak.Network.from_module(module, 3, sgd, ak.Latest(), max_staleness=9)
+    assert [len(gate.module) for gate in network.gates] == [2, 1, 2]
+    assert all(gate.staleness == ak.Latest() for gate in network.gates)
+    assert network.max_staleness == 9
+    x = torch.randn(5, 6)
+    assert torch.equal(network.module()(x), module(x))
+
+
+def test_from_module_refuses_what_it_cannot_cut():
+    with pytest.raises(RecipeError, match=r"cuts an nn.Sequential, got Linear"):
+        ak.Network.from_module(nn.Linear(2, 2), 1, sgd)
+    for gates in (0, 3):
+        with pytest.raises(RecipeError, match=f"2 layers cannot be cut into {gates} gates"):
+            ak.Network.from_module(nn.Sequential(nn.ReLU(), nn.ReLU()), gates, sgd)
+
+
+def test_a_parameter_shared_between_gates_is_refused_by_its_names():
+    embed, head = nn.Embedding(5, 3), nn.Sequential(nn.Linear(3, 5, bias=False))
+    head[0].weight = embed.weight
+    sentence = "the parameter '0.weight' of gate 1 is also 'weight' of gate 0"
+    with pytest.raises(SharedParameterError, match=sentence):
+        ak.Network([ak.Gate(embed, sgd), ak.Gate(head, sgd)])
+
+
+def test_a_parameter_shared_within_a_gate_is_nobodys_business():
+    module = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    module[1].weight = module[0].weight
+    ak.Network([ak.Gate(module, sgd), ak.Gate(nn.Linear(3, 3), sgd)])
+
+
+@pytest.mark.parametrize(
+    ("recipe", "sentence"),
+    [
+        ({"gates": []}, "at least one gate, got none"),
+        ({"gates": [nn.Linear(1, 1)]}, "is made of gates, got Linear; wrap it"),
+        ({"max_staleness": -1}, "max_staleness is at least 0, got -1"),
+        ({"max_in_flight": 0}, "max_in_flight is at least 1, got 0"),
+    ],
+)
+def test_a_recipe_that_cannot_work_is_refused(recipe, sentence):
+    with pytest.raises(RecipeError, match=sentence):
+        ak.Network(**({"gates": [ak.Gate(nn.ReLU())]} | recipe))
+
+
+def test_gates_are_wired_to_their_neighbours():
+    network = small_network(max_staleness=5, max_in_flight=7)
+    spawns = list(network.spawns(seed=3, prefix="replica/2/"))
+    addresses = [f"replica/2/gate/{i}" for i in range(3)]
+    assert [spawn.address for spawn in spawns] == addresses
+    places = [spawn.make().place for spawn in spawns]
+    assert [place.address for place in places] == addresses
+    assert [place.previous for place in places] == [None, *addresses[:2]]
+    assert [place.next for place in places] == [*addresses[1:], None]
+    assert [(p.index, p.seed, p.max_staleness, p.max_in_flight) for p in places] == [
+        (i, 3, 5, 7) for i in range(3)
+    ]
+
+
+def test_every_spawn_makes_a_gate_of_its_own_from_the_same_weights():
+    (spawn, *_) = small_network().spawns(seed=0)
+    one, other = spawn.make(), spawn.make()
+    assert same_bits(one.module, other.module)
+    one.weights.masters[0].data.zero_()
+    assert not same_bits(one.module, other.module)
+
+
+def test_replacing_touches_only_the_gates_that_learn():
+    def adam(params):
+        return torch.optim.Adam(params)
+
+    network = ak.Network([ak.Gate(nn.Linear(2, 2), sgd), ak.Gate(nn.ReLU())], max_staleness=4)
+    replaced = network.replacing(staleness=ak.Latest(), optimizer=adam)
+    assert (replaced.gates[0].optimizer, replaced.gates[0].staleness) == (adam, ak.Latest())
+    assert replaced.gates[1] == network.gates[1]
+    assert replaced.max_staleness == 4
+    assert network.gates[0].optimizer is sgd
+    assert network.replacing(optimizer=adam).gates[0].staleness == ak.Stash()
+
+
+def test_the_module_of_a_network_is_a_copy_with_the_weights_given():
+    network = ak.Network([ak.Gate(nn.Linear(2, 2), sgd), ak.Gate(nn.BatchNorm1d(2), sgd)])
+    states = {f"gate/{i}": copy.deepcopy(gate.module.state_dict()) for i, gate in enumerate(network.gates)}
+    states["gate/0"]["weight"] += 1
+    states["gate/1"]["running_mean"] += 1
+    module = network.module(states)
+    assert torch.equal(module[0].weight, network.gates[0].module.weight + 1)
+    assert torch.equal(module[1].running_mean, torch.ones(2))
+    assert torch.equal(network.module()[0].weight, network.gates[0].module.weight)
+    assert network.module()[0] is not network.gates[0].module

@@ -1,0 +1,297 @@
+"""A training sentinel, driven by hand: what it sends, counts, refuses and leaves behind."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from tests.harness import do, reports, sends, stops
+from torch.nn import functional as F
+
+import akkordeon as ak
+from akkordeon.actor import After
+from akkordeon.errors import DataError, RecipeError
+from akkordeon.messages import (
+    Attach,
+    Backward,
+    Batch,
+    Close,
+    Detach,
+    EpochEnd,
+    Fault,
+    Forget,
+    Forward,
+    Item,
+    Probe,
+    Pull,
+    Refused,
+    SourceFailed,
+)
+from akkordeon.metrics import BatchRefused, EpochDone, SentinelEnded, SentinelStatus
+from akkordeon.trainer import HOPELESS, Trainer
+
+ME, ROW = "sentinel/tdp#1", ("gate/0", "gate/1", "gate/2")
+
+
+def trainer_of(loss=F.cross_entropy, **recipe) -> Trainer:
+    return Trainer(ME, "tdp", ROW, "reader/tdp#1", ak.Sentinel.train([], loss, **({"in_flight": 2} | recipe)))
+
+
+def item(size: int = 4, y=None) -> Item:
+    return Item(torch.randn(size, 6), torch.zeros(size, dtype=torch.int64) if y is None else y)
+
+
+def outputs(number: int, size: int = 4, value: float | None = None) -> Forward:
+    y = torch.randn(size, 3) if value is None else torch.full((size, 3), value)
+    return Forward(Batch(ME, number), y)
+
+
+def back(number: int, staleness=(0, 1, 2)) -> Backward:
+    return Backward(Batch(ME, number), None, staleness)
+
+
+def refused(number: int, gate: str = "gate/1", fault: Fault = Fault.FORM) -> Refused:
+    return Refused(Batch(ME, number), gate, fault, "why")
+
+
+def trained(trainer, *numbers) -> list:
+    return do(trainer, *(message for n in numbers for message in (outputs(n), back(n))))
+
+
+# ── sending ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_it_reads_two_blocks_ahead_and_asks_again_after_each_block_sent():
+    trainer = trainer_of(in_flight=3)
+    assert sends(do(trainer, Attach())) == [Pull(6)]
+    effects = do(trainer, *(item() for _ in range(6)))
+    assert len(sends(effects, Forward)) == 3
+    assert sends(effects, Pull) == [Pull(3)]
+    assert sends(trained(trainer, 0, 1, 2), Pull) == [Pull(3)]
+
+
+def test_as_many_batches_are_under_way_as_the_row_has_gates_if_nothing_else_was_said():
+    trainer = trainer_of(in_flight=None)
+    assert len(sends(do(trainer, *(item() for _ in range(5))), Forward)) == 3
+
+
+def test_labels_do_not_leave_it():
+    secret = torch.tensor([1, 2, 0, 1])
+    trainer, one = trainer_of(), item(y=secret)
+    (message,) = sends(do(trainer, one))
+    assert message == Forward(Batch(ME, 0), one.x)
+    (gradient,) = sends(do(trainer, outputs(0)))
+    assert isinstance(gradient, Backward)
+
+
+def test_the_gradient_of_the_loss_goes_to_the_last_gate():
+    trainer, one = trainer_of(), item()
+    do(trainer, one)
+    y = outputs(0)
+    leaf = y.payload.clone().requires_grad_()
+    (effect,) = do(trainer, y)
+    assert effect.to == "gate/2"
+    assert torch.equal(effect.message.payload, torch.autograd.grad(F.cross_entropy(leaf, one.y), leaf)[0])
+
+
+def test_outputs_in_any_form_get_a_gradient_in_that_form():
+    def loss(out, y):
+        return out["a"].mean() + 0 * out["n"].sum()
+
+    trainer = trainer_of(loss)
+    do(trainer, item())
+    y = {"a": torch.randn(4), "n": torch.arange(4), "unused": torch.randn(4)}
+    (message,) = sends(do(trainer, Forward(Batch(ME, 0), y)))
+    assert torch.equal(message.payload["a"], torch.full((4,), 0.25))
+    assert message.payload["n"] is None
+    assert message.payload["unused"] is None
+
+
+def test_a_trained_batch_makes_room_for_the_next():
+    trainer = trainer_of(in_flight=1)
+    do(trainer, item(), item())
+    assert sends(do(trainer, outputs(0)), Forward) == []
+    (message,) = sends(do(trainer, back(0)), Forward)
+    assert message.batch == Batch(ME, 1)
+
+
+# ── counting ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_epoch_is_reported_when_its_last_batch_is_back():
+    trainer = trainer_of(scores={"ones": lambda out, y: torch.ones(())}, epochs=2)
+    do(trainer, Attach(), now_s=10.0)
+    do(trainer, item(4), item(2), EpochEnd(last=False), item(4))
+    do(trainer, outputs(0), outputs(1, 2), back(0, (0, 0, 1)))
+    effects = do(trainer, back(1, (0, 3, 2)), now_s=14.0)
+    (done,) = reports(effects, EpochDone)
+    assert (done.sentinel, done.epoch, done.samples, done.seconds) == ("tdp", 1, 6, 4.0)
+    assert done.scores == {"ones": 1.0}
+    assert (done.staleness_mean, done.staleness_max) == (1.0, 3)
+    assert math.isfinite(done.loss)
+    assert not stops(effects)
+
+
+def test_after_the_last_epoch_it_ends_and_closes_its_reader():
+    trainer = trainer_of()
+    do(trainer, item(), EpochEnd(last=True))
+    effects = trained(trainer, 0)
+    assert reports(effects)[-1] == SentinelEnded(ME, trainer.batches)
+    assert trainer.batches.as_tuple() == (1, 1, 0, 0)
+    assert sends(effects, Close) == [Close()]
+    assert stops(effects)
+
+
+def test_it_ends_after_the_batch_that_reaches_its_samples():
+    trainer = trainer_of(samples=6)
+    effects = do(trainer, item(4), item(4), item(4))
+    assert len(sends(effects, Forward)) == 2
+    effects = trained(trainer, 0, 1)
+    assert reports(effects, EpochDone)[0].samples == 8
+    assert stops(effects)
+
+
+def test_a_time_limit_detaches_it():
+    trainer = trainer_of(seconds=5.0)
+    (timer,) = [effect for effect in do(trainer, Attach()) if isinstance(effect, After)]
+    assert timer == After(5.0, Detach())
+
+
+def test_a_loss_that_is_not_finite_ends_the_batch_in_all_gates():
+    trainer = trainer_of(in_flight=1)
+    do(trainer, item(), item())
+    effects = do(trainer, outputs(0, value=float("nan")))
+    assert [(e.to, e.message) for e in effects[:3]] == [(gate, Forget(ME, 0)) for gate in ROW]
+    (record,) = reports(effects, BatchRefused)
+    assert str(record) == "tdp refused its own batch 0: its loss is nan, expected a finite number"
+    assert trainer.batches.as_tuple() == (2, 0, 1, 0)
+    assert sends(effects, Forward)[0].batch.number == 1
+
+
+def test_a_refused_batch_is_forgotten_by_the_gates_that_may_hold_it():
+    trainer = trainer_of()
+    do(trainer, item(), item())
+    effects = do(trainer, refused(0, "gate/1"))
+    assert [e.to for e in effects if getattr(e, "message", None) == Forget(ME, 0)] == ["gate/0", "gate/1"]
+    assert reports(effects, BatchRefused)[0].gate == "gate/1"
+    assert trainer.batches.refused == 1
+    assert do(trainer, refused(0, "gate/0"), outputs(0), back(0)) == []  # it is counted once
+    assert trainer.batches.as_tuple() == (2, 0, 1, 0)
+
+
+def test_refused_batches_are_part_of_their_epochs_report():
+    trainer = trainer_of()
+    do(trainer, item(), item(), EpochEnd(last=True), refused(0))
+    (done,) = reports(trained(trainer, 1), EpochDone)
+    assert (done.refused, done.samples) == (1, 4)
+
+
+def test_it_gives_up_when_nothing_but_refusals_came():
+    trainer = trainer_of(in_flight=1)
+    for n in range(HOPELESS - 1):
+        do(trainer, item(), refused(n))
+    do(trainer, item())
+    with pytest.raises(
+        DataError, match=f"all {HOPELESS} of its batches were refused; gate/1 refused batch 9"
+    ):
+        do(trainer, refused(HOPELESS - 1))
+
+
+def test_it_gives_up_at_the_end_of_a_short_source_too():
+    trainer = trainer_of()
+    do(trainer, item(), EpochEnd(last=True))
+    with pytest.raises(DataError, match="all 1 of its batches were refused"):
+        do(trainer, refused(0))
+
+
+def test_gradients_that_are_too_old_are_no_reason_to_give_up():
+    trainer = trainer_of(in_flight=1)
+    for n in range(2 * HOPELESS):
+        do(trainer, item(), refused(n, fault=Fault.TOO_STALE))
+    assert trainer.batches.refused == 2 * HOPELESS
+
+
+def test_one_trained_batch_is_hope_for_ever():
+    trainer = trainer_of(in_flight=1)
+    do(trainer, item())
+    trained(trainer, 0)
+    for n in range(1, 2 * HOPELESS):
+        do(trainer, item(), refused(n))
+    assert trainer.batches.as_tuple() == (2 * HOPELESS, 1, 2 * HOPELESS - 1, 0)
+
+
+# ── ending ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_detached_it_sends_nothing_new_and_ends_when_all_is_back():
+    trainer = trainer_of()
+    do(trainer, item(), item(), item())
+    assert do(trainer, Detach()) == []
+    assert sends(trained(trainer, 0), Forward) == []
+    effects = trained(trainer, 1)
+    assert reports(effects, EpochDone)[0].samples == 8
+    assert stops(effects)
+    assert trainer.batches.as_tuple() == (2, 2, 0, 0)
+
+
+def test_detached_with_drop_it_loses_what_is_in_flight_and_ends_at_once():
+    trainer = trainer_of()
+    do(trainer, item(), item())
+    effects = do(trainer, Detach(drop=True))
+    assert [e.to for e in effects if getattr(e, "message", None) == Forget(ME)] == list(ROW)
+    assert trainer.batches.as_tuple() == (2, 0, 0, 2)
+    assert stops(effects)
+
+
+def test_detached_before_it_began_it_ends_at_once():
+    effects = do(trainer_of(), Detach())
+    assert stops(effects)
+    assert reports(effects, EpochDone) == []
+
+
+@pytest.mark.parametrize("how", ["closed", "failed"])
+def test_closed_or_failed_it_leaves_nothing_in_the_gates_and_tells_what_was_lost(how):
+    trainer = trainer_of()
+    do(trainer, item(), item())
+    trained(trainer, 0)
+    effects = do(trainer, Close()) if how == "closed" else list(trainer.last_words())
+    assert [e.to for e in effects if getattr(e, "message", None) == Forget(ME)] == list(ROW)
+    (ended,) = reports(effects, SentinelEnded)
+    assert ended.batches.as_tuple() == (2, 1, 0, 1)
+    assert sends(effects, Close) == [Close()]
+
+
+def test_a_source_that_failed_fails_it_with_that_error():
+    with pytest.raises(ZeroDivisionError, match="the disk is gone"):
+        do(trainer_of(), SourceFailed(ZeroDivisionError("the disk is gone")))
+
+
+BAD_LOSSES = {
+    "no tensor": (lambda out, y: 1.0, "its loss must be a tensor with one number, got a float"),
+    "no scalar": (
+        lambda out, y: F.cross_entropy(out, y, reduction="none"),
+        r"its loss must be one number, got shape \(4,\); take the mean",
+    ),
+    "no gradient": (lambda out, y: torch.ones(()), "does not depend on the network's outputs"),
+}
+
+
+@pytest.mark.parametrize("what", BAD_LOSSES)
+def test_a_loss_that_is_no_loss_fails_it_with_what_is_wrong(what):
+    loss, sentence = BAD_LOSSES[what]
+    trainer = trainer_of(loss)
+    do(trainer, item())
+    with pytest.raises(RecipeError, match=sentence):
+        do(trainer, outputs(0))
+
+
+def test_a_probe_is_answered_with_what_there_is_to_tell():
+    trainer = trainer_of()
+    do(trainer, item(), item())
+    trained(trainer, 0)
+    (status,) = reports(do(trainer, Probe(3)), SentinelStatus)
+    assert (status.probe, status.name, status.role, status.in_flight) == (3, "tdp", "train", 1)
+    assert (status.rounds, status.samples, status.batches.as_tuple()) == (0, 4, (2, 1, 0, 0))
+    do(trainer, item())
+    assert status.batches.sent == 2  # a report does not change afterwards
