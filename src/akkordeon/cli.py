@@ -1,0 +1,253 @@
+"""The command line: arguments to a plan, a plan to a run."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from typer.core import TyperGroup
+
+from akkordeon import cli_network
+from akkordeon.cli_downpour import downpour_command
+from akkordeon.cli_simulate import replay, simulate
+from akkordeon.errors import AkkordeonError
+
+__all__ = ["app", "main"]
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
+
+class _Sentences(TyperGroup):
+    """Tells every error that is raised on purpose as one sentence."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except AkkordeonError as error:
+            _complain(error)
+            raise typer.Exit(1) from error
+        except KeyboardInterrupt:
+            typer.echo("interrupted", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+
+
+def _complain(error: AkkordeonError) -> None:
+    typer.echo(f"akkordeon: {' '.join(str(error).split())}", err=True)
+
+
+app = typer.Typer(
+    cls=_Sentences,
+    help="Trains PyTorch models with actors: a row of gates, each with its own optimizer.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """The entry point."""
+    app()
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"akkordeon {version('akkordeon')}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    show_version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Say which version this is."),
+    ] = False,
+) -> None:
+    pass
+
+
+DataDir = Annotated[
+    str | None,
+    typer.Option(envvar="AKKORDEON_DATA", metavar="DIR", help="The folder with the files of the data set."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="End with the outcome as one JSON object on a line.")]
+KeptDir = Annotated[Path, typer.Argument(metavar="DIR", help="What `akkordeon train --out` was given.")]
+OfBest = Annotated[bool, typer.Option("--best", help="Use the best weights instead of the last.")]
+
+
+@app.command()
+def train(
+    task: Annotated[
+        str, typer.Argument(metavar="[TASK]", help="digits, mnist, fashion-mnist or FILE.py:FUNCTION.")
+    ] = "digits",
+    data_dir: DataDir = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Times to read the training data.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Samples of a batch.")] = None,
+    in_flight: Annotated[int, typer.Option(min=1, help="Batches a sentinel has under way.")] = 5,
+    sentinels: Annotated[int, typer.Option(min=1, help="Cut the data into N parts, a sentinel each.")] = 1,
+    take: Annotated[int | None, typer.Option(min=1, help="Train on the first N samples alone.")] = None,
+    validate_every: Annotated[
+        float | None, typer.Option(min=0.01, metavar="SECONDS", help="Validate so often, not each epoch.")
+    ] = None,
+    staleness: Annotated[
+        Literal["latest", "stash", "dc-constant", "dc-adaptive"] | None,
+        typer.Option(help="What all gates do about stale gradients."),
+    ] = None,
+    max_staleness: Annotated[int | None, typer.Option(min=0, help="Refuse older gradients.")] = None,
+    optimizer: Annotated[
+        Literal["sgd", "momentum", "adam", "adamw"] | None, typer.Option(help="The optimizer of all gates.")
+    ] = None,
+    lr: Annotated[
+        float | None, typer.Option(min=0, help="Its learning rate, or that of the task's own optimizers.")
+    ] = None,
+    keep_best: Annotated[
+        str | None, typer.Option(metavar="SCORE", help="Keep the weights best by this score, or 'loss'.")
+    ] = None,
+    patience: Annotated[
+        int | None, typer.Option(min=1, help="Stop after N validations without a better one.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of weights, masks and the order of samples.")] = 0,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Threads at work; one makes a run repeatable.")
+    ] = None,
+    json: AsJson = False,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Keep weights, report and task in this folder.")
+    ] = None,
+    record: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Keep what every actor did, for `akkordeon replay`.")
+    ] = None,
+) -> None:
+    """Train a task; Ctrl-C stops with what is reached.
+
+    FILE.py:FUNCTION names a function of yours that returns an akkordeon.Task.
+    """
+    from akkordeon import job
+
+    plan = job.Plan(
+        task=task,
+        data_dir=data_dir,
+        epochs=epochs,
+        batch_size=batch_size,
+        in_flight=in_flight,
+        sentinels=sentinels,
+        take=take,
+        validate_every=validate_every,
+        staleness=staleness,
+        optimizer=optimizer,
+        lr=lr,
+        max_staleness=max_staleness,
+        keep_best=keep_best,
+        patience=patience,
+        seed=seed,
+        workers=workers,
+    )
+    _carry_out(plan, out, record, json)
+
+
+def _carry_out(plan: Any, out: Path | None, record: Path | None, json: bool) -> None:
+    """Train as planned, on the terminal."""
+    from akkordeon import job
+    from akkordeon.keeping import as_json
+
+    outcome = job.train(plan, _view(plan.workers), out, record)
+    typer.echo(f"\n{_in_words(outcome.summary)}")
+    if out is not None:
+        typer.echo(f"kept in {out}")
+    if json:
+        typer.echo(as_json(outcome.summary))
+    if outcome.error is not None:
+        _complain(outcome.error)
+    if outcome.interrupted or outcome.error is not None:
+        raise typer.Exit(INTERRUPTED if outcome.interrupted else 1)
+
+
+def _view(workers: int | None) -> Any:
+    """Something live on a terminal, but with one worker lines: asking gates how they are changes the run."""
+    from akkordeon.watch.lines import Lines
+
+    if sys.stdout.isatty() and workers != 1:
+        from rich.console import Console
+
+        from akkordeon.watch.console import LiveView
+
+        console = Console()
+        if not console.is_dumb_terminal:
+            return LiveView(console)
+    return Lines(typer.echo, partial(typer.echo, err=True))
+
+
+def _in_words(summary: Any) -> str:
+    batches = summary["batches"]
+    lost = "".join(f", {batches[what]:,} {what}" for what in ("refused", "lost") if batches[what])
+    took = f"in {summary['seconds']:.1f} s, {summary['samples_per_s']:,.0f} samples/s"
+    return f"{batches['trained']:,} batches trained{lost} {took}"
+
+
+@app.command("test")
+def measure(folder: KeptDir, best: OfBest = False, data_dir: DataDir = None, json: AsJson = False) -> None:
+    """Measure what was kept, on the task's validation data."""
+    from akkordeon import job
+    from akkordeon.keeping import as_json
+
+    record = job.measure(*job.kept(folder, best, data_dir))
+    if json:
+        typer.echo(as_json(record))
+    else:
+        scores = "".join(f"  {name} {value:.4f}" for name, value in record["scores"].items())
+        typer.echo(f"loss {record['loss']:.4f}{scores}  {record['samples']:,} samples")
+
+
+@app.command()
+def predict(
+    folder: KeptDir,
+    file: Annotated[Path, typer.Argument(metavar="FILE.npy", help="Inputs, a row each.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE.npy", help="Write the network's outputs here.")
+    ] = None,
+    best: OfBest = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Print the class (or the outputs) that the kept network gives each input."""
+    from akkordeon import job
+    from akkordeon.keeping import save_array
+
+    outputs, are_scores = job.predict(*job.kept(folder, best, data_dir), file)
+    if out is not None:
+        save_array(out, outputs)
+        return
+    rows = outputs.argmax(1) if are_scores else outputs
+    for row in rows:
+        typer.echo(" ".join(f"{number:g}" for number in row.reshape(-1).tolist()))
+
+
+@app.command()
+def data(
+    name: Annotated[Literal["mnist", "fashion-mnist"], typer.Argument(help="Which data set.")],
+    data_dir: Annotated[
+        str, typer.Option(envvar="AKKORDEON_DATA", metavar="DIR", help="The folder for its files.")
+    ],
+) -> None:
+    """Download a data set, or what of it is missing."""
+    from akkordeon.download import download
+
+    for path in download(name, data_dir, progress=sys.stderr.isatty()):
+        typer.echo(path)
+
+
+app.command("downpour")(downpour_command(_carry_out))
+app.command()(simulate)
+app.command()(replay)
+app.add_typer(cli_network.network, name="network")
+app.add_typer(cli_network.sentinel, name="sentinel")
+app.command()(cli_network.join)
+app.command()(cli_network.status)
+app.command()(cli_network.detach)
+
+
+if __name__ == "__main__":
+    main()

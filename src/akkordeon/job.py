@@ -1,0 +1,295 @@
+"""The main job: a task trained as planned, followed to its end, and kept; and what was kept, used again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from akkordeon.choices import downpour_of, optimizer_named, rule_named, with_lr
+from akkordeon.data import as_batches
+from akkordeon.downpour import Downpour
+from akkordeon.engines.threads import Threads
+from akkordeon.errors import ActorFailedError, DataError, RecordError
+from akkordeon.keeping import (
+    BEST,
+    WEIGHTS,
+    load_array,
+    load_description,
+    load_weights,
+    make_folder,
+    save_description,
+    save_weights,
+    signature_of_rows,
+)
+from akkordeon.network import Network
+from akkordeon.payload import signature
+from akkordeon.record import Record
+from akkordeon.replay import Replayed, replay
+from akkordeon.sentinel import Best, Evaluation, Sentinel, Training
+from akkordeon.session import Session, run
+from akkordeon.sources import dealt, taken
+from akkordeon.tasks import Task, load_task
+from akkordeon.watch.following import Follower, Interrupts, View
+from akkordeon.watch.journal import Journal
+from akkordeon.watch.summary import summary
+
+__all__ = [
+    "Outcome",
+    "Plan",
+    "described",
+    "kept",
+    "measure",
+    "network_of",
+    "predict",
+    "recipe_of",
+    "replay_of",
+    "train",
+    "trainers_of",
+    "validator_of",
+]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a task is to be trained; None leaves it to the task.
+
+    Args:
+        task: its name, or ``FILE.py:FUNCTION``.
+        data_dir: where the files of its data set are.
+        epochs: times to read the training data through.
+        batch_size: samples of a batch.
+        in_flight: batches each training sentinel has under way.
+        sentinels: parts the training data is cut into, one training sentinel each.
+        take: the first so many training samples are all there is.
+        validate_every: seconds between validations; None has one after each reading of all the data.
+        staleness: name of a rule for all gates.
+        optimizer: name of an optimizer for all gates.
+        lr: its learning rate, or that of the task's own optimizers.
+        max_staleness: gradients older than so many updates are refused.
+        keep_best: score by which the best weights are kept; ``"loss"`` too.
+        patience: validations without a better one before training stops.
+        seed: of the first weights, the order of the samples and all masks.
+        workers: threads at work; one makes the run repeatable to the bit.
+        downpour: replicas and other arguments of :func:`downpour_of` by name; None trains one row.
+    """
+
+    task: str = "digits"
+    data_dir: str | None = None
+    epochs: int | None = None
+    batch_size: int | None = None
+    in_flight: int = 5
+    sentinels: int = 1
+    take: int | None = None
+    validate_every: float | None = None
+    staleness: str | None = None
+    optimizer: str | None = None
+    lr: float | None = None
+    max_staleness: int | None = None
+    keep_best: str | None = None
+    patience: int | None = None
+    seed: int = 0
+    workers: int | None = None
+    downpour: Mapping[str, Any] | None = None
+
+    @property
+    def trainers(self) -> int:
+        """How many training sentinels there will be."""
+        return self.sentinels if self.downpour is None else int(self.downpour["replicas"])
+
+    def load(self) -> Task:
+        """Make the task; see :func:`load_task`."""
+        return load_task(self.task, self.data_dir, self.seed)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How it ended: the summary, whether Ctrl-C ended it, and what failed."""
+
+    summary: Mapping[str, Any]
+    interrupted: bool
+    error: ActorFailedError | None
+
+
+# ── from a plan to recipes ───────────────────────────────────────────────────────────────────────────
+
+
+def network_of(task: Task, plan: Plan) -> Network:
+    """The task's network with the rule, the optimizer and the bounds of the plan."""
+    network = task.network.replacing(
+        staleness=None if plan.staleness is None else rule_named(plan.staleness),
+        optimizer=None if plan.optimizer is None else optimizer_named(plan.optimizer, plan.lr),
+    )
+    if plan.lr is not None and plan.optimizer is None:
+        network = with_lr(network, plan.lr)
+    if plan.max_staleness is not None:
+        network = replace(network, max_staleness=plan.max_staleness)
+    return replace(network, max_in_flight=max(network.max_in_flight, plan.in_flight * plan.sentinels))
+
+
+def recipe_of(task: Task, plan: Plan) -> Network | Downpour:
+    """What is run: that network, or as many replicas of it as the plan says."""
+    network = network_of(task, plan)
+    return network if plan.downpour is None else downpour_of(network, **plan.downpour)
+
+
+def trainers_of(task: Task, plan: Plan) -> list[Training]:
+    """The training sentinels: ``train``, or ``train-1`` and so on."""
+    batches = task.train_batches(plan.batch_size, plan.seed)
+    if plan.take is not None:
+        batches = taken(batches, plan.take)
+    return [
+        Sentinel.train(
+            part,
+            task.loss,
+            in_flight=plan.in_flight,
+            epochs=plan.epochs or task.epochs,
+            scores=task.scores,
+            name="train" if plan.sentinels == 1 else f"train-{number}",
+        )
+        for number, part in enumerate(dealt(batches, plan.sentinels, plan.seed), 1)
+    ]
+
+
+def validator_of(task: Task, plan: Plan) -> Evaluation:
+    """The validation sentinel, ``validate``."""
+    best = None
+    if plan.keep_best is not None or plan.patience is not None:
+        best = Best(plan.keep_best or "loss", patience=plan.patience)
+    return Sentinel.validate(
+        task.validate,
+        task.loss,
+        scores=task.scores,
+        every_s=plan.validate_every,
+        every_epoch=plan.trainers if plan.validate_every is None else None,
+        best=best,
+        name="validate",
+    )
+
+
+# ── training and keeping ─────────────────────────────────────────────────────────────────────────────
+
+
+def train(plan: Plan, view: View, folder: Path | None = None, record: Path | None = None) -> Outcome:
+    """Train a task and show how it goes; Ctrl-C stops it with what is reached.
+
+    Args:
+        plan: what to do.
+        view: shows it.
+        folder: where weights, report and the plan are kept; None keeps nothing.
+        record: a file to replay the run from.
+
+    Raises:
+        AkkordeonError: it could not begin, or what it came to could not be kept.
+    """
+    task = plan.load()
+    sentinels: list[Training | Evaluation] = [*trainers_of(task, plan), validator_of(task, plan)]
+    journal = None if folder is None else Journal(make_folder(folder))
+    error = None
+    with Interrupts() as interrupts:
+        network, engine = recipe_of(task, plan), Threads(plan.workers)
+        with view, run(network, engine, seed=plan.seed, record=record, task=described(plan)) as session:
+            follower = Follower(session, view, [journal.tell] if journal else [])
+            began_s = time.monotonic()
+            for sentinel in sentinels:
+                session.attach(sentinel)
+            try:
+                follower.until_end(interrupts)
+            except ActorFailedError as failed:
+                error = failed
+            seconds = time.monotonic() - began_s
+        outcome = Outcome(summary(session, seconds), interrupts.count > 0, error)
+        if folder is not None and journal is not None:
+            _keep(folder, plan, session)
+            journal.close(outcome.summary)
+    return outcome
+
+
+def _keep(folder: Path, plan: Plan, session: Session) -> None:
+    save_weights(folder / WEIGHTS, session.states())
+    best = session.best_states()
+    if best is None:
+        (folder / BEST).unlink(missing_ok=True)  # of an earlier run
+    else:
+        save_weights(folder / BEST, best)
+    save_description(folder, {"akkordeon": version("akkordeon"), **described(plan)})
+
+
+def described(plan: Plan) -> dict[str, Any]:
+    """The plan as plain data, with paths that lead there from anywhere."""
+    file, colon, function = plan.task.rpartition(":")
+    task = f"{Path(file).expanduser().resolve()}:{function}" if colon else plan.task
+    data_dir = None if plan.data_dir is None else str(Path(plan.data_dir).expanduser().resolve())
+    return asdict(replace(plan, task=task, data_dir=data_dir))
+
+
+def replay_of(record: Record) -> Replayed:
+    """Replay a run of :func:`train`.
+
+    Raises:
+        RecordError: the record is of something else.
+        ReplayError: the run cannot be repeated; where, and what may be why.
+    """
+    description = record.header.get("task")
+    if not isinstance(description, dict) or "task" not in description:
+        raise RecordError("the record does not say what was run; replay it in Python with akkordeon.replay")
+    plan = Plan(**description)
+    task = plan.load()
+    return replay(record, recipe_of(task, plan), [*trainers_of(task, plan), validator_of(task, plan)])
+
+
+def kept(folder: Path, best: bool = False, data_dir: str | None = None) -> tuple[Task, Network]:
+    """The task of a kept run and its network, starting from the weights kept.
+
+    Args:
+        folder: what ``train`` was given.
+        best: the best weights instead of the last.
+        data_dir: where the data is now, if it has moved.
+
+    Raises:
+        DataError: a file is missing, damaged or of another task.
+        TaskError: the task cannot be made again.
+    """
+    description = load_description(folder)
+    task = load_task(description["task"], data_dir or description.get("data_dir"), description.get("seed", 0))
+    return task, load_weights(folder / (BEST if best else WEIGHTS), task.network)
+
+
+def measure(task: Task, network: Network) -> dict[str, Any]:
+    """Loss, scores, samples and seconds of one round over the task's validation data."""
+    with run(network) as session:
+        tester = session.attach(Sentinel.test(task.validate, task.loss, scores=task.scores, name="test"))
+        record = tester.wait().rounds[-1]
+    return {
+        "loss": record.loss,
+        "scores": record.scores,
+        "samples": record.samples,
+        "seconds": record.seconds,
+    }
+
+
+def predict(task: Task, network: Network, file: Path) -> tuple[Tensor, bool]:
+    """The network's outputs for the inputs in a ``.npy`` file, and whether they are scores of classes.
+
+    Raises:
+        DataError: the file is missing or damaged, or the network cannot work on what it holds.
+    """
+    x, y = next(iter(as_batches(task.validate, 1)))
+    inputs = load_array(file, like=x)
+    with run(network) as session:
+        try:
+            outputs = session.predict(inputs)
+        except ActorFailedError as error:
+            raise DataError(
+                f"the network cannot work on {file}, which holds {signature(inputs)}; "
+                f"the task's own inputs are {signature_of_rows(x)}"
+            ) from error
+    if not isinstance(outputs, Tensor):
+        raise DataError("the network gives several tensors; use session.predict in Python")
+    are_scores = isinstance(y, Tensor) and not y.is_floating_point() and outputs.dim() > 1
+    return outputs, are_scores and outputs.shape[1] > 1

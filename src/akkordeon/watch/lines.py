@@ -1,0 +1,74 @@
+"""Reports as lines of text, for people and for files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+from akkordeon.metrics import ActorFailed, BatchRefused, EpochDone, RoundDone
+from akkordeon.session import Session
+
+__all__ = ["Lines", "line_of"]
+
+WARNINGS_MAX = 5
+"""So many refused batches are told one by one; the others are counted."""
+
+
+def line_of(record: EpochDone | RoundDone) -> str:
+    """An epoch or a round in one line; numbers stand below each other from line to line."""
+    if isinstance(record, EpochDone):
+        what = f"epoch {record.epoch:>4}"
+        end = f"τ mean {record.staleness_mean:.1f} max {record.staleness_max}"
+        if record.refused:
+            end += f"  refused {record.refused}"
+    else:
+        what = f"round {record.round:>4}"
+        end = f"version {record.version}" + ("  best so far" if record.best else "")
+    scores = "".join(f"  {name} {value:.4f}" for name, value in record.scores.items())
+    speed = f"{record.seconds:6.2f} s {record.samples_per_s:>9,.0f} samples/s"
+    return f"{record.sentinel:<10} {what}  loss {record.loss:.4f}{scores}  {speed}  {end}"
+
+
+class Lines:
+    """Tells records as plain lines.
+
+    Args:
+        write: takes one line.
+        warn: takes one warning; ``write`` if not given.
+    """
+
+    def __init__(self, write: Callable[[str], None], warn: Callable[[str], None] | None = None) -> None:
+        self._write = write
+        self._warn = warn or write
+        self._refused = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._refused > WARNINGS_MAX:
+            self._warn(f"warning: {self._refused} batches were refused in all")
+
+    def tell(self, record: Any) -> None:
+        """Write the line of a record that has one."""
+        if isinstance(record, EpochDone | RoundDone):
+            self._write(line_of(record))
+        elif isinstance(record, BatchRefused):
+            self._refused += 1
+            if self._refused <= WARNINGS_MAX:
+                self._warn(f"warning: {record}")
+            if self._refused == WARNINGS_MAX:
+                self._warn("warning: further refused batches are only counted")
+
+        elif isinstance(record, ActorFailed) and record.address.startswith("sentinel/"):
+            self._warn(f"warning: {record.address} has failed; why is told when the others have ended")
+
+    def note(self, sentence: str) -> None:
+        """Write something that is no record."""
+        self._warn(sentence)
+
+    def look(self, session: Session, at_once: bool = False) -> None:
+        """Lines come from records alone."""

@@ -1,0 +1,55 @@
+"""The outcome of a session as one plain dictionary, ready for JSON."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from akkordeon.metrics import BatchCount
+from akkordeon.session import Attachment, Session
+
+__all__ = ["summary"]
+
+
+def summary(session: Session, seconds: float) -> dict[str, Any]:
+    """What every sentinel and gate came to.
+
+    Args:
+        session: at work or closed; once it is closed, with the gates' last versions.
+        seconds: how long it took.
+
+    Returns:
+        ``sentinels`` by name, ``gates`` head first, ``batches`` (sent = trained + refused + lost),
+        ``seconds`` and ``samples_per_s`` of the training alone.
+    """
+    trainers = [a for a in session.attachments if a.role == "train"]
+    samples = sum(epoch.samples for a in trainers for epoch in a.epochs)
+    trained_s = max((sum(epoch.seconds for epoch in a.epochs) for a in trainers), default=0.0)
+    return {
+        "sentinels": {a.name: _sentinel(a) for a in session.attachments},
+        "gates": [
+            {
+                "name": gate.name,
+                "version": gate.version,
+                "staleness_mean": gate.staleness_mean,
+                "staleness_max": gate.staleness_max,
+            }
+            for gate in session.status().gates
+        ],
+        "batches": asdict(sum((a.batches for a in trainers), BatchCount())),
+        "seconds": seconds,
+        "samples_per_s": samples / trained_s if trained_s else 0.0,
+    }
+
+
+def _sentinel(attachment: Attachment) -> dict[str, Any]:
+    """Loss and scores are those of the last round; samples and seconds of all of them."""
+    rounds = attachment.epochs or attachment.rounds
+    return {
+        "role": attachment.role,
+        "rounds": len(rounds),
+        "loss": rounds[-1].loss if rounds else None,
+        "scores": dict(rounds[-1].scores) if rounds else {},
+        "samples": sum(record.samples for record in rounds),
+        "seconds": sum(record.seconds for record in rounds),
+    }
