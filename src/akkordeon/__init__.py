@@ -2,30 +2,48 @@
 
 from akkordeon import nn
 from akkordeon.data import Batches
+from akkordeon.downpour import Downpour
+from akkordeon.engines.ray import Ray
+from akkordeon.engines.simulator import Simulator
 from akkordeon.engines.threads import Threads
 from akkordeon.errors import AkkordeonError
 from akkordeon.gate import Gate
+from akkordeon.joining import connect
 from akkordeon.metrics import accuracy
 from akkordeon.network import Network
+from akkordeon.outer import DelayedNesterov
+from akkordeon.replay import replay
+from akkordeon.replicas import Attachments, DownpourSession
 from akkordeon.sentinel import Best, Sentinel
 from akkordeon.session import Attachment, Session, run
-from akkordeon.staleness import DelayCompensation, Latest, Rule, Stash
+from akkordeon.staleness import DelayCompensation, InverseStaleness, Latest, Rule, Stash
+from akkordeon.tasks import Task
 
 __all__ = [
     "AkkordeonError",
     "Attachment",
+    "Attachments",
     "Batches",
     "Best",
     "DelayCompensation",
+    "DelayedNesterov",
+    "Downpour",
+    "DownpourSession",
     "Gate",
+    "InverseStaleness",
     "Latest",
     "Network",
+    "Ray",
     "Rule",
     "Sentinel",
     "Session",
+    "Simulator",
     "Stash",
+    "Task",
     "Threads",
     "accuracy",
+    "connect",
     "nn",
+    "replay",
     "run",
 ]

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Protocol
 
 from torch import Tensor, nn
 
@@ -13,10 +14,11 @@ from akkordeon.actor import Actor
 from akkordeon.errors import RecipeError, SharedParameterError
 from akkordeon.gate import Gate, GateActor
 from akkordeon.learner import OptimizerFactory
+from akkordeon.sentinel import Evaluation, Sentinel, Training
 from akkordeon.stage import Place
 from akkordeon.staleness import Rule, Stash
 
-__all__ = ["Network", "Spawn"]
+__all__ = ["Network", "Recipe", "Spawn"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,40 @@ class Spawn:
     address: str
     make: Callable[[], Actor]
     resources: Mapping[str, float] | None = None
+
+
+AnySentinel = Training | Evaluation
+
+
+class Recipe(Protocol):
+    """What a session needs of what it stages: a :class:`Network`, or a :class:`akkordeon.Downpour`."""
+
+    @property
+    def gates(self) -> Sequence[Gate]:
+        """The gates of a row, head first."""
+
+    @property
+    def max_in_flight(self) -> int:
+        """Batches a gate holds at most, of all sentinels together."""
+
+    @property
+    def max_staleness(self) -> int | None:
+        """What is older than so many updates is not learned from."""
+
+    def row(self) -> tuple[str, ...]:
+        """Where cuts are made: addresses, head first."""
+
+    def row_of(self, sentinel: Sentinel) -> tuple[str, ...]:
+        """Whom a sentinel talks to, head first."""
+
+    def as_attached(self, sentinel: AnySentinel, seed: int) -> Sequence[AnySentinel]:
+        """The sentinels that a session attaches for this one, as long as nothing has come or gone."""
+
+    def spawns(self, seed: int) -> Iterator[Spawn]:
+        """What an engine needs to make the actors."""
+
+    def module(self, states: Mapping[str, Mapping[str, Tensor]] | None = None) -> nn.Sequential:
+        """All of it as one plain module, with these states by address of the row."""
 
 
 @dataclass(frozen=True)
@@ -105,12 +141,31 @@ class Network:
         """The addresses of the gates, head first."""
         return tuple(f"{prefix}gate/{i}" for i in range(len(self.gates)))
 
+    def row_of(self, sentinel: Sentinel) -> tuple[str, ...]:
+        """Whom a sentinel talks to: all to the one row there is.
+
+        Raises:
+            RecipeError: it is to train a replica.
+        """
+        if isinstance(sentinel, Training) and sentinel.replica is not None:
+            raise RecipeError(f"a Network has no replica {sentinel.replica}; a Downpour has")
+        return self.row()
+
+    def as_attached(self, sentinel: AnySentinel, seed: int) -> Sequence[AnySentinel]:
+        """A sentinel is attached as it is."""
+        return [sentinel]
+
     def spawns(self, seed: int, prefix: str = "") -> Iterator[Spawn]:
         """What an engine needs to make the gates, wired to each other."""
+        for place, gate in zip(self.places(seed, prefix), self.gates, strict=True):
+            yield Spawn(place.address, partial(GateActor, gate, place), gate.resources)
+
+    def places(self, seed: int, prefix: str = "") -> Iterator[Place]:
+        """Where each gate stands, head first."""
         row = self.row(prefix)
-        for i, gate in enumerate(self.gates):
-            place = Place(
-                address=row[i],
+        for i, address in enumerate(row):
+            yield Place(
+                address=address,
                 index=i,
                 previous=row[i - 1] if i else None,
                 next=row[i + 1] if i + 1 < len(row) else None,
@@ -118,7 +173,6 @@ class Network:
                 max_staleness=self.max_staleness,
                 max_in_flight=self.max_in_flight,
             )
-            yield Spawn(row[i], partial(GateActor, gate, place), gate.resources)
 
     def module(self, states: Mapping[str, Mapping[str, Tensor]] | None = None) -> nn.Sequential:
         """The gates' modules as one plain ``nn.Sequential``, copied.

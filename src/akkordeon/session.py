@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
+from operator import itemgetter
+from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, overload
 
 from torch import Tensor, nn
 
+from akkordeon.actor import Actor
 from akkordeon.data import as_batches, is_indexable
 from akkordeon.engines.base import Engine, Load
 from akkordeon.errors import (
     ActorFailedError,
+    DataError,
     GateFailedError,
     NameTakenError,
     NoSuchSentinelError,
@@ -25,9 +30,10 @@ from akkordeon.errors import (
     WaitTimeoutError,
 )
 from akkordeon.evaluator import Evaluator
-from akkordeon.messages import Attach, Close, Detach, Due, Forget, Probe
+from akkordeon.messages import Attach, Close, Detach, Due, Forget, Message, Probe, explain
 from akkordeon.metrics import (
     ActorFailed,
+    ActorLost,
     BatchCount,
     BatchRefused,
     BestKept,
@@ -37,11 +43,18 @@ from akkordeon.metrics import (
     RoundDone,
     SentinelEnded,
     SentinelStatus,
+    ShardStatus,
 )
-from akkordeon.network import Network
+from akkordeon.network import Network, Recipe
+from akkordeon.payload import map_tensors, tensors
 from akkordeon.reader import Reader
+from akkordeon.record import Recorder
 from akkordeon.sentinel import Evaluation, Sentinel, Training
 from akkordeon.trainer import Trainer
+
+if TYPE_CHECKING:
+    from akkordeon.downpour import Downpour
+    from akkordeon.replicas import DownpourSession
 
 __all__ = ["Attachment", "Session", "Status", "run"]
 
@@ -52,13 +65,40 @@ CLOSE_S = 10.0
 """How long ``close`` waits for the gates to leave their weights."""
 
 
-def run(network: Network, engine: Engine | str = "threads", *, seed: int = 0) -> Session:
+@overload
+def run(
+    network: Network,
+    engine: Engine | str = "threads",
+    *,
+    seed: int = 0,
+    record: str | Path | None = None,
+    task: Mapping[str, Any] | None = None,
+) -> Session: ...
+@overload
+def run(
+    network: Downpour,
+    engine: Engine | str = "threads",
+    *,
+    seed: int = 0,
+    record: str | Path | None = None,
+    task: Mapping[str, Any] | None = None,
+) -> DownpourSession: ...
+def run(
+    network: Network | Downpour,
+    engine: Engine | str = "threads",
+    *,
+    seed: int = 0,
+    record: str | Path | None = None,
+    task: Mapping[str, Any] | None = None,
+) -> Session:
     """Stage a network and start it.
 
     Args:
-        network: the recipe; its modules are copied.
-        engine: ``"threads"``, or an engine such as ``Threads(workers=1)``.
+        network: the recipe, a Network or a Downpour; its modules are copied.
+        engine: ``"threads"``, ``"simulator"`` or ``"ray"``, or an engine such as ``Threads(workers=1)``.
         seed: of everything random that belongs to the run: masks, torch's generator while it lasts.
+        record: a file that will say what every actor handled and did, for :func:`akkordeon.replay`.
+        task: goes into the record: whatever is needed to make the network and its sentinels again.
 
     Returns:
         The session, to be used in a ``with`` block or closed by hand.
@@ -66,7 +106,13 @@ def run(network: Network, engine: Engine | str = "threads", *, seed: int = 0) ->
     Raises:
         RecipeError: an unknown engine, or an optimizer over foreign parameters.
     """
-    return Session(network, engine_named(engine) if isinstance(engine, str) else engine, seed)
+    recorder = None if record is None else Recorder(record, network, seed, task)
+    stage = engine_named(engine) if isinstance(engine, str) else engine
+    if isinstance(network, Network):
+        return Session(network, stage, seed, recorder)
+    from akkordeon.replicas import DownpourSession  # which is a Session
+
+    return DownpourSession(network, stage, seed, recorder)
 
 
 def engine_named(name: str) -> Engine:
@@ -75,7 +121,15 @@ def engine_named(name: str) -> Engine:
         from akkordeon.engines.threads import Threads
 
         return Threads()
-    raise RecipeError(f"there is no engine {name!r}; there is 'threads'")
+    if name == "simulator":
+        from akkordeon.engines.simulator import Simulator
+
+        return Simulator()
+    if name == "ray":
+        from akkordeon.engines.ray import Ray
+
+        return Ray()
+    raise RecipeError(f"there is no engine {name!r}; there are 'threads', 'simulator' and 'ray'")
 
 
 @dataclass(frozen=True)
@@ -88,12 +142,13 @@ class Status:
     now_s: float
 
 
-@dataclass
+@dataclass(eq=False)
 class Attachment:
     """A sentinel that was attached: what it reported so far, and how to wait for it.
 
     Attributes:
         name: as in reports.
+        row: whom it talks to, head first.
         role: ``train``, ``validate``, ``test`` or ``predict``.
         epochs: of a training sentinel, one record each.
         rounds: of a validation or test sentinel, one record each.
@@ -105,6 +160,7 @@ class Attachment:
     role: str
     address: str
     recipe: Sentinel
+    row: tuple[str, ...]
     _session: Session
     epochs: list[EpochDone] = field(default_factory=list)
     rounds: list[RoundDone] = field(default_factory=list)
@@ -141,11 +197,14 @@ class Session:
         network: the recipe.
         engine: not started yet.
         seed: see :func:`run`.
+        recorder: hears of everything.
     """
 
-    def __init__(self, network: Network, engine: Engine, seed: int = 0) -> None:
+    def __init__(
+        self, network: Recipe, engine: Engine, seed: int = 0, recorder: Recorder | None = None
+    ) -> None:
         self.network = network
-        self.attachments: list[Attachment] = []
+        self.attachments: list[Attachment] = []  # replaced, never changed: threads look through it
         self.seed = seed
         self._engine = engine
         self._row = network.row()
@@ -154,17 +213,21 @@ class Session:
         self._by_address: dict[str, Attachment] = {}
         self._watchers: list[Callable[[Any], None]] = []
         self._probes = itertools.count(1)
+        self._answered: dict[str, int] = {}  # the latest probe of each address
         self._gates: dict[str, GateStatus] = {}
         self._sentinels: dict[str, SentinelStatus] = {}
         self._left: dict[str, GateLeft] = {}
+        self._lost: set[str] = set()  # gates that left nothing
         self._best: BestKept | None = None
         self._epochs_done = 0
         self._error: GateFailedError | None = None
         self._closed = False
+        self._recorder = recorder
+        if recorder is not None:
+            engine.recorder = recorder
         engine.start(self._on_report, seed)
         try:
-            for spawn in network.spawns(seed):
-                engine.spawn(spawn.address, spawn.make, spawn.resources)
+            engine.spawn_all((s.address, s.make, s.resources) for s in network.spawns(seed))
         except BaseException:
             engine.stop()
             raise
@@ -188,36 +251,54 @@ class Session:
             SessionClosedError: the session has ended.
             GateFailedError: a gate has failed.
         """
+        if not isinstance(sentinel, Training | Evaluation):
+            raise RecipeError(f"attach takes a sentinel, as Sentinel.train(…), got {type(sentinel).__name__}")
         self._check_open()
-        if (sentinel.in_flight or 1) > self.network.max_in_flight:
-            raise RecipeError(
-                f"in_flight is {sentinel.in_flight}, but the network allows {self.network.max_in_flight}; "
-                "raise Network(max_in_flight=…)"
-            )
-        attachment = self._register(sentinel)
-        reader = attachment.address.replace("sentinel/", "reader/", 1)
+        attachment = self._register(sentinel, self.network.row_of(sentinel))
         try:
-            self._engine.spawn(reader, _reader_of(sentinel, reader, attachment.address))
-            actor: Callable[..., Any] = Trainer if isinstance(sentinel, Training) else Evaluator
-            make = partial(actor, attachment.address, attachment.name, self._row, reader, sentinel)
-            self._engine.spawn(attachment.address, make)
+            actors = actors_of(sentinel, attachment.address, attachment.name, attachment.row, self.seed)
+            if self._recorder is not None:
+                self._recorder.attached(attachment.address, attachment.name, sentinel)
+            for address, make in actors.items():
+                self._engine.spawn(address, make)
         except BaseException:
-            attachment.ended = True
+            self._bury(attachment)
+            self._strike(attachment)
             raise
-        self._engine.send(attachment.address, Attach())
+        self._send(attachment.address, Attach())
+        if self._closed or self._error is not None:  # too late to have been closed with the others
+            self._send(attachment.address, Close())
+            self._check_open()
         return attachment
 
-    def _register(self, sentinel: Sentinel) -> Attachment:
+    def _register(self, sentinel: Sentinel, row: tuple[str, ...]) -> Attachment:
+        """Give a sentinel its name; of earlier ones of that name only their users keep what they did."""
         with self._lock:
-            names = {a.name for a in self.attachments if not a.ended}
+            living = [a for a in self.attachments if not a.ended]
+            names = {a.name for a in living}
             name = sentinel.name or _free_name(sentinel.role, names)
             if name in names:
                 raise NameTakenError(f"a sentinel {name!r} is at work already; give this one another name")
+            self._check_room(name, row, [sentinel, *(a.recipe for a in living if a.row == row)])
             number = self._incarnations[name] = self._incarnations.get(name, 0) + 1
-            attachment = Attachment(name, sentinel.role, f"sentinel/{name}#{number}", sentinel, self)
-            self.attachments.append(attachment)
+            attachment = Attachment(name, sentinel.role, f"sentinel/{name}#{number}", sentinel, row, self)
+            self.attachments = [*(a for a in self.attachments if a.name != name), attachment]
             self._by_address[attachment.address] = attachment
             return attachment
+
+    def _check_room(self, name: str, row: tuple[str, ...], recipes: list[Sentinel]) -> None:
+        """Refuse a trainer whose batches the gates would refuse one by one."""
+        in_flight = sum(r.in_flight or len(row) for r in recipes if isinstance(r, Training))
+        if isinstance(recipes[0], Training) and in_flight > self.network.max_in_flight:
+            raise RecipeError(
+                f"with {name!r} up to {in_flight} batches would be in flight, but the network allows "
+                f"{self.network.max_in_flight}: give it a smaller in_flight or raise Network(max_in_flight=…)"
+            )
+
+    def _strike(self, attachment: Attachment) -> None:
+        """Take a sentinel off the list."""
+        with self._lock:
+            self.attachments = [a for a in self.attachments if a is not attachment]
 
     def detach(self, name: str, drop: bool = False) -> None:
         """Have a sentinel send nothing new and end; returns at once.
@@ -234,7 +315,7 @@ class Session:
             known = ", ".join(sorted({repr(a.name) for a in self.attachments})) or "none"
             raise NoSuchSentinelError(f"no sentinel {name!r} here; attached were: {known}")
         if not found[-1].ended:
-            self._engine.send(found[-1].address, Detach(drop))
+            self._send(found[-1].address, Detach(drop))
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait until all training, testing and predicting has ended; then validators make a last round.
@@ -251,13 +332,16 @@ class Session:
         def left() -> float | None:
             return None if deadline_s is None else max(0.0, deadline_s - self._engine.now_s())
 
-        working = [a for a in self.attachments if a.role != "validate"]
-        self._wait(lambda: all(a.ended for a in working), left(), "the sentinels have not ended")
+        def all_ended() -> bool:
+            return all(a.ended for a in self.attachments if a.role != "validate")
+
+        self._wait(all_ended, left(), "the sentinels have not ended", timeout)
         validators = [a for a in self.attachments if a.role == "validate"]
         for validator in validators:
             if not validator.ended:
-                self._engine.send(validator.address, Due(last=True))
-        self._wait(lambda: all(a.ended for a in validators), left(), "the last validation has not ended")
+                self._send(validator.address, Due(last=True))
+        what = "the last validation has not ended"
+        self._wait(lambda: all(a.ended for a in validators), left(), what, timeout)
         for attachment in self.attachments:
             if attachment.error is not None:
                 raise attachment.error
@@ -293,9 +377,20 @@ class Session:
         return self.network.module(self.states(timeout))
 
     def states(self, timeout: float | None = None) -> dict[str, dict[str, Tensor]]:
-        """Weights and buffers of one consistent cut, by gate address and name in the gate's module."""
+        """Weights and buffers of one consistent cut, by gate address and name in the gate's module.
+
+        After the session has ended, or a gate has failed: those that every gate had last.
+
+        Raises:
+            WaitTimeoutError: they did not come in time.
+        """
         if self._closed or self._error is not None:
-            self._engine.wait_until(lambda: len(self._left) == len(self._row), CLOSE_S)
+            patience_s = CLOSE_S if timeout is None else timeout
+            if not self._engine.wait_until(self._all_left, patience_s):
+                late = ", ".join(a for a in self._row if a not in self._left and a not in self._lost)
+                raise WaitTimeoutError(f"{late} had not left its weights after {patience_s:g} s")
+            if self._lost and self._error is not None:
+                raise self._error
             return {address: self._left[address].state for address in self._row}
         states: dict[str, dict[str, Tensor]] = self._result(
             Evaluation(kind="export", batches=(), loss=None), timeout
@@ -315,9 +410,9 @@ class Session:
         try:
             return attachment.wait(timeout).result
         finally:
-            self.attachments.remove(attachment)
+            self._strike(attachment)
             if not attachment.ended:
-                self._engine.send(attachment.address, Detach(drop=True))
+                self._send(attachment.address, Detach(drop=True))
 
     # ── looking on ───────────────────────────────────────────────────────────────────────────────────
 
@@ -330,15 +425,12 @@ class Session:
         number = next(self._probes)
         sentinels = [a for a in list(self.attachments) if not a.ended]
         for address in (*self._row, *(a.address for a in sentinels)):
-            self._engine.send(address, Probe(number))
+            self._send(address, Probe(number))
         gates_asked = () if self._closed or self._error else self._row
 
         def all_answered() -> bool:
-            return all(
-                address in self._gates and self._gates[address].probe == number for address in gates_asked
-            ) and all(
-                a.ended or (a.address in self._sentinels and self._sentinels[a.address].probe == number)
-                for a in sentinels
+            return all(self._answered.get(address, 0) >= number for address in gates_asked) and all(
+                a.ended or self._answered.get(a.address, 0) >= number for a in sentinels
             )
 
         self._engine.wait_until(all_answered, timeout)
@@ -353,22 +445,30 @@ class Session:
 
     def close(self) -> None:
         """End everything now; batches in flight are lost. Doing it twice does nothing."""
-        if self._closed:
-            return
-        self._closed = True
-        self._close_actors()
-        self._engine.wait_until(
-            lambda: len(self._left) == len(self._row) and all(a.ended for a in self.attachments), CLOSE_S
-        )
-        self._engine.stop()
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        try:
+            self._close_actors()
+            self._engine.wait_until(
+                lambda: self._all_left() and all(a.ended for a in self.attachments), CLOSE_S
+            )
+        finally:
+            self._engine.stop()
+            if self._recorder is not None:
+                self._recorder.close()
+
+    def _all_left(self) -> bool:
+        return len(self._left) + len(self._lost) >= len(self._row)
 
     def _close_actors(self) -> None:
         for attachment in list(self.attachments):
             if not attachment.ended:
-                self._engine.send(attachment.address, Close())
+                self._send(attachment.address, Close())
         for address in self._row:
-            if address not in self._left:
-                self._engine.send(address, Close())
+            if address not in self._left and address not in self._lost:
+                self._send(address, Close())
 
     def _check_open(self) -> None:
         if self._error is not None:
@@ -376,16 +476,24 @@ class Session:
         if self._closed:
             raise SessionClosedError("the session has ended; start another with akkordeon.run")
 
-    def _wait(self, condition: Callable[[], bool], timeout: float | None, what: str) -> None:
+    def _wait(
+        self, condition: Callable[[], bool], timeout: float | None, what: str, of: float | None = None
+    ) -> None:
+        """Wait for a condition; ``of`` is the time the user allowed, where this is not all of it."""
         came = self._engine.wait_until(
             lambda: condition() or self._error is not None or self._closed, timeout
         )
         if self._error is not None:
             raise self._error
         if not came:
-            raise WaitTimeoutError(f"{what} after {timeout:g} s")
+            raise WaitTimeoutError(f"{what} after {timeout if of is None else of:g} s")
         if not condition():
             raise SessionClosedError(f"{what}, and the session has ended")
+
+    def _send(self, to: str, message: Message) -> None:
+        if self._recorder is not None:
+            self._recorder.outside(to, message)
+        self._engine.send(to, message)
 
     # ── what the actors report ───────────────────────────────────────────────────────────────────────
 
@@ -393,8 +501,12 @@ class Session:
         handler = self._HANDLERS.get(type(record))
         if handler is not None:
             handler(self, record)
-        for watcher in self._watchers:
-            watcher(record)
+        for watcher in list(self._watchers):
+            try:
+                watcher(record)
+            except Exception:  # it must not harm the actor that reported
+                self._watchers.remove(watcher)
+                logging.getLogger(__name__).exception("a watcher of the session raised and was unsubscribed")
 
     def _named(self, name: str) -> Attachment | None:
         return next((a for a in reversed(self.attachments) if a.name == name), None)
@@ -407,7 +519,7 @@ class Session:
         for a in list(self.attachments):
             every = getattr(a.recipe, "every_epoch", None)
             if every is not None and not a.ended and self._epochs_done % every == 0:
-                self._engine.send(a.address, Due())
+                self._send(a.address, Due())
 
     def _round_done(self, record: RoundDone) -> None:
         attachment = self._named(record.sentinel)
@@ -416,7 +528,7 @@ class Session:
         if record.stop_training:
             for a in list(self.attachments):
                 if a.role == "train" and not a.ended:
-                    self._engine.send(a.address, Detach())
+                    self._send(a.address, Detach())
 
     def _batch_refused(self, record: BatchRefused) -> None:
         attachment = self._named(record.sentinel)
@@ -428,32 +540,80 @@ class Session:
 
     def _gate_status(self, record: GateStatus) -> None:
         self._gates[record.address] = record
+        self._note_answer(record)
 
     def _sentinel_status(self, record: SentinelStatus) -> None:
         self._sentinels[record.address] = record
+        self._note_answer(record)
+
+    def _note_answer(self, record: GateStatus | SentinelStatus) -> None:
+        """Remember the latest probe answered: threads that ask at the same time overtake each other."""
+        self._answered[record.address] = max(record.probe, self._answered.get(record.address, 0))
 
     def _gate_left(self, record: GateLeft) -> None:
         self._left[record.address] = record
 
     def _sentinel_ended(self, record: SentinelEnded) -> None:
-        attachment = self._by_address.pop(record.address)
+        self._sentinels.pop(record.address, None)
+        self._answered.pop(record.address, None)
+        attachment = self._by_address.pop(record.address, None)
+        if attachment is None:
+            return
         attachment.batches = record.batches
         attachment.result = record.result
         attachment.ended = True
 
     def _actor_failed(self, record: ActorFailed) -> None:
-        """Decide what a failure means: a sentinel fails alone, a gate ends the session."""
-        attachment = self._by_address.get(record.address)
-        why = f"{type(record.error).__name__}: {record.error}"
+        """Decide what a failure means: a sentinel (or its reader) fails alone, a gate ends the session."""
+        attachment = self._by_address.get(record.address.replace("reader/", "sentinel/", 1))
+        doing = record.doing
         if attachment is not None:
-            attachment.error = SentinelFailedError(f"{attachment.name!r} failed on {record.doing}: {why}")
+            if attachment.error is not None:  # its last words failed too: there will be no others
+                self._bury(attachment)
+                return
+            _, of_batch, batch = doing.removesuffix(f" of {attachment.address}").partition(" of batch ")
+            what = f"batch {batch}" if of_batch else doing
+            why = f"sentinel {attachment.name!r} failed on {what}: {explain(record.error)}"
+            attachment.error = SentinelFailedError(why)
             attachment.error.__cause__ = record.error
-            for gate in self._row:
-                self._engine.send(gate, Forget(record.address))
+            if record.address != attachment.address:
+                self._send(attachment.address, Close())
+            for gate in attachment.row:
+                self._send(gate, Forget(attachment.address))
+        elif record.address not in self._row:
+            self._other_failed(record.address, f"failed on {doing}: {explain(record.error)}", record.error)
         elif self._error is None:
-            self._error = GateFailedError(f"{record.address} failed on {record.doing}: {why}")
+            self._error = GateFailedError(f"{record.address} failed on {doing}: {explain(record.error)}")
             self._error.__cause__ = record.error
             self._close_actors()
+
+    def _actor_lost(self, record: ActorLost) -> None:
+        """As a failure, but whoever is lost says nothing more."""
+        attachment = self._by_address.get(record.address.replace("reader/", "sentinel/", 1))
+        if attachment is not None:
+            attachment.error = SentinelFailedError(f"{record.address} is lost: {record.why}")
+            if record.address != attachment.address:
+                self._send(attachment.address, Close())
+                return
+            self._bury(attachment)
+            self._send(record.address.replace("sentinel/", "reader/", 1), Close())
+            for gate in attachment.row:
+                self._send(gate, Forget(record.address))
+        elif record.address not in self._row:
+            self._other_failed(record.address, f"is lost: {record.why}", None)
+        else:
+            self._lost.add(record.address)
+            if self._error is None:
+                self._error = GateFailedError(f"{record.address} is lost: {record.why}")
+                self._close_actors()
+
+    def _other_failed(self, address: str, why: str, error: BaseException | None) -> None:
+        """An actor is gone that no cut needs; a session whose recipe has such actors says what that means."""
+
+    def _bury(self, attachment: Attachment) -> None:
+        """A sentinel will not report its end."""
+        self._by_address.pop(attachment.address, None)
+        attachment.ended = True
 
     _HANDLERS: ClassVar[dict[type, Callable[[Any, Any], None]]] = {
         EpochDone: _epoch_done,
@@ -461,10 +621,12 @@ class Session:
         BatchRefused: _batch_refused,
         BestKept: _best_kept,
         GateStatus: _gate_status,
+        ShardStatus: _gate_status,
         SentinelStatus: _sentinel_status,
         GateLeft: _gate_left,
         SentinelEnded: _sentinel_ended,
         ActorFailed: _actor_failed,
+        ActorLost: _actor_lost,
     }
 
 
@@ -476,28 +638,53 @@ def _free_name(role: str, taken: set[str]) -> str:
     )
 
 
-def _reader_of(sentinel: Training | Evaluation, address: str, reads_for: str) -> Callable[[], Reader]:
+def actors_of(
+    sentinel: Training | Evaluation, address: str, name: str, row: tuple[str, ...], seed: int
+) -> dict[str, Callable[[], Actor]]:
+    """How to make the actors of a sentinel, by address: its reader and itself.
+
+    Raises:
+        DataError: there is nothing it could read.
+    """
+    reader = address.replace("sentinel/", "reader/", 1)
+    actor: Callable[..., Actor] = Trainer if isinstance(sentinel, Training) else Evaluator
+    return {
+        reader: _reader_of(sentinel, reader, address, name, seed),
+        address: partial(
+            actor, address, name, row, reader, replace(sentinel, batches=())
+        ),  # data is read once
+    }
+
+
+def _reader_of(
+    sentinel: Training | Evaluation, address: str, reads_for: str, name: str, seed: int
+) -> Callable[[], Reader]:
     """How to make the reader of a sentinel; the source is looked at here, where errors reach the user."""
     labelled = sentinel.loss is not None
-    if isinstance(sentinel, Evaluation) and not labelled:
-        source = _inputs(sentinel)
-    else:
-        source = as_batches(sentinel.batches, sentinel.batch_size)
+    try:
+        source = as_batches(sentinel.batches, sentinel.batch_size, seed) if labelled else _inputs(sentinel)
+    except DataError as error:
+        raise DataError(f"sentinel {name!r} has nothing to read: {error}") from error
     open_epoch = source.epoch if hasattr(source, "epoch") else lambda _: source
     times = sentinel.epochs if isinstance(sentinel, Training) else sentinel.rounds
     return partial(
-        Reader, address, reads_for, open_epoch, times, labelled=labelled, may_block=not is_indexable(source)
+        Reader,
+        address,
+        reads_for,
+        open_epoch,
+        times,
+        labelled=labelled,
+        may_block=not is_indexable(source),
     )
 
 
-def _inputs(sentinel: Evaluation) -> Any:
+def _inputs(sentinel: Sentinel) -> Any:
     """The batches of a predicting sentinel: slices of tensors, or an iterable as it is."""
     inputs, size = sentinel.batches, sentinel.batch_size
-    if isinstance(inputs, Tensor):
-        return [inputs[i : i + size] for i in range(0, max(1, len(inputs)), size)]
-    if isinstance(inputs, dict):
-        return [
-            {name: part[i : i + size] for name, part in inputs.items()}
-            for i in range(0, len(next(iter(inputs.values()))), size)
-        ]
-    return inputs
+    if not isinstance(inputs, Tensor | tuple | dict) or not len(inputs):
+        return [inputs] if isinstance(inputs, Tensor) else inputs
+    lengths = {len(tensor) for tensor in tensors(inputs)}
+    if len(lengths) > 1:
+        raise DataError(f"its inputs differ in length: {', '.join(map(str, sorted(lengths)))}")
+    cuts = [slice(i, i + size) for i in range(0, max(1, *lengths), size)]
+    return [map_tensors(itemgetter(cut), inputs) for cut in cuts]

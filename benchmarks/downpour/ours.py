@@ -1,0 +1,60 @@
+"""Ours: two replicas on the threads engine, each with half of the batches, and one row of shards."""
+
+from __future__ import annotations
+
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import akkordeon as ak
+
+sys.path.append(str(Path(__file__).parents[1] / "throughput"))
+
+from settings import Setting, build, gates
+
+
+def recipe(
+    model: nn.Sequential, lr: float, push_every: int, per_linear: bool, replicas: int = 2
+) -> ak.Downpour:
+    """Hogwild's arithmetic at ``push_every=1``; with local steps where pushes are rare."""
+    sgd = partial(torch.optim.SGD, lr=lr)
+    parts = gates(model) if per_linear else [model]
+    network = ak.Network([ak.Gate(part, sgd) for part in parts])
+    return ak.Downpour(
+        network, replicas=replicas, push_every=push_every, server_optimizer=sgd, local_step=push_every > 1
+    )
+
+
+def ours(
+    setting: Setting,
+    x: Tensor,
+    y: Tensor,
+    epochs: int,
+    lr: float,
+    *,
+    push_every: int = 1,
+    per_linear: bool = False,
+    replicas: int = 2,
+) -> list[float]:
+    """Seconds per epoch of all replicas together; a first sentinel warms everything up."""
+    samples = len(x) // setting.batch * setting.batch
+    whole = ak.Batches(x[:samples], y[:samples], setting.batch)
+    parts = [whole.part(i, replicas) for i in range(replicas)]
+    in_flight = 3 if per_linear else 1
+    train = partial(ak.Sentinel.train, loss=F.cross_entropy, in_flight=in_flight)
+    downpour = recipe(build(setting, seed=0), lr, push_every, per_linear, replicas)
+    with ak.run(downpour, engine=ak.Threads(2)) as session:
+        session.attach(train(whole.take(8 * setting.batch), name="warm")).wait()
+        seconds = []
+        for _ in range(epochs):
+            began_s = time.perf_counter()
+            for i, part in enumerate(parts):
+                session.attach(train(part, name=f"train-{i}", replica=i))
+            session.wait()
+            seconds.append(time.perf_counter() - began_s)
+    return seconds

@@ -1,0 +1,101 @@
+"""What a replica gathers between two pushes: the sum of its gradients, or how far its weights have come."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["Differences", "Gathering", "Gradients"]
+
+Tensors = Sequence[Tensor]
+
+
+class Gathering(ABC):
+    """Gathers over the steps of one gate of one replica; all of it in the order of its trainable weights."""
+
+    @abstractmethod
+    def add(self, gradients: Sequence[Tensor | None]) -> None:
+        """A step is about to be made with these; they may be worked on in place afterwards."""
+
+    @abstractmethod
+    def take(self, now: Tensors) -> list[Tensor | None]:
+        """All that was gathered, in memory nobody else has; and start again from the weights as they are."""
+
+    @abstractmethod
+    def onto(self, fetched: Tensors, now: Tensors) -> Tensors:
+        """The weights to go on with, when these have been fetched."""
+
+
+class Gradients(Gathering):
+    """The sum of gradients, not their mean, as in Downpour (Dean et al. 2012).
+
+    Args:
+        theirs: whether somebody else works on the gradients as well, so that they must be copied.
+    """
+
+    def __init__(self, theirs: bool) -> None:
+        self._theirs = theirs
+        self._sums: list[Tensor | None] = []
+
+    def add(self, gradients: Sequence[Tensor | None]) -> None:
+        """Add to the sums; where there was no gradient there is still none, which is not the same as 0."""
+        if not self._sums:
+            self._sums = [self._first(gradient) for gradient in gradients]
+            return
+        for i, gradient in enumerate(gradients):
+            sum_ = self._sums[i]
+            if gradient is None:
+                continue
+            if sum_ is None:
+                self._sums[i] = self._first(gradient)
+            elif sum_.is_sparse == gradient.is_sparse:
+                sum_.add_(gradient)
+            else:
+                self._sums[i] = sum_ + gradient if gradient.is_sparse else gradient + sum_
+
+    def _first(self, gradient: Tensor | None) -> Tensor | None:
+        return gradient.clone() if self._theirs and gradient is not None else gradient
+
+    def take(self, now: Tensors) -> list[Tensor | None]:
+        """The sums; see :class:`Gathering`."""
+        sums, self._sums = self._sums, []
+        return sums or [None] * len(now)
+
+    def onto(self, fetched: Tensors, now: Tensors) -> Tensors:
+        """What was fetched: local steps are in the sums, and come back with the next fetch."""
+        return fetched
+
+
+class Differences(Gathering):
+    """Start minus now, the pseudo-gradient of local SGD: an optimizer that *subtracts* it goes our way.
+
+    Args:
+        start: the weights at the beginning.
+    """
+
+    def __init__(self, start: Tensors) -> None:
+        self._start = list(start)
+        self._steps = 0
+
+    def add(self, gradients: Sequence[Tensor | None]) -> None:
+        """Count the step: what the optimizer makes of it is what will be pushed."""
+        self._steps += 1
+
+    def take(self, now: Tensors) -> list[Tensor | None]:
+        """How far the weights have come, negative; see :class:`Gathering`."""
+        with torch.no_grad():
+            found: list[Tensor | None] = [a - b for a, b in zip(self._start, now, strict=True)]
+        self._start, self._steps = list(now), 0
+        return found
+
+    def onto(self, fetched: Tensors, now: Tensors) -> Tensors:
+        """What was fetched, and on top of it the steps since the last push, which it cannot contain."""
+        moved = list(fetched)
+        if self._steps:
+            with torch.no_grad():
+                moved = [f + (b - a) for f, a, b in zip(fetched, self._start, now, strict=True)]
+        self._start = list(fetched)
+        return moved

@@ -1,0 +1,247 @@
+"""A running Downpour: a session whose recipe has many rows to train, which come and go."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Self, cast, overload
+
+from torch import Tensor, nn
+
+from akkordeon.downpour import Downpour
+from akkordeon.engines.base import Engine
+from akkordeon.errors import ActorFailedError, GateFailedError, NameTakenError, RecipeError
+from akkordeon.messages import Close, Forget
+from akkordeon.metrics import BatchCount
+from akkordeon.record import Recorder
+from akkordeon.sentinel import Evaluation, Training
+from akkordeon.session import Attachment, Session
+
+__all__ = ["Attachments", "DownpourSession"]
+
+
+class Attachments(Sequence[Attachment]):
+    """The sentinels of one recipe, one for each replica.
+
+    Args:
+        name: of all of them: ``NAME-0`` trains replica 0, and so on.
+        members: in the order of their replicas.
+        session: where they are attached.
+    """
+
+    role = "train"
+
+    def __init__(self, name: str, members: Sequence[Attachment], session: Session) -> None:
+        self.name = name
+        self._members = tuple(members)
+        self._session = session
+
+    @overload
+    def __getitem__(self, i: int) -> Attachment: ...
+    @overload
+    def __getitem__(self, i: slice) -> Sequence[Attachment]: ...
+    def __getitem__(self, i: int | slice) -> Attachment | Sequence[Attachment]:
+        return self._members[i]
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def __iter__(self) -> Iterator[Attachment]:
+        return iter(self._members)
+
+    @property
+    def ended(self) -> bool:
+        """Whether all have."""
+        return all(member.ended for member in self._members)
+
+    @property
+    def batches(self) -> BatchCount:
+        """Where the batches of all of them went; final once they have ended."""
+        return sum((member.batches for member in self._members), BatchCount())
+
+    @property
+    def errors(self) -> dict[int, ActorFailedError]:
+        """Why some of them failed, by replica."""
+        return {
+            cast(Training, member.recipe).replica or 0: member.error
+            for member in self._members
+            if member.error is not None
+        }
+
+    def wait(self, timeout: float | None = None) -> Self:
+        """Wait until all have ended.
+
+        Args:
+            timeout: seconds; None waits as long as it takes.
+
+        Raises:
+            ActorFailedError: the first failure, after the others have ended.
+            WaitTimeoutError: they have not ended by then; they go on.
+        """
+        self._session._wait(lambda: self.ended, timeout, f"{self.name!r} have not ended")
+        for error in self.errors.values():
+            raise error
+        return self
+
+    def detach(self, drop: bool = False) -> None:
+        """Have all of them send nothing new and end; see :meth:`Session.detach`."""
+        for member in self._members:
+            member.detach(drop)
+
+
+class DownpourSession(Session):
+    """A running Downpour. Every method may be called from any thread.
+
+    What validates, tests, predicts or fetches weights sees the master weights of the shards. A shard that
+    fails ends the session; a replica that fails costs its own work alone: its sentinels end with the
+    error, and the others go on.
+    """
+
+    network: Downpour
+
+    def __init__(
+        self, downpour: Downpour, engine: Engine, seed: int = 0, recorder: Recorder | None = None
+    ) -> None:
+        self._replicas = set(range(downpour.replicas))
+        self._next_replica = downpour.replicas
+        super().__init__(downpour, engine, seed, recorder)
+
+    @property
+    def replicas(self) -> tuple[int, ...]:
+        """The replicas that live."""
+        return tuple(sorted(self._replicas))
+
+    # ── sentinels ────────────────────────────────────────────────────────────────────────────────────
+
+    @overload  # type: ignore[override]  # one that trains becomes one for each replica
+    def attach(self, sentinel: Training) -> Attachments: ...
+    @overload
+    def attach(self, sentinel: Evaluation) -> Attachment: ...
+    def attach(self, sentinel: Training | Evaluation) -> Attachments | Attachment:
+        """Have a sentinel join.
+
+        One that trains is attached once for each replica, with a part of the batches each, as ``NAME-0``,
+        ``NAME-1``, …; ``samples`` is for all together. With ``replica=i`` all of it goes to that replica.
+
+        Raises:
+            DataError: the batches cannot be dealt out.
+            NameTakenError: a sentinel of that name is at work.
+            RecipeError: there is no such replica, or none at all.
+            SessionClosedError: the session has ended.
+            GateFailedError: a shard has failed.
+        """
+        if not isinstance(sentinel, Training):
+            return super().attach(sentinel)
+        if sentinel.replica is not None:
+            self._check_replica(sentinel.replica)
+            name = sentinel.name or sentinel.role
+            return Attachments(name, [super().attach(sentinel)], self)
+        self._check_open()
+        if not self._replicas:
+            raise RecipeError("no replica is left; add one with session.add_replica()")
+        name = sentinel.name or self._free_base(sentinel.role)
+        parts = self.network.parts(replace(sentinel, name=name), self.replicas, self.seed)
+        living = {a.name for a in self.attachments if not a.ended}
+        taken = ", ".join(repr(part.name) for part in parts if part.name in living)
+        if taken:
+            raise NameTakenError(f"sentinels {taken} are at work already; give these another name")
+        attach = super().attach
+        return Attachments(name, [attach(part) for part in parts], self)
+
+    def _free_base(self, role: str) -> str:
+        living = {a.name.rpartition("-")[0] for a in self.attachments if not a.ended}
+        return next(n for i in itertools.count(1) if (n := role if i == 1 else f"{role}{i}") not in living)
+
+    def _check_replica(self, replica: int) -> None:
+        if replica not in self._replicas:
+            known = ", ".join(map(str, self.replicas)) or "none"
+            raise RecipeError(f"there is no replica {replica}; there are {known}")
+
+    # ── results ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def states(self, timeout: float | None = None) -> dict[str, dict[str, Tensor]]:
+        """The master weights, by gate address as those of a plain network; see :meth:`Session.states`."""
+        return self._by_gate(super().states(timeout))
+
+    def best_states(self) -> dict[str, dict[str, Tensor]] | None:
+        """The master weights kept by ``Best``, likewise; None if none were."""
+        best = super().best_states()
+        return None if best is None else self._by_gate(best)
+
+    def best_module(self) -> nn.Sequential | None:
+        """The network with the weights kept by ``Best``; None if none were."""
+        best = self.best_states()
+        return None if best is None else self.network.module(best)
+
+    def _by_gate(self, states: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+        gates = self.network.network.row()
+        return {gate: states[shard] for gate, shard in zip(gates, self._row, strict=True)}
+
+    # ── replicas ─────────────────────────────────────────────────────────────────────────────────────
+
+    def add_replica(self) -> int:
+        """Have one replica more; it starts from the shards' weights. Give it a sentinel by its number.
+
+        Returns:
+            Its number, never used before.
+
+        Raises:
+            SessionClosedError: the session has ended.
+        """
+        self._check_open()
+        with self._lock:
+            replica = self._next_replica
+            self._next_replica += 1
+        for spawn in self.network.replica_spawns(replica, self.seed):
+            self._engine.spawn(spawn.address, spawn.make, spawn.resources)
+        self._replicas.add(replica)
+        return replica
+
+    def remove_replica(self, replica: int, *, drop: bool = False, timeout: float | None = None) -> None:
+        """Have a replica leave, after its sentinels have ended.
+
+        Args:
+            replica: its number.
+            drop: forget its batches in flight instead of waiting for them; they count as lost.
+            timeout: seconds to wait for its sentinels.
+
+        Raises:
+            RecipeError: there is no such replica.
+            WaitTimeoutError: its sentinels have not ended by then; they go on to.
+        """
+        self._check_replica(replica)
+        trainers = self._trainers_of(replica)
+        for trainer in trainers:
+            trainer.detach(drop)
+        what = f"the sentinels of replica {replica} have not ended"
+        self._wait(lambda: all(trainer.ended for trainer in trainers), timeout, what)
+        self._retire(replica)
+
+    def _trainers_of(self, replica: int) -> list[Attachment]:
+        row = self.network.replica_row(replica)
+        return [a for a in self.attachments if a.row == row and not a.ended]
+
+    def _retire(self, replica: int) -> None:
+        """Have the gates of a replica leave, and the shards forget it."""
+        self._replicas.discard(replica)
+        for gate, shard in zip(self.network.replica_row(replica), self._row, strict=True):
+            self._send(gate, Close())
+            self._send(shard, Forget(gate))
+
+    def _other_failed(self, address: str, why: str, error: BaseException | None) -> None:
+        """A gate of a replica is gone: that replica is out, with its sentinels."""
+        replica = next((r for r in self.replicas if address in self.network.replica_row(r)), None)
+        if replica is None:
+            return
+        for trainer in self._trainers_of(replica):
+            trainer.error = GateFailedError(f"{address} {why}")
+            trainer.error.__cause__ = error
+            self._send(trainer.address, Close())
+        self._retire(replica)
+
+    def _close_actors(self) -> None:
+        for replica in self.replicas:
+            for gate in self.network.replica_row(replica):
+                self._send(gate, Close())
+        super()._close_actors()
