@@ -1,0 +1,221 @@
+"""A recorded run, replayed, ends with the same bits, or says at the first message why it cannot."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+
+import pytest
+import torch
+from engines import ENGINES
+from torch import nn
+from torch.nn import functional as F
+
+import akkordeon as ak
+from akkordeon.errors import RecordError, ReplayError
+from akkordeon.record import Record
+
+
+def momentum(params):
+    return torch.optim.SGD(params, lr=0.05, momentum=0.9)
+
+
+def network(dropout=ak.nn.Dropout, seed=0):
+    torch.manual_seed(seed)
+    return ak.Network(
+        [
+            ak.Gate(nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), dropout(0.3)), momentum),
+            ak.Gate(nn.Sequential(ak.nn.DropConnectLinear(16, 8, 0.2), nn.Tanh()), momentum,
+                    staleness=ak.DelayCompensation()),
+            ak.Gate(nn.Linear(8, 3), momentum, clip_norm=1.0),
+        ]
+    )  # fmt: skip
+
+
+def data(seed, batches=40):
+    rng = torch.Generator().manual_seed(seed)
+    return [(x, x[:, :3].argmax(1)) for x in torch.randn(batches, 8, 6, generator=rng)]
+
+
+def sentinels(data_seed=0):
+    return [
+        ak.Sentinel.train(data(data_seed), F.cross_entropy, in_flight=4, epochs=2, name="a"),
+        ak.Sentinel.train(data(data_seed + 1), F.cross_entropy, in_flight=3, name="b"),
+        ak.Sentinel.validate(
+            data(9, 3), F.cross_entropy, scores={"accuracy": ak.accuracy}, every_updates=9, name="v"
+        ),
+    ]
+
+
+def recorded(path, engine, seed=0, net=network, after=lambda session: None):
+    """The states a recorded run ends with."""
+    with ak.run(net(), engine=engine, seed=seed, record=path) as session:
+        for sentinel in sentinels():
+            session.attach(sentinel)
+        after(session)
+        session.wait(timeout=60)
+    return session.states()
+
+
+def assert_equal_bits(states, expected):
+    assert states.keys() == expected.keys()
+    for gate in expected:
+        for name, tensor in expected[gate].items():
+            assert torch.equal(states[gate][name], tensor), (gate, name)
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_a_replay_ends_with_the_bits_of_the_run(name, tmp_path):
+    states = recorded(tmp_path / "r", ENGINES[name]())
+    assert_equal_bits(ak.replay(tmp_path / "r", network(), sentinels()).states, states)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_two_workers_two_trainers_a_validator_and_dropout_replay_to_the_bit(seed, tmp_path):
+    states = recorded(tmp_path / "r", ak.Threads(2), seed)
+    again = ak.replay(tmp_path / "r", network(), sentinels())
+    assert_equal_bits(again.states, states)
+    assert again.messages > 1000
+
+
+def test_runs_on_two_workers_differ_so_there_is_something_to_replay(tmp_path):
+    runs = [recorded(tmp_path / "r", ak.Threads(2)) for _ in range(5)]
+    first = runs[0]["gate/0"]["0.weight"]
+    assert any(not torch.equal(run["gate/0"]["0.weight"], first) for run in runs[1:])
+
+
+def test_what_comes_from_outside_is_replayed_too(tmp_path):
+    def outside(session):
+        session.predict(torch.ones(5, 6), timeout=60)
+        late = session.attach(ak.Sentinel.train(data(5), F.cross_entropy, epochs=100, name="late"))
+        timed = ak.Sentinel.validate(data(9, 2), F.cross_entropy, every_s=0.01, name="timed")
+        session.attach(timed)
+        session.module(timeout=60)
+        session.detach("late", drop=True)
+        late.wait(timeout=60)
+        session.status(timeout=60)
+
+    states = recorded(tmp_path / "r", ak.Threads(2), after=outside)
+    more = [
+        ak.Sentinel.train(data(5), F.cross_entropy, epochs=100, name="late"),
+        ak.Sentinel.validate(data(9, 2), F.cross_entropy, every_s=0.01, name="timed"),
+    ]
+    again = ak.replay(tmp_path / "r", network(), [*sentinels(), *more])
+    assert_equal_bits(again.states, states)
+    assert {report.sentinel for report in again.reports} >= {"a", "b", "v"}
+
+
+def test_sentinels_without_names_are_taken_in_their_order(tmp_path):
+    def unnamed():
+        return [ak.Sentinel.train(data(i), F.cross_entropy) for i in range(2)]
+
+    with ak.run(network(), engine=ak.Threads(2), record=tmp_path / "r") as session:
+        for sentinel in unnamed():
+            session.attach(sentinel)
+        session.wait(timeout=60)
+    assert_equal_bits(ak.replay(tmp_path / "r", network(), unnamed()).states, session.states())
+
+
+def test_downpour_replays_with_a_replica_that_joined_while_it_ran(tmp_path):
+    def downpour():
+        return ak.Downpour(network(), replicas=2)
+
+    def trainers():
+        return [
+            ak.Sentinel.train(data(0), F.cross_entropy, name="all"),
+            ak.Sentinel.train(data(1), F.cross_entropy, name="late", replica=2),
+        ]
+
+    with ak.run(downpour(), engine=ak.Threads(2), record=tmp_path / "r") as session:
+        everywhere, late = trainers()
+        session.attach(everywhere)
+        session.add_replica()
+        session.attach(late)
+        session.wait(timeout=60)
+    again = ak.replay(tmp_path / "r", downpour(), trainers())
+    assert_equal_bits({"all": again.module().state_dict()}, {"all": session.module().state_dict()})
+
+
+def test_a_failing_run_replays_up_to_its_failure(tmp_path):
+    def source():
+        yield from data(0, 5)
+        raise OSError("the disk is gone")
+
+    def broken():
+        return [ak.Sentinel.train(source(), F.cross_entropy, name="broken")]
+
+    with ak.run(network(), engine=ak.Threads(2), record=tmp_path / "r") as session:
+        attached = session.attach(broken()[0])
+        with pytest.raises(RuntimeError, match="the disk is gone"):
+            attached.wait(timeout=60)
+    assert_equal_bits(ak.replay(tmp_path / "r", network(), broken()).states, session.states())
+
+
+# ── where it cannot ──────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_module_with_unseeded_randomness_is_found_at_its_first_message(tmp_path):
+    class Noise(nn.Module):
+        def __init__(self, p):
+            super().__init__()
+
+        def forward(self, x):
+            return x * (1 + random.random() / 100)
+
+    def net():
+        return network(dropout=Noise)
+
+    recorded(tmp_path / "r", ak.Threads(2), net=net)
+    with pytest.raises(ReplayError, match=r"Forward .* at gate/0.*randomness of its own"):
+        ak.replay(tmp_path / "r", net(), sentinels())
+
+
+def test_other_data_is_found_at_the_first_message_that_carries_it(tmp_path):
+    recorded(tmp_path / "r", ak.Threads(2))
+    with pytest.raises(ReplayError, match=r"at reader/a#1.*the data of 'a'"):
+        ak.replay(tmp_path / "r", network(), sentinels(data_seed=7))
+
+
+def test_another_network_is_found_at_its_first_output(tmp_path):
+    recorded(tmp_path / "r", ak.Threads(2))
+    with pytest.raises(ReplayError, match=r"Forward .* at gate/0.*the network's modules, weights or rules"):
+        ak.replay(tmp_path / "r", network(seed=1), sentinels())
+
+
+def test_another_version_of_torch_is_named_where_it_shows(tmp_path):
+    recorded(tmp_path / "r", ak.Threads(2))
+    record = Record(tmp_path / "r")
+    record.header["torch"] = "1.0"
+    ak.replay(record, network(), sentinels())  # as long as it does not show, it is no reason
+    with pytest.raises(ReplayError, match=r"torch \(1\.0 then"):
+        ak.replay(record, network(seed=1), sentinels())
+
+
+def test_a_sentinel_that_was_not_given_is_asked_for_by_name(tmp_path):
+    recorded(tmp_path / "r", ak.Threads(2))
+    with pytest.raises(ReplayError, match="has a sentinel 'v'"):
+        ak.replay(tmp_path / "r", network(), sentinels()[:2])
+
+
+@pytest.mark.parametrize("content", [b"", b"no record", gzip.compress(b'{"format": 99}\n')])
+def test_a_file_that_is_no_record_is_refused(content, tmp_path):
+    (tmp_path / "r").write_bytes(content)
+    with pytest.raises(RecordError):
+        ak.replay(tmp_path / "r", network())
+
+
+def test_a_record_that_breaks_off_is_refused(tmp_path):
+    recorded(tmp_path / "r", ak.Threads(2))
+    whole = (tmp_path / "r").read_bytes()
+    (tmp_path / "r").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(RecordError, match="not a whole one"):
+        ak.replay(tmp_path / "r", network(), sentinels())
+
+
+def test_the_record_is_json_lines_and_small(tmp_path):
+    recorded(tmp_path / "r", ak.Threads(2))
+    with gzip.open(tmp_path / "r", "rt") as file:
+        handled = [line for line in map(json.loads, list(file)[1:]) if line[1] == "handle"]
+    assert len(handled) > 1000
+    assert (tmp_path / "r").stat().st_size / len(handled) < 60  # bytes a message
