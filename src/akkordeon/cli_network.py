@@ -1,0 +1,308 @@
+"""Commands for networks on a Ray cluster: start and stop them, join machines, attach and detach sentinels."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Annotated, Any, Literal
+
+import typer
+
+from akkordeon.errors import AkkordeonError, ClusterError, WaitTimeoutError
+
+__all__ = ["detach", "join", "network", "sentinel", "status"]
+
+POLL_S = 0.2
+"""How often a waiting command looks for Ctrl-C."""
+
+network = typer.Typer(help="Start and stop networks that run on their own.", no_args_is_help=True)
+sentinel = typer.Typer(help="Feed a network from this machine.", no_args_is_help=True)
+
+Address = Annotated[str, typer.Argument(metavar="HOST:PORT", help="Where the cluster's head listens.")]
+Target = Annotated[str, typer.Argument(metavar="HOST:PORT/NAME", help="Which network.")]
+TargetOption = Annotated[str, typer.Option("--network", metavar="HOST:PORT/NAME", help="Which network.")]
+DataName = Annotated[
+    str, typer.Option("--data", metavar="[digits|mnist|fashion-mnist|FILE.py:FUNCTION]", help="The data.")
+]
+DataDir = Annotated[
+    str | None,
+    typer.Option(envvar="AKKORDEON_DATA", metavar="DIR", help="The folder with the files of the data set."),
+]
+Take = Annotated[int | None, typer.Option(min=1, help="The first N samples alone.")]
+SentinelName = Annotated[
+    str | None, typer.Option("--name", help="Its name; the network finds one if not given.")
+]
+
+
+# ── networks ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+@network.command("start")
+def start(
+    recipe: Annotated[str, typer.Argument(metavar="[mlp|digits|FILE.py:FUNCTION]", help="What network.")],
+    listen: Annotated[str, typer.Option(metavar="HOST:PORT", help="An address of this machine.")],
+    name: Annotated[str, typer.Option(help="What it will be called.")],
+    placement: Annotated[
+        str, typer.Option(help="Which gates share a process: spread, pack, or as in 0,1/2.")
+    ] = "spread",
+    staleness: Annotated[
+        Literal["latest", "stash", "dc-constant", "dc-adaptive"] | None,
+        typer.Option(help="What all gates do about stale gradients."),
+    ] = None,
+    bf16: Annotated[bool, typer.Option(help="Send activations and gradients as bfloat16.")] = False,
+    seed: Annotated[int, typer.Option(help="Of the first weights.")] = 0,
+    dashboard: Annotated[bool, typer.Option(help="Start Ray's dashboard, if Ray is started.")] = False,
+) -> None:
+    """Start a network, and Ray if none runs at that address. It goes on when this command has ended."""
+    import torch
+
+    from akkordeon.choices import rule_named
+    from akkordeon.engines.ray.cluster import join as join_cluster
+    from akkordeon.tasks import load_network
+
+    if not name or set(name) & set("/:"):
+        raise ClusterError(f"a network's name has no '/' and no ':' and is not empty, got {name!r}")
+    nodes = _nodes()
+    nodes.check_listen(listen)
+    networks = _networks()
+    made = load_network(recipe, seed).replacing(None if staleness is None else rule_named(staleness))
+    token = nodes.ensure_token()
+    began = nodes.start_head(listen, dashboard)
+    leave = join_cluster(listen)
+    try:
+        networks.found(
+            name,
+            made,
+            [(s.address, s.make, s.resources) for s in made.spawns(seed)],
+            seed=seed,
+            placement=_placement(placement),
+            wire_dtype=torch.bfloat16 if bf16 else None,
+        )
+    except BaseException:
+        leave()
+        if began:
+            nodes.end_head(listen)
+        raise
+    leave()
+    typer.echo(f"{name!r} runs with {len(made.gates)} gates; to reach it: --network {listen}/{name}")
+    if began:
+        typer.echo(f"other machines join with: akkordeon join {listen}")
+    if token is not None:
+        typer.echo("whoever joins needs the token of this cluster, which is shown only now:")
+        typer.echo(f"  export RAY_AUTH_TOKEN={token}")
+
+
+@network.command("stop")
+def stop(target: Target) -> None:
+    """Stop a network; the last one takes the Ray that was started for it along."""
+    address, name = _probed(target)
+    networks, nodes = _networks(), _nodes()
+    with _cluster(address):
+        networks.end(address, name)
+        left = networks.names()
+    typer.echo(f"{name!r} has ended")
+    if not left and nodes.end_head(address):
+        typer.echo(f"Ray at {address} has ended, as no network is left")
+
+
+def join(
+    address: Address,
+    resources: Annotated[
+        str | None, typer.Option(metavar="JSON", help='What Ray is to know it has, as in {"fast": 1}.')
+    ] = None,
+) -> None:
+    """Make this machine part of a cluster, until Ctrl-C."""
+    process = _nodes().member(address, resources)
+    typer.echo(f"this machine is part of the cluster at {address}; Ctrl-C leaves it")
+    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:
+        process.terminate()
+        code = process.wait()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    typer.echo(f"left the cluster at {address}" + (f" (Ray ended with {code})" if code > 1 else ""))
+
+
+def status(address: Address) -> None:
+    """Show the networks of a cluster: gates, where they are and how they do, and sentinels."""
+    _probe(address)
+    networks = _networks()
+    with _cluster(address):
+        surveys = [networks.survey(address, name) for name in networks.names()]
+    if not surveys:
+        typer.echo(f"no network at {address}")
+    for survey in surveys:
+        for line in _survey_lines(survey):
+            typer.echo(line)
+
+
+def _survey_lines(survey: Any) -> Iterator[str]:
+    yield f"{survey.name}: {survey.failure or 'runs'}"
+    for gate in survey.gates:
+        place = f"{gate.node} number {gate.pid}"
+        if gate.status is None:
+            yield f"  {gate.address:<10} {place}  has not answered yet"
+            continue
+        how = gate.status
+        tau = f"τ mean {how.staleness_mean:.1f} max {how.staleness_max}"
+        rate = f"{gate.updates_per_s:.1f} updates/s  {how.stashed} in flight"
+        yield f"  {gate.address:<10} {place}  version {how.version}  {tau}  {rate}"
+    for line in survey.sentinels:
+        yield f"  {line.name:<10} {line.role} on {line.node} number {line.pid}  {_last(line.last)}"
+    for left in survey.left:
+        yield f"  earlier: {left}"
+
+
+def _last(record: Any) -> str:
+    if record is None:
+        return "nothing reported yet"
+    what = f"epoch {record.epoch}" if hasattr(record, "epoch") else f"round {record.round}"
+    scores = "".join(f"  {name} {value:.4f}" for name, value in record.scores.items())
+    return f"{what}  loss {record.loss:.4f}{scores}  {record.samples_per_s:,.0f} samples/s"
+
+
+def detach(
+    target: Target,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Of the sentinel.")],
+    drop: Annotated[bool, typer.Option(help="Forget its batches under way instead of waiting.")] = False,
+) -> None:
+    """Have a sentinel of a network end, whoever attached it."""
+    address, which = _probed(target)
+    networks = _networks()
+    with _cluster(address):
+        networks.detach(address, which, name, drop)
+    typer.echo(f"{name!r} is told to end")
+
+
+# ── sentinels ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@sentinel.command("train")
+def train(
+    target: TargetOption,
+    data: DataName,
+    data_dir: DataDir = None,
+    take: Take = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Times to read the data.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Samples of a batch.")] = None,
+    in_flight: Annotated[int, typer.Option(min=1, help="Batches under way at once.")] = 5,
+    name: SentinelName = None,
+    seed: Annotated[int, typer.Option(help="Of the order of the samples.")] = 0,
+) -> None:
+    """Train a network with data of this machine; Ctrl-C ends it, the network goes on."""
+    from akkordeon.sentinel import Sentinel
+    from akkordeon.sources import taken
+    from akkordeon.tasks import load_task
+
+    _probed(target)
+    task = load_task(data, data_dir)
+    batches = task.train_batches(batch_size, seed)
+    recipe = partial(Sentinel.train, batches if take is None else taken(batches, take), task.loss)
+    ended = _attach(
+        target,
+        recipe(in_flight=in_flight, epochs=epochs or task.epochs, scores=task.scores, name=name),
+    )
+    sent, trained, refused, lost = ended.batches.as_tuple()
+    typer.echo(
+        f"{ended.name}: {sent:,} batches sent, {trained:,} trained, {refused:,} refused, {lost:,} lost"
+    )
+
+
+@sentinel.command("validate")
+def validate(
+    target: TargetOption,
+    data: DataName,
+    data_dir: DataDir = None,
+    take: Take = None,
+    every: Annotated[float, typer.Option(min=0.01, metavar="SECONDS", help="Time between rounds.")] = 20.0,
+    name: SentinelName = None,
+) -> None:
+    """Validate a network with data of this machine, until Ctrl-C."""
+    from akkordeon.data import as_batches
+    from akkordeon.sentinel import Sentinel
+    from akkordeon.sources import taken
+    from akkordeon.tasks import load_task
+
+    _probed(target)
+    task = load_task(data, data_dir)
+    batches = task.validate if take is None else taken(as_batches(task.validate, 1024), take)
+    _attach(target, Sentinel.validate(batches, task.loss, scores=task.scores, every_s=every, name=name))
+
+
+def _attach(target: str, recipe: Any) -> Any:
+    """Attach a sentinel and follow it to its end; Ctrl-C has it end, twice at once."""
+    from akkordeon.joining import connect
+    from akkordeon.watch.following import Interrupts
+    from akkordeon.watch.lines import Lines
+
+    echo: Callable[[str], None] = typer.echo
+    view = Lines(echo, partial(typer.echo, err=True))
+    with Interrupts() as interrupts, view, connect(target) as session:
+        session.subscribe(view.tell)
+        attachment = session.attach(recipe)
+        typer.echo(f"{attachment.name!r} is attached to {target}; Ctrl-C ends it")
+        answered = 0
+        while True:
+            try:
+                return attachment.wait(POLL_S)
+            except WaitTimeoutError:
+                if answered < interrupts.count:
+                    answered = interrupts.count
+                    attachment.detach(drop=answered > 1)
+
+
+# ── Ray, only now ────────────────────────────────────────────────────────────────────────────────────
+
+
+@contextmanager
+def _cluster(address: str) -> Iterator[None]:
+    from akkordeon.engines.ray.cluster import join as join_cluster
+
+    leave = join_cluster(address)
+    try:
+        yield
+    finally:
+        leave()
+
+
+def _probe(address: str) -> None:
+    from akkordeon.engines.ray.cluster import probe
+
+    probe(address)
+
+
+def _probed(target: str) -> tuple[str, str]:
+    """Address and name of a network, at whose address a cluster answers us."""
+    from akkordeon.engines.ray.cluster import parse_target
+
+    address, name = parse_target(target)
+    _probe(address)
+    return address, name
+
+
+def _networks() -> Any:
+    from akkordeon.engines.ray.cluster import require_ray
+
+    require_ray()
+    from akkordeon.engines.ray import networks
+
+    return networks
+
+
+def _nodes() -> Any:
+    from akkordeon.engines.ray import nodes
+
+    return nodes
+
+
+def _placement(text: str) -> Any:
+    if text in ("spread", "pack"):
+        return text
+    try:
+        return [[int(gate) for gate in group.split(",")] for group in text.split("/")]
+    except ValueError as error:
+        raise AkkordeonError(f"a placement is spread, pack, or as in 0,1/2; got {text!r}") from error

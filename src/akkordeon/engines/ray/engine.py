@@ -1,0 +1,423 @@
+"""The engine's part in the user's process: it makes hosts, ships actors to them, and hears of everything."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from akkordeon.actor import Actor
+from akkordeon.engines.base import Engine, Load, ProcessState
+from akkordeon.engines.ray.cluster import join, require_ray
+from akkordeon.engines.ray.placement import Placement, host_of, is_visitor, sum_of_resources
+from akkordeon.errors import ClusterError, RecipeError, SessionError
+from akkordeon.messages import Message
+from akkordeon.metrics import ActorFailed, ActorLost, SentinelEnded, Undelivered
+
+if TYPE_CHECKING:
+    from akkordeon.engines.ray.hosts import Dispatcher, Routes
+    from akkordeon.engines.ray.wire import Parcel
+
+__all__ = ["Ray"]
+
+HOME = "home"
+
+READY_S = 60.0
+"""How long a host may take to come up; one that waits for resources never does."""
+
+PULSE_S = 0.5
+"""How often each host's pulse is felt."""
+
+LOADS_S = 2.0
+"""How long ``loads`` waits for the hosts."""
+
+Recipe = tuple[str, Callable[[], Actor], Mapping[str, float] | None]
+
+
+class Ray(Engine):
+    """Runs gates in processes of a Ray cluster, and sentinels in one on this machine.
+
+    Args:
+        address: HOST:PORT of a cluster that this machine belongs to. None uses the one that this process
+            is connected to, or starts a local one that ends with the session.
+        placement: which gates share a host: ``"spread"`` gives each its own, ``"pack"`` puts all into
+            one, ``[[0, 1], [2]]`` has gates 0 and 1 share one.
+        wire_dtype: what float32 activations and gradients are narrowed to between hosts, such as
+            ``torch.bfloat16``; None sends them as they are.
+        workers: threads at work in each host; as the threads engine has it if not given.
+
+    Raises:
+        RecipeError: a wire_dtype that is no floating-point type.
+    """
+
+    def __init__(
+        self,
+        address: str | None = None,
+        *,
+        placement: Placement = "spread",
+        wire_dtype: torch.dtype | None = None,
+        workers: int | None = None,
+    ) -> None:
+        if wire_dtype is not None and not wire_dtype.is_floating_point:
+            raise RecipeError(f"wire_dtype is a floating-point type, got {wire_dtype}")
+        self.address = address
+        self.placement = placement
+        self.wire_dtype = wire_dtype
+        self.workers = workers
+        self._reported = threading.Condition(threading.RLock())
+        self._key = uuid.uuid4().hex  # of the home, for those that report to it
+        self._lock = threading.Lock()  # guards hosts, routes and what is awaited
+        self._hosts: dict[str, Any] = {}
+        self._where: dict[str, tuple[str, int]] = {}
+        self._places: dict[str, str] = {}  # name of the host, by address of the actor
+        self._local: Dispatcher | None = None  # holds what cannot be shipped
+        self._local_addresses: set[str] = set()
+        self._awaited: dict[Any, str] = {}  # name of the host, by what it will answer
+        self._over = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._on_report: Callable[[Any], None] = lambda record: None
+        self._process: ProcessState | None = None
+        self._leave: Callable[[], None] = lambda: None
+        self._seed = 0
+
+    # ── beginning and ending ─────────────────────────────────────────────────────────────────────────
+
+    def start(self, on_report: Callable[[Any], None], seed: int) -> None:
+        """Join or start the cluster, and make the home.
+
+        Raises:
+            SessionError: it carries a session already, or is asked to record.
+            ClusterError: there is no cluster, or it does not let us in.
+        """
+        if self._process is not None:
+            raise SessionError("this engine carries a session already; give each session one of its own")
+        if self.recorder is not None:
+            raise SessionError("the Ray engine cannot record yet; record on threads")
+        leave = join(self.address)
+        self._process, self._leave = ProcessState(), leave
+        torch.manual_seed(seed)
+        self._on_report, self._seed = on_report, seed
+        self._over.clear()
+        try:
+            self._hosts[HOME] = self._new_host(HOME, {})  # it comes up together with the first of the others
+        except BaseException:
+            self.stop()
+            raise
+        self._thread = threading.Thread(target=self._follow, name="akkordeon-ray", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the hosts, and the cluster if it was started here."""
+        self._over.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+        self._thread = None
+        for name, handle in self._hosts.items():
+            self._end_host(name, handle)
+        if self._local is not None:
+            self._local.stop()
+            self._local = None
+        for gathered in (self._hosts, self._where, self._places, self._awaited, self._local_addresses):
+            gathered.clear()
+        if self._process is not None:
+            self._leave()
+            self._process.restore()
+            self._process = None
+
+    # ── hosts ────────────────────────────────────────────────────────────────────────────────────────
+
+    def _make_hosts(self, needed: Mapping[str, Mapping[str, float]]) -> None:
+        """Make hosts, all at once, by name and with what they need; those that are there already stay."""
+        ray = require_ray()
+        made = {
+            name: self._new_host(name, needs) for name, needs in needed.items() if name not in self._hosts
+        }
+        new = made | {name: handle for name, handle in self._hosts.items() if name not in self._where}
+        asked = {name: handle.whereabouts.remote() for name, handle in new.items()}
+        try:
+            found = {name: ray.get(ref, timeout=READY_S) for name, ref in asked.items()}
+        except (ray.exceptions.GetTimeoutError, ray.exceptions.RayActorError) as error:
+            for name, handle in made.items():
+                self._end_host(name, handle)
+            wishes = {name: dict(needs) for name, needs in needed.items() if needs} or "nothing special"
+            raise ClusterError(
+                f"the cluster did not bring up {', '.join(new)} within {READY_S:g} s; what was asked for: "
+                f"{wishes}; what there is: {ray.available_resources()}"
+            ) from error
+        with self._lock:
+            self._where.update(found)
+            self._hosts.update(made)
+
+    def _new_host(self, name: str, needs: Mapping[str, float]) -> Any:
+        """Ask Ray for a process."""
+        from akkordeon.engines.ray.hosts import Home, Host
+
+        make = require_ray().remote(**self._options(name, needs))(Home if name == HOME else Host)
+        seed = (self._seed + zlib.crc32(name.encode())) % 2**63
+        return make.remote(seed, self.workers, self.wire_dtype)
+
+    def _options(self, name: str, needs: Mapping[str, float]) -> dict[str, Any]:
+        """What Ray is to know of a host: what it needs, and where it may be."""
+        ray = require_ray()
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        if name != HOME:
+            return {"num_cpus": 0, **_ray_options(needs), "scheduling_strategy": "SPREAD"}
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        return {"num_cpus": 0, "scheduling_strategy": here, "concurrency_groups": {"desk": 1}}
+
+    def _end_host(self, name: str, handle: Any) -> None:
+        """End a process."""
+        require_ray().kill(handle)
+
+    # ── actors ───────────────────────────────────────────────────────────────────────────────────────
+
+    def spawn(
+        self, address: str, make: Callable[[], Actor], resources: Mapping[str, float] | None = None
+    ) -> None:
+        """Make an actor: a sentinel or its reader at home, any other in the host it belongs to.
+
+        Raises:
+            RecipeError: an actor that does not belong here cannot travel.
+        """
+        if not is_visitor(address):
+            self.spawn_all([(address, make, resources)])
+            return
+        parcel = self._shipped(address, make)
+        if HOME not in self._hosts:
+            raise ClusterError("the process with this session's sentinels has died; start another session")
+        if parcel is None:
+            self._spawn_here(address, make)
+        else:
+            self._ship({address: HOME}, {address: parcel})
+        self._tell_routes({address: HOME})
+
+    def spawn_all(self, actors: Iterable[Recipe]) -> None:
+        """Make the actors of a network, their hosts at once."""
+        recipes = list(actors)
+        places = {address: self._place(address) for address, _, _ in recipes}
+        self._make_hosts(
+            {
+                host: sum_of_resources(needs for address, _, needs in recipes if places[address] == host)
+                for host in places.values()
+            }
+        )
+        parcels: dict[str, Parcel] = {}
+        for address, make, _ in recipes:
+            parcel = self._shipped(address, make)
+            if parcel is None:
+                raise RecipeError(f"{address} cannot travel to its host: {self._why_not}")
+            parcels[address] = parcel
+        self._ship(places, parcels)
+        self._tell_routes(places)
+
+    def _place(self, address: str) -> str:
+        """The name of the host that an actor belongs to."""
+        return host_of(address, self.placement)
+
+    _why_not = ""
+
+    def _shipped(self, address: str, make: Callable[[], Actor]) -> Parcel | None:
+        """An actor's recipe as a parcel; None if it cannot travel."""
+        from akkordeon.engines.ray.wire import pack, ship_by_value
+
+        ship_by_value()
+        try:
+            return pack(make)
+        except TypeError as error:
+            self._why_not = str(error)
+            return None
+
+    def _ship(self, places: Mapping[str, str], parcels: Mapping[str, Parcel]) -> None:
+        """Have the hosts make the actors; what making one raises, this raises."""
+        from akkordeon.engines.ray.wire import unpack
+
+        ray = require_ray()
+        with self._lock:
+            self._places.update(places)
+        made = [
+            self._hosts[places[address]].spawn.remote(address, parcel) for address, parcel in parcels.items()
+        ]
+        try:
+            outcomes = ray.get(made)
+        except ray.exceptions.RayActorError as error:
+            raise ClusterError(f"a host died while {', '.join(parcels)} moved in: {error}") from error
+        for outcome in outcomes:
+            if outcome is not None:
+                raise unpack(outcome)
+
+    def _spawn_here(self, address: str, make: Callable[[], Actor]) -> None:
+        """Make an actor in this process, which the others reach through the home."""
+        if self._local is None:
+            from akkordeon.engines.ray.hosts import Dispatcher
+
+            self._local = Dispatcher(self._post, self.workers)
+            self._local.start(self._report, self._seed)
+        self._local.spawn(address, make)
+        with self._lock:
+            self._local_addresses.add(address)
+            self._places[address] = HOME
+
+    def _tell_routes(self, places: Mapping[str, str]) -> None:
+        """Tell every host where these actors are, and new ones where all are; wait until they know."""
+        ray = require_ray()
+        with self._lock:
+            hosts, known = dict(self._hosts), dict(self._places)
+        told = []
+        for name, handle in hosts.items():
+            news = known if name in places.values() else places
+            routes: Routes = {a: hosts[host] for a, host in news.items() if host != name and host in hosts}
+            if name == HOME:
+                routes.update(dict.fromkeys(self._local_addresses & news.keys()))
+            elif HOME in hosts:
+                told.append(handle.listen.remote(self._key, hosts[HOME]))
+            told.append(handle.route.remote(routes))
+        for ref in told:
+            try:
+                ray.get(ref)
+            except ray.exceptions.RayActorError:  # whoever feels its pulse will say so
+                continue
+
+    def _settle_home(self) -> None:
+        """See that the home, perhaps a new one, and the hosts know each other."""
+        self._make_hosts({})
+        self._tell_routes({"": HOME})
+
+    def _forget(self, address: str) -> None:
+        """A sentinel has ended: nobody needs to know the way to it."""
+        gone = [address, address.replace("sentinel/", "reader/", 1)]
+        with self._lock:
+            for each in gone:
+                self._places.pop(each, None)
+                self._local_addresses.discard(each)
+            hosts = [handle for name, handle in self._hosts.items() if name != HOME]
+        for handle in hosts:
+            handle.unroute.remote(gone)
+
+    # ── messages ─────────────────────────────────────────────────────────────────────────────────────
+
+    def send(self, to: str, message: Message) -> None:
+        """Put a message into a mailbox, wherever it is."""
+        if to in self._local_addresses and self._local is not None:
+            self._local.send(to, message)
+        elif not self._post(to, message):
+            self._report(Undelivered(to, message))
+
+    def _post(self, to: str, message: Message) -> bool:
+        """Send a message to another process; False if nobody there has that address."""
+        from akkordeon.engines.ray.wire import pack
+
+        handle = None if to in self._local_addresses else self._hosts.get(self._places.get(to, ""))
+        if handle is None:
+            return False
+        handle.enqueue.remote(to, pack(message, self.wire_dtype))
+        return True
+
+    def now_s(self) -> float:
+        """Seconds of this machine's monotonic clock; other machines have their own."""
+        return time.monotonic()
+
+    def wait_until(self, condition: Callable[[], bool], timeout_s: float | None) -> bool:
+        """Wait for reports; the hosts do the rest."""
+        with self._reported:
+            return self._reported.wait_for(condition, timeout_s)
+
+    def loads(self) -> dict[str, Load]:
+        """How busy each living actor is, where its host answers in time."""
+        ray = require_ray()
+        asked = [handle.loads.remote() for handle in list(self._hosts.values())]
+        ready, _ = ray.wait(asked, num_returns=len(asked), timeout=LOADS_S) if asked else ([], [])
+        found = dict(self._local.loads()) if self._local is not None else {}
+        for ref in ready:
+            try:
+                found.update(ray.get(ref))
+            except ray.exceptions.RayActorError:
+                continue
+        return found
+
+    def whereabouts(self) -> dict[str, tuple[str, int]]:
+        """Address of the node and number of the process of every actor in a host."""
+        with self._lock:
+            return {a: self._where[host] for a, host in self._places.items() if host in self._where}
+
+    # ── what comes in ────────────────────────────────────────────────────────────────────────────────
+
+    def _report(self, record: Any) -> None:
+        with self._reported:
+            self._on_report(record)
+            self._reported.notify_all()
+        if isinstance(record, SentinelEnded):
+            self._forget(record.address)
+
+    def _follow(self) -> None:
+        """Take what the home hands over, and feel the pulse of the hosts. The engine's one thread here."""
+        ray = require_ray()
+        beaten_s: dict[str, float] = {}
+        while not self._over.is_set():
+            self._ask_hosts(beaten_s)
+            ready, _ = ray.wait(list(self._awaited), num_returns=1, timeout=PULSE_S)
+            for ref in ready:
+                name = self._awaited.pop(ref)
+                try:
+                    answer = ray.get(ref)
+                except ray.exceptions.RayError as error:
+                    if not self._over.is_set():
+                        self._lose(name, error)
+                    continue
+                beaten_s[name] = time.monotonic()
+                for to, parcel in answer or ():
+                    self._take_in(to, parcel)
+
+    def _ask_hosts(self, beaten_s: Mapping[str, float]) -> None:
+        """Ask every host that owes no answer: the home for what it has, the others for a sign of life."""
+        with self._lock:
+            hosts = dict(self._hosts)
+        for name, handle in hosts.items():
+            if name in self._awaited.values():
+                continue
+            if name == HOME:
+                self._awaited[handle.collect.remote()] = name
+            elif time.monotonic() - beaten_s.get(name, 0.0) >= PULSE_S:
+                self._awaited[handle.pulse.remote()] = name
+
+    def _take_in(self, to: str | None, parcel: Parcel) -> None:
+        from akkordeon.engines.ray.wire import unpack
+
+        try:
+            thing = unpack(parcel, writable=True)
+        except Exception as error:
+            thing = ActorFailed(to or HOME, "a report that cannot be unpacked", error)
+            to = None
+        if to is None:
+            self._report(thing)
+        elif self._local is not None:
+            self._local.send(to, thing)
+
+    def _lose(self, name: str, error: BaseException) -> None:
+        """A host is gone: say who was there."""
+        with self._lock:
+            self._hosts.pop(name, None)
+            node, pid = self._where.pop(name, ("?", 0))
+            gone = [address for address, host in self._places.items() if host == name]
+            for address in gone:
+                del self._places[address]
+        for address in gone:
+            self._report(ActorLost(address, f"its process died (number {pid} on {node})"))
+        if name == HOME:
+            with suppress(ClusterError):
+                self._hosts[HOME] = self._new_host(HOME, {})
+                self._settle_home()
+
+
+def _ray_options(needs: Mapping[str, float]) -> dict[str, Any]:
+    """Resources as Ray's options have them: CPUs, GPUs and memory by name, all others in a dict."""
+    own = {"num_cpus", "num_gpus", "memory"}
+    options: dict[str, Any] = {name: amount for name, amount in needs.items() if name in own}
+    custom = {name: amount for name, amount in needs.items() if name not in own}
+    return options | ({"resources": custom} if custom else {})

@@ -1,0 +1,287 @@
+"""The keeper of a detached network: it knows who is where, outlives every session, and sees who dies.
+
+One Ray actor a network, named after it. Sessions ask it for the way in; gates and homes tell it what is
+to be remembered; it feels their pulse and has the gates forget the sentinels of a home that died.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+
+from akkordeon.engines.ray.wire import Parcel, pack, unpack
+from akkordeon.errors import NameTakenError, NoSuchSentinelError
+from akkordeon.messages import Detach, Forget, Message, Probe, explain
+from akkordeon.metrics import ActorFailed, ActorLost, EpochDone, GateStatus, RoundDone, SentinelEnded
+
+__all__ = ["GateLine", "Keeper", "Plan", "SentinelLine", "Survey"]
+
+PULSE_S = 0.5
+"""How often each process's pulse is felt."""
+
+PROBE_S = 2.0
+"""How often the gates are asked how they are."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a session must know to join. ``hosts`` are handles by name, ``places`` host names by address."""
+
+    recipe: Parcel
+    seed: int
+    hosts: dict[str, Any]
+    where: dict[str, tuple[str, int]]
+    places: dict[str, str]
+    wire_dtype: Any = None
+
+
+@dataclass(frozen=True)
+class GateLine:
+    """A gate, as last heard of. ``node`` and ``pid``: where it is."""
+
+    address: str
+    node: str
+    pid: int
+    status: GateStatus | None
+    updates_per_s: float
+
+
+@dataclass
+class SentinelLine:
+    """A sentinel, as last heard of."""
+
+    name: str
+    role: str
+    address: str
+    node: str
+    pid: int
+    last: EpochDone | RoundDone | None = None
+
+
+@dataclass(frozen=True)
+class Survey:
+    """How a network is."""
+
+    name: str
+    gates: list[GateLine]
+    sentinels: list[SentinelLine]
+    failure: str | None
+    left: list[str] = field(default_factory=list)
+
+
+class Keeper:
+    """See the module. Ray calls its methods one after the other; a thread of its own keeps watch.
+
+    Args:
+        name: of the network.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._lock = threading.RLock()
+        self._plan: Plan | None = None
+        self._homes: dict[str, Any] = {}
+        self._sentinels: dict[str, SentinelLine] = {}
+        self._home_of: dict[str, str] = {}  # key of the home, by address of the sentinel
+        self._numbers: Counter[str] = Counter()
+        self._gates: dict[str, GateStatus] = {}
+        self._heard: dict[str, tuple[float, int]] = {}  # when each gate had which version
+        self._rates: dict[str, float] = {}
+        self._failure: str | None = None
+        self._left: list[str] = []
+        self._awaited: dict[Any, str] = {}
+        self._probes = itertools.count(1)
+
+    # ── for sessions ─────────────────────────────────────────────────────────────────────────────────
+
+    def open(self, plan: Plan, myself: Any) -> None:
+        """The gates are there: begin to keep watch."""
+        self._plan = plan
+        ray.get([host.keep.remote(myself) for host in plan.hosts.values()])
+        threading.Thread(target=self._watch, name="akkordeon-keeper", daemon=True).start()
+
+    def plan(self) -> Plan | None:
+        """The way in; None while the network is being started."""
+        return self._plan
+
+    def failure(self) -> str | None:
+        """Why the network works no more, if so."""
+        return self._failure
+
+    def admit(
+        self, name: str | None, role: str, key: str, home: Any, where: tuple[str, int]
+    ) -> tuple[str, int] | Parcel:
+        """Give a sentinel a name that no other here has, and a number that none ever had."""
+        with self._lock:
+            taken = {line.name for line in self._sentinels.values()}
+            if name is None:
+                numbered = (f"{role}-{i}" for i in itertools.count(2))
+                name = next(n for n in itertools.chain([role], numbered) if n not in taken)
+            if name in taken:
+                why = f"a sentinel {name!r} is at work in {self._name!r} already; give this one another name"
+                return pack(NameTakenError(why))
+            self._numbers[name] += 1
+            address = f"sentinel/{name}#{self._numbers[name]}"
+            self._sentinels[address] = SentinelLine(name, role, address, *where)
+            self._home_of[address] = key
+            self._homes[key] = home
+            return name, self._numbers[name]
+
+    def dismiss(self, address: str) -> None:
+        """A sentinel has ended, or never began."""
+        with self._lock:
+            line = self._sentinels.pop(address, None)
+            self._home_of.pop(address, None)
+        if line is not None and line.role in ("train", "validate", "test"):
+            self._note(f"{line.name} ended")
+
+    def farewell(self, key: str) -> None:
+        """A session ends; its home is no more."""
+        self._close_home(key)
+
+    def detach(self, name: str, drop: bool) -> Parcel | None:
+        """Have a sentinel end, whoever attached it."""
+        with self._lock:
+            found = [line for line in self._sentinels.values() if line.name == name]
+            if not found:
+                known = ", ".join(sorted(repr(line.name) for line in self._sentinels.values())) or "none"
+                why = f"no sentinel {name!r} is at work in {self._name!r}; there are: {known}"
+                return pack(NoSuchSentinelError(why))
+            address = found[0].address
+            home = self._homes[self._home_of[address]]
+        home.enqueue.remote(address, pack(Detach(drop)))
+        return None
+
+    def survey(self) -> Survey:
+        """How the network is."""
+        with self._lock:
+            gates = [
+                GateLine(
+                    address, *self._whereabouts(host), self._gates.get(address), self._rates.get(address, 0.0)
+                )
+                for address, host in (self._plan.places.items() if self._plan else ())
+            ]
+            return Survey(self._name, gates, list(self._sentinels.values()), self._failure, list(self._left))
+
+    def _whereabouts(self, host: str) -> tuple[str, int]:
+        assert self._plan is not None
+        return self._plan.where.get(host, ("?", 0))
+
+    def end(self, why: str) -> None:
+        """Tell every session that the network ends, and end its gates."""
+        with self._lock:
+            plan, self._plan = self._plan, None
+            homes = list(self._homes.values())
+        if plan is None:
+            return
+        for address in plan.places:
+            for home in homes:
+                home.report.remote(pack(ActorLost(address, why)))
+        for host in plan.hosts.values():
+            ray.kill(host)
+
+    # ── for hosts ────────────────────────────────────────────────────────────────────────────────────
+
+    @ray.method(num_returns=0)
+    def report(self, parcel: Parcel) -> None:
+        """Remember what a gate or a sentinel tells."""
+        try:
+            record = unpack(parcel)
+        except Exception as error:
+            self._note(f"a report could not be read: {explain(error)}")
+            return
+        if isinstance(record, GateStatus):
+            self._hear(record)
+        elif isinstance(record, EpochDone | RoundDone):
+            with self._lock:
+                for line in self._sentinels.values():
+                    if line.name == record.sentinel:
+                        line.last = record
+        elif isinstance(record, SentinelEnded):
+            self.dismiss(record.address)
+        elif isinstance(record, ActorFailed):
+            self._fail(record.address, f"failed on {record.doing}: {explain(record.error)}")
+
+    def _hear(self, status: GateStatus) -> None:
+        now_s = time.monotonic()
+        then_s, version = self._heard.get(status.address, (now_s, status.version))
+        with self._lock:
+            self._gates[status.address] = status
+            if now_s - then_s >= PROBE_S / 2:
+                self._rates[status.address] = (status.version - version) / (now_s - then_s)
+            if now_s - then_s >= PROBE_S / 2 or status.address not in self._heard:
+                self._heard[status.address] = (now_s, status.version)
+
+    def _fail(self, address: str, why: str) -> None:
+        if self._plan is not None and address in self._plan.places:
+            self._failure = self._failure or f"{address} {why}"
+        self._note(f"{address} {why}")
+
+    def _note(self, what: str) -> None:
+        with self._lock:
+            self._left = [*self._left[-19:], what]
+
+    # ── watching ─────────────────────────────────────────────────────────────────────────────────────
+
+    def _watch(self) -> None:
+        """Feel every pulse, and ask the gates how they are. Runs on a thread of its own, to the end."""
+        probed_s = 0.0
+        while (plan := self._plan) is not None:
+            with self._lock:
+                members = plan.hosts | self._homes
+            for name, handle in members.items():
+                if name not in self._awaited.values():
+                    self._awaited[handle.pulse.remote()] = name
+            ready, _ = ray.wait(list(self._awaited), num_returns=len(self._awaited), timeout=PULSE_S)
+            for ref in ready:
+                name = self._awaited.pop(ref)
+                try:
+                    ray.get(ref)
+                except ray.exceptions.RayError:
+                    self._lose(name)
+            if time.monotonic() - probed_s >= PROBE_S:
+                probed_s = time.monotonic()
+                self._tell_gates(Probe(-next(self._probes)))
+            threading.Event().wait(PULSE_S)
+
+    def _tell_gates(self, message: Message) -> None:
+        plan = self._plan
+        if plan is not None:
+            for address, host in plan.places.items():
+                if host in plan.hosts:
+                    plan.hosts[host].enqueue.remote(address, pack(message))
+
+    def _lose(self, name: str) -> None:
+        """Somebody's process is gone: a home with its sentinels, or a host with its gates."""
+        if name in self._homes:
+            for line in self._close_home(name):
+                self._tell_gates(Forget(line.address))
+                self._note(f"{line.name} is lost: its process died (number {line.pid} on {line.node})")
+            return
+        plan = self._plan
+        if plan is None or plan.hosts.pop(name, None) is None:
+            return
+        node, pid = plan.where.get(name, ("?", 0))
+        why = f"its process died (number {pid} on {node})"
+        for address in [address for address, host in plan.places.items() if host == name]:
+            self._fail(address, f"is lost: {why}")
+
+    def _close_home(self, key: str) -> list[SentinelLine]:
+        """Forget a home; the sentinels that were at work there."""
+        with self._lock:
+            self._homes.pop(key, None)
+            addresses = [address for address, home in self._home_of.items() if home == key]
+            gone = [self._sentinels.pop(address) for address in addresses]
+            for address in addresses:
+                del self._home_of[address]
+            hosts = list(self._plan.hosts.values()) if self._plan else []
+        for host in hosts:
+            host.deafen.remote(key)
+            host.unroute.remote([*addresses, *(a.replace("sentinel/", "reader/", 1) for a in addresses)])
+        return gone

@@ -1,0 +1,238 @@
+"""Detached networks: found one, join one as a session's engine, look at all, end one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from typing import Any, NoReturn
+
+import ray
+import torch
+
+from akkordeon.actor import Actor
+from akkordeon.engines.ray.cluster import NAMESPACE, join
+from akkordeon.engines.ray.engine import HOME, Ray, Recipe
+from akkordeon.engines.ray.keeper import Keeper, Plan, Survey
+from akkordeon.engines.ray.placement import Placement
+from akkordeon.engines.ray.wire import pack, ship_by_value, unpack
+from akkordeon.errors import ClusterError, NameTakenError
+
+__all__ = ["Joined", "detach", "end", "found", "names", "survey"]
+
+PREFIX = "network/"
+
+ANSWER_S = 10.0
+"""How long a keeper may take to answer."""
+
+
+# ── founding and ending ──────────────────────────────────────────────────────────────────────────────
+
+
+def found(
+    name: str,
+    network: Any,
+    actors: Iterable[Recipe],
+    *,
+    seed: int = 0,
+    placement: Placement = "spread",
+    wire_dtype: torch.dtype | None = None,
+) -> None:
+    """Start a detached network on the cluster that this process is connected to.
+
+    Args:
+        name: of the network.
+        network: its recipe, for sessions that join.
+        actors: its gates.
+        seed: see :func:`akkordeon.run`.
+        placement: see :class:`Ray`.
+        wire_dtype: likewise.
+
+    Raises:
+        NameTakenError: there is a network of that name.
+        ClusterError: a host did not come up.
+    """
+    ship_by_value()
+    keeper = _new_keeper(name)
+    founder = _Founder(name, seed, placement, wire_dtype)
+    try:
+        founder.spawn_all(actors)
+        plan = Plan(pack(network), seed, founder._hosts, founder._where, founder._places, wire_dtype)
+        _answer(keeper.open.remote(plan, keeper))
+    except BaseException:
+        for handle in [*founder._hosts.values(), keeper]:
+            ray.kill(handle)
+        raise
+
+
+def _new_keeper(name: str) -> Any:
+    try:
+        return ray.remote(num_cpus=0)(Keeper).options(**_detached(PREFIX + name)).remote(name)
+    except ValueError as error:
+        raise NameTakenError(
+            f"there is a network {name!r} here already; give this one another --name, or stop that one"
+        ) from error
+
+
+def _detached(name: str) -> dict[str, Any]:
+    return {"name": name, "namespace": NAMESPACE, "lifetime": "detached"}
+
+
+class _Founder(Ray):
+    """Makes hosts that outlive this process; there is no home, for no sentinel is here."""
+
+    def __init__(self, name: str, seed: int, placement: Placement, wire_dtype: torch.dtype | None) -> None:
+        super().__init__(placement=placement, wire_dtype=wire_dtype)
+        self._name = name
+        self._seed = seed
+
+    def _options(self, name: str, needs: Mapping[str, float]) -> dict[str, Any]:
+        return super()._options(name, needs) | _detached(f"host/{self._name}/{name}")
+
+
+def end(address: str, name: str) -> None:
+    """Stop a detached network.
+
+    Raises:
+        ClusterError: there is none of that name.
+    """
+    keeper = _keeper(address, name)
+    _answer(keeper.end.remote("the network was stopped"))
+    ray.kill(keeper)
+
+
+# ── looking ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def names() -> list[str]:
+    """The networks of the cluster that this process is connected to."""
+    found = ray.util.list_named_actors(all_namespaces=True)
+    ours = [actor["name"] for actor in found if actor["namespace"] == NAMESPACE]
+    return sorted(name.removeprefix(PREFIX) for name in ours if name.startswith(PREFIX))
+
+
+def survey(address: str, name: str) -> Survey:
+    """How a network is.
+
+    Raises:
+        ClusterError: there is none of that name.
+    """
+    found: Survey = _answer(_keeper(address, name).survey.remote())
+    return found
+
+
+def detach(address: str, name: str, sentinel: str, drop: bool = False) -> None:
+    """Have a sentinel end, whoever attached it.
+
+    Raises:
+        NoSuchSentinelError: none of that name is at work.
+        ClusterError: there is no such network.
+    """
+    refusal = _answer(_keeper(address, name).detach.remote(sentinel, drop))
+    if refusal is not None:
+        _raise(refusal)
+
+
+def _keeper(address: str, name: str) -> Any:
+    try:
+        return ray.get_actor(PREFIX + name, namespace=NAMESPACE)
+    except ValueError as error:
+        known = ", ".join(map(repr, names())) or "none"
+        raise ClusterError(f"there is no network {name!r} at {address}; there are: {known}") from error
+
+
+def _answer(ref: Any) -> Any:
+    try:
+        return ray.get(ref, timeout=ANSWER_S)
+    except ray.exceptions.RayError as error:
+        raise ClusterError(f"the network does not answer: {' '.join(str(error).split())[:200]}") from error
+
+
+def _raise(refusal: Any) -> NoReturn:
+    error: BaseException = unpack(refusal)
+    raise error
+
+
+# ── joining ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Joined(Ray):
+    """The engine of a session that joined a network: the gates are there, and stay when it leaves.
+
+    Args:
+        address: HOST:PORT of the cluster; this machine belongs to it.
+        name: of the network.
+
+    Raises:
+        ClusterError: there is no cluster, it does not let us in, or it has no such network.
+    """
+
+    def __init__(self, address: str, name: str) -> None:
+        self._undo = join(address)
+        try:
+            self._keeper = _keeper(address, name)
+            failure = _answer(self._keeper.failure.remote())
+            if failure is not None:
+                raise ClusterError(f"the network {name!r} works no more: {failure}")
+            plan: Plan | None = _answer(self._keeper.plan.remote())
+            if plan is None:
+                raise ClusterError(f"the network {name!r} is being started or stopped; try again")
+        except BaseException:
+            self._undo()
+            raise
+        super().__init__(wire_dtype=plan.wire_dtype)  # on the cluster that was just joined
+        self.network: Any = unpack(plan.recipe, writable=True)
+        self.seed = plan.seed
+        self._plan = plan
+
+    def start(self, on_report: Callable[[Any], None], seed: int) -> None:
+        """Make the home, and learn where the gates are."""
+        with self._lock:
+            self._hosts.update(self._plan.hosts)
+            self._where.update(self._plan.where)
+            self._places.update(self._plan.places)
+        super().start(on_report, seed)
+
+    def spawn_all(self, actors: Iterable[tuple[str, Callable[[], Actor], Any]]) -> None:
+        """The gates are there; see that they and the home know each other."""
+        self._settle_home()
+
+    def _settle_home(self) -> None:
+        super()._settle_home()
+        ray.get(self._hosts[HOME].keep.remote(self._keeper))
+
+    def admit(self, name: str | None, role: str) -> tuple[str, int]:
+        """A name that no other sentinel of the network has, and its number.
+
+        Raises:
+            NameTakenError: another has it.
+        """
+        where = self._where[HOME]
+        answer = _answer(self._keeper.admit.remote(name, role, self._key, self._hosts[HOME], where))
+        if isinstance(answer[0], bytes):
+            _raise(answer)
+        return answer[0], answer[1]
+
+    def dismiss(self, address: str) -> None:
+        """A sentinel that was admitted did not come."""
+        self._keeper.dismiss.remote(address)
+
+    def detach(self, name: str, drop: bool) -> None:
+        """Have a sentinel of another session end.
+
+        Raises:
+            NoSuchSentinelError: none of that name is at work.
+        """
+        refusal = _answer(self._keeper.detach.remote(name, drop))
+        if refusal is not None:
+            _raise(refusal)
+
+    def _end_host(self, name: str, handle: Any) -> None:
+        if name == HOME:
+            with suppress(ClusterError):  # the network may have ended before us
+                _answer(self._keeper.farewell.remote(self._key))
+            super()._end_host(name, handle)
+
+    def stop(self) -> None:
+        """Leave; the network goes on."""
+        super().stop()
+        self._undo()

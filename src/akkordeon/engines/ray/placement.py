@@ -1,0 +1,53 @@
+"""Which actors share a host. Pure functions of addresses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
+
+from akkordeon.errors import RecipeError
+
+__all__ = ["Placement", "host_of", "is_visitor", "sum_of_resources"]
+
+Placement = Literal["spread", "pack"] | Sequence[Sequence[int]]
+"""``"spread"``: a host for each gate; ``"pack"``: one for all; ``[[0, 1], [2]]``: gates 0 and 1 share one."""
+
+
+def host_of(address: str, placement: Placement) -> str:
+    """The name of the host that an actor belongs to.
+
+    Gates go by the placement. A replica is a host of its own with all its gates: they talk to each other
+    more than to anybody else. Whoever is neither gets a host of its own.
+
+    Raises:
+        RecipeError: the placement leaves this gate out, or names it twice, or is none at all.
+    """
+    kind, _, rest = address.partition("/")
+    if kind == "replica":
+        return f"replica/{rest.partition('/')[0]}"
+    if kind != "gate":
+        return address
+    if placement == "spread":
+        return address
+    if placement == "pack":
+        return "gates"
+    if isinstance(placement, str):
+        raise RecipeError(f"a placement is 'spread', 'pack' or lists of gates, got {placement!r}")
+    groups = [tuple(group) for group in placement if int(rest) in group]
+    if len(groups) != 1 or groups[0].count(int(rest)) != 1:
+        raise RecipeError(f"a placement names every gate once; {address} is not so in {placement!r}")
+    return "gates/" + "+".join(map(str, groups[0]))
+
+
+def is_visitor(address: str) -> bool:
+    """Whether an actor comes and goes with the process that attached it."""
+    return address.startswith(("sentinel/", "reader/"))
+
+
+def sum_of_resources(resources: Iterable[Mapping[str, float] | None]) -> dict[str, float]:
+    """What a host needs for all its actors together."""
+    total: dict[str, float] = {}
+    for needed in resources:
+        for name, amount in (needed or {}).items():
+            total[name] = total.get(name, 0) + amount
+    return total

@@ -1,0 +1,212 @@
+"""The Ray engine, over processes that are its own; what all engines promise is in test_engines.py."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from engines import Note, Stage
+from torch import nn
+from torch.nn import functional as F
+
+import akkordeon as ak
+from akkordeon.actor import Actor, Report, Send
+from akkordeon.engines.ray.engine import HOME
+from akkordeon.errors import ClusterError, GateFailedError, RecipeError, SentinelFailedError, SessionError
+
+pytest.importorskip("ray", reason="Ray is not installed: pip install '.[ray]'")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    from warm import start_cluster
+
+    start_cluster()
+
+
+@pytest.fixture
+def warm():
+    from warm import WarmRay
+
+    return WarmRay()
+
+
+def sgd(params):
+    return torch.optim.SGD(params, lr=0.1)
+
+
+def row(*modules):
+    return ak.Network([ak.Gate(module, sgd) for module in modules])
+
+
+def three_gates():
+    return row(nn.Sequential(nn.Linear(6, 16), nn.ReLU()), nn.Linear(16, 8), nn.Linear(8, 3))
+
+
+def problem(batches=40):
+    x = torch.randn(batches, 16, 6)
+    return [(rows, rows[:, :3].argmax(1)) for rows in x]
+
+
+# ── processes that die ───────────────────────────────────────────────────────────────────────────────
+
+
+def test_killed_processes_are_told_of_and_nothing_hangs():
+    """First that of the sentinels, then that of two of the gates."""
+    engine = ak.Ray(placement=[[0], [1, 2]])
+    with ak.run(three_gates(), engine=engine) as session:
+        where = engine.whereabouts()
+        assert where["gate/1"] == where["gate/2"] != where["gate/0"]
+        assert os.getpid() not in {pid for _, pid in where.values()}
+        endless = session.attach(ak.Sentinel.train(problem(), F.cross_entropy, epochs=10**6, name="endless"))
+        assert engine.wait_until(lambda: len(endless.epochs) > 1, 30)
+
+        os.kill(engine._where[HOME][1], signal.SIGKILL)
+        with pytest.raises(SentinelFailedError, match="sentinel/endless#1 is lost"):
+            endless.wait(timeout=10)
+        again = session.attach(ak.Sentinel.train(problem(), F.cross_entropy, name="again")).wait(timeout=30)
+        assert again.batches.as_tuple() == (40, 40, 0, 0)
+        assert [gate.stashed for gate in session.status(timeout=10).gates] == [0, 0, 0]
+
+        last = session.attach(ak.Sentinel.train(problem(), F.cross_entropy, epochs=10**6, name="last"))
+        assert engine.wait_until(lambda: len(last.epochs) > 1, 30)
+        os.kill(where["gate/1"][1], signal.SIGKILL)
+        with pytest.raises(GateFailedError, match=r"gate/[12] is lost: its process died \(number \d+"):
+            last.wait(timeout=10)
+        with pytest.raises(GateFailedError):
+            session.attach(ak.Sentinel.test(problem(), F.cross_entropy))
+
+
+# ── what travels ─────────────────────────────────────────────────────────────────────────────────────
+
+
+class Echo(Actor):
+    """Passes everything on, and tells what it got."""
+
+    def __init__(self, address, to=None):
+        self.address, self.to = address, to
+
+    def receive(self, message, now_s):
+        if self.to:
+            yield Send(self.to, message)
+        else:
+            number, payload = message.text
+            yield Report((number, payload.sum().item(), payload.dtype))
+
+
+def test_payloads_of_all_sizes_arrive_in_order_from_host_to_host(warm):
+    """Small ones travel in the call, large ones through shared memory: none overtakes another."""
+    stage = Stage(warm)
+    places = {warm._place(f"echo/{i}"): f"echo/{i}" for i in range(9)}
+    first, second = sorted(places.values())
+    warm.spawn(first, lambda: Echo(first, second))
+    warm.spawn(second, lambda: Echo(second))
+    sizes = [1, 500_000, 10, 50_000, 3] * 6
+    for number, size in enumerate(sizes):
+        warm.send(first, Note((number, torch.ones(size))))
+    heard = stage.wait_for(len(sizes), tuple)
+    warm.stop()
+    assert heard == [(number, size, torch.float32) for number, size in enumerate(sizes)]
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_module_that_works_in_place_spoils_nothing(warm):
+    x = torch.randn(8, 6)
+    network = row(nn.Linear(6, 50_000), nn.Sequential(nn.ReLU(inplace=True), nn.Linear(50_000, 3)))
+    expected = network.module()(x)
+    with ak.run(network, engine=warm) as session:
+        found = [session.predict(x, timeout=30) for _ in range(3)]
+        batches = [(x, torch.randint(3, (8,)))] * 5
+        training = session.attach(ak.Sentinel.train(batches, F.cross_entropy)).wait(timeout=30)
+    assert all(torch.allclose(each, expected, atol=1e-5) for each in found)
+    assert training.batches.trained == 5
+
+
+def test_training_on_ray_with_one_batch_in_flight_gives_the_bits_of_threads(warm):
+    batches = problem()
+    states = []
+    for engine in (ak.Threads(1), warm):
+        torch.manual_seed(0)
+        with ak.run(three_gates(), engine=engine) as session:
+            session.attach(ak.Sentinel.train(batches, F.cross_entropy, in_flight=1, epochs=2)).wait(60)
+            states.append(session.states(timeout=20))
+    for gate, state in states[0].items():
+        assert all(torch.equal(state[name], states[1][gate][name]) for name in state)
+
+
+def test_activations_travel_as_bfloat16_where_that_is_asked(warm):
+    warm.wire_dtype = torch.bfloat16
+    with ak.run(three_gates(), engine=warm) as session:
+        training = session.attach(ak.Sentinel.train(problem(), F.cross_entropy, epochs=3)).wait(timeout=30)
+    assert training.batches.trained == 120
+    assert training.epochs[-1].loss < training.epochs[0].loss
+
+
+def test_labels_stay_in_the_home_and_sources_that_cannot_travel_in_this_process(warm):
+    def source():
+        yield from problem(10)
+
+    with ak.run(three_gates(), engine=warm) as session:
+        training = session.attach(ak.Sentinel.train(source(), F.cross_entropy, name="generator"))
+        assert set(warm._local_addresses) <= {"reader/generator#1"}
+        training.wait(timeout=30)
+        assert training.batches.as_tuple() == (10, 10, 0, 0)
+
+
+def test_a_gate_that_cannot_travel_is_refused_by_name(warm):
+    class Locked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.source = (i for i in range(3))
+
+        def __deepcopy__(self, memo):
+            return self
+
+    with pytest.raises(RecipeError, match=r"gate/0 cannot travel to its host.*generator"):
+        ak.run(row(Locked()), engine=warm)
+
+
+# ── what is refused ──────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_wire_dtype_that_is_no_floating_point_type_is_refused():
+    with pytest.raises(RecipeError, match="floating-point"):
+        ak.Ray(wire_dtype=torch.int8)
+
+
+def test_recording_is_refused_in_a_sentence(tmp_path):
+    with pytest.raises(SessionError, match="cannot record yet"):
+        ak.run(three_gates(), engine=ak.Ray(), record=tmp_path / "r")
+
+
+def test_another_cluster_than_the_one_this_process_is_in_is_refused():
+    with pytest.raises(ClusterError, match="is connected to the Ray cluster at"):
+        ak.run(three_gates(), engine=ak.Ray("192.0.2.77:25520"))
+
+
+@pytest.mark.parametrize("target", ["nowhere", "127.0.0.1/net", "127.0.0.1:99999/net", "127.0.0.1:1"])
+def test_a_target_of_the_wrong_form_is_refused(target):
+    with pytest.raises(ClusterError, match="HOST:PORT"):
+        ak.connect(target)
+
+
+def test_without_ray_one_sentence_says_what_to_install():
+    code = (
+        "import sys; sys.modules['ray'] = None\n"
+        "import torch, akkordeon as ak\n"
+        "try: ak.run(ak.Network([ak.Gate(torch.nn.Linear(1, 1))]), engine='ray')\n"
+        "except ak.AkkordeonError as error: print(error)\n"
+        "try: ak.connect('127.0.0.1:1/net')\n"
+        "except ak.AkkordeonError as error: print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert (
+        done.stdout.splitlines()
+        == ["this needs Ray, which is not installed: pip install 'akkordeon[ray]'"] * 2
+    )
