@@ -74,6 +74,12 @@ class Fragile(nn.Linear):
 def breaks():
     return task(network=ak.Network([ak.Gate(Fragile(6, 4), lambda params: torch.optim.SGD(params, 0.1))]))
 
+def scheduled():
+    def make(params):
+        optimizer = torch.optim.SGD(params, lr=0.1)
+        return optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 100)
+    return task(network=ak.Network([ak.Gate(nn.Linear(6, 4), make)]))
+
 def nothing_to_score():
     return task(validate=[(torch.randn(0, 6), torch.randint(4, (0,)))])
 
@@ -276,6 +282,13 @@ def test_what_was_reached_is_kept_when_a_gate_fails(mine, tmp_path):
     result = akkordeon("train", f"{mine}:breaks", "--out", out, "--json", expecting=1)
     assert outcome_of(result)["gates"][0]["version"] <= 3
     assert {path.name for path in out.iterdir()} == {WEIGHTS, REPORT, TASK}
+
+
+def test_what_cannot_begin_leaves_nothing_behind(mine, tmp_path):
+    arguments = ["train", f"{mine}:scheduled", "--out", tmp_path / "out"]
+    assert "come with a scheduler" in akkordeon(*arguments, "--lr", 0.5, expecting=1).stderr
+    assert not (tmp_path / "out").exists()
+    akkordeon(*arguments)
 
 
 @pytest.mark.parametrize(

@@ -484,3 +484,30 @@ def test_a_recorded_downpour_is_replayed_to_the_same_bits(engine, push, tmp_path
         session.wait(timeout=WAIT_S)
     again = ak.replay(file, recipe, sentinels)
     assert same_bits(again.module(), session.module())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"local_step": False}, {"push_every": 3}, {"compression": "int8", "push_every": 2}],
+    ids=str,
+)
+def test_sparse_gradients_travel_as_they_are_or_compressed(settings):
+    parts = [nn.Sequential(nn.Embedding(11, 5, sparse=True), nn.Flatten()), nn.Linear(15, 4)]
+    recipe = downpour(ak.Network([ak.Gate(part, SGD) for part in parts]), replicas=2, **settings)
+    batches = [(torch.randint(11, (8, 3)), torch.randint(4, (8,))) for _ in range(20)]
+    _, session = trained(recipe, batches, ak.Simulator(links=Link(1e-3, bytes_per_s=1e9)))
+    assert [a.batches.trained for a in session.attachments if a.role == "train"] == [10, 10]
+    assert all(not gate.refused for gate in session.status().gates)
+
+
+def test_so_it_is_when_replicas_come_and_go(tmp_path):
+    recipe, file = downpour(replicas=2), tmp_path / "record.gz"
+    whole = ak.Sentinel.train(batches_of(12), F.cross_entropy, name="t")
+    late = ak.Sentinel.train(batches_of(5), F.cross_entropy, name="late", replica=2)
+    with ak.run(recipe, engine=ak.Threads(2), record=file) as session:
+        session.attach(whole)
+        assert session.add_replica() == 2
+        session.attach(late)
+        session.wait(timeout=WAIT_S)
+        session.remove_replica(0)
+    assert same_bits(ak.replay(file, recipe, [whole, late]).module(), session.module())

@@ -34,7 +34,7 @@ VIOLATIONS = {
     "a sentinel that knows a gate": ("reader.py", "import akkordeon.gate", "Sentinels know nothing"),
     "an engine that knows an actor": ("engines/base.py", "from akkordeon.gate import Gate", "know no actor"),
     "an engine in the core": ("network.py", "from akkordeon.engines import threads", "only layers below"),
-    "Ray outside its engine": ("session.py", "import ray", "Ray is imported in engines/ray alone"),
+    "Ray outside its engine": ("session.py", "import ray", "is imported in engines/ray alone"),
     "a file without a layer": ("forgotten.py", "", "only layers below"),
 }
 

@@ -11,7 +11,7 @@ from akkordeon.errors import RecipeError
 from akkordeon.messages import Backward, Batch, Exported, Forward, Release
 from akkordeon.messages import CutId as Cut
 from akkordeon.simulation.distributions import Constant, Exponential, LogNormal, Uniform
-from akkordeon.simulation.links import PRESETS, Link, Links, Wire, size_bytes
+from akkordeon.simulation.links import PRESETS, Ghost, Link, Links, Wire, size_bytes
 
 
 def wire(*args, **options):
@@ -75,6 +75,8 @@ def test_what_weighs_are_the_tensors_of_a_message():
     assert size_bytes(Backward(batch, None)) == 0
     assert size_bytes(Exported(cut, "gate/0", {"w": x})) == 60
     assert size_bytes(Release(cut)) == 0
+    assert size_bytes(Forward(batch, Ghost(1234))) == 1234
+    assert size_bytes(Backward(batch, x.to_sparse())) == 0
 
 
 def test_presets_go_from_near_to_far():

@@ -281,3 +281,14 @@ def test_a_replica_is_told_its_steps_with_its_weights():
     do(actor, push(0, torch.ones(1, 2), asker="b", steps=8), now_s=20.0)
     assert fetched(actor, "b", now_s=20.0).push_every == 3
     assert fetched(actor, "a", now_s=20.0).push_every == 8
+
+
+def test_one_over_tau_is_a_rule_for_gates_too_and_leaves_what_it_is_given_alone():
+    g = torch.tensor([2.0, 4.0])
+    rule = ak.InverseStaleness()
+    for staleness, wanted in ((0, [2.0, 4.0]), (1, [2.0, 4.0]), (4, [0.5, 1.0])):
+        corrected, nothing = rule.correct([g, None], [], [], staleness, None)
+        assert corrected.tolist() == wanted
+        assert nothing is None
+    assert g.tolist() == [2.0, 4.0]
+    assert ak.Gate(nn.Linear(2, 2), SGD, staleness=rule).staleness.keeps_weights

@@ -19,10 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ours import ours  # which finds those below
-from peers import ddp, hogwild, plain
-from settings import SETTINGS, Setting, dataset
 from torch.multiprocessing.spawn import ProcessExitedException
+
+sys.path.append(str(Path(__file__).parents[1] / "throughput"))
+
+from peers import ddp, hogwild, plain
+from replicated import ours
+from settings import SETTINGS, Setting, dataset
 
 LR = 0.01
 

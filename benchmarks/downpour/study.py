@@ -170,10 +170,16 @@ def local_sgd(**more: Any) -> dict[str, Any]:
 
 
 N = len(SPEEDS)
+GENTLE = partial(torch.optim.SGD, lr=LR / 4)
 DELAYED = partial(ak.DelayedNesterov, lr=1.0, momentum=0.5, buffer=N)
 UNEVEN: dict[str, dict[str, Any]] = {
-    "Downpour, SGD": {"server_optimizer": SGD, "local_step": False},
-    "Downpour, 1/τ": {"server_optimizer": SGD, "local_step": False, "staleness": ak.InverseStaleness()},
+    "Downpour, SGD": {"server_optimizer": GENTLE, "local_step": False, "fetch": "wait"},
+    "Downpour, 1/τ": {
+        "server_optimizer": SGD,
+        "local_step": False,
+        "fetch": "wait",
+        "staleness": ak.InverseStaleness(),
+    },
     "async local SGD, averaging": local_sgd(server_optimizer=partial(torch.optim.SGD, lr=1 / N)),
     "  + outer Nesterov": local_sgd(
         server_optimizer=partial(torch.optim.SGD, lr=1 / N, momentum=0.5, nesterov=True)
@@ -186,10 +192,10 @@ UNEVEN: dict[str, dict[str, Any]] = {
 }
 
 
-def synchronous(data: Dataset, seed: int, every_s: float, most_s: float) -> float:
+def synchronous(data: Dataset, seed: int, lr: float, every_s: float, most_s: float) -> float:
     """Virtual seconds to the target of data parallelism: each step waits for the slowest replica."""
     model = module(seed)
-    optimizer = SGD(model.parameters())
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
     step_s, now_s, due_s = BATCH_S / min(SPEEDS), 0.0, every_s
     batches = ak.Batches(*data.train, BATCH * N, shuffle=True, seed=seed)
     while now_s < most_s:
@@ -218,7 +224,8 @@ def uneven(data: Dataset, seeds: int, samples: int) -> dict[str, Any]:
         f"virtual seconds to {TARGET:.0%}; replicas of speed {SPEEDS}, lr {LR}, push_every 16 for local SGD"
     )
     arms: dict[str, Callable[[int], float]] = {
-        "synchronous data parallelism": lambda seed: synchronous(data, seed, 1.0, 200.0)
+        "synchronous data parallelism": lambda seed: synchronous(data, seed, LR, 1.0, 200.0),
+        "  + lr × 4, as its batch": lambda seed: synchronous(data, seed, N * LR, 1.0, 200.0),
     }
     for name, settings in UNEVEN.items():
         arms[name] = partial(_to_target, data, samples, settings)
@@ -270,7 +277,11 @@ def main() -> None:
     parser.add_argument("study", choices=["replicas", "rates", "uneven", "bytes"])
     parser.add_argument("--quick", action="store_true", help="one seed, fewer samples and sizes")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--samples", type=int, help="in all; 180,000 (12,800 with --quick) if not given")
+    parser.add_argument(
+        "--samples",
+        type=int,
+        help="in all; 180,000 (uneven 720,000; others with --quick 12,800) if not given",
+    )
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     parser.add_argument(
         "--data-dir", type=Path, default=os.environ.get("AKKORDEON_DATA"), help="folder of MNIST"
@@ -287,7 +298,7 @@ def main() -> None:
     studies: dict[str, Callable[[], dict[str, Any]]] = {
         "replicas": lambda: replicas(data, seeds, samples, sizes),
         "rates": lambda: rates(data, seeds, samples, 16),
-        "uneven": lambda: uneven(data, seeds, samples * 10),
+        "uneven": lambda: uneven(data, seeds, given.samples or 720_000),
         "bytes": lambda: bytes_(data, seeds, samples),
     }
     found = studies[given.study]()

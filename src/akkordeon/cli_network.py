@@ -51,6 +51,9 @@ def start(
         Literal["latest", "stash", "dc-constant", "dc-adaptive"] | None,
         typer.Option(help="What all gates do about stale gradients."),
     ] = None,
+    machines: Annotated[
+        int, typer.Option(min=1, help="Wait until so many have joined, and only then place the gates.")
+    ] = 1,
     bf16: Annotated[bool, typer.Option(help="Send activations and gradients as bfloat16.")] = False,
     seed: Annotated[int, typer.Option(help="Of the first weights.")] = 0,
     dashboard: Annotated[bool, typer.Option(help="Start Ray's dashboard, if Ray is started.")] = False,
@@ -70,8 +73,14 @@ def start(
     made = load_network(recipe, seed).replacing(None if staleness is None else rule_named(staleness))
     token = nodes.ensure_token()
     began = nodes.start_head(listen, dashboard)
+    if began:
+        typer.echo(f"Ray runs; other machines join with: akkordeon join {listen}")
+    if token is not None:
+        typer.echo("whoever joins needs the token of this cluster, which is shown only now:")
+        typer.echo(f"  export RAY_AUTH_TOKEN={token}")
     leave = join_cluster(listen)
     try:
+        networks.wait_for_machines(machines)
         networks.found(
             name,
             made,
@@ -87,11 +96,6 @@ def start(
         raise
     leave()
     typer.echo(f"{name!r} runs with {len(made.gates)} gates; to reach it: --network {listen}/{name}")
-    if began:
-        typer.echo(f"other machines join with: akkordeon join {listen}")
-    if token is not None:
-        typer.echo("whoever joins needs the token of this cluster, which is shown only now:")
-        typer.echo(f"  export RAY_AUTH_TOKEN={token}")
 
 
 @network.command("stop")

@@ -78,11 +78,12 @@ def asynchronous(plan: Plan, in_flight: int, sentinels: int = 1, timeline: Timel
             engine.wait_until(lambda: False, min(plan.checkpoint_every_s, left_s))
             supervisor.keep()
         loads = engine.loads()
+        redone = supervisor.rolled_back * plan.samples // len(plan.costs)  # by one gate of all
         return Outcome(
             "asynchronous",
             plan.seconds,
-            row.trained * plan.samples,
-            redone=supervisor.rolled_back * plan.samples // len(plan.costs),
+            row.trained * plan.samples - redone,
+            redone=redone,
             lost=sum(trainer.batches.lost for trainer in row.trainers.values()),
             busy=[loads[a].busy_s / plan.seconds if a in loads else 0.0 for a in plan.row],
             staleness=[dict(row.gates[a].staleness_seen) for a in plan.row],

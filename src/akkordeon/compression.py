@@ -48,7 +48,8 @@ class Compressor:
             return tuple(gathered), None
         if not self._errors:
             self._errors = [None] * len(gathered)
-        wanted = [_sum(tensor, error) for tensor, error in zip(gathered, self._errors, strict=True)]
+        dense = [None if t is None else t.to_dense() if t.is_sparse else t for t in gathered]
+        wanted = [_sum(tensor, error) for tensor, error in zip(dense, self._errors, strict=True)]
         packed = _as_bf16(wanted) if self._kind == "bf16" else _as_int8(wanted)
         self._errors = [
             None if x is None or sent is None else x - sent

@@ -189,11 +189,11 @@ def train(plan: Plan, view: View, folder: Path | None = None, record: Path | Non
     """
     task = plan.load()
     sentinels: list[Training | Evaluation] = [*trainers_of(task, plan), validator_of(task, plan)]
-    journal = None if folder is None else Journal(make_folder(folder))
     error = None
     with Interrupts() as interrupts:
         network, engine = recipe_of(task, plan), Threads(plan.workers)
         with view, run(network, engine, seed=plan.seed, record=record, task=described(plan)) as session:
+            journal = None if folder is None else Journal(make_folder(folder))
             follower = Follower(session, view, [journal.tell] if journal else [])
             began_s = time.monotonic()
             for sentinel in sentinels:

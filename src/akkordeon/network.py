@@ -60,6 +60,9 @@ class Recipe(Protocol):
     def spawns(self, seed: int) -> Iterator[Spawn]:
         """What an engine needs to make the actors."""
 
+    def replica_spawns(self, replica: int, seed: int) -> Iterator[Spawn]:
+        """What an engine needs to make one replica more, where there can be more."""
+
     def module(self, states: Mapping[str, Mapping[str, Tensor]] | None = None) -> nn.Sequential:
         """All of it as one plain module, with these states by address of the row."""
 
@@ -159,6 +162,14 @@ class Network:
         """What an engine needs to make the gates, wired to each other."""
         for place, gate in zip(self.places(seed, prefix), self.gates, strict=True):
             yield Spawn(place.address, partial(GateActor, gate, place), gate.resources)
+
+    def replica_spawns(self, replica: int, seed: int) -> Iterator[Spawn]:
+        """Nothing: there is one row.
+
+        Raises:
+            RecipeError: always.
+        """
+        raise RecipeError(f"a Network has one row and no replica {replica}; a Downpour has replicas")
 
     def places(self, seed: int, prefix: str = "") -> Iterator[Place]:
         """Where each gate stands, head first."""

@@ -16,6 +16,7 @@ __all__ = [
     "is_floating",
     "map_tensors",
     "memory",
+    "nbytes",
     "same_form",
     "samples",
     "signature",
@@ -125,3 +126,10 @@ def form(payload: Payload) -> str:
 def memory(tensor: Tensor) -> int:
     """Where the tensor's elements lie: two tensors with equal answers may share them."""
     return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else id(tensor)
+
+
+def nbytes(tensor: Tensor) -> int:
+    """Bytes of its elements; of a sparse tensor, of what there is of it."""
+    if tensor.layout is torch.sparse_coo:
+        return tensor._indices().nbytes + tensor._values().nbytes
+    return tensor.nbytes

@@ -4,6 +4,7 @@ A record is a gzipped file of JSON lines: a header, and then, as they were finis
 
     [serial, "attach",  address, {name, role, …}]
     [serial, "outside", address, {type, …}]                  a message of the session's
+    [serial, "replica", number]                              a replica joins
     [serial, "handle",  address, key, now_s, digest]         ordered by when it began
 
 The order of serials is one in which everything could have happened one after the other: a message is
@@ -135,6 +136,10 @@ class Recorder:
         elif recipe.role != "export":
             what["data"] = data_fingerprint(recipe.batches)
         self._write([next(self._serial), "attach", address, what])
+
+    def joined(self, replica: int) -> None:
+        """A replica joins a Downpour."""
+        self._write([next(self._serial), "replica", replica])
 
     def outside(self, to: str, message: Message) -> None:
         """The session sends a message."""

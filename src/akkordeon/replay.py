@@ -9,7 +9,7 @@ led to then; at the first difference the replay ends and says where.
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,12 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from akkordeon.actor import Actor, After, Effect, Report, Send, Stop
-from akkordeon.downpour import Downpour
 from akkordeon.engines.base import ProcessState
 from akkordeon.errors import ReplayError
 from akkordeon.messages import Message
 from akkordeon.metrics import EpochDone, GateLeft, RoundDone
-from akkordeon.network import Recipe
+from akkordeon.network import Recipe, Spawn
 from akkordeon.record import Digest, Record, data_fingerprint, key_of, message_of, unpacked
 from akkordeon.sentinel import Evaluation, Sentinel, Training
 from akkordeon.session import actors_of
@@ -94,14 +93,17 @@ class _Replay:
         self.actors: dict[str, Actor] = {}
         self.waiting: dict[str, dict[str, deque[Message]]] = defaultdict(lambda: defaultdict(deque))
         self.result = Replayed(network=network)
-        self.joined: set[int] = set()  # replicas that were not there from the start
-        for spawn in network.spawns(seed):
-            self.actors[spawn.address] = spawn.make()
+        self._spawn(network.spawns(seed))
+
+    def _spawn(self, spawns: Iterable[Spawn]) -> None:
+        self.actors.update((spawn.address, spawn.make()) for spawn in spawns)
 
     def run(self) -> Replayed:
         for _, what, address, *rest in self.record.lines:
             if what == "attach":
                 self._attach(address, rest[0])
+            elif what == "replica":
+                self._spawn(self.network.replica_spawns(address, self.record.header["seed"]))
             elif what == "outside":
                 self._put(address, message_of(rest[0]))
             else:
@@ -173,17 +175,8 @@ class _Replay:
                 self.result.reports.append(effect.record)
 
     def _put(self, to: str, message: Message) -> None:
-        if to.startswith("replica/") and isinstance(self.network, Downpour):
-            self._let_join(int(to.split("/")[1]), self.network)
         if to in self.actors:
             self.waiting[to][key_of(message)].append(message)
-
-    def _let_join(self, replica: int, downpour: Downpour) -> None:
-        """Make a replica that joined while it ran, when somebody writes to it first."""
-        if replica >= downpour.replicas and replica not in self.joined:
-            self.joined.add(replica)
-            for spawn in downpour.replica_spawns(replica, self.record.header["seed"]):
-                self.actors[spawn.address] = spawn.make()
 
     def _differ(self, address: str, key: str, how: str) -> NoReturn:
         why = "; ".join(self.suspects) or (

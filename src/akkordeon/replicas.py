@@ -193,6 +193,8 @@ class DownpourSession(Session):
         with self._lock:
             replica = self._next_replica
             self._next_replica += 1
+        if self._recorder is not None:
+            self._recorder.joined(replica)
         for spawn in self.network.replica_spawns(replica, self.seed):
             self._engine.spawn(spawn.address, spawn.make, spawn.resources)
         self._replicas.add(replica)

@@ -24,7 +24,7 @@ from akkordeon.compression import unpacked
 from akkordeon.learner import Learner, OptimizerFactory
 from akkordeon.messages import Fault, Fetch, Forget, Parameters, Probe, Push, Settle, Settled
 from akkordeon.metrics import ShardStatus
-from akkordeon.payload import all_finite, tensors
+from akkordeon.payload import all_finite, nbytes, tensors
 from akkordeon.stage import Place, Stage
 from akkordeon.staleness import Rule, Stash
 from akkordeon.weights import Snapshot
@@ -99,7 +99,7 @@ class ShardActor(Stage):
             self._lent.setdefault(asker, {})[self.version] = self.weights.now
         now = tuple(self.weights.now[i].detach() for i in self.weights.trainable)
         self._counts["fetches"] += 1
-        self._counts["bytes_out"] += sum(tensor.nbytes for tensor in now)
+        self._counts["bytes_out"] += sum(map(nbytes, now))
         steps = None if self._speeds is None else self._speeds.steps(asker)
         return Send(asker, Parameters(self.address, self.version, now, steps))
 
@@ -112,7 +112,7 @@ class ShardActor(Stage):
 
     def _push(self, message: Push) -> Iterator[Effect]:
         self._counts["pushes"] += 1
-        self._counts["bytes_in"] += sum(tensor.nbytes for tensor in tensors(message.payload))
+        self._counts["bytes_in"] += sum(map(nbytes, tensors(message.payload)))
         if self._speeds is not None:
             self._speeds.pushed(message.asker, message.steps, self._now_s)
         then = self._then(message)

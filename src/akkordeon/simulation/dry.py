@@ -15,15 +15,9 @@ from typing import Any
 from akkordeon.actor import Actor, Effect, Report, Send, Stop
 from akkordeon.messages import Backward, Batch, Forget, Forward, Message
 from akkordeon.metrics import BatchCount, SentinelEnded
+from akkordeon.simulation.links import Ghost
 
-__all__ = ["DryGate", "DryTrainer", "Ghost", "Restart", "dry_row"]
-
-
-@dataclass(frozen=True, slots=True)
-class Ghost:
-    """A payload that is only as heavy as one."""
-
-    nbytes: int
+__all__ = ["DryGate", "DryTrainer", "Restart", "dry_row"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,10 +16,10 @@ from random import Random
 from typing import Any
 
 from akkordeon.errors import RecipeError
-from akkordeon.payload import tensors
+from akkordeon.payload import nbytes, tensors
 from akkordeon.simulation.distributions import Distribution, LogNormal, as_distribution
 
-__all__ = ["HERE", "PRESETS", "Link", "Links", "Wire", "size_bytes"]
+__all__ = ["HERE", "PRESETS", "Ghost", "Link", "Links", "Wire", "size_bytes"]
 
 PACKET_BYTES = 1460
 """Payload of a TCP segment on Ethernet."""
@@ -152,6 +152,13 @@ class Wire:
         return rounds
 
 
+@dataclass(frozen=True, slots=True)
+class Ghost:
+    """A payload that is only as heavy as one: what dry actors send."""
+
+    nbytes: int
+
+
 def size_bytes(message: Any) -> int:
     """Bytes of a message that count: those of the tensors in it."""
     payload = getattr(message, "payload", None)
@@ -159,8 +166,9 @@ def size_bytes(message: Any) -> int:
         payload = getattr(message, "state", None)
         if payload is None:
             return 0
-    size = getattr(payload, "nbytes", None)
-    return size if size is not None else sum(tensor.nbytes for tensor in tensors(payload))
+    if type(payload) is Ghost:
+        return payload.nbytes
+    return sum(map(nbytes, tensors(payload)))
 
 
 def _fits(pattern: str, host: tuple[str, str]) -> bool:

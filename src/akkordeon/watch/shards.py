@@ -70,7 +70,7 @@ class ShardTable:
 
 
 def histogram(staleness: Mapping[int, int]) -> str:
-    """How often each τ was seen, in a bar each for 0, 1, 2–3, 4–7, and so on; what was seen is never blank."""
+    """How often τ was 0, 1, 2–3, 4–7, and so on, a bar each; what was seen is never blank."""
     classes = [0] * (max(staleness, default=0).bit_length() + 1)
     for tau, count in staleness.items():
         classes[tau.bit_length()] += count

@@ -15,11 +15,17 @@ Sentinels and their data live in the *home*, which is pinned to the node of the 
 with it. A source that cannot be shipped (a generator, an open file) stays in the user's process: its
 reader runs there and its batches go to the home.
 
-wire.py        anything as bytes and buffers
-placement.py   which actors share a host
-cluster.py     reaching a cluster, or starting one
-hosts.py       what runs in a Ray actor (imports Ray)
-engine.py      the engine
+A network that runs on its own has a *keeper* besides, a Ray actor that knows who is where: sessions join
+through it, each with a home of its own, and leave.
+
+    wire.py        anything as bytes and buffers
+    placement.py   which actors share a host
+    cluster.py     reaching a cluster, and why it cannot be reached
+    nodes.py       Ray's own processes on this machine
+    hosts.py       what runs in a Ray actor
+    engine.py      the engine: the user's side of it
+    keeper.py      the keeper of a network that runs on its own
+    networks.py    founding, joining, looking at and ending such networks
 """
 
 from akkordeon.engines.ray.engine import Ray

@@ -17,7 +17,7 @@ from akkordeon.engines.base import Engine, Load, ProcessState
 from akkordeon.engines.ray.cluster import join, require_ray
 from akkordeon.engines.ray.placement import Placement, host_of, is_visitor, sum_of_resources
 from akkordeon.errors import ClusterError, RecipeError, SessionError
-from akkordeon.messages import Message
+from akkordeon.messages import Message, explain
 from akkordeon.metrics import ActorFailed, ActorLost, SentinelEnded, Undelivered
 
 if TYPE_CHECKING:
@@ -357,22 +357,36 @@ class Ray(Engine):
 
     def _follow(self) -> None:
         """Take what the home hands over, and feel the pulse of the hosts. The engine's one thread here."""
-        ray = require_ray()
         beaten_s: dict[str, float] = {}
-        while not self._over.is_set():
-            self._ask_hosts(beaten_s)
-            ready, _ = ray.wait(list(self._awaited), num_returns=1, timeout=PULSE_S)
-            for ref in ready:
-                name = self._awaited.pop(ref)
-                try:
-                    answer = ray.get(ref)
-                except ray.exceptions.RayError as error:
-                    if not self._over.is_set():
-                        self._lose(name, error)
-                    continue
-                beaten_s[name] = time.monotonic()
-                for to, parcel in answer or ():
-                    self._take_in(to, parcel)
+        try:
+            while not self._over.is_set():
+                self._ask_hosts(beaten_s)
+                self._hear(beaten_s)
+        except Exception as error:  # the cluster is gone: nobody will answer any more
+            for name in list(self._hosts):
+                self._lose(name, f"Ray does not answer ({explain(error)})")
+
+    def _hear(self, beaten_s: dict[str, float]) -> None:
+        """Take the answers that have come, or wait a moment for one."""
+        ray = require_ray()
+        if not self._awaited:
+            self._over.wait(PULSE_S)
+            return
+        ready, _ = ray.wait(list(self._awaited), num_returns=1, timeout=PULSE_S)
+        for ref in ready:
+            name = self._awaited.pop(ref)
+            try:
+                answer = ray.get(ref)
+            except ray.exceptions.ActorUnavailableError:
+                continue  # it may come back; if it does not, Ray says that it died
+            except ray.exceptions.RayActorError:
+                if not self._over.is_set():
+                    self._lose(name, "its process died")
+                    self._replace_home()
+                continue
+            beaten_s[name] = time.monotonic()
+            for to, parcel in answer or ():
+                self._take_in(to, parcel)
 
     def _ask_hosts(self, beaten_s: Mapping[str, float]) -> None:
         """Ask every host that owes no answer: the home for what it has, the others for a sign of life."""
@@ -399,7 +413,7 @@ class Ray(Engine):
         elif self._local is not None:
             self._local.send(to, thing)
 
-    def _lose(self, name: str, error: BaseException) -> None:
+    def _lose(self, name: str, why: str) -> None:
         """A host is gone: say who was there."""
         with self._lock:
             self._hosts.pop(name, None)
@@ -408,8 +422,11 @@ class Ray(Engine):
             for address in gone:
                 del self._places[address]
         for address in gone:
-            self._report(ActorLost(address, f"its process died (number {pid} on {node})"))
-        if name == HOME:
+            self._report(ActorLost(address, f"{why} (number {pid} on {node})"))
+
+    def _replace_home(self) -> None:
+        """Have a home again, if it was the home that died: without one the session hears nothing."""
+        if HOME not in self._hosts:
             with suppress(ClusterError):
                 self._hosts[HOME] = self._new_host(HOME, {})
                 self._settle_home()

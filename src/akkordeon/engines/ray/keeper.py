@@ -238,7 +238,10 @@ class Keeper:
             for name, handle in members.items():
                 if name not in self._awaited.values():
                     self._awaited[handle.pulse.remote()] = name
-            ready, _ = ray.wait(list(self._awaited), num_returns=len(self._awaited), timeout=PULSE_S)
+            count = len(self._awaited)
+            ready, _ = (
+                ray.wait(list(self._awaited), num_returns=count, timeout=PULSE_S) if count else ([], [])
+            )
             for ref in ready:
                 name = self._awaited.pop(ref)
                 try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any, NoReturn
@@ -11,18 +12,24 @@ import torch
 
 from akkordeon.actor import Actor
 from akkordeon.engines.ray.cluster import NAMESPACE, join
-from akkordeon.engines.ray.engine import HOME, Ray, Recipe
+from akkordeon.engines.ray.engine import HOME, READY_S, Ray, Recipe
 from akkordeon.engines.ray.keeper import Keeper, Plan, Survey
 from akkordeon.engines.ray.placement import Placement
 from akkordeon.engines.ray.wire import pack, ship_by_value, unpack
 from akkordeon.errors import ClusterError, NameTakenError
 
-__all__ = ["Joined", "detach", "end", "found", "names", "survey"]
+__all__ = ["Joined", "detach", "end", "found", "names", "survey", "wait_for_machines"]
 
 PREFIX = "network/"
 
 ANSWER_S = 10.0
 """How long a keeper may take to answer."""
+
+
+def wait_for_machines(count: int) -> None:
+    """Wait until so many machines are part of the cluster, for as long as it takes."""
+    while sum(node["Alive"] for node in ray.nodes()) < count:  # type: ignore[no-untyped-call]
+        time.sleep(0.5)
 
 
 # ── founding and ending ──────────────────────────────────────────────────────────────────────────────
@@ -57,7 +64,7 @@ def found(
     try:
         founder.spawn_all(actors)
         plan = Plan(pack(network), seed, founder._hosts, founder._where, founder._places, wire_dtype)
-        _answer(keeper.open.remote(plan, keeper))
+        _answer(keeper.open.remote(plan, keeper), READY_S)
     except BaseException:
         for handle in [*founder._hosts.values(), keeper]:
             ray.kill(handle)
@@ -140,9 +147,9 @@ def _keeper(address: str, name: str) -> Any:
         raise ClusterError(f"there is no network {name!r} at {address}; there are: {known}") from error
 
 
-def _answer(ref: Any) -> Any:
+def _answer(ref: Any, timeout_s: float = ANSWER_S) -> Any:
     try:
-        return ray.get(ref, timeout=ANSWER_S)
+        return ray.get(ref, timeout=timeout_s)
     except ray.exceptions.RayError as error:
         raise ClusterError(f"the network does not answer: {' '.join(str(error).split())[:200]}") from error
 
