@@ -34,6 +34,7 @@ def machines():
     try:
         ip("link", "add", BRIDGE, "type", "bridge")
         ip("link", "set", BRIDGE, "up")
+        ip("addr", "add", "10.77.0.254/24", "dev", BRIDGE)
         for i, name in enumerate(MACHINES):
             ip("netns", "add", name)
             ip("link", "add", f"ak-v{i}", "type", "veth", "peer", "name", "eth0", "netns", name)
@@ -41,6 +42,7 @@ def machines():
             ip("-n", name, "addr", "add", f"10.77.0.{i + 1}/24", "dev", "eth0")
             ip("-n", name, "link", "set", "eth0", "up")
             ip("-n", name, "link", "set", "lo", "up")
+            ip("-n", name, "route", "add", "default", "via", "10.77.0.254")
         yield MACHINES
     finally:
         for name in MACHINES:

@@ -16,7 +16,16 @@ from typing import Any
 
 from akkordeon.errors import ClusterError
 
-__all__ = ["NAMESPACE", "join", "parse_address", "parse_target", "probe", "require_ray", "token_here"]
+__all__ = [
+    "NAMESPACE",
+    "join",
+    "own_address",
+    "parse_address",
+    "parse_target",
+    "probe",
+    "require_ray",
+    "token_here",
+]
 
 NAMESPACE = "akkordeon"
 """Where our names are in a cluster."""
@@ -63,6 +72,7 @@ def join(address: str | None) -> Callable[[], None]:
         try:
             ray.init(
                 address=address or "local",
+                **({} if (own := own_address(address)) is None else {"_node_ip_address": own}),
                 namespace=NAMESPACE,
                 include_dashboard=None if address else False,
                 log_to_driver=False,
@@ -110,6 +120,19 @@ def parse_address(address: str) -> tuple[str, int]:
     if not (host and colon and port.isdigit() and 0 < int(port) < 65536):
         raise ClusterError(f"an address is HOST:PORT, as in 192.168.1.23:25520; got {address!r}")
     return host, int(port)
+
+
+def own_address(address: str | None) -> str | None:
+    """Which address of this machine leads to a cluster, of perhaps several; None if it makes no difference."""
+    if address is None:
+        return None
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as towards:
+        try:
+            towards.connect(parse_address(address))  # sends nothing
+        except OSError:
+            return None
+        own: str = towards.getsockname()[0]
+    return None if own.startswith("127.") else own
 
 
 def parse_target(target: str) -> tuple[str, str]:

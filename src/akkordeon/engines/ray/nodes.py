@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-from akkordeon.engines.ray.cluster import parse_address, probe, require_ray, token_here
+from akkordeon.engines.ray.cluster import own_address, parse_address, probe, require_ray, token_here
 from akkordeon.errors import ClusterError
 
 __all__ = ["check_listen", "end_head", "ensure_token", "is_ours", "member", "start_head"]
@@ -105,6 +105,8 @@ def member(address: str, resources: str | None = None) -> subprocess.Popen[bytes
     """
     probe(address)
     options = [f"--address={address}", *([f"--resources={resources}"] if resources else [])]
+    if (own := own_address(address)) is not None:
+        options.append(f"--node-ip-address={own}")
     return subprocess.Popen(
         _ray_start(*options), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=_env()
     )
