@@ -126,7 +126,7 @@ def show(record: Any) -> None:
 def main(
     data_dir: Annotated[Path, typer.Option(envvar="AKKORDEON_DATA", help="The folder with MNIST's files.")],
     epochs: Annotated[int, typer.Option(min=1)] = 7,
-    seed: int = 0,
+    seed: int = 1,
     variant: Literal["ancestor", "modern"] = "ancestor",
     validate_every: Annotated[float, typer.Option(min=0.01, metavar="SECONDS")] = 0.5,
     plain: Annotated[bool, typer.Option("--plain", help="The same recipe in a plain loop.")] = False,

@@ -85,12 +85,14 @@ def a_batch_of_a_wrong_form(session):
     return refusal(session, among_good((x, x)))
 
 
-@case("sentinel 'bad' failed on ", "all 3 of its batches were refused", "(8, 7)", "(*, 6)")
+@case("sentinel 'bad' failed on ", "all 3 of its batches were refused", "(8, 7)")  # likewise
 def nothing_but_batches_of_a_wrong_shape(session):
     return failure(session, batches_of(3, features=7))
 
 
-@case("sentinel 'predict' failed on batch 0", "gate/0 refused it", "float32 (8, 7)", "(*, 6)")
+@case(
+    "sentinel 'predict' failed on batch 0", "gate/0 refused it", "float32 (8, 7)"
+)  # nothing may have worked yet
 def a_prediction_of_a_wrong_shape(session):
     return error_of(SentinelFailedError, session.predict, torch.randn(SIZE, 7), WAIT_S)
 

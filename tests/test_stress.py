@@ -52,7 +52,7 @@ def validator(name: str):
 
 def balanced(attachment) -> bool:
     sent, trained, refused, lost = attachment.batches.as_tuple()
-    return attachment.ended and attachment.error is None and refused == 0 and sent == trained + lost > 0
+    return attachment.ended and attachment.error is None and refused == 0 and sent == trained + lost
 
 
 def come_and_go(session, drop: bool) -> None:
