@@ -18,7 +18,10 @@ SIZE = 8
 def plain_loop(parts, factories, batches, loss, clip_norm=None):
     """The loop everybody writes, with one optimizer and one clipped norm per part."""
     parts = [copy.deepcopy(part).train() for part in parts]
-    made = [factory(list(part.parameters())) if factory else None for part, factory in zip(parts, factories)]
+    made = [
+        factory(list(part.parameters())) if factory else None
+        for part, factory in zip(parts, factories, strict=False)
+    ]
     made = [m if isinstance(m, tuple) else (m, None) for m in made]
     for x, y in batches:
         for optimizer, _ in made:
@@ -28,7 +31,7 @@ def plain_loop(parts, factories, batches, loss, clip_norm=None):
         for part in parts:
             out = part(out)
         loss(out, y).backward()
-        for part, (optimizer, scheduler) in zip(parts, made):
+        for part, (optimizer, scheduler) in zip(parts, made, strict=False):
             if clip_norm is not None and optimizer:
                 nn.utils.clip_grad_norm_(part.parameters(), clip_norm)
             if optimizer:
@@ -39,7 +42,9 @@ def plain_loop(parts, factories, batches, loss, clip_norm=None):
 
 
 def ours(parts, factories, batches, loss, clip_norm=None, workers=2, in_flight=1, validators=0):
-    gates = [ak.Gate(part, factory, clip_norm=clip_norm) for part, factory in zip(parts, factories)]
+    gates = [
+        ak.Gate(part, factory, clip_norm=clip_norm) for part, factory in zip(parts, factories, strict=False)
+    ]
     with ak.run(ak.Network(gates), engine=ak.Threads(workers)) as session:
         for _ in range(validators):
             session.attach(ak.Sentinel.validate(batches[:3], loss, every_updates=7))
@@ -180,5 +185,5 @@ def test_a_recipe_starts_equal_each_time_it_is_run():
     parts, batches = mlp(), regression(20)
     before = [copy.deepcopy(part.state_dict()) for part in parts]
     ours(parts, [sgd] * 3, batches, F.cross_entropy)
-    for part, state in zip(parts, before):
+    for part, state in zip(parts, before, strict=False):
         assert all(torch.equal(part.state_dict()[name], state[name]) for name in state)

@@ -121,6 +121,7 @@ def test_mnist_is_learned_over_three_machines_while_trainers_come_and_go(machine
         for member in members:
             member.process.send_signal(signal.SIGINT)
             member.end(None)
+        assert "is lost" in terminal(0, "status", AT).end()  # with the gates that were there
         terminal(0, "network", "stop", TARGET).end()
     finally:
         for each in opened:

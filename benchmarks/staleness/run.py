@@ -77,7 +77,8 @@ def main() -> None:
         report[arm] = {"accuracy": accuracies, "staleness": taus}
         print(
             f"{arm:14s} {statistics.mean(accuracies):6.2f} ± {sd:4.2f} %   "
-            f"({', '.join(f'{a:.2f}' for a in accuracies)})   mean τ by gate {', '.join(f'{t:.1f}' for t in taus)}",
+            f"({', '.join(f'{a:.2f}' for a in accuracies)})   "
+            f"mean τ by gate {', '.join(f'{t:.1f}' for t in taus)}",
             flush=True,
         )
     if given.json:

@@ -123,7 +123,7 @@ def parse_address(address: str) -> tuple[str, int]:
 
 
 def own_address(address: str | None) -> str | None:
-    """Which address of this machine leads to a cluster, of perhaps several; None if it makes no difference."""
+    """The address of this machine that leads to a cluster; None if it makes no difference."""
     if address is None:
         return None
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as towards:

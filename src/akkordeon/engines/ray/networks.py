@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 import ray
 import torch
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from akkordeon.actor import Actor
 from akkordeon.engines.ray.cluster import NAMESPACE, join
@@ -72,8 +73,11 @@ def found(
 
 
 def _new_keeper(name: str) -> Any:
+    """A keeper, on this machine: others may leave the cluster."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    options = {"num_cpus": 0, "scheduling_strategy": here, **_detached(PREFIX + name)}
     try:
-        return ray.remote(num_cpus=0)(Keeper).options(**_detached(PREFIX + name)).remote(name)
+        return ray.remote(**options)(Keeper).remote(name)
     except ValueError as error:
         raise NameTakenError(
             f"there is a network {name!r} here already; give this one another --name, or stop that one"
