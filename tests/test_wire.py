@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import warnings
+from collections import namedtuple
+from pickle import UnpicklingError
 
 import pytest
 import torch
@@ -14,9 +16,19 @@ from torch import nn
 pytest.importorskip("cloudpickle", reason="Ray is not installed: pip install '.[ray]'")
 
 from akkordeon.engines.ray.placement import host_of, sum_of_resources
-from akkordeon.engines.ray.wire import pack, unpack
+from akkordeon.engines.ray.wire import Opened, pack, seal, unpack
 from akkordeon.errors import DataError, RecipeError
-from akkordeon.messages import Backward, Batch, CutId, Evaluate, Forward
+from akkordeon.messages import (
+    Backward,
+    Batch,
+    CutId,
+    Evaluate,
+    Forget,
+    Forward,
+    Item,
+    Push,
+    SourceFailed,
+)
 
 DTYPES = [
     torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool,
@@ -118,6 +130,62 @@ def test_what_cannot_travel_is_refused():
     for thing in ((i for i in range(3)), threading.Lock()):
         with pytest.raises(TypeError):
             pack(thing)
+
+
+# ── letters ──────────────────────────────────────────────────────────────────────────────────────────
+
+Pair = namedtuple("Pair", "x y")
+
+LETTERS = [
+    Forward(BATCH, torch.randn(3, 4)),
+    Forward(BATCH, torch.randn(64, 100)),
+    Forward(BATCH, (torch.ones(2, dtype=torch.bfloat16), torch.randn(200_000), None)),
+    Backward(BATCH, None, (1, 2)),
+    Backward(BATCH, {"a": torch.randn(4, 5).t(), "b": None}),
+    Push("replica/0/gate/0", 3, 1, (torch.eye(4).to_sparse(), torch.randn(200_000))),
+    Item(torch.randn(2), Pair(torch.randn(2), 3)),
+    SourceFailed(ValueError("no more")),
+    Forget("sentinel/t#1", None),
+]
+
+
+def opened(letter):
+    for buffer in () if isinstance(letter, bytes) else letter[1]:
+        buffer.flags.writeable = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = Opened(letter)
+        return found.to, found.message()
+
+
+@pytest.mark.parametrize("message", LETTERS, ids=lambda message: type(message).__name__)
+def test_a_letter_is_opened_as_it_was_sealed(message):
+    to, found = opened(seal("gate/1", message))
+    assert to == "gate/1"
+    assert type(found) is type(message)
+    assert str(found) == str(message)
+
+
+def test_a_small_letter_is_plain_bytes_and_a_large_tensor_is_not_copied_into_it():
+    assert type(seal("gate/0", Forward(BATCH, torch.randn(128, 512)))) is bytes
+    head, buffers = seal("gate/0", Forward(BATCH, torch.randn(1024, 512)))
+    assert len(head) < 300
+    assert [buffer.nbytes for buffer in buffers] == [1024 * 512 * 4]
+
+
+def test_letters_are_narrowed_where_that_is_asked():
+    x = torch.randn(1000, 1000)
+    _, found = opened(seal("gate/0", Forward(BATCH, x), torch.bfloat16))
+    assert torch.equal(found.payload, x.bfloat16().float())
+    evaluation = Evaluate(BATCH, x, CutId("sentinel/v#1", 1))
+    assert torch.equal(opened(seal("gate/0", evaluation, torch.bfloat16))[1].payload, x)
+
+
+def test_a_letter_that_cannot_be_read_still_says_for_whom_it_is():
+    letter = Opened(seal("gate/0", Forward(BATCH, torch.ones(2)))[:40])
+    assert letter.to == "gate/0"
+    with pytest.raises((EOFError, UnpicklingError)):
+        letter.message()
 
 
 # ── placement ────────────────────────────────────────────────────────────────────────────────────────

@@ -5,8 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import ray
@@ -15,7 +14,7 @@ import torch
 import akkordeon as ak
 from akkordeon.actor import Actor, Effect, Report, Send
 from akkordeon.engines.threads import Threads
-from akkordeon.messages import Kind, Message
+from akkordeon.messages import Batch, Forward
 
 ACTORS = 3
 TOKENS = 4
@@ -56,6 +55,8 @@ class Referee:
 
 
 class BareRing:
+    hops_factor = 1
+
     def __init__(self) -> None:
         self.actors = [ray.remote(num_cpus=0)(Bare).remote() for _ in range(ACTORS)]
         self.referee = ray.remote(num_cpus=0, concurrency_groups={"wait": 1})(Referee).remote()
@@ -83,30 +84,30 @@ class BareRing:
 # -- ours ----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Token(Message):
-    kind: ClassVar[Kind] = Kind.FORWARD
-    hops_left: int
-    payload: torch.Tensor
-
-
 class Link(Actor):
     def __init__(self, address: str, following: str) -> None:
         self.address = address
         self.following = following
 
     def receive(self, message: Any, now_s: float) -> Iterator[Effect]:
-        if message.hops_left:
-            yield Send(self.following, Token(message.hops_left - 1, message.payload))
+        hops_left = message.batch.number
+        if hops_left:
+            yield Send(self.following, Forward(Batch("token", hops_left - 1), message.payload))
         else:
             yield Report("done")
 
 
 class OurRing:
-    """Args: together: all in one host (a replica's actors share one), or each in its own."""
+    """Ours.
 
-    def __init__(self, engine: Any, together: bool = False) -> None:
-        self.engine, self.done = engine, 0
+    Args:
+        engine: that carries it.
+        together: all in one host (a replica's actors share one), or each in its own.
+        hops_factor: where messages stay in a process, more are needed to see past the way in and out.
+    """
+
+    def __init__(self, engine: Any, together: bool = False, hops_factor: int = 1) -> None:
+        self.engine, self.done, self.hops_factor = engine, 0, hops_factor
         engine.start(self._count, seed=0)
         self.addresses = [f"replica/0/ring/{i}" if together else f"ring/{i}" for i in range(ACTORS)]
         followers = [*self.addresses[1:], self.addresses[0]]
@@ -122,7 +123,7 @@ class OurRing:
         expected = self.done + TOKENS
         began_s = time.perf_counter()
         for token in range(TOKENS):
-            self.engine.send(self.addresses[token % ACTORS], Token(hops, payload))
+            self.engine.send(self.addresses[token % ACTORS], Forward(Batch("token", hops), payload))
         assert self.engine.wait_until(lambda: self.done >= expected, 300)
         return (time.perf_counter() - began_s) * 1000 / (TOKENS * hops)
 
@@ -134,6 +135,6 @@ def rings() -> dict[str, Any]:
     return {
         "bare Ray": BareRing(),
         "ours, a host each": OurRing(ak.Ray()),
-        "ours, one host": OurRing(ak.Ray(), together=True),
-        "ours, threads": OurRing(Threads(2)),
+        "ours, one host": OurRing(ak.Ray(), together=True, hops_factor=100),
+        "ours, threads": OurRing(Threads(2), hops_factor=100),
     }

@@ -89,7 +89,7 @@ def ring(rounds: int, hops: int) -> dict[str, dict[str, float]]:
         count = hops if size < 1_000_000 else max(10, hops // 5)
         for _ in range(rounds):
             for name, each in all_rings.items():
-                times[name].append(each.ms_per_message(size, count))
+                times[name].append(each.ms_per_message(size, count * each.hops_factor))
         found[payload] = {
             name: statistics.median(ms[1:] or ms) for name, ms in times.items()
         }  # the first warms up
@@ -104,7 +104,7 @@ def print_ring(found: dict[str, dict[str, float]]) -> None:
     print(f"{'':10s}" + "".join(f"{name:>20s}" for name in names) + f"{'ours / bare':>14s}")
     for payload, by in found.items():
         ratio = by["ours, a host each"] / by["bare Ray"]
-        print(f"{payload:10s}" + "".join(f"{by[name]:20.3f}" for name in names) + f"{ratio:12.2f} ×")
+        print(f"{payload:10s}" + "".join(f"{by[name]:20.4f}" for name in names) + f"{ratio:12.2f} ×")
 
 
 def main() -> None:

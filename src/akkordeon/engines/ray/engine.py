@@ -311,12 +311,12 @@ class Ray(Engine):
 
     def _post(self, to: str, message: Message) -> bool:
         """Send a message to another process; False if nobody there has that address."""
-        from akkordeon.engines.ray.wire import pack
+        from akkordeon.engines.ray.wire import seal
 
         handle = None if to in self._local_addresses else self._hosts.get(self._places.get(to, ""))
         if handle is None:
             return False
-        handle.enqueue.remote(to, pack(message, self.wire_dtype))
+        handle.enqueue.remote(seal(to, message, self.wire_dtype))
         return True
 
     def now_s(self) -> float:

@@ -12,7 +12,7 @@ import ray
 import torch
 
 from akkordeon.engines.base import Load
-from akkordeon.engines.ray.wire import Parcel, pack, tolerate_read_only, unpack
+from akkordeon.engines.ray.wire import Letter, Opened, Parcel, pack, seal, tolerate_read_only, unpack
 from akkordeon.engines.threads import Threads
 from akkordeon.messages import Message
 from akkordeon.metrics import ActorFailed, EpochDone, GateStatus, RoundDone, SentinelEnded
@@ -111,21 +111,22 @@ class Host:
     # ── messages ─────────────────────────────────────────────────────────────────────────────────────
 
     @ray.method(num_returns=0)
-    def enqueue(self, to: str, parcel: Parcel) -> None:
+    def enqueue(self, letter: Letter) -> None:
         """Put a message into a mailbox here."""
+        opened = Opened(letter)
         try:
-            message = unpack(parcel)
+            message = opened.message()
         except Exception as error:
-            self._tell(ActorFailed(to, "a message that cannot be unpacked", error))
+            self._tell(ActorFailed(opened.to, "a message that cannot be unpacked", error))
             return
-        self._dispatcher.send(to, message)
+        self._dispatcher.send(opened.to, message)
 
     def _post(self, to: str, message: Message) -> bool:
         """Send a message to where its receiver is. Runs on the dispatcher's workers."""
         handle = self._routes.get(to)
         if handle is None:
             return False
-        handle.enqueue.remote(to, pack(message, self._wire_dtype))
+        handle.enqueue.remote(seal(to, message, self._wire_dtype))
         return True
 
     def _tell(self, record: Any) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import ray
 
-from akkordeon.engines.ray.wire import Parcel, pack, unpack
+from akkordeon.engines.ray.wire import Parcel, pack, seal, unpack
 from akkordeon.errors import NameTakenError, NoSuchSentinelError
 from akkordeon.messages import Detach, Forget, Message, Probe, explain
 from akkordeon.metrics import ActorFailed, ActorLost, EpochDone, GateStatus, RoundDone, SentinelEnded
@@ -155,7 +155,7 @@ class Keeper:
                 return pack(NoSuchSentinelError(why))
             address = found[0].address
             home = self._homes[self._home_of[address]]
-        home.enqueue.remote(address, pack(Detach(drop)))
+        home.enqueue.remote(seal(address, Detach(drop)))
         return None
 
     def survey(self) -> Survey:
@@ -258,7 +258,7 @@ class Keeper:
         if plan is not None:
             for address, host in plan.places.items():
                 if host in plan.hosts:
-                    plan.hosts[host].enqueue.remote(address, pack(message))
+                    plan.hosts[host].enqueue.remote(seal(address, message))
 
     def _lose(self, name: str) -> None:
         """Somebody's process is gone: a home with its sentinels, or a host with its gates."""

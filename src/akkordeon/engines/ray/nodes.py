@@ -16,7 +16,14 @@ import sys
 import time
 from pathlib import Path
 
-from akkordeon.engines.ray.cluster import own_address, parse_address, probe, require_ray, token_here
+from akkordeon.engines.ray.cluster import (
+    SYSTEM_CONFIG,
+    own_address,
+    parse_address,
+    probe,
+    require_ray,
+    token_here,
+)
 from akkordeon.errors import ClusterError
 
 __all__ = ["check_listen", "end_head", "ensure_token", "is_ours", "member", "start_head"]
@@ -76,6 +83,7 @@ def start_head(address: str, dashboard: bool = False) -> bool:
     log = _note(address).with_suffix(".log")
     log.parent.mkdir(parents=True, exist_ok=True)
     options = ["--head", f"--node-ip-address={host}", f"--port={port}", f"--include-dashboard={dashboard}"]
+    options.append(f"--system-config={json.dumps(SYSTEM_CONFIG)}")
     with log.open("w") as out:
         process = subprocess.Popen(
             _ray_start(*options),

@@ -3,15 +3,22 @@
 A parcel is ``(head, buffers)``. Ray moves its buffers through shared memory without copying them, so a
 tensor that was unpacked may lie in memory that is not ours: it must not be written to, which is what the
 protocol asks of every tensor in a message. What is to be written to is unpacked ``writable``.
+
+A message with its receiver's address is a letter. There are thousands a second of them, so the common ones
+are sealed by a pickler that calls Python for tensors alone, and a small one is plain bytes, for which Ray
+has a way of its own.
 """
 
 from __future__ import annotations
 
+import copyreg
 import io
 import pickle
 import sys
 import traceback
 import warnings
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,12 +29,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from akkordeon.messages import Backward, Forward
+from akkordeon.messages import Backward, Evaluate, Fetch, Forward, Message, Parameters, Push
 
-__all__ = ["Parcel", "pack", "ship_by_value", "tolerate_read_only", "unpack"]
+__all__ = ["Letter", "Opened", "Parcel", "pack", "seal", "ship_by_value", "tolerate_read_only", "unpack"]
 
 Parcel = tuple[bytes, list[NDArray[np.uint8]]]
 """The pickled thing, and the memory of its tensors."""
+
+Letter = bytes | Parcel
+"""The receiver's address and the message, one pickled after the other."""
+
+INLINE = 512 * 1024
+"""Bytes up to which a tensor is copied into its letter, instead of going through shared memory beside it."""
+
+PLAIN = frozenset({Backward, Evaluate, Fetch, Forward, Parameters, Push})
+"""The messages that hold nothing of a class that the receiver might not know."""
 
 
 def pack(thing: Any, wire_dtype: torch.dtype | None = None) -> Parcel:
@@ -54,6 +70,71 @@ def unpack(parcel: Parcel, writable: bool = False) -> Any:
     """What was packed. Its tensors may be written to only if they are unpacked ``writable``."""
     head, buffers = parcel
     return pickle.loads(head, buffers=[buffer.copy() for buffer in buffers] if writable else buffers)
+
+
+# ── letters ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def seal(to: str, message: Message, wire_dtype: torch.dtype | None = None) -> Letter:
+    """A message ready for its way, as :func:`pack` would have it, with the address of its receiver.
+
+    Raises:
+        TypeError: it holds something that cannot travel.
+    """
+    buffers: list[pickle.PickleBuffer] = []
+    file = io.BytesIO()
+    pickle.dump(to, file)
+    narrow = wire_dtype if isinstance(message, Forward | Backward) else None
+
+    def stays_inside(buffer: pickle.PickleBuffer) -> bool:
+        if buffer.raw().nbytes <= INLINE:
+            return True
+        buffers.append(buffer)
+        return False
+
+    try:
+        if type(message) not in PLAIN:
+            raise pickle.PicklingError
+        pickler = _Swift(file, 5, buffer_callback=stays_inside)
+        pickler.dispatch_table = _table(narrow)
+        pickler.dump(message)
+    except pickle.PicklingError:
+        head, rest = pack(message, wire_dtype)
+        return pickle.dumps(to) + head, rest
+    head = file.getvalue()
+    return (head, [np.asarray(buffer) for buffer in buffers]) if buffers else head
+
+
+class Opened:
+    """A letter that came: for whom it is, and then what is in it, which may not be readable."""
+
+    def __init__(self, letter: Letter) -> None:
+        head, buffers = (letter, []) if isinstance(letter, bytes) else letter
+        self._buffers = buffers
+        self._file = io.BytesIO(head)
+        self.to: str = pickle.load(self._file)
+
+    def message(self) -> Any:
+        """What is in it; its tensors must not be written to."""
+        return pickle.load(self._file, buffers=self._buffers)
+
+
+class _Swift(pickle.Pickler):
+    """The C pickler, as it is, with a table of its own."""
+
+
+@cache
+def _table(wire_dtype: torch.dtype | None) -> dict[type, Callable[[Any], Any]]:
+    return {**copyreg.dispatch_table, Tensor: partial(_reduced_dense, wire_dtype=wire_dtype)}
+
+
+def _reduced_dense(tensor: Tensor, wire_dtype: torch.dtype | None) -> tuple[Any, ...]:
+    if tensor.layout is not torch.strided or tensor.is_quantized:
+        raise pickle.PicklingError
+    return _reduced(tensor, wire_dtype)
+
+
+# ── anything ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # likewise
