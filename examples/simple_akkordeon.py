@@ -26,7 +26,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import akkordeon as ak
-from akkordeon.data import Dataset, mnist
+from akkordeon.datasets import Dataset, mnist
 from akkordeon.metrics import EpochDone, RoundDone, ScoreBoard
 from akkordeon.watch.lines import line_of
 

@@ -8,9 +8,14 @@ layer. A 2-2-1 net has local minima, so not every start gets there, with actors 
     python examples/xor.py --seeds 10 --serial      # a plain loop over the same examples
     python examples/xor.py --seeds 10 --start apart # initial weights from which all ten get there
 
-``--start apart`` breaks the symmetry of the hidden units: both begin with positive weights from both
-inputs (1 to 3), one with the threshold of an OR and a positive weight to the output, the other with the
-threshold of an AND and a negative one. Server optimizer (SGD, 0.5) and passes (one) stay as they are.
+As there, a replica makes no steps of its own: it sends each gradient to the shards, and waits for their
+weights before the next example. The shards apply what comes with SGD, 0.5, in one pass.
+
+``--start apart`` changes the initial weights of the hidden layer and nothing else. A hidden unit draws a
+line across the square, and XOR takes two lines with the odd corners between them; a start goes wrong where
+neither comes to run between two neighbouring corners. Here they begin apart: roughly parallel (weights of
+size 2 to 4, whose signs are drawn once for both units), a quarter and three quarters of the way across.
+Which side of which line counts, and how much, the output layer must learn; its weights are drawn as ever.
 """
 
 from __future__ import annotations
@@ -52,9 +57,9 @@ def layers(start: str, seed: int) -> list[nn.Sequential]:
     hidden, output = nn.Linear(2, 2), nn.Linear(2, 1)
     if start == "apart":
         with torch.no_grad():
-            hidden.weight.uniform_(1, 3)
-            hidden.bias.copy_(torch.tensor([-1.0, -3.0]))
-            output.weight.uniform_(0.5, 1.5).mul_(torch.tensor([1.0, -1.0]))
+            hidden.weight.uniform_(2, 4).mul_(torch.randint(2, (2,)) * 2 - 1)
+            lowest, highest = hidden.weight.clamp(max=0).sum(1), hidden.weight.clamp(min=0).sum(1)
+            hidden.bias.copy_(-lowest.lerp(highest, torch.tensor([0.25, 0.75])))
     return [nn.Sequential(hidden, nn.Sigmoid()), nn.Sequential(output, nn.Sigmoid())]
 
 
@@ -62,7 +67,7 @@ def by_actors(start: str, seed: int) -> Tensor:
     """The four predictions after 25 replicas have seen 2,000 examples each."""
     sgd = partial(torch.optim.SGD, lr=LR)
     network = ak.Network([ak.Gate(layer, sgd) for layer in layers(start, seed)])
-    downpour = ak.Downpour(network, replicas=REPLICAS, push_every=1, fetch_every=1, server_optimizer=sgd)
+    downpour = ak.Downpour(network, REPLICAS, server_optimizer=sgd, fetch="wait", local_step=False)
     with ak.run(downpour, seed=seed) as session:
         batches = ak.Batches(*examples(EXAMPLES, seed), batch_size=1)
         session.attach(ak.Sentinel.train(batches, half_square, in_flight=1)).wait()

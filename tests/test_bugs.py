@@ -8,9 +8,23 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.harness import WAIT_S, batches_of, bits, do, gate_alone, same_bits, sgd, small_network
+from tests.harness import (
+    SIZE,
+    WAIT_S,
+    batches_of,
+    bits,
+    do,
+    gate_alone,
+    reports,
+    same_bits,
+    sends,
+    sgd,
+    small_network,
+    stops,
+)
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 import akkordeon as ak
 from akkordeon import session as session_module
@@ -18,11 +32,28 @@ from akkordeon.engines import threads
 from akkordeon.errors import (
     DataError,
     GateFailedError,
+    RecipeError,
     SentinelFailedError,
     SessionClosedError,
     WaitTimeoutError,
 )
-from akkordeon.messages import Batch, Cut, CutId, Evaluate
+from akkordeon.evaluator import Evaluator
+from akkordeon.gate import GateActor
+from akkordeon.messages import (
+    Backward,
+    Batch,
+    Cut,
+    CutId,
+    Due,
+    EpochEnd,
+    Evaluate,
+    Forward,
+    Item,
+    Pull,
+    Release,
+)
+from akkordeon.metrics import RoundDone
+from akkordeon.stage import Place
 from akkordeon.trainer import Trainer
 
 
@@ -34,6 +65,9 @@ def training(source=None, name="tdp", **kwargs):
 def endless():
     while True:
         yield from batches_of(1)
+
+
+# ── sessions and engines ────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_detached_validator_ends_though_updates_keep_making_it_due():
@@ -162,7 +196,7 @@ def test_what_cannot_be_attached_leaves_no_trace_and_its_name_free():
         with pytest.raises(DataError):
             session.attach(training([]))
         assert session.attachments == []
-        assert session._by_address == {}
+        assert session._roster.living == {}
         session.attach(training()).wait(WAIT_S)
         session.wait(WAIT_S)
 
@@ -170,7 +204,7 @@ def test_what_cannot_be_attached_leaves_no_trace_and_its_name_free():
 class ClosesMeanwhile(threads.Threads):
     """An engine whose session is closed by somebody else while a sentinel is being attached."""
 
-    def spawn(self, address, make, resources=None):
+    def spawn(self, address, make, resources=None, beside=None):
         if address.startswith("sentinel/"):
             self.closing = threading.Thread(target=self.session.close)
             self.closing.start()
@@ -288,3 +322,125 @@ def test_a_sentinel_whose_last_words_fail_has_ended(monkeypatch):
         with pytest.raises(SentinelFailedError, match="no loss"):
             tdp.wait()
         assert tdp.ended
+
+
+def test_a_validator_makes_no_round_on_weights_it_has_seen():
+    """It made its last round though nobody had learned since the one before, and ``patience`` counted it."""
+    validator = Evaluator("v", "v", ("gate/0",), "reader", ak.Sentinel.validate([], F.cross_entropy))
+    (begun,) = sends(do(validator, Due()))
+    assert sends(do(validator, Cut(begun.cut, (7,)))) == [Pull(2, 0)]
+    batch = Item(torch.randn(4, 6), torch.zeros(4, dtype=torch.int64))
+    do(validator, batch, EpochEnd(last=False))
+    assert len(reports(do(validator, Evaluate(Batch("v", 0), torch.randn(4, 4), begun.cut)), RoundDone)) == 1
+
+    (again,) = sends(do(validator, Due()))
+    effects = do(validator, Cut(again.cut, (7,)))
+    assert sends(effects) == [Release(again.cut)]
+    assert reports(effects) == []
+    (third,) = sends(do(validator, Due(last=True)))
+    assert len({begun.cut, again.cut, third.cut}) == 3  # a Release may overtake a Cut
+    effects = do(validator, Cut(third.cut, (8,)))
+    assert sends(effects) == [Pull(2, 1)]  # a round after all: somebody has learned
+    assert not stops(effects)
+
+
+@pytest.mark.parametrize("engine", ["threads", "simulator"])
+def test_the_last_round_is_not_made_twice(engine):
+    """A round at the end of the last epoch was made again by ``wait``, on the same weights."""
+    with ak.run(small_network(), engine) as session:
+        vdp = session.attach(ak.Sentinel.validate(batches_of(2), F.cross_entropy, every_epoch=1))
+        session.attach(training())
+        session.wait(WAIT_S)
+        assert [done.version for done in vdp.rounds] == [10]
+
+
+# ── gates and trainers ──────────────────────────────────────────────────────────────────────────────
+
+
+class Checkpointed(nn.Module):
+    """Keeps no activations: it runs again when the backward comes."""
+
+    def __init__(self, net: nn.Module, again: bool) -> None:
+        super().__init__()
+        self.net, self.again = net, again
+
+    def forward(self, x):
+        return checkpoint(self.net, x, use_reentrant=False) if self.again else self.net(x)
+
+
+@pytest.mark.parametrize("between", [nn.BatchNorm1d(7), ak.nn.Dropout(0.5)])
+def test_a_checkpointed_module_runs_again_on_the_weights_and_masks_of_its_forward(between):
+    """Its forward was computed anew with whatever weights were installed by then.
+
+    With two batches in flight the second gradient was silently one of a function that never was.
+    """
+    net = nn.Sequential(nn.Linear(6, 7), between, nn.Tanh(), nn.Linear(7, 4))
+    x, g = torch.randn(2, SIZE, 6), torch.randn(2, SIZE, 4)
+
+    def weights(again: bool):
+        gate = GateActor(ak.Gate(Checkpointed(net, again), sgd), Place("gate/0", 0, previous="before"))
+        for i in range(2):
+            list(gate.receive(Forward(Batch("s", i), x[i]), 0.0))
+        for i in range(2):
+            list(gate.receive(Backward(Batch("s", i), g[i]), 0.0))
+        return gate.weights.now
+
+    for plain, checkpointed in zip(weights(False), weights(True), strict=True):
+        assert torch.equal(plain, checkpointed)
+
+
+class InPlaceInEvaluation(nn.Module):
+    def forward(self, x):
+        return F.relu(x, inplace=not self.training)
+
+
+def test_a_module_in_place_in_evaluation_alone_leaves_the_inputs_of_predict_as_they_are():
+    """The gate had learned from training that this module leaves its input alone."""
+    network = ak.Network([ak.Gate(InPlaceInEvaluation()), ak.Gate(nn.Linear(6, 4), sgd)])
+    x = torch.randn(SIZE, 6)
+    before = x.clone()
+    with ak.run(network) as session:
+        session.attach(ak.Sentinel.train(batches_of(3), F.cross_entropy)).wait(WAIT_S)
+        for _ in range(2):
+            session.predict(x, timeout=WAIT_S)
+    assert torch.equal(x, before)
+
+
+def test_a_score_that_works_in_place_changes_nothing():
+    """It wrote into the outputs that the last gate kept for its backward: that gate was blamed."""
+
+    def score(outputs, targets):
+        return outputs.clamp_(0, 0).sum()
+
+    network = ak.Network([ak.Gate(nn.Sequential(nn.Linear(6, 4), nn.Sigmoid()), sgd)])
+    with ak.run(network) as session:
+        trainer = session.attach(
+            ak.Sentinel.train(batches_of(20), F.cross_entropy, scores={"score": score}, in_flight=3)
+        )
+        assert trainer.wait(WAIT_S).batches.trained == 20
+
+
+def test_lazy_parameters_are_refused_with_the_recipe():
+    """They made a gate that refused every batch, and a sentinel that ended without a word."""
+    with pytest.raises(RecipeError, match="lazy parameters"):
+        ak.Gate(nn.LazyLinear(4), sgd)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_sentinel_whose_few_batches_were_all_refused_fails(workers):
+    """If the last refusal came before the end of the source was known, it ended as if all were well."""
+    nan = [(torch.full((SIZE, 6), torch.nan), torch.zeros(SIZE, dtype=torch.int64))] * 3
+    with ak.run(small_network(), engine=ak.Threads(workers)) as session:
+        trainer = session.attach(ak.Sentinel.train(nan, F.cross_entropy))
+        with pytest.raises(SentinelFailedError, match="all 3 of its batches were refused"):
+            trainer.wait(WAIT_S)
+
+
+def test_clipping_sparse_gradients_is_refused_in_a_sentence():
+    """Torch answered with a page about missing kernels."""
+    gate = ak.Gate(nn.EmbeddingBag(9, 4, sparse=True), lambda p: torch.optim.SGD(p, lr=0.1), clip_norm=1.0)
+    batches = [(torch.randint(9, (SIZE, 3)), torch.randint(4, (SIZE,))) for _ in range(3)]
+    with ak.run(ak.Network([gate])) as session:
+        trainer = session.attach(ak.Sentinel.train(batches, F.cross_entropy))
+        with pytest.raises(ak.AkkordeonError, match="clip_norm needs dense gradients"):
+            trainer.wait(WAIT_S)

@@ -179,9 +179,9 @@ def test_the_master_weights_get_the_sum_of_all_pushes_when_nobody_fetches():
     ids=str,
 )  # fmt: skip
 def test_three_replicas_learn_the_digits_under_any_setting(settings):
-    from akkordeon import data
+    from akkordeon import datasets
 
-    digits = data.digits()
+    digits = datasets.digits()
     torch.manual_seed(0)
     network = ak.Network.from_module(nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10)), 2, SGD)
     with ak.run(downpour(network, replicas=3, **settings), engine=ak.Simulator()) as session:

@@ -55,8 +55,9 @@ def cut(number: int) -> CutId:
     return CutId(ME, number)
 
 
-def home(number: int, version: int = 0) -> Cut:
-    return Cut(cut(number), (version, version))
+def home(number: int, version: int | None = None) -> Cut:
+    """A cut that has come back, of another version each if that is not said."""
+    return Cut(cut(number), (number if version is None else version,) * 2)
 
 
 def result(number: int, of_cut: int = 0, y=None) -> Evaluate:
@@ -112,6 +113,57 @@ def test_after_the_last_round_it_ends():
     assert len(reports(effects, RoundDone)) == 1
     assert stops(effects)
     assert sends(effects, Close) == [Close()]
+
+
+def test_a_round_is_left_out_where_nobody_has_learned_since_the_one_before():
+    evaluator = validator()
+    do(evaluator, Due())
+    one_round(evaluator)
+    do(evaluator, Due())
+    effects = do(evaluator, home(1, version=0))
+    assert [(e.to, e.message) for e in effects] == [(gate, Release(cut(1))) for gate in ROW]
+    do(evaluator, Due())
+    (done,) = reports(one_round(evaluator, 2, 1), RoundDone)
+    assert (done.round, done.version) == (2, 2)
+
+
+def test_a_round_is_made_if_any_gate_has_learned():
+    evaluator = validator()
+    do(evaluator, Due())
+    one_round(evaluator)
+    do(evaluator, Due())
+    assert sends(do(evaluator, Cut(cut(1), (1, 0)))) == [Pull(2, 1)]
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_it_ends_without_a_last_round_where_nobody_has_learned_since_the_one_before(when):
+    evaluator = validator()
+    do(evaluator, Due())
+    if when == "meanwhile":
+        do(evaluator, Due(last=True))
+    one_round(evaluator)
+    if when == "before":
+        do(evaluator, Due(last=True))
+    effects = do(evaluator, home(1, version=0))
+    assert sends(effects, Release) == [Release(cut(1))] * 2
+    assert reports(effects, RoundDone) == []
+    assert stops(effects)
+
+
+def test_detached_while_its_cut_is_on_its_way_it_ends_though_there_is_no_round():
+    evaluator = validator()
+    do(evaluator, Due())
+    one_round(evaluator)
+    do(evaluator, Due(), Detach())
+    assert stops(do(evaluator, home(1, version=0)))
+
+
+def test_what_falls_due_while_a_cut_comes_back_as_it_was_asks_for_another():
+    evaluator = validator()
+    do(evaluator, Due())
+    one_round(evaluator)
+    do(evaluator, Due(), Due())
+    assert sends(do(evaluator, home(1, version=0)), Cut) == [Cut(cut(2))]
 
 
 def test_a_rhythm_in_seconds_ticks_on():

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 
+import psutil
 import pytest
 import torch
 from engines import Note, Stage
@@ -79,6 +80,44 @@ def test_killed_processes_are_told_of_and_nothing_hangs():
             last.wait(timeout=10)
         with pytest.raises(GateFailedError):
             session.attach(ak.Sentinel.test(problem(), F.cross_entropy))
+
+
+def test_a_replica_that_is_killed_costs_its_own_work_alone_and_others_come_and_go():
+    engine = ak.Ray()
+    with ak.run(ak.Downpour(three_gates(), replicas=2), engine=engine) as session:
+        training = session.attach(ak.Sentinel.train(problem(), F.cross_entropy, epochs=10**6, name="t"))
+        assert engine.wait_until(lambda: all(len(each.epochs) > 1 for each in training), 60)
+        where = engine.whereabouts()
+        assert where["sentinel/t-1#1"] == where["replica/1/gate/0"] == where["replica/1/gate/2"]
+        assert len({where["replica/0/gate/0"], where["replica/1/gate/0"], where["shard/0"]}) == 3
+
+        os.kill(where["replica/1/gate/0"][1], signal.SIGKILL)
+        with pytest.raises((GateFailedError, SentinelFailedError), match="is lost: its process died"):
+            training[1].wait(timeout=10)
+        assert engine.wait_until(lambda: session.replicas == (0,), 10)
+        done = len(training[0].epochs)
+        assert engine.wait_until(lambda: len(training[0].epochs) > done + 1, 30)
+
+        third = session.add_replica()
+        again = session.attach(ak.Sentinel.train(problem(), F.cross_entropy, name="again", replica=third))
+        assert again.wait(timeout=60).batches.as_tuple() == (40, 40, 0, 0)
+        pid = engine.whereabouts()[f"replica/{third}/gate/0"][1]
+        session.remove_replica(third, timeout=30)
+        assert ended(pid)
+        training[0].detach()
+        assert training[0].wait(timeout=30).batches.lost == 0
+        assert session.predict(torch.randn(4, 6), timeout=30).shape == (4, 3)
+
+
+def ended(pid):
+    """Whether a process has ended, or does so soon."""
+    try:
+        psutil.Process(pid).wait(10)
+    except psutil.NoSuchProcess:
+        return True
+    except psutil.TimeoutExpired:
+        return False
+    return True
 
 
 # ── what travels ─────────────────────────────────────────────────────────────────────────────────────

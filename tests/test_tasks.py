@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 from harness import same_bits, small_network
-from test_data import IDX_FILES, write
+from test_datasets import IDX_FILES, write
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 

@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch.multiprocessing.spawn import ProcessExitedException
 
+import akkordeon as ak
+
 sys.path.append(str(Path(__file__).parents[1] / "throughput"))
 
 from peers import ddp, hogwild, plain
@@ -40,7 +42,11 @@ PEERS: dict[str, Callable[..., list[float]]] = {
     "ours, push 16, one gate": partial(ours, push_every=16),
     "ours, push 1, gate per Linear": partial(ours, push_every=1, per_linear=True),
     "ours, push 16, gate per Linear": partial(ours, push_every=16, per_linear=True),
+    "ours on Ray, push 1, one gate": partial(ours, push_every=1, engine=ak.Ray),
+    "ours on Ray, push 16, one gate": partial(ours, push_every=16, engine=ak.Ray),
+    "ours on Ray, push 16, per Linear": partial(ours, push_every=16, per_linear=True, engine=ak.Ray),
 }
+"""Those on Ray start a local cluster each time, so that it takes nothing from the others."""
 
 
 def measured(
@@ -70,15 +76,15 @@ def tried(peer: Callable[..., list[float]], *args: Any) -> list[float]:
 
 def table(medians: dict[str, dict[str, float]]) -> None:
     """Seconds, and samples per second as multiples of Hogwild's and DDP's."""
-    print(f"\nmedian seconds per epoch\n{'':32s}" + "".join(f"{setting:>28s}" for setting in medians))
+    print(f"\nmedian seconds per epoch\n{'':34s}" + "".join(f"{setting:>28s}" for setting in medians))
     for name in PEERS:
-        print(f"{name:32s}" + "".join(f"{by_peer[name]:28.3f}" for by_peer in medians.values()))
+        print(f"{name:34s}" + "".join(f"{by_peer[name]:28.3f}" for by_peer in medians.values()))
     for peer in ("Hogwild, 2 processes", "DDP gloo, 2 processes"):
         print(f"\nspeed as a multiple of {peer}")
         for name in PEERS:
             if name.startswith("ours"):
                 ratios = "".join(f"{by[peer] / by[name]:26.2f} ×" for by in medians.values())
-                print(f"{name:32s}{ratios}")
+                print(f"{name:34s}{ratios}")
 
 
 def main() -> None:
@@ -88,10 +94,11 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer samples and one round")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--setting", default="", help="settings with this in their name alone")
     given = parser.parse_args()
     machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     print(f"{machine}, torch {torch.__version__}, load {os.getloadavg()[0]:.1f} at the start")
-    settings = SETTINGS[:4] if given.quick else SETTINGS
+    settings = tuple(s for s in (SETTINGS[:4] if given.quick else SETTINGS) if given.setting in s.name)
     samples, rounds, epochs = (12_288, 1, 2) if given.quick else (60_000, given.rounds, 2)
     medians = measured(rounds, epochs, samples, settings)
     table(medians)

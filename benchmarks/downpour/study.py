@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import akkordeon as ak
-from akkordeon.data import Dataset, mnist
+from akkordeon.datasets import Dataset, mnist
 from akkordeon.metrics import RoundDone, ShardStatus
 from akkordeon.simulation.compute import Compute, Cost, Slowdown
 from akkordeon.simulation.links import Link

@@ -1,6 +1,7 @@
 """Trains PyTorch models with actors: a row of gates, each with its own optimizer; nobody waits."""
 
 from akkordeon import nn
+from akkordeon.attachment import Attachment
 from akkordeon.data import Batches
 from akkordeon.downpour import Downpour
 from akkordeon.engines.ray import Ray
@@ -14,8 +15,9 @@ from akkordeon.network import Network
 from akkordeon.outer import DelayedNesterov
 from akkordeon.replay import replay
 from akkordeon.replicas import Attachments, DownpourSession
+from akkordeon.running import run
 from akkordeon.sentinel import Best, Sentinel
-from akkordeon.session import Attachment, Session, run
+from akkordeon.session import Session
 from akkordeon.staleness import DelayCompensation, InverseStaleness, Latest, Rule, Stash
 from akkordeon.tasks import Task
 

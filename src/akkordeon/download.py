@@ -77,7 +77,7 @@ def download(
         progress: draw a bar for each file on stderr.
 
     Returns:
-        The paths of the files; ``akkordeon.data.mnist(folder)`` reads them.
+        The paths of the files; ``akkordeon.datasets.mnist(folder)`` reads them.
 
     Raises:
         DataError: the name is unknown, ``folder`` cannot be written, or no mirror gave the right file.

@@ -4,7 +4,8 @@
                                                                           │ all back
                                     Release to every gate ◀─ [Export if best] ◀─┘
 
-One round at a time; what falls due meanwhile makes one round more, not many.
+One round at a time; what falls due meanwhile makes one round more, not many. A cut of the versions that the
+round before had is released at once: that round would only come again.
 """
 
 from __future__ import annotations
@@ -74,9 +75,10 @@ class Evaluator(Actor):
         self._waiting: deque[Item | EpochEnd] = deque()
         self._flights: dict[Batch, tuple[Any, int]] = {}
         self._numbers = 0
-        self._rounds = 0
+        self._rounds = 0  # that are over
+        self._cuts = 0
         self._cut: CutId | None = None
-        self._version = 0
+        self._versions: tuple[int, ...] = ()  # of the latest round, tail first
         self._began_s = 0.0
         self._board = ScoreBoard(recipe.scores)
         self._outputs: dict[int, Payload] = {}
@@ -131,18 +133,22 @@ class Evaluator(Actor):
     # ── a round ──────────────────────────────────────────────────────────────────────────────────────
 
     def _begin(self, now_s: float) -> Iterator[Effect]:
-        self._cut = CutId(self.address, self._rounds)
-        self._rounds += 1
+        self._cut = CutId(self.address, self._cuts)
+        self._cuts += 1
         self._began_s = now_s
-        self._board = ScoreBoard(self._recipe.scores)
         yield Send(self._row[-1], Cut(self._cut))
 
     def _pinned(self, message: Cut, now_s: float) -> Iterator[Effect]:
-        self._version = message.versions[-1]
+        if message.versions == self._versions:
+            yield from self._release()
+            yield from self._go_on(now_s)
+            return
+        self._versions = message.versions
+        self._board = ScoreBoard(self._recipe.scores)
         if self._recipe.kind == "export":
             yield from self._to_all(Export(message.cut))
             return
-        yield Send(self._reader, Pull(self._in_flight, self._rounds - 1))
+        yield Send(self._reader, Pull(self._in_flight, self._rounds))
 
     def _read(self, message: Item | EpochEnd, now_s: float) -> Iterator[Effect]:
         self._waiting.append(message)
@@ -167,7 +173,7 @@ class Evaluator(Actor):
             self._numbers += 1
             self._flights[batch] = (item.y, samples(item.x))
             yield Send(self._row[0], Evaluate(batch, item.x, self._cut))
-            yield Send(self._reader, Pull(1, self._rounds - 1))
+            yield Send(self._reader, Pull(1, self._rounds))
 
     def _came_back(self, message: Evaluate, now_s: float) -> Iterator[Effect]:
         flight = self._flights.pop(message.batch, None)
@@ -215,15 +221,23 @@ class Evaluator(Actor):
         self._states[message.gate] = message.state
         if len(self._states) == len(self._row):
             if self._recipe.best is not None and self._best is not None:
-                yield Report(BestKept(self.name, self._rounds, self._best, self._states))
+                yield Report(BestKept(self.name, self._rounds + 1, self._best, self._states))
                 self._states = {}
             yield from self._end_round(now_s, best=True)
 
     def _end_round(self, now_s: float, best: bool = False) -> Iterator[Effect]:
-        yield from self._to_all(Release(self._current))
-        self._cut = None
+        self._rounds += 1
+        yield from self._release()
         if self._recipe.loss is not None:
             yield Report(self._round_done(now_s, best))
+        yield from self._go_on(now_s)
+
+    def _release(self) -> Iterator[Effect]:
+        yield from self._to_all(Release(self._current))
+        self._cut = None
+
+    def _go_on(self, now_s: float) -> Iterator[Effect]:
+        """Begin the round that fell due meanwhile, or end if it is time."""
         if self._due is not None:
             due, self._due = self._due, None
             yield from self._round_due(due, now_s)
@@ -240,7 +254,7 @@ class Evaluator(Actor):
             scores=self._board.scores(),
             samples=self._board.samples,
             seconds=now_s - self._began_s,
-            version=self._version,
+            version=self._versions[-1],
             best=best and self._recipe.best is not None,
             stop_training=patience is not None and self._without_better >= patience,
         )
@@ -289,7 +303,7 @@ class Evaluator(Actor):
                 address=self.address,
                 name=self.name,
                 role=self._recipe.kind,
-                rounds=self._rounds - (self._cut is not None),
+                rounds=self._rounds,
                 in_flight=len(self._flights),
                 samples=self._board.samples,
                 samples_of_epoch=self._board.samples,

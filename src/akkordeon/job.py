@@ -31,8 +31,9 @@ from akkordeon.network import Network
 from akkordeon.payload import signature
 from akkordeon.record import Record
 from akkordeon.replay import Replayed, replay
+from akkordeon.running import run
 from akkordeon.sentinel import Best, Evaluation, Sentinel, Training
-from akkordeon.session import Session, run
+from akkordeon.session import Session
 from akkordeon.sources import dealt, taken
 from akkordeon.tasks import Task, load_task
 from akkordeon.watch.following import Follower, Interrupts, View

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from akkordeon.attachment import Attachment
 from akkordeon.errors import RecipeError
 from akkordeon.messages import Close
 from akkordeon.sentinel import Evaluation, Training
-from akkordeon.session import Attachment, Session
+from akkordeon.session import Session
 
 if TYPE_CHECKING:
     from akkordeon.engines.ray.networks import Joined
@@ -60,7 +61,7 @@ class JoinedSession(Session):
         if not isinstance(sentinel, Training | Evaluation):
             raise RecipeError(f"attach takes a sentinel, as Sentinel.train(…), got {type(sentinel).__name__}")
         name, number = self._joined.admit(sentinel.name, sentinel.role)
-        self._incarnations[name] = number - 1
+        self._roster.incarnations[name] = number - 1
         try:
             return super().attach(replace(sentinel, name=name))
         except BaseException:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from akkordeon.actor import Actor, After, Effect, Report, Send, Stop
+from akkordeon.attaching import actors_of
 from akkordeon.engines.base import ProcessState
 from akkordeon.errors import ReplayError
 from akkordeon.messages import Message
@@ -25,7 +26,6 @@ from akkordeon.metrics import EpochDone, GateLeft, RoundDone
 from akkordeon.network import Recipe, Spawn
 from akkordeon.record import Digest, Record, data_fingerprint, key_of, message_of, unpacked
 from akkordeon.sentinel import Evaluation, Sentinel, Training
-from akkordeon.session import actors_of
 
 __all__ = ["Replayed", "replay"]
 

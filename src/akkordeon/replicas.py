@@ -9,6 +9,7 @@ from typing import Self, cast, overload
 
 from torch import Tensor, nn
 
+from akkordeon.attachment import Attachment
 from akkordeon.downpour import Downpour
 from akkordeon.engines.base import Engine
 from akkordeon.errors import ActorFailedError, GateFailedError, NameTakenError, RecipeError
@@ -16,7 +17,7 @@ from akkordeon.messages import Close, Forget
 from akkordeon.metrics import BatchCount
 from akkordeon.record import Recorder
 from akkordeon.sentinel import Evaluation, Training
-from akkordeon.session import Attachment, Session
+from akkordeon.session import Session
 
 __all__ = ["Attachments", "DownpourSession"]
 
@@ -230,6 +231,11 @@ class DownpourSession(Session):
         for gate, shard in zip(self.network.replica_row(replica), self._row, strict=True):
             self._send(gate, Close())
             self._send(shard, Forget(gate))
+        self._engine.retire(self.network.replica_row(replica))
+
+    def _beside(self, attachment: Attachment) -> str | None:
+        """A replica has its sentinels and their data with it: only pushes and fetches leave it."""
+        return attachment.row[0] if attachment.role == "train" else None
 
     def _other_failed(self, address: str, why: str, error: BaseException | None) -> None:
         """A gate of a replica is gone: that replica is out, with its sentinels."""

@@ -34,8 +34,8 @@ from akkordeon.data import as_batches
 from akkordeon.engines.simulator import Simulator
 from akkordeon.errors import ScenarioError
 from akkordeon.network import Network
+from akkordeon.running import run
 from akkordeon.sentinel import Loss
-from akkordeon.session import run
 from akkordeon.simulation.compute import Compute, Cost, Slowdown
 from akkordeon.simulation.distributions import Distribution, LogNormal, Uniform
 from akkordeon.simulation.faults import Crash, Fault, Freeze, Partition

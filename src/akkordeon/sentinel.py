@@ -130,7 +130,8 @@ class Sentinel:
     ) -> Evaluation:
         """A sentinel that validates while others train, each round on one consistent cut.
 
-        Whatever the rhythm, ``session.wait()`` has it make a last round on the final weights.
+        Whatever the rhythm, ``session.wait()`` has it make a last round on the final weights. A round is left
+        out where no gate has learned since the one before.
 
         Args:
             batches: (x, y) batches that can be read again and again, or a pair of tensors.

@@ -5,131 +5,38 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from functools import partial
-from operator import itemgetter
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Self, overload
+from typing import Any, Self
 
 from torch import Tensor, nn
 
-from akkordeon.actor import Actor
-from akkordeon.data import as_batches, is_indexable
+from akkordeon.attaching import actors_of
+from akkordeon.attachment import Attachment
 from akkordeon.engines.base import Engine, Load
 from akkordeon.errors import (
-    ActorFailedError,
-    DataError,
     GateFailedError,
-    NameTakenError,
     NoSuchSentinelError,
     RecipeError,
-    SentinelFailedError,
     SessionClosedError,
     WaitTimeoutError,
 )
-from akkordeon.evaluator import Evaluator
-from akkordeon.messages import Attach, Close, Detach, Due, Forget, Message, Probe, explain
-from akkordeon.metrics import (
-    ActorFailed,
-    ActorLost,
-    BatchCount,
-    BatchRefused,
-    BestKept,
-    EpochDone,
-    GateLeft,
-    GateStatus,
-    RoundDone,
-    SentinelEnded,
-    SentinelStatus,
-    ShardStatus,
-)
-from akkordeon.network import Network, Recipe
-from akkordeon.payload import map_tensors, tensors
-from akkordeon.reader import Reader
+from akkordeon.messages import Attach, Close, Detach, Due, Message, Probe
+from akkordeon.metrics import GateStatus, SentinelStatus
+from akkordeon.network import Recipe
 from akkordeon.record import Recorder
+from akkordeon.roster import Roster
 from akkordeon.sentinel import Evaluation, Sentinel, Training
-from akkordeon.trainer import Trainer
+from akkordeon.supervisor import Supervisor
 
-if TYPE_CHECKING:
-    from akkordeon.downpour import Downpour
-    from akkordeon.replicas import DownpourSession
-
-__all__ = ["Attachment", "Session", "Status", "run"]
+__all__ = ["Session", "Status"]
 
 PROBE_S = 2.0
 """How long ``status`` waits for actors that are in the middle of something."""
 
 CLOSE_S = 10.0
 """How long ``close`` waits for the gates to leave their weights."""
-
-
-@overload
-def run(
-    network: Network,
-    engine: Engine | str = "threads",
-    *,
-    seed: int = 0,
-    record: str | Path | None = None,
-    task: Mapping[str, Any] | None = None,
-) -> Session: ...
-@overload
-def run(
-    network: Downpour,
-    engine: Engine | str = "threads",
-    *,
-    seed: int = 0,
-    record: str | Path | None = None,
-    task: Mapping[str, Any] | None = None,
-) -> DownpourSession: ...
-def run(
-    network: Network | Downpour,
-    engine: Engine | str = "threads",
-    *,
-    seed: int = 0,
-    record: str | Path | None = None,
-    task: Mapping[str, Any] | None = None,
-) -> Session:
-    """Stage a network and start it.
-
-    Args:
-        network: the recipe, a Network or a Downpour; its modules are copied.
-        engine: ``"threads"``, ``"simulator"`` or ``"ray"``, or an engine such as ``Threads(workers=1)``.
-        seed: of everything random that belongs to the run: masks, torch's generator while it lasts.
-        record: a file that will say what every actor handled and did, for :func:`akkordeon.replay`.
-        task: goes into the record: whatever is needed to make the network and its sentinels again.
-
-    Returns:
-        The session, to be used in a ``with`` block or closed by hand.
-
-    Raises:
-        RecipeError: an unknown engine, or an optimizer over foreign parameters.
-    """
-    recorder = None if record is None else Recorder(record, network, seed, task)
-    stage = engine_named(engine) if isinstance(engine, str) else engine
-    if isinstance(network, Network):
-        return Session(network, stage, seed, recorder)
-    from akkordeon.replicas import DownpourSession  # which is a Session
-
-    return DownpourSession(network, stage, seed, recorder)
-
-
-def engine_named(name: str) -> Engine:
-    """The engine of that name with its defaults."""
-    if name == "threads":
-        from akkordeon.engines.threads import Threads
-
-        return Threads()
-    if name == "simulator":
-        from akkordeon.engines.simulator import Simulator
-
-        return Simulator()
-    if name == "ray":
-        from akkordeon.engines.ray import Ray
-
-        return Ray()
-    raise RecipeError(f"there is no engine {name!r}; there are 'threads', 'simulator' and 'ray'")
 
 
 @dataclass(frozen=True)
@@ -142,61 +49,13 @@ class Status:
     now_s: float
 
 
-@dataclass(eq=False)
-class Attachment:
-    """A sentinel that was attached: what it reported so far, and how to wait for it.
-
-    Attributes:
-        name: as in reports.
-        row: whom it talks to, head first.
-        role: ``train``, ``validate``, ``test`` or ``predict``.
-        epochs: of a training sentinel, one record each.
-        rounds: of a validation or test sentinel, one record each.
-        batches: where its batches went; final once it has ended.
-        error: why it failed, if it did.
-    """
-
-    name: str
-    role: str
-    address: str
-    recipe: Sentinel
-    row: tuple[str, ...]
-    _session: Session
-    epochs: list[EpochDone] = field(default_factory=list)
-    rounds: list[RoundDone] = field(default_factory=list)
-    refusals: list[BatchRefused] = field(default_factory=list)
-    batches: BatchCount = field(default_factory=BatchCount)
-    ended: bool = False
-    error: ActorFailedError | None = None
-    result: Any = None
-
-    def wait(self, timeout: float | None = None) -> Self:
-        """Wait until the sentinel has ended.
-
-        Args:
-            timeout: seconds; None waits as long as it takes.
-
-        Raises:
-            ActorFailedError: it failed, or a gate did; the original error is its ``__cause__``.
-            WaitTimeoutError: it has not ended by then; it goes on.
-        """
-        self._session._wait(lambda: self.ended, timeout, f"{self.name!r} has not ended")
-        if self.error is not None:
-            raise self.error
-        return self
-
-    def detach(self, drop: bool = False) -> None:
-        """Have it send nothing new and end; see :meth:`Session.detach`."""
-        self._session.detach(self.name, drop)
-
-
 class Session:
     """A running network. Every method may be called from any thread.
 
     Args:
         network: the recipe.
         engine: not started yet.
-        seed: see :func:`run`.
+        seed: see :func:`akkordeon.run`.
         recorder: hears of everything.
     """
 
@@ -204,24 +63,21 @@ class Session:
         self, network: Recipe, engine: Engine, seed: int = 0, recorder: Recorder | None = None
     ) -> None:
         self.network = network
-        self.attachments: list[Attachment] = []  # replaced, never changed: threads look through it
         self.seed = seed
         self._engine = engine
         self._row = network.row()
-        self._lock = threading.Lock()  # guards names; never held while the engine is called
-        self._incarnations: dict[str, int] = {}
-        self._by_address: dict[str, Attachment] = {}
+        self._lock = threading.Lock()  # never held while the engine is called
         self._watchers: list[Callable[[Any], None]] = []
         self._probes = itertools.count(1)
-        self._answered: dict[str, int] = {}  # the latest probe of each address
-        self._gates: dict[str, GateStatus] = {}
-        self._sentinels: dict[str, SentinelStatus] = {}
-        self._left: dict[str, GateLeft] = {}
-        self._lost: set[str] = set()  # gates that left nothing
-        self._best: BestKept | None = None
-        self._epochs_done = 0
-        self._error: GateFailedError | None = None
         self._closed = False
+        self._roster = Roster(network.max_in_flight)
+        self._supervisor = Supervisor(
+            self._row,
+            self._roster,
+            send=self._send,
+            close_actors=self._close_actors,
+            other_failed=self._other_failed,
+        )
         self._recorder = recorder
         if recorder is not None:
             engine.recorder = recorder
@@ -240,6 +96,15 @@ class Session:
     ) -> None:
         self.close()
 
+    @property
+    def attachments(self) -> list[Attachment]:
+        """The sentinels attached so far, of every name the latest."""
+        return self._roster.attachments
+
+    @property
+    def _error(self) -> GateFailedError | None:
+        return self._supervisor.error
+
     # ── sentinels ────────────────────────────────────────────────────────────────────────────────────
 
     def attach(self, sentinel: Training | Evaluation) -> Attachment:
@@ -254,51 +119,22 @@ class Session:
         if not isinstance(sentinel, Training | Evaluation):
             raise RecipeError(f"attach takes a sentinel, as Sentinel.train(…), got {type(sentinel).__name__}")
         self._check_open()
-        attachment = self._register(sentinel, self.network.row_of(sentinel))
+        attachment = self._roster.register(sentinel, self.network.row_of(sentinel), self)
         try:
             actors = actors_of(sentinel, attachment.address, attachment.name, attachment.row, self.seed)
             if self._recorder is not None:
                 self._recorder.attached(attachment.address, attachment.name, sentinel)
             for address, make in actors.items():
-                self._engine.spawn(address, make)
+                self._engine.spawn(address, make, beside=self._beside(attachment))
         except BaseException:
-            self._bury(attachment)
-            self._strike(attachment)
+            self._roster.bury(attachment)
+            self._roster.strike(attachment)
             raise
         self._send(attachment.address, Attach())
         if self._closed or self._error is not None:  # too late to have been closed with the others
             self._send(attachment.address, Close())
             self._check_open()
         return attachment
-
-    def _register(self, sentinel: Sentinel, row: tuple[str, ...]) -> Attachment:
-        """Give a sentinel its name; of earlier ones of that name only their users keep what they did."""
-        with self._lock:
-            living = [a for a in self.attachments if not a.ended]
-            names = {a.name for a in living}
-            name = sentinel.name or _free_name(sentinel.role, names)
-            if name in names:
-                raise NameTakenError(f"a sentinel {name!r} is at work already; give this one another name")
-            self._check_room(name, row, [sentinel, *(a.recipe for a in living if a.row == row)])
-            number = self._incarnations[name] = self._incarnations.get(name, 0) + 1
-            attachment = Attachment(name, sentinel.role, f"sentinel/{name}#{number}", sentinel, row, self)
-            self.attachments = [*(a for a in self.attachments if a.name != name), attachment]
-            self._by_address[attachment.address] = attachment
-            return attachment
-
-    def _check_room(self, name: str, row: tuple[str, ...], recipes: list[Sentinel]) -> None:
-        """Refuse a trainer whose batches the gates would refuse one by one."""
-        in_flight = sum(r.in_flight or len(row) for r in recipes if isinstance(r, Training))
-        if isinstance(recipes[0], Training) and in_flight > self.network.max_in_flight:
-            raise RecipeError(
-                f"with {name!r} up to {in_flight} batches would be in flight, but the network allows "
-                f"{self.network.max_in_flight}: give it a smaller in_flight or raise Network(max_in_flight=…)"
-            )
-
-    def _strike(self, attachment: Attachment) -> None:
-        """Take a sentinel off the list."""
-        with self._lock:
-            self.attachments = [a for a in self.attachments if a is not attachment]
 
     def detach(self, name: str, drop: bool = False) -> None:
         """Have a sentinel send nothing new and end; returns at once.
@@ -387,11 +223,11 @@ class Session:
         if self._closed or self._error is not None:
             patience_s = CLOSE_S if timeout is None else timeout
             if not self._engine.wait_until(self._all_left, patience_s):
-                late = ", ".join(a for a in self._row if a not in self._left and a not in self._lost)
+                late = ", ".join(self._supervisor.missing())
                 raise WaitTimeoutError(f"{late} had not left its weights after {patience_s:g} s")
-            if self._lost and self._error is not None:
+            if self._supervisor.lost and self._error is not None:
                 raise self._error
-            return {address: self._left[address].state for address in self._row}
+            return {address: self._supervisor.left[address].state for address in self._row}
         states: dict[str, dict[str, Tensor]] = self._result(
             Evaluation(kind="export", batches=(), loss=None), timeout
         )
@@ -399,18 +235,20 @@ class Session:
 
     def best_states(self) -> dict[str, dict[str, Tensor]] | None:
         """The weights kept by ``Best``, as :meth:`states` has them; None if none were."""
-        return None if self._best is None else self._best.states
+        best = self._supervisor.best
+        return None if best is None else best.states
 
     def best_module(self) -> nn.Sequential | None:
         """The network with the weights kept by ``Best``; None if none were."""
-        return None if self._best is None else self.network.module(self._best.states)
+        best = self._supervisor.best
+        return None if best is None else self.network.module(best.states)
 
     def _result(self, recipe: Evaluation, timeout: float | None) -> Any:
         attachment = self.attach(recipe)
         try:
             return attachment.wait(timeout).result
         finally:
-            self._strike(attachment)
+            self._roster.strike(attachment)
             if not attachment.ended:
                 self._send(attachment.address, Detach(drop=True))
 
@@ -427,16 +265,17 @@ class Session:
         for address in (*self._row, *(a.address for a in sentinels)):
             self._send(address, Probe(number))
         gates_asked = () if self._closed or self._error else self._row
+        heard = self._supervisor
 
         def all_answered() -> bool:
-            return all(self._answered.get(address, 0) >= number for address in gates_asked) and all(
-                a.ended or self._answered.get(a.address, 0) >= number for a in sentinels
+            return all(heard.answered.get(address, 0) >= number for address in gates_asked) and all(
+                a.ended or heard.answered.get(a.address, 0) >= number for a in sentinels
             )
 
         self._engine.wait_until(all_answered, timeout)
         return Status(
-            gates=[self._gates[address] for address in self._row if address in self._gates],
-            sentinels=[self._sentinels[a.address] for a in sentinels if a.address in self._sentinels],
+            gates=[heard.gates[address] for address in self._row if address in heard.gates],
+            sentinels=[heard.sentinels[a.address] for a in sentinels if a.address in heard.sentinels],
             loads=self._engine.loads(),
             now_s=self._engine.now_s(),
         )
@@ -460,15 +299,14 @@ class Session:
                 self._recorder.close()
 
     def _all_left(self) -> bool:
-        return len(self._left) + len(self._lost) >= len(self._row)
+        return not self._supervisor.missing()
 
     def _close_actors(self) -> None:
         for attachment in list(self.attachments):
             if not attachment.ended:
                 self._send(attachment.address, Close())
-        for address in self._row:
-            if address not in self._left and address not in self._lost:
-                self._send(address, Close())
+        for address in self._supervisor.missing():
+            self._send(address, Close())
 
     def _check_open(self) -> None:
         if self._error is not None:
@@ -498,9 +336,7 @@ class Session:
     # ── what the actors report ───────────────────────────────────────────────────────────────────────
 
     def _on_report(self, record: Any) -> None:
-        handler = self._HANDLERS.get(type(record))
-        if handler is not None:
-            handler(self, record)
+        self._supervisor.hear(record)
         for watcher in list(self._watchers):
             try:
                 watcher(record)
@@ -508,183 +344,9 @@ class Session:
                 self._watchers.remove(watcher)
                 logging.getLogger(__name__).exception("a watcher of the session raised and was unsubscribed")
 
-    def _named(self, name: str) -> Attachment | None:
-        return next((a for a in reversed(self.attachments) if a.name == name), None)
-
-    def _epoch_done(self, record: EpochDone) -> None:
-        attachment = self._named(record.sentinel)
-        if attachment is not None:
-            attachment.epochs.append(record)
-        self._epochs_done += 1
-        for a in list(self.attachments):
-            every = getattr(a.recipe, "every_epoch", None)
-            if every is not None and not a.ended and self._epochs_done % every == 0:
-                self._send(a.address, Due())
-
-    def _round_done(self, record: RoundDone) -> None:
-        attachment = self._named(record.sentinel)
-        if attachment is not None:
-            attachment.rounds.append(record)
-        if record.stop_training:
-            for a in list(self.attachments):
-                if a.role == "train" and not a.ended:
-                    self._send(a.address, Detach())
-
-    def _batch_refused(self, record: BatchRefused) -> None:
-        attachment = self._named(record.sentinel)
-        if attachment is not None and len(attachment.refusals) < 1000:
-            attachment.refusals.append(record)
-
-    def _best_kept(self, record: BestKept) -> None:
-        self._best = record
-
-    def _gate_status(self, record: GateStatus) -> None:
-        self._gates[record.address] = record
-        self._note_answer(record)
-
-    def _sentinel_status(self, record: SentinelStatus) -> None:
-        self._sentinels[record.address] = record
-        self._note_answer(record)
-
-    def _note_answer(self, record: GateStatus | SentinelStatus) -> None:
-        """Remember the latest probe answered: threads that ask at the same time overtake each other."""
-        self._answered[record.address] = max(record.probe, self._answered.get(record.address, 0))
-
-    def _gate_left(self, record: GateLeft) -> None:
-        self._left[record.address] = record
-
-    def _sentinel_ended(self, record: SentinelEnded) -> None:
-        self._sentinels.pop(record.address, None)
-        self._answered.pop(record.address, None)
-        attachment = self._by_address.pop(record.address, None)
-        if attachment is None:
-            return
-        attachment.batches = record.batches
-        attachment.result = record.result
-        attachment.ended = True
-
-    def _actor_failed(self, record: ActorFailed) -> None:
-        """Decide what a failure means: a sentinel (or its reader) fails alone, a gate ends the session."""
-        attachment = self._by_address.get(record.address.replace("reader/", "sentinel/", 1))
-        doing = record.doing
-        if attachment is not None:
-            if attachment.error is not None:  # its last words failed too: there will be no others
-                self._bury(attachment)
-                return
-            _, of_batch, batch = doing.removesuffix(f" of {attachment.address}").partition(" of batch ")
-            what = f"batch {batch}" if of_batch else doing
-            why = f"sentinel {attachment.name!r} failed on {what}: {explain(record.error)}"
-            attachment.error = SentinelFailedError(why)
-            attachment.error.__cause__ = record.error
-            if record.address != attachment.address:
-                self._send(attachment.address, Close())
-            for gate in attachment.row:
-                self._send(gate, Forget(attachment.address))
-        elif record.address not in self._row:
-            self._other_failed(record.address, f"failed on {doing}: {explain(record.error)}", record.error)
-        elif self._error is None:
-            self._error = GateFailedError(f"{record.address} failed on {doing}: {explain(record.error)}")
-            self._error.__cause__ = record.error
-            self._close_actors()
-
-    def _actor_lost(self, record: ActorLost) -> None:
-        """As a failure, but whoever is lost says nothing more."""
-        attachment = self._by_address.get(record.address.replace("reader/", "sentinel/", 1))
-        if attachment is not None:
-            attachment.error = SentinelFailedError(f"{record.address} is lost: {record.why}")
-            if record.address != attachment.address:
-                self._send(attachment.address, Close())
-                return
-            self._bury(attachment)
-            self._send(record.address.replace("sentinel/", "reader/", 1), Close())
-            for gate in attachment.row:
-                self._send(gate, Forget(record.address))
-        elif record.address not in self._row:
-            self._other_failed(record.address, f"is lost: {record.why}", None)
-        else:
-            self._lost.add(record.address)
-            if self._error is None:
-                self._error = GateFailedError(f"{record.address} is lost: {record.why}")
-                self._close_actors()
+    def _beside(self, attachment: Attachment) -> str | None:
+        """The actor whose place a sentinel shares; None leaves it with the process that attaches it."""
+        return None
 
     def _other_failed(self, address: str, why: str, error: BaseException | None) -> None:
         """An actor is gone that no cut needs; a session whose recipe has such actors says what that means."""
-
-    def _bury(self, attachment: Attachment) -> None:
-        """A sentinel will not report its end."""
-        self._by_address.pop(attachment.address, None)
-        attachment.ended = True
-
-    _HANDLERS: ClassVar[dict[type, Callable[[Any, Any], None]]] = {
-        EpochDone: _epoch_done,
-        RoundDone: _round_done,
-        BatchRefused: _batch_refused,
-        BestKept: _best_kept,
-        GateStatus: _gate_status,
-        ShardStatus: _gate_status,
-        SentinelStatus: _sentinel_status,
-        GateLeft: _gate_left,
-        SentinelEnded: _sentinel_ended,
-        ActorFailed: _actor_failed,
-        ActorLost: _actor_lost,
-    }
-
-
-def _free_name(role: str, taken: set[str]) -> str:
-    return (
-        role
-        if role not in taken
-        else next(n for i in itertools.count(2) if (n := f"{role}-{i}") not in taken)
-    )
-
-
-def actors_of(
-    sentinel: Training | Evaluation, address: str, name: str, row: tuple[str, ...], seed: int
-) -> dict[str, Callable[[], Actor]]:
-    """How to make the actors of a sentinel, by address: its reader and itself.
-
-    Raises:
-        DataError: there is nothing it could read.
-    """
-    reader = address.replace("sentinel/", "reader/", 1)
-    actor: Callable[..., Actor] = Trainer if isinstance(sentinel, Training) else Evaluator
-    return {
-        reader: _reader_of(sentinel, reader, address, name, seed),
-        address: partial(
-            actor, address, name, row, reader, replace(sentinel, batches=())
-        ),  # data is read once
-    }
-
-
-def _reader_of(
-    sentinel: Training | Evaluation, address: str, reads_for: str, name: str, seed: int
-) -> Callable[[], Reader]:
-    """How to make the reader of a sentinel; the source is looked at here, where errors reach the user."""
-    labelled = sentinel.loss is not None
-    try:
-        source = as_batches(sentinel.batches, sentinel.batch_size, seed) if labelled else _inputs(sentinel)
-    except DataError as error:
-        raise DataError(f"sentinel {name!r} has nothing to read: {error}") from error
-    open_epoch = source.epoch if hasattr(source, "epoch") else lambda _: source
-    times = sentinel.epochs if isinstance(sentinel, Training) else sentinel.rounds
-    return partial(
-        Reader,
-        address,
-        reads_for,
-        open_epoch,
-        times,
-        labelled=labelled,
-        may_block=not is_indexable(source),
-    )
-
-
-def _inputs(sentinel: Sentinel) -> Any:
-    """The batches of a predicting sentinel: slices of tensors, or an iterable as it is."""
-    inputs, size = sentinel.batches, sentinel.batch_size
-    if not isinstance(inputs, Tensor | tuple | dict) or not len(inputs):
-        return [inputs] if isinstance(inputs, Tensor) else inputs
-    lengths = {len(tensor) for tensor in tensors(inputs)}
-    if len(lengths) > 1:
-        raise DataError(f"its inputs differ in length: {', '.join(map(str, sorted(lengths)))}")
-    cuts = [slice(i, i + size) for i in range(0, max(1, *lengths), size)]
-    return [map_tensors(itemgetter(cut), inputs) for cut in cuts]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from akkordeon import data
+from akkordeon import datasets
 from akkordeon.choices import optimizer_named
 from akkordeon.data import Batches, as_batches
 from akkordeon.errors import DataError, TaskError
@@ -103,7 +103,7 @@ class Task:
 
 def digits() -> Task:
     """The 8×8 digits of scikit-learn, for a small network in three gates; seconds, and no download."""
-    return _classification(_mlp(64, 256, 128, 10, lr=1e-3), data.digits(), epochs=40, batch_size=32)
+    return _classification(_mlp(64, 256, 128, 10, lr=1e-3), datasets.digits(), epochs=40, batch_size=32)
 
 
 def mnist(folder: str | Path) -> Task:
@@ -111,12 +111,12 @@ def mnist(folder: str | Path) -> Task:
 
     Adam's usual 1e-3 is too much for gradients a few updates old: the accuracy dips now and then.
     """
-    return _classification(_mlp(784, 512, 512, 10, lr=3e-4), data.mnist(folder), epochs=7)
+    return _classification(_mlp(784, 512, 512, 10, lr=3e-4), datasets.mnist(folder), epochs=7)
 
 
 def fashion_mnist(folder: str | Path) -> Task:
     """Fashion-MNIST, as :func:`mnist`."""
-    dataset = data.mnist(folder, name="fashion-mnist")
+    dataset = datasets.mnist(folder, name="fashion-mnist")
     return _classification(_mlp(784, 512, 512, 10, lr=3e-4), dataset, epochs=7)
 
 
@@ -139,7 +139,7 @@ def _right(outputs: Tensor, targets: Tensor) -> Tensor:
     return ((outputs - targets).abs() < 0.1).float().mean()
 
 
-def _classification(network: Network, dataset: data.Dataset, **usual: int) -> Task:
+def _classification(network: Network, dataset: datasets.Dataset, **usual: int) -> Task:
     return Task(network, dataset.train, dataset.test, cross_entropy, {"accuracy": accuracy}, **usual)
 
 

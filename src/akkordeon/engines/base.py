@@ -59,9 +59,20 @@ class Engine(ABC):
 
     @abstractmethod
     def spawn(
-        self, address: str, make: Callable[[], Actor], resources: Mapping[str, float] | None = None
+        self,
+        address: str,
+        make: Callable[[], Actor],
+        resources: Mapping[str, float] | None = None,
+        beside: str | None = None,
     ) -> None:
-        """Make an actor and give it an address. What ``make`` raises, this raises."""
+        """Make an actor and give it an address. What ``make`` raises, this raises.
+
+        Args:
+            address: nobody else's.
+            make: makes it, where it is to be.
+            resources: what it needs, where that makes a difference.
+            beside: the actor that it belongs with, where there is a choice of places.
+        """
 
     def spawn_all(
         self, actors: Iterable[tuple[str, Callable[[], Actor], Mapping[str, float] | None]]
@@ -69,6 +80,9 @@ class Engine(ABC):
         """Make the actors of a network: (address, make, resources), which belong together."""
         for address, make, resources in actors:
             self.spawn(address, make, resources)
+
+    def retire(self, addresses: Iterable[str]) -> None:  # noqa: B027 - most have nothing to do
+        """These actors have been told to close and are not needed: end what was there for them alone."""
 
     @abstractmethod
     def send(self, to: str, message: Message) -> None:

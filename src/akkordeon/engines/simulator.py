@@ -103,9 +103,13 @@ class Simulator(Engine):
         self._outages = Outages(self._faults, self._seeded, self._at, self._crash, self._freeze, self._cells)
 
     def spawn(
-        self, address: str, make: Callable[[], Actor], resources: Mapping[str, float] | None = None
+        self,
+        address: str,
+        make: Callable[[], Actor],
+        resources: Mapping[str, float] | None = None,
+        beside: str | None = None,
     ) -> None:
-        """Make the actor on its host; ``resources`` mean nothing here."""
+        """Make the actor on the host that the engine was told of; nothing else counts here."""
         actor = make()
         with self._lock:
             host = place(self._hosts, address)

@@ -68,6 +68,8 @@ class Threads(Engine):
         RecipeError: fewer than one worker.
     """
 
+    _repeatable = True  # with one worker
+
     def __init__(self, workers: int | None = None) -> None:
         if workers is not None and workers < 1:
             raise RecipeError(f"the threads engine needs at least one worker, got {workers}")
@@ -106,11 +108,15 @@ class Threads(Engine):
             thread.start()
 
     def spawn(
-        self, address: str, make: Callable[[], Actor], resources: Mapping[str, float] | None = None
+        self,
+        address: str,
+        make: Callable[[], Actor],
+        resources: Mapping[str, float] | None = None,
+        beside: str | None = None,
     ) -> None:
-        """Make the actor here; ``resources`` mean nothing within one process."""
+        """Make the actor here: within one process there is nothing to choose."""
         actor = make()
-        on_its_own = actor.may_block and self.workers > 1
+        on_its_own = actor.may_block and (self.workers > 1 or not self._repeatable)
         cell = _Cell(actor, threading.Condition(self._lock) if on_its_own else None)
         with self._lock:
             self._cells[address] = cell

@@ -21,7 +21,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from akkordeon.session import Attachment, Session, Status
+from akkordeon.attachment import Attachment
+from akkordeon.session import Session, Status
 from akkordeon.sources import samples_of
 from akkordeon.watch.lines import Lines
 from akkordeon.watch.shards import ShardTable

@@ -15,7 +15,7 @@ import torch
 from akkordeon.actor import Actor
 from akkordeon.engines.base import Engine, Load, ProcessState
 from akkordeon.engines.ray.cluster import join, require_ray
-from akkordeon.engines.ray.placement import Placement, host_of, is_visitor, sum_of_resources
+from akkordeon.engines.ray.placement import Placement, host_of, is_replica, is_visitor, sum_of_resources
 from akkordeon.errors import ClusterError, RecipeError, SessionError
 from akkordeon.messages import Message, explain
 from akkordeon.metrics import ActorFailed, ActorLost, SentinelEnded, Undelivered
@@ -50,7 +50,8 @@ class Ray(Engine):
             one, ``[[0, 1], [2]]`` has gates 0 and 1 share one.
         wire_dtype: what float32 activations and gradients are narrowed to between hosts, such as
             ``torch.bfloat16``; None sends them as they are.
-        workers: threads at work in each host; as the threads engine has it if not given.
+        workers: threads at work in each host; as the threads engine has it if not given, and one for a
+            replica.
 
     Raises:
         RecipeError: a wire_dtype that is no floating-point type.
@@ -160,7 +161,9 @@ class Ray(Engine):
 
         make = require_ray().remote(**self._options(name, needs))(Home if name == HOME else Host)
         seed = (self._seed + zlib.crc32(name.encode())) % 2**63
-        return make.remote(seed, self.workers, self.wire_dtype)
+        # The gates of a replica mostly wait for each other: a second worker would take turns with the first.
+        workers = self.workers or (1 if is_replica(name) else None)
+        return make.remote(seed, workers, self.wire_dtype)
 
     def _options(self, name: str, needs: Mapping[str, float]) -> dict[str, Any]:
         """What Ray is to know of a host: what it needs, and where it may be."""
@@ -179,24 +182,30 @@ class Ray(Engine):
     # ── actors ───────────────────────────────────────────────────────────────────────────────────────
 
     def spawn(
-        self, address: str, make: Callable[[], Actor], resources: Mapping[str, float] | None = None
+        self,
+        address: str,
+        make: Callable[[], Actor],
+        resources: Mapping[str, float] | None = None,
+        beside: str | None = None,
     ) -> None:
-        """Make an actor: a sentinel or its reader at home, any other in the host it belongs to.
+        """Make an actor: a sentinel or its reader at home or beside whom it serves, any other in its host.
 
         Raises:
             RecipeError: an actor that does not belong here cannot travel.
+            ClusterError: the process that it belongs into has died.
         """
         if not is_visitor(address):
             self.spawn_all([(address, make, resources)])
             return
         parcel = self._shipped(address, make)
-        if HOME not in self._hosts:
-            raise ClusterError("the process with this session's sentinels has died; start another session")
+        host = HOME if parcel is None or beside is None else self._places.get(beside, "")
+        if host not in self._hosts:
+            raise ClusterError(f"the process that {address} belongs into has died")
         if parcel is None:
             self._spawn_here(address, make)
         else:
-            self._ship({address: HOME}, {address: parcel})
-        self._tell_routes({address: HOME})
+            self._ship({address: host}, {address: parcel})
+        self._tell_routes({address: host})
 
     def spawn_all(self, actors: Iterable[Recipe]) -> None:
         """Make the actors of a network, their hosts at once."""
@@ -216,6 +225,19 @@ class Ray(Engine):
             parcels[address] = parcel
         self._ship(places, parcels)
         self._tell_routes(places)
+
+    def retire(self, addresses: Iterable[str]) -> None:
+        """End the hosts that have nobody else."""
+        gone = set(addresses)
+        with self._lock:
+            empty = {self._places.pop(address) for address in gone & self._places.keys()}
+            empty -= {HOME, *self._places.values()}
+            ended = {name: self._hosts.pop(name) for name in empty & self._hosts.keys()}
+            others = list(self._hosts.values())
+        for name, handle in ended.items():
+            self._end_host(name, handle)
+        for handle in others:
+            handle.unroute.remote(gone)
 
     def _place(self, address: str) -> str:
         """The name of the host that an actor belongs to."""

@@ -37,6 +37,8 @@ class Dispatcher(Threads):
         workers: as of :class:`Threads`.
     """
 
+    _repeatable = False  # other processes have a say in the order
+
     def __init__(self, post: Callable[[str, Message], bool], workers: int | None = None) -> None:
         super().__init__(workers)
         self._post = post

@@ -7,7 +7,7 @@ from typing import Literal
 
 from akkordeon.errors import RecipeError
 
-__all__ = ["Placement", "host_of", "is_visitor", "sum_of_resources"]
+__all__ = ["Placement", "host_of", "is_replica", "is_visitor", "sum_of_resources"]
 
 Placement = Literal["spread", "pack"] | Sequence[Sequence[int]]
 """``"spread"``: a host for each gate; ``"pack"``: one for all; ``[[0, 1], [2]]``: gates 0 and 1 share one."""
@@ -42,6 +42,11 @@ def host_of(address: str, placement: Placement) -> str:
 def is_visitor(address: str) -> bool:
     """Whether an actor comes and goes with the process that attached it."""
     return address.startswith(("sentinel/", "reader/"))
+
+
+def is_replica(host: str) -> bool:
+    """Whether a host has a whole replica."""
+    return host.startswith("replica/")
 
 
 def sum_of_resources(resources: Iterable[Mapping[str, float] | None]) -> dict[str, float]:

@@ -5,23 +5,16 @@ sentinel trains on all 60,000 images and one on each half of them; whoever comes
 reports 96.57 % in validation after 112 validation rounds, with rates of 1e-2, 5e-3 and 1e-3 and a ReLU after
 the last layer; here it is momentum 0.9 and no ReLU at the end, which needs fewer epochs.
 
-    python examples/akkordeon.py --data-dir DIR
+    python examples/three_sentinels.py --data-dir DIR
 """
 
 from __future__ import annotations
 
-import importlib
-import sys
 import threading
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
-
-if __name__ == "akkordeon":  # Python looks into a script's folder first: step aside for the package
-    sys.path[:] = [path for path in sys.path if Path(path).resolve() != Path(__file__).parent.resolve()]
-    del sys.modules[__name__]
-    importlib.import_module(__name__)
 
 import torch
 import typer
@@ -29,7 +22,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import akkordeon as ak
-from akkordeon.data import Dataset, mnist
+from akkordeon.datasets import Dataset, mnist
 from akkordeon.metrics import EpochDone, RoundDone
 from akkordeon.watch.lines import line_of
 

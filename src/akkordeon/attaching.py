@@ -1,0 +1,74 @@
+"""How the actors of a sentinel are made: its reader, which reads its source, and itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from operator import itemgetter
+from typing import Any
+
+from torch import Tensor
+
+from akkordeon.actor import Actor
+from akkordeon.data import as_batches, is_indexable
+from akkordeon.errors import DataError
+from akkordeon.evaluator import Evaluator
+from akkordeon.payload import map_tensors, tensors
+from akkordeon.reader import Reader
+from akkordeon.sentinel import Evaluation, Sentinel, Training
+from akkordeon.trainer import Trainer
+
+__all__ = ["actors_of"]
+
+
+def actors_of(
+    sentinel: Training | Evaluation, address: str, name: str, row: tuple[str, ...], seed: int
+) -> dict[str, Callable[[], Actor]]:
+    """How to make the actors of a sentinel, by address: its reader and itself.
+
+    Raises:
+        DataError: there is nothing it could read.
+    """
+    reader = address.replace("sentinel/", "reader/", 1)
+    actor: Callable[..., Actor] = Trainer if isinstance(sentinel, Training) else Evaluator
+    return {
+        reader: _reader_of(sentinel, reader, address, name, seed),
+        address: partial(
+            actor, address, name, row, reader, replace(sentinel, batches=())
+        ),  # data is read once
+    }
+
+
+def _reader_of(
+    sentinel: Training | Evaluation, address: str, reads_for: str, name: str, seed: int
+) -> Callable[[], Reader]:
+    """How to make the reader of a sentinel; the source is looked at here, where errors reach the user."""
+    labelled = sentinel.loss is not None
+    try:
+        source = as_batches(sentinel.batches, sentinel.batch_size, seed) if labelled else _inputs(sentinel)
+    except DataError as error:
+        raise DataError(f"sentinel {name!r} has nothing to read: {error}") from error
+    open_epoch = source.epoch if hasattr(source, "epoch") else lambda _: source
+    times = sentinel.epochs if isinstance(sentinel, Training) else sentinel.rounds
+    return partial(
+        Reader,
+        address,
+        reads_for,
+        open_epoch,
+        times,
+        labelled=labelled,
+        may_block=not is_indexable(source),
+    )
+
+
+def _inputs(sentinel: Sentinel) -> Any:
+    """The batches of a predicting sentinel: slices of tensors, or an iterable as it is."""
+    inputs, size = sentinel.batches, sentinel.batch_size
+    if not isinstance(inputs, Tensor | tuple | dict) or not len(inputs):
+        return [inputs] if isinstance(inputs, Tensor) else inputs
+    lengths = {len(tensor) for tensor in tensors(inputs)}
+    if len(lengths) > 1:
+        raise DataError(f"its inputs differ in length: {', '.join(map(str, sorted(lengths)))}")
+    cuts = [slice(i, i + size) for i in range(0, max(1, *lengths), size)]
+    return [map_tensors(itemgetter(cut), inputs) for cut in cuts]

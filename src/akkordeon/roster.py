@@ -1,0 +1,87 @@
+"""The sentinels of a session, by name and by address."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+
+from akkordeon.attachment import Attachment, Host
+from akkordeon.errors import NameTakenError, RecipeError
+from akkordeon.sentinel import Sentinel, Training
+
+__all__ = ["Roster"]
+
+
+class Roster:
+    """Who is attached to a session. Its methods may be called from any thread.
+
+    Args:
+        max_in_flight: batches a gate holds at most, of all sentinels together.
+
+    Attributes:
+        attachments: of every name the latest; replaced, never changed, as threads look through it.
+        living: those that will still report, by address.
+        incarnations: how many sentinels of each name there were.
+    """
+
+    def __init__(self, max_in_flight: int) -> None:
+        self.attachments: list[Attachment] = []
+        self.living: dict[str, Attachment] = {}
+        self.incarnations: dict[str, int] = {}
+        self._max_in_flight = max_in_flight
+        self._lock = threading.Lock()
+
+    def register(self, sentinel: Sentinel, row: tuple[str, ...], host: Host) -> Attachment:
+        """Give a sentinel its name; of earlier ones of that name only their users keep what they did.
+
+        Raises:
+            NameTakenError: a sentinel of that name is at work.
+            RecipeError: it wants more batches in flight than there may be.
+        """
+        with self._lock:
+            at_work = [a for a in self.attachments if not a.ended]
+            names = {a.name for a in at_work}
+            name = sentinel.name or _free_name(sentinel.role, names)
+            if name in names:
+                raise NameTakenError(f"a sentinel {name!r} is at work already; give this one another name")
+            self._check_room(name, row, [sentinel, *(a.recipe for a in at_work if a.row == row)])
+            number = self.incarnations[name] = self.incarnations.get(name, 0) + 1
+            attachment = Attachment(name, sentinel.role, f"sentinel/{name}#{number}", sentinel, row, host)
+            self.attachments = [*(a for a in self.attachments if a.name != name), attachment]
+            self.living[attachment.address] = attachment
+            return attachment
+
+    def _check_room(self, name: str, row: tuple[str, ...], recipes: list[Sentinel]) -> None:
+        """Refuse a trainer whose batches the gates would refuse one by one."""
+        in_flight = sum(r.in_flight or len(row) for r in recipes if isinstance(r, Training))
+        if isinstance(recipes[0], Training) and in_flight > self._max_in_flight:
+            raise RecipeError(
+                f"with {name!r} up to {in_flight} batches would be in flight, but the network allows "
+                f"{self._max_in_flight}: give it a smaller in_flight or raise Network(max_in_flight=…)"
+            )
+
+    def named(self, name: str) -> Attachment | None:
+        """The sentinel of that name, at work or ended."""
+        return next((a for a in reversed(self.attachments) if a.name == name), None)
+
+    def owner(self, address: str) -> Attachment | None:
+        """The sentinel that an actor is, or reads for; None if it has ended, or is none."""
+        return self.living.get(address.replace("reader/", "sentinel/", 1))
+
+    def strike(self, attachment: Attachment) -> None:
+        """Take a sentinel off the list."""
+        with self._lock:
+            self.attachments = [a for a in self.attachments if a is not attachment]
+
+    def bury(self, attachment: Attachment) -> None:
+        """A sentinel will not report its end."""
+        self.living.pop(attachment.address, None)
+        attachment.ended = True
+
+
+def _free_name(role: str, taken: set[str]) -> str:
+    return (
+        role
+        if role not in taken
+        else next(n for i in itertools.count(2) if (n := f"{role}-{i}") not in taken)
+    )

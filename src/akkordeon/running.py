@@ -1,0 +1,82 @@
+"""Staging a network: from a recipe and an engine to a session."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, overload
+
+from akkordeon.downpour import Downpour
+from akkordeon.engines.base import Engine
+from akkordeon.errors import RecipeError
+from akkordeon.network import Network
+from akkordeon.record import Recorder
+from akkordeon.replicas import DownpourSession
+from akkordeon.session import Session
+
+__all__ = ["engine_named", "run"]
+
+
+@overload
+def run(
+    network: Network,
+    engine: Engine | str = "threads",
+    *,
+    seed: int = 0,
+    record: str | Path | None = None,
+    task: Mapping[str, Any] | None = None,
+) -> Session: ...
+@overload
+def run(
+    network: Downpour,
+    engine: Engine | str = "threads",
+    *,
+    seed: int = 0,
+    record: str | Path | None = None,
+    task: Mapping[str, Any] | None = None,
+) -> DownpourSession: ...
+def run(
+    network: Network | Downpour,
+    engine: Engine | str = "threads",
+    *,
+    seed: int = 0,
+    record: str | Path | None = None,
+    task: Mapping[str, Any] | None = None,
+) -> Session:
+    """Stage a network and start it.
+
+    Args:
+        network: the recipe, a Network or a Downpour; its modules are copied.
+        engine: ``"threads"``, ``"simulator"`` or ``"ray"``, or an engine such as ``Threads(workers=1)``.
+        seed: of everything random that belongs to the run: masks, torch's generator while it lasts.
+        record: a file that will say what every actor handled and did, for :func:`akkordeon.replay`.
+        task: goes into the record: whatever is needed to make the network and its sentinels again.
+
+    Returns:
+        The session, to be used in a ``with`` block or closed by hand.
+
+    Raises:
+        RecipeError: an unknown engine, or an optimizer over foreign parameters.
+    """
+    recorder = None if record is None else Recorder(record, network, seed, task)
+    stage = engine_named(engine) if isinstance(engine, str) else engine
+    if isinstance(network, Network):
+        return Session(network, stage, seed, recorder)
+    return DownpourSession(network, stage, seed, recorder)
+
+
+def engine_named(name: str) -> Engine:
+    """The engine of that name with its defaults."""
+    if name == "threads":
+        from akkordeon.engines.threads import Threads
+
+        return Threads()
+    if name == "simulator":
+        from akkordeon.engines.simulator import Simulator
+
+        return Simulator()
+    if name == "ray":
+        from akkordeon.engines.ray import Ray
+
+        return Ray()
+    raise RecipeError(f"there is no engine {name!r}; there are 'threads', 'simulator' and 'ray'")
