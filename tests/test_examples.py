@@ -97,7 +97,7 @@ def test_xor_begins_apart_with_lines_between_any_two_neighbouring_corners_and_is
 @pytest.mark.parametrize("serial", [False, True])
 def test_xor_says_what_it_predicts_and_how_many_starts_are_right(serial, monkeypatch, capsys):
     xor = example("xor")
-    monkeypatch.setattr(xor, "EXAMPLES", 1_000)
+    monkeypatch.setattr(xor, "EXAMPLES", 250)
     monkeypatch.setattr(xor, "CLOSE", 1.0)
     monkeypatch.setattr(sys, "argv", ["xor.py", "--seeds", "2", "--start", "apart", *["--serial"][:serial]])
     xor.main()

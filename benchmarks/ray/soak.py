@@ -30,10 +30,10 @@ NAME = "soak"
 
 def sentinel(address: str, name: str, done: Any) -> None:
     """A process of its own: attach, and stay until told to end by SIGTERM."""
-    signal.signal(signal.SIGTERM, lambda *_: end.append(True))
     end: list[bool] = []
     task = digits()
     with ak.connect(f"{address}/{NAME}") as session:
+        signal.signal(signal.SIGTERM, lambda *_: end.append(True))  # Ray sets one of its own when it joins
         if name == "validator":
             recipe: Any = ak.Sentinel.validate(
                 task.validate, F.cross_entropy, scores=task.scores, every_s=5, name=name
@@ -49,6 +49,18 @@ def sentinel(address: str, name: str, done: Any) -> None:
         attached.wait(60)
         accuracy = [record.scores.get("accuracy") for record in attached.rounds[-1:]]
         done.put((name, attached.batches.as_tuple(), accuracy))
+
+
+def victim_name(report: dict[str, Any]) -> str:
+    return f"victim-{report['kills']}"
+
+
+def wait_until_known(address: str, name: str) -> None:
+    """Wait until a sentinel is at work; it may just have been begun."""
+    for _ in range(60):
+        if any(line.name == name and line.last for line in networks.survey(address, NAME).sentinels):
+            return
+        time.sleep(1)
 
 
 def begin(address: str, name: str, done: Any) -> mp.Process:
@@ -93,20 +105,23 @@ def main() -> None:
     report: dict[str, Any] = {"kills": 0, "memory_mb": {}}
     began_s = time.monotonic()
     early_s = min(300.0, given.minutes * 60 / 6)
-    victim = begin(address, "victim-0", done)
+    victim = begin(address, victim_name(report), done)
     while (passed_s := time.monotonic() - began_s) < given.minutes * 60:
         time.sleep(given.every)
         if victim.pid is not None:
             os.kill(victim.pid, signal.SIGKILL)
         victim.join()
         report["kills"] += 1
-        victim = begin(address, f"victim-{report['kills']}", done)
+        victim = begin(address, victim_name(report), done)
         if passed_s >= early_s and "early" not in report["memory_mb"]:
             report["memory_mb"]["early"] = memory_mb(os.getpid())
         survey = networks.survey(address, NAME)
         versions = [line.status.version for line in survey.gates if line.status]
         print(f"{passed_s:6.0f} s  {report['kills']} kills, versions {versions}", file=sys.stderr, flush=True)
     report["memory_mb"]["late"] = memory_mb(os.getpid())
+    if given.json:
+        given.json.write_text(json.dumps(report, indent=1))
+    wait_until_known(address, victim_name(report))
     for process in (victim, steady, validator):
         process.terminate()
     report["ended"] = [done.get(timeout=90) for _ in range(3)]

@@ -232,26 +232,35 @@ class Keeper:
     def _watch(self) -> None:
         """Feel every pulse, and ask the gates how they are. Runs on a thread of its own, to the end."""
         probed_s = 0.0
-        while (plan := self._plan) is not None:
-            with self._lock:
-                members = plan.hosts | self._homes
-            for name, handle in members.items():
-                if name not in self._awaited.values():
-                    self._awaited[handle.pulse.remote()] = name
-            count = len(self._awaited)
-            ready, _ = (
-                ray.wait(list(self._awaited), num_returns=count, timeout=PULSE_S) if count else ([], [])
-            )
-            for ref in ready:
-                name = self._awaited.pop(ref)
-                try:
-                    ray.get(ref)
-                except ray.exceptions.RayError:
-                    self._lose(name)
+        while self._plan is not None:
+            for name in self._dead():
+                self._lose(name)
             if time.monotonic() - probed_s >= PROBE_S:
                 probed_s = time.monotonic()
                 self._tell_gates(Probe(-next(self._probes)))
             threading.Event().wait(PULSE_S)
+
+    def _dead(self) -> list[str]:
+        """Ask everybody who owes no answer for a sign of life; the names of those who will give none."""
+        with self._lock:
+            members = {**(self._plan.hosts if self._plan else {}), **self._homes}
+        for name, handle in members.items():
+            if name not in self._awaited.values():
+                self._awaited[handle.pulse.remote()] = name
+        if not self._awaited:
+            return []
+        asked = list(self._awaited)
+        answered, _ = ray.wait(asked, num_returns=len(asked), timeout=PULSE_S)
+        dead = []
+        for ref in answered:
+            name = self._awaited.pop(ref)
+            try:
+                ray.get(ref)
+            except ray.exceptions.ActorUnavailableError:
+                continue  # it may come back; if it does not, Ray says that it died
+            except ray.exceptions.RayError:
+                dead.append(name)
+        return dead
 
     def _tell_gates(self, message: Message) -> None:
         plan = self._plan
