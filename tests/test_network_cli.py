@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("ray", reason="Ray is not installed: pip install '.[ray]'")
+ray = pytest.importorskip("ray", reason="Ray is not installed: pip install '.[ray]'")
 
 PATIENCE_S = 100.0
 
@@ -108,7 +108,7 @@ def terminals(tmp_path):
             each.process.wait()
         each.rest()
     for note in (tmp_path / ".akkordeon" / "heads").glob("*.json"):
-        code = f"from akkordeon.engines.ray.nodes import end_head; end_head({note.stem.replace('_', ':')!r})"
+        code = f"from akkordeon.engines.ray.nodes import end_head; end_head('localhost:{note.stem}')"
         subprocess.run([sys.executable, "-c", code], env={**os.environ, "HOME": str(tmp_path)}, timeout=60)
 
 
@@ -119,9 +119,9 @@ def free_port() -> int:
 
 
 def says(terminal: Terminal, sentence: str) -> None:
-    """It refuses with one sentence, and soon: Ray alone takes 20 to 122 s."""
+    """It refuses with one sentence, in seconds even on a busy machine: Ray alone takes up to 122 s."""
     text = terminal.end(1)
-    assert terminal.seconds < 15
+    assert terminal.seconds < 60
     assert re.search(sentence, text), text
     assert text.count("\n") == 1, text
 
@@ -149,6 +149,7 @@ def test_sentinels_train_and_validate_a_network_that_outlives_them(terminals, tm
 
     refusals = [
         (terminals("status", at, RAY_AUTH_TOKEN="wrong"), "refuses us: the token here is another"),
+        (terminals("status", at, HOME=str(tmp_path / "recipe")), "refuses us: this process has no token"),
         (
             terminals("sentinel", "train", "--network", f"{at}/no", "--data", "digits"),
             "no network 'no' at .*digits-net",
@@ -173,7 +174,14 @@ def test_sentinels_train_and_validate_a_network_that_outlives_them(terminals, tm
 
     terminals("detach", target, "vdp").end()
     validator.end()
-    assert "Ray at" in terminals("network", "stop", target).end()
+    from warm import start_cluster
+
+    neighbour = start_cluster()["warm/0"]
+    stopped = terminals("network", "stop", target.replace("127.0.0.1", "localhost")).end()
+    assert re.search(
+        r"'digits-net' has ended\nRay at localhost:\d+ has ended, as no network is left", stopped
+    )
+    ray.get(neighbour.pulse.remote(), timeout=10)  # another cluster of this machine
     says(terminals("status", at), f"nothing answers at {at}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -109,6 +110,91 @@ def test_a_replica_that_is_killed_costs_its_own_work_alone_and_others_come_and_g
         assert session.predict(torch.randn(4, 6), timeout=30).shape == (4, 3)
 
 
+def test_a_replica_that_fails_gives_its_process_back_and_a_new_one_gets_all_its_gates_need():
+    class Limited(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.left = nn.Linear(6, 3), 30
+
+        def forward(self, x):
+            self.left -= 1
+            if self.left < 0:
+                raise RuntimeError("worn out")
+            return self.layer(x)
+
+    asked = []
+
+    class Asking(ak.Ray):
+        def _new_host(self, name, needs):
+            asked.append((name, dict(needs)))
+            return super()._new_host(name, needs)
+
+    gates = [ak.Gate(nn.Linear(6, 6), sgd, resources={"num_cpus": 0.1}), ak.Gate(Limited(), sgd)]
+    gates.append(ak.Gate(nn.Linear(3, 3), sgd, resources={"num_cpus": 0.2}))
+    engine = Asking()
+    with ak.run(ak.Downpour(ak.Network(gates), replicas=1), engine=engine) as session:
+        pid = engine.whereabouts()["replica/0/gate/0"][1]
+        training = session.attach(ak.Sentinel.train(problem(), F.cross_entropy, name="t"))
+        with pytest.raises(GateFailedError, match="worn out"):
+            training.wait(timeout=30)
+        assert ended(pid)
+        session.add_replica()
+    needs = dict(asked)
+    assert needs["replica/0"] == needs["replica/1"] == {"num_cpus": pytest.approx(0.3)}
+
+
+# ── networks on their own, without the command line ──────────────────────────────────────────────────
+
+
+@pytest.fixture
+def founded(monkeypatch):
+    """A network of the shared cluster: its address, its name and how to found it again."""
+    import ray
+
+    from akkordeon.engines.ray import networks
+
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    address = ray.get_runtime_context().gcs_address
+    network = row(nn.Linear(6, 3))
+
+    def found():
+        networks.found("orphan", network, [(s.address, s.make, s.resources) for s in network.spawns(0)])
+
+    found()
+    yield address, "orphan", found
+    with contextlib.suppress(ClusterError):
+        networks.end(address, "orphan")
+
+
+def test_a_network_whose_keeper_was_killed_can_be_ended_and_founded_again(founded):
+    import ray
+
+    from akkordeon.engines.ray import networks
+
+    address, name, found = founded
+    ray.kill(networks._keeper(address, name))
+    found()  # in the place of what was left
+    ray.kill(networks._keeper(address, name))
+    networks.end(address, name)
+    assert networks._leftovers(name) == []
+    with pytest.raises(ClusterError, match="no network 'orphan'"):
+        networks.end(address, name)
+
+
+def test_a_sentinel_that_has_ended_does_not_end_another_sessions_of_its_name(founded):
+    from akkordeon.engines.ray import networks
+
+    address, name, _ = founded
+    with ak.connect(f"{address}/{name}") as mine, ak.connect(f"{address}/{name}") as theirs:
+        first = mine.attach(ak.Sentinel.train(problem(), F.cross_entropy, name="t")).wait(timeout=60)
+        assert theirs._engine.wait_until(lambda: not networks.survey(address, name).sentinels, 10)
+        second = theirs.attach(ak.Sentinel.train(problem(), F.cross_entropy, epochs=10**6, name="t"))
+        first.detach()
+        assert theirs._engine.wait_until(lambda: len(second.epochs) > 5, 30)
+        mine.detach("t")  # by name it is the network's
+        assert second.wait(timeout=30).batches.lost == 0
+
+
 def ended(pid):
     """Whether a process has ended, or does so soon."""
     try:
@@ -192,6 +278,7 @@ def test_labels_stay_in_the_home_and_sources_that_cannot_travel_in_this_process(
     with ak.run(three_gates(), engine=warm) as session:
         training = session.attach(ak.Sentinel.train(source(), F.cross_entropy, name="generator"))
         assert set(warm._local_addresses) <= {"reader/generator#1"}
+        assert warm._local._reported is warm._reported  # two locks were taken in either order
         training.wait(timeout=30)
         assert training.batches.as_tuple() == (10, 10, 0, 0)
 
@@ -202,6 +289,22 @@ def test_a_downpour_trains_with_its_replicas_and_shards_in_hosts(warm):
         training = session.attach(ak.Sentinel.train(problem(), F.cross_entropy, epochs=2)).wait(timeout=60)
         assert session.predict(torch.randn(4, 6), timeout=30).shape == (4, 3)
     assert training.batches.as_tuple() == (80, 80, 0, 0)
+
+
+def test_parts_of_a_position_are_in_several_hosts_and_validators_see_all_of_them(warm):
+    recipe = ak.Downpour(three_gates(), replicas=2, max_shard_bytes=500)
+    assert recipe.row() == ("shard/0", "shard/1", "shard/1.1", "shard/1.2", "shard/2")
+    with ak.run(recipe, engine=warm) as session:
+        validator = session.attach(ak.Sentinel.validate(problem(5), F.cross_entropy, every_updates=20))
+        training = session.attach(ak.Sentinel.train(problem(), F.cross_entropy, epochs=2))
+        session.wait(timeout=60)
+        assert training.batches.as_tuple() == (80, 80, 0, 0)
+        assert validator.rounds[-1].loss < validator.rounds[0].loss
+        x = torch.randn(4, 6)
+        module = session.module(timeout=30)
+        torch.testing.assert_close(session.predict(x, timeout=30), module.eval()(x))
+        assert [shard.version for shard in session.status(timeout=30).gates] == [80] * 5
+        assert len({warm.whereabouts()[shard] for shard in ("shard/1", "shard/1.1", "shard/1.2")}) == 2
 
 
 def test_a_gate_that_cannot_travel_is_refused_by_name(warm):
@@ -221,8 +324,16 @@ def test_a_gate_that_cannot_travel_is_refused_by_name(warm):
 
 
 def test_a_wire_dtype_that_is_no_floating_point_type_is_refused():
-    with pytest.raises(RecipeError, match="floating-point"):
+    with pytest.raises(RecipeError, match=r"torch.bfloat16 or torch.float16, got torch.int8"):
         ak.Ray(wire_dtype=torch.int8)
+    with pytest.raises(RecipeError, match="got 'bf16'"):
+        ak.Ray(wire_dtype="bf16")
+
+
+def test_resources_that_ray_does_not_take_are_refused(warm):
+    wrong = ak.Network([ak.Gate(nn.Linear(6, 3), sgd, resources={"CPU": 1})])
+    with pytest.raises(RecipeError, match=r"gate/0 cannot have the resources \{'CPU': 1"):
+        ak.run(wrong, engine=ak.Ray())
 
 
 def test_recording_is_refused_in_a_sentence(tmp_path):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import warnings
 from collections import namedtuple
 from pickle import UnpicklingError
+from types import ModuleType
 
 import pytest
 import torch
@@ -29,6 +31,7 @@ from akkordeon.messages import (
     Push,
     SourceFailed,
 )
+from akkordeon.metrics import ActorFailed
 
 DTYPES = [
     torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool,
@@ -124,6 +127,17 @@ def test_an_error_that_was_raised_brings_where_it_was_raised():
     except DataError as error:
         found = through(error)
     assert "test_wire.py" in found.__notes__[0]
+
+
+def test_an_error_of_a_class_that_the_receiver_lacks_arrives_as_its_words(monkeypatch):
+    module = ModuleType("only_here")
+    exec("class RareError(Exception): pass", module.__dict__)
+    monkeypatch.setitem(sys.modules, "only_here", module)
+    parcel = pack(ActorFailed("gate/0", "Forward", module.RareError("no luck")))
+    monkeypatch.delitem(sys.modules, "only_here")
+    found = unpack(parcel)
+    assert found.address == "gate/0"
+    assert str(found.error) == "RareError: no luck"
 
 
 def test_what_cannot_travel_is_refused():

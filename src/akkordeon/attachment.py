@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 
 from akkordeon.errors import ActorFailedError
+from akkordeon.messages import Detach, Message
 from akkordeon.metrics import BatchCount, BatchRefused, EpochDone, RoundDone
 from akkordeon.sentinel import Sentinel
 
@@ -19,8 +20,8 @@ class Host(Protocol):
     def _wait(self, condition: Callable[[], bool], timeout: float | None, what: str) -> None:
         """Wait for a condition; raise ``what`` if it does not come."""
 
-    def detach(self, name: str, drop: bool = False) -> None:
-        """Have a sentinel send nothing new and end."""
+    def _send(self, to: str, message: Message) -> None:
+        """Carry a message to an actor."""
 
 
 @dataclass(eq=False)
@@ -67,5 +68,6 @@ class Attachment:
         return self
 
     def detach(self, drop: bool = False) -> None:
-        """Have it send nothing new and end; see :meth:`Session.detach`."""
-        self._session.detach(self.name, drop)
+        """Have it send nothing new and end, if it has not; see :meth:`Session.detach`."""
+        if not self.ended:
+            self._session._send(self.address, Detach(drop))

@@ -72,14 +72,15 @@ def start(
     networks = _networks()
     made = load_network(recipe, seed).replacing(None if staleness is None else rule_named(staleness))
     token = nodes.ensure_token()
-    began = nodes.start_head(listen, dashboard)
-    if began:
-        typer.echo(f"Ray runs; other machines join with: akkordeon join {listen}")
     if token is not None:
         typer.echo("whoever joins needs the token of this cluster, which is shown only now:")
         typer.echo(f"  export RAY_AUTH_TOKEN={token}")
-    leave = join_cluster(listen)
+    began = nodes.start_head(listen, dashboard)
+    leave: Callable[[], None] = lambda: None  # noqa: E731
     try:
+        if began:
+            typer.echo(f"Ray runs; other machines join with: akkordeon join {listen}")
+        leave = join_cluster(listen)
         networks.wait_for_machines(machines)
         networks.found(
             name,
@@ -103,12 +104,20 @@ def stop(target: Target) -> None:
     """Stop a network; the last one takes the Ray that was started for it along."""
     address, name = _probed(target)
     networks, nodes = _networks(), _nodes()
+    unknown: ClusterError | None = None
     with _cluster(address):
-        networks.end(address, name)
+        try:
+            networks.end(address, name)
+        except ClusterError as error:
+            unknown = error
         left = networks.names()
-    typer.echo(f"{name!r} has ended")
-    if not left and nodes.end_head(address):
-        typer.echo(f"Ray at {address} has ended, as no network is left")
+    if unknown is None:
+        typer.echo(f"{name!r} has ended")
+    if not left and nodes.is_ours(address):
+        ended = nodes.end_head(address)
+        typer.echo(f"Ray at {address} {'has ended' if ended else 'is still ending'}, as no network is left")
+    if unknown is not None:
+        raise unknown
 
 
 def join(
@@ -120,15 +129,21 @@ def join(
     """Make this machine part of a cluster, until Ctrl-C."""
     process = _nodes().member(address, resources)
     typer.echo(f"this machine is part of the cluster at {address}; Ctrl-C leaves it")
-    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    asked: list[int] = []
+
+    def leave(number: int, _frame: Any) -> None:
+        asked.append(number)
+        process.terminate()
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         code = process.wait()
-    except KeyboardInterrupt:
-        process.terminate()
-        code = process.wait()
     finally:
-        signal.signal(signal.SIGTERM, before)
-    typer.echo(f"left the cluster at {address}" + (f" (Ray ended with {code})" if code > 1 else ""))
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if not asked:
+        raise ClusterError(f"Ray ended by itself with {code}: this machine has left the cluster at {address}")
+    typer.echo(f"left the cluster at {address}")
 
 
 def status(address: Address) -> None:
@@ -136,12 +151,16 @@ def status(address: Address) -> None:
     _probe(address)
     networks = _networks()
     with _cluster(address):
-        surveys = [networks.survey(address, name) for name in networks.names()]
-    if not surveys:
-        typer.echo(f"no network at {address}")
-    for survey in surveys:
-        for line in _survey_lines(survey):
-            typer.echo(line)
+        names = networks.names()
+        if not names:
+            typer.echo(f"no network at {address}")
+        for name in names:
+            try:
+                lines = list(_survey_lines(networks.survey(address, name)))
+            except ClusterError as error:
+                lines = [f"{name}: {error}"]
+            for line in lines:
+                typer.echo(line)
 
 
 def _survey_lines(survey: Any) -> Iterator[str]:

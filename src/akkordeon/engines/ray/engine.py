@@ -34,6 +34,12 @@ READY_S = 60.0
 PULSE_S = 0.5
 """How often each host's pulse is felt."""
 
+UNRECORDED = {"enable_task_events": False}
+"""Ray's head need not keep an event for each message."""
+
+STOP_S = 10.0
+"""How long ``stop`` waits for the thread that follows the hosts, which may wait for one that is stuck."""
+
 LOADS_S = 2.0
 """How long ``loads`` waits for the hosts."""
 
@@ -54,7 +60,7 @@ class Ray(Engine):
             replica.
 
     Raises:
-        RecipeError: a wire_dtype that is no floating-point type.
+        RecipeError: another wire_dtype.
     """
 
     def __init__(
@@ -65,22 +71,24 @@ class Ray(Engine):
         wire_dtype: torch.dtype | None = None,
         workers: int | None = None,
     ) -> None:
-        if wire_dtype is not None and not wire_dtype.is_floating_point:
-            raise RecipeError(f"wire_dtype is a floating-point type, got {wire_dtype}")
+        if wire_dtype not in (None, torch.bfloat16, torch.float16):
+            raise RecipeError(f"wire_dtype is torch.bfloat16 or torch.float16, got {wire_dtype!r}")
         self.address = address
         self.placement = placement
         self.wire_dtype = wire_dtype
         self.workers = workers
         self._reported = threading.Condition(threading.RLock())
-        self._key = uuid.uuid4().hex  # of the home, for those that report to it
+        self._key = uuid.uuid4().hex  # of the home, for those that report to it; a new home has a new one
         self._lock = threading.Lock()  # guards hosts, routes and what is awaited
         self._hosts: dict[str, Any] = {}
         self._where: dict[str, tuple[str, int]] = {}
         self._places: dict[str, str] = {}  # name of the host, by address of the actor
+        self._leaving: set[str] = set()  # hosts to end when the last of their actors has gone
         self._local: Dispatcher | None = None  # holds what cannot be shipped
         self._local_addresses: set[str] = set()
         self._awaited: dict[Any, str] = {}  # name of the host, by what it will answer
         self._over = threading.Event()
+        self._moving = False  # whether the home died and another is on its way
         self._thread: threading.Thread | None = None
         self._on_report: Callable[[Any], None] = lambda record: None
         self._process: ProcessState | None = None
@@ -117,9 +125,9 @@ class Ray(Engine):
         """End the hosts, and the cluster if it was started here."""
         self._over.set()
         if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join()
+            self._thread.join(STOP_S)
         self._thread = None
-        for name, handle in self._hosts.items():
+        for name, handle in list(self._hosts.items()):
             self._end_host(name, handle)
         if self._local is not None:
             self._local.stop()
@@ -136,16 +144,21 @@ class Ray(Engine):
     def _make_hosts(self, needed: Mapping[str, Mapping[str, float]]) -> None:
         """Make hosts, all at once, by name and with what they need; those that are there already stay."""
         ray = require_ray()
-        made = {
-            name: self._new_host(name, needs) for name, needs in needed.items() if name not in self._hosts
-        }
-        new = made | {name: handle for name, handle in self._hosts.items() if name not in self._where}
-        asked = {name: handle.whereabouts.remote() for name, handle in new.items()}
+        with self._lock:
+            there = dict(self._hosts)
+        made: dict[str, Any] = {}
         try:
+            for name, needs in needed.items():
+                if name not in there and name not in made:
+                    made[name] = self._new_host(name, needs)
+            new = made | {name: handle for name, handle in there.items() if name not in self._where}
+            asked = {name: handle.whereabouts.remote() for name, handle in new.items()}
             found = {name: ray.get(ref, timeout=READY_S) for name, ref in asked.items()}
-        except (ray.exceptions.GetTimeoutError, ray.exceptions.RayActorError) as error:
+        except BaseException as error:
             for name, handle in made.items():
                 self._end_host(name, handle)
+            if not isinstance(error, ray.exceptions.GetTimeoutError | ray.exceptions.RayActorError):
+                raise
             wishes = {name: dict(needs) for name, needs in needed.items() if needs} or "nothing special"
             raise ClusterError(
                 f"the cluster did not bring up {', '.join(new)} within {READY_S:g} s; what was asked for: "
@@ -159,7 +172,10 @@ class Ray(Engine):
         """Ask Ray for a process."""
         from akkordeon.engines.ray.hosts import Home, Host
 
-        make = require_ray().remote(**self._options(name, needs))(Home if name == HOME else Host)
+        try:
+            make = require_ray().remote(**self._options(name, needs))(Home if name == HOME else Host)
+        except ValueError as error:
+            raise RecipeError(f"{name} cannot have the resources {dict(needs)}: {error}") from error
         seed = (self._seed + zlib.crc32(name.encode())) % 2**63
         # The gates of a replica mostly wait for each other: a second worker would take turns with the first.
         workers = self.workers or (1 if is_replica(name) else None)
@@ -171,9 +187,10 @@ class Ray(Engine):
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         if name != HOME:
-            return {"num_cpus": 0, **_ray_options(needs), "scheduling_strategy": "SPREAD"}
+            return {**UNRECORDED, "num_cpus": 0, **_ray_options(needs), "scheduling_strategy": "SPREAD"}
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        return {"num_cpus": 0, "scheduling_strategy": here, "concurrency_groups": {"desk": 1}}
+        desk = {"concurrency_groups": {"desk": 1}}
+        return {**UNRECORDED, "num_cpus": 0, "scheduling_strategy": here, **desk}
 
     def _end_host(self, name: str, handle: Any) -> None:
         """End a process."""
@@ -199,6 +216,8 @@ class Ray(Engine):
             return
         parcel = self._shipped(address, make)
         host = HOME if parcel is None or beside is None else self._places.get(beside, "")
+        if host == HOME:
+            self.wait_until(lambda: not self._moving, READY_S)
         if host not in self._hosts:
             raise ClusterError(f"the process that {address} belongs into has died")
         if parcel is None:
@@ -227,17 +246,22 @@ class Ray(Engine):
         self._tell_routes(places)
 
     def retire(self, addresses: Iterable[str]) -> None:
-        """End the hosts that have nobody else."""
+        """End the hosts that have nobody else, or as soon as they have nobody."""
         gone = set(addresses)
         with self._lock:
-            empty = {self._places.pop(address) for address in gone & self._places.keys()}
-            empty -= {HOME, *self._places.values()}
-            ended = {name: self._hosts.pop(name) for name in empty & self._hosts.keys()}
+            self._leaving |= {self._places.pop(address) for address in gone & self._places.keys()} - {HOME}
             others = list(self._hosts.values())
-        for name, handle in ended.items():
-            self._end_host(name, handle)
         for handle in others:
             handle.unroute.remote(gone)
+        self._end_the_leaving()
+
+    def _end_the_leaving(self) -> None:
+        with self._lock:
+            empty = self._leaving - set(self._places.values())
+            self._leaving -= empty
+            ended = {name: self._hosts.pop(name) for name in empty & self._hosts.keys()}
+        for name, handle in ended.items():
+            self._end_host(name, handle)
 
     def _place(self, address: str) -> str:
         """The name of the host that an actor belongs to."""
@@ -280,6 +304,7 @@ class Ray(Engine):
             from akkordeon.engines.ray.hosts import Dispatcher
 
             self._local = Dispatcher(self._post, self.workers)
+            self._local._reported = self._reported  # one lock: each side may report while the other does
             self._local.start(self._report, self._seed)
         self._local.spawn(address, make)
         with self._lock:
@@ -302,9 +327,11 @@ class Ray(Engine):
             told.append(handle.route.remote(routes))
         for ref in told:
             try:
-                ray.get(ref)
+                ray.get(ref, timeout=READY_S)
             except ray.exceptions.RayActorError:  # whoever feels its pulse will say so
                 continue
+            except ray.exceptions.GetTimeoutError as error:
+                raise ClusterError(f"a host did not answer within {READY_S:g} s") from error
 
     def _settle_home(self) -> None:
         """See that the home, perhaps a new one, and the hosts know each other."""
@@ -321,6 +348,7 @@ class Ray(Engine):
             hosts = [handle for name, handle in self._hosts.items() if name != HOME]
         for handle in hosts:
             handle.unroute.remote(gone)
+        self._end_the_leaving()
 
     # ── messages ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -437,6 +465,7 @@ class Ray(Engine):
 
     def _lose(self, name: str, why: str) -> None:
         """A host is gone: say who was there."""
+        self._moving = self._moving or name == HOME
         with self._lock:
             self._hosts.pop(name, None)
             node, pid = self._where.pop(name, ("?", 0))
@@ -448,10 +477,17 @@ class Ray(Engine):
 
     def _replace_home(self) -> None:
         """Have a home again, if it was the home that died: without one the session hears nothing."""
-        if HOME not in self._hosts:
-            with suppress(ClusterError):
-                self._hosts[HOME] = self._new_host(HOME, {})
-                self._settle_home()
+        if not self._moving:
+            return
+        for handle in self._hosts.values():
+            handle.deafen.remote(self._key)
+        self._key = uuid.uuid4().hex
+        with suppress(ClusterError):
+            self._hosts[HOME] = self._new_host(HOME, {})
+            self._settle_home()
+        with self._reported:
+            self._moving = False
+            self._reported.notify_all()
 
 
 def _ray_options(needs: Mapping[str, float]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import itertools
 import threading
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
@@ -140,6 +140,11 @@ class Keeper:
             self._home_of.pop(address, None)
         if line is not None and line.role in ("train", "validate", "test"):
             self._note(f"{line.name} ended")
+
+    def welcome(self, key: str, home: Any) -> None:
+        """A session begins; if its process dies, the gates need not tell its home any more."""
+        with self._lock:
+            self._homes[key] = home
 
     def farewell(self, key: str) -> None:
         """A session ends; its home is no more."""
@@ -277,8 +282,10 @@ class Keeper:
                 self._note(f"{line.name} is lost: its process died (number {line.pid} on {line.node})")
             return
         plan = self._plan
-        if plan is None or plan.hosts.pop(name, None) is None:
+        if plan is None or name not in plan.hosts:
             return
+        hosts = {other: handle for other, handle in plan.hosts.items() if other != name}
+        self._plan = replace(plan, hosts=hosts)  # Ray's thread may be reading the old one
         node, pid = plan.where.get(name, ("?", 0))
         why = f"its process died (number {pid} on {node})"
         for address in [address for address, host in plan.places.items() if host == name]:

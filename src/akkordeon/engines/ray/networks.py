@@ -13,11 +13,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from akkordeon.actor import Actor
 from akkordeon.engines.ray.cluster import NAMESPACE, join
-from akkordeon.engines.ray.engine import HOME, READY_S, Ray, Recipe
+from akkordeon.engines.ray.engine import HOME, READY_S, UNRECORDED, Ray, Recipe
 from akkordeon.engines.ray.keeper import Keeper, Plan, Survey
 from akkordeon.engines.ray.placement import Placement
 from akkordeon.engines.ray.wire import pack, ship_by_value, unpack
 from akkordeon.errors import ClusterError, NameTakenError
+from akkordeon.messages import explain
 
 __all__ = ["Joined", "detach", "end", "found", "names", "survey", "wait_for_machines"]
 
@@ -63,6 +64,7 @@ def found(
     keeper = _new_keeper(name)
     founder = _Founder(name, seed, placement, wire_dtype)
     try:
+        _end_leftovers(name)
         founder.spawn_all(actors)
         plan = Plan(pack(network), seed, founder._hosts, founder._where, founder._places, wire_dtype)
         _answer(keeper.open.remote(plan, keeper), READY_S)
@@ -72,10 +74,29 @@ def found(
         raise
 
 
+def _leftovers(name: str) -> list[str]:
+    """Hosts of a network whose keeper was killed."""
+    found = ray.util.list_named_actors(all_namespaces=True)
+    ours = [actor["name"] for actor in found if actor["namespace"] == NAMESPACE]
+    return [host for host in ours if host.startswith(f"host/{name}/")]
+
+
+def _end_leftovers(name: str) -> bool:
+    """End what nobody keeps; whether there was anything."""
+    left = _leftovers(name)
+    for host in left:
+        with suppress(ValueError):  # it ended by itself
+            ray.kill(ray.get_actor(host, namespace=NAMESPACE))
+    deadline_s = time.monotonic() + ANSWER_S
+    while _leftovers(name) and time.monotonic() < deadline_s:
+        time.sleep(0.1)
+    return bool(left)
+
+
 def _new_keeper(name: str) -> Any:
     """A keeper, on this machine: others may leave the cluster."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    options = {"num_cpus": 0, "scheduling_strategy": here, **_detached(PREFIX + name)}
+    options = {**UNRECORDED, "num_cpus": 0, "scheduling_strategy": here, **_detached(PREFIX + name)}
     try:
         return ray.remote(**options)(Keeper).remote(name)
     except ValueError as error:
@@ -106,7 +127,12 @@ def end(address: str, name: str) -> None:
     Raises:
         ClusterError: there is none of that name.
     """
-    keeper = _keeper(address, name)
+    try:
+        keeper = _keeper(address, name)
+    except ClusterError:
+        if _end_leftovers(name):
+            return
+        raise
     _answer(keeper.end.remote("the network was stopped"))
     ray.kill(keeper)
 
@@ -166,6 +192,15 @@ def _raise(refusal: Any) -> NoReturn:
 # ── joining ──────────────────────────────────────────────────────────────────────────────────────────
 
 
+def _recipe(plan: Plan, name: str) -> Any:
+    try:
+        return unpack(plan.recipe, writable=True)
+    except Exception as error:
+        raise ClusterError(
+            f"the recipe of {name!r} cannot be read on this machine: {explain(error)}"
+        ) from error
+
+
 class Joined(Ray):
     """The engine of a session that joined a network: the gates are there, and stay when it leaves.
 
@@ -187,11 +222,11 @@ class Joined(Ray):
             plan: Plan | None = _answer(self._keeper.plan.remote())
             if plan is None:
                 raise ClusterError(f"the network {name!r} is being started or stopped; try again")
+            self.network: Any = _recipe(plan, name)
         except BaseException:
             self._undo()
             raise
         super().__init__(wire_dtype=plan.wire_dtype)  # on the cluster that was just joined
-        self.network: Any = unpack(plan.recipe, writable=True)
         self.seed = plan.seed
         self._plan = plan
 
@@ -209,7 +244,9 @@ class Joined(Ray):
 
     def _settle_home(self) -> None:
         super()._settle_home()
-        ray.get(self._hosts[HOME].keep.remote(self._keeper))
+        home = self._hosts[HOME]
+        _answer(home.keep.remote(self._keeper), READY_S)
+        _answer(self._keeper.welcome.remote(self._key, home))
 
     def admit(self, name: str | None, role: str) -> tuple[str, int]:
         """A name that no other sentinel of the network has, and its number.

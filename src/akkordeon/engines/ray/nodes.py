@@ -31,6 +31,9 @@ __all__ = ["check_listen", "end_head", "ensure_token", "is_ours", "member", "sta
 START_S = 60.0
 """How long a head may take to answer."""
 
+STARTED = "Ray runtime started"
+"""What Ray says then."""
+
 END_S = 20.0
 """How long it may take to end."""
 
@@ -49,6 +52,7 @@ def ensure_token() -> str | None:
     path.parent.mkdir(parents=True, exist_ok=True)
     token = secrets.token_hex(32)
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        os.fchmod(file.fileno(), 0o600)  # also where it was there before, and empty
         file.write(token)
     return token
 
@@ -95,13 +99,16 @@ def start_head(address: str, dashboard: bool = False) -> bool:
         )
     _note(address).write_text(json.dumps({"pid": process.pid, "began": _began(process.pid)}))
     deadline_s = time.monotonic() + START_S
-    while not _answers(host, port):
-        if process.poll() is not None or time.monotonic() > deadline_s:
-            end_head(address)
-            last = " ".join(log.read_text().split())[-300:]
-            raise ClusterError(f"Ray did not start at {address}; its log {log} ends: {last}")
-        time.sleep(0.2)
-    probe(address)
+    try:
+        while not _answers(host, port):
+            if process.poll() is not None or time.monotonic() > deadline_s:
+                last = " ".join(log.read_text().split())[-300:]
+                raise ClusterError(f"Ray did not start at {address}; its log {log} ends: {last}")
+            time.sleep(0.2)
+        probe(address)
+    except BaseException:
+        end_head(address)
+        raise
     return True
 
 
@@ -109,15 +116,25 @@ def member(address: str, resources: str | None = None) -> subprocess.Popen[bytes
     """Make this machine part of a cluster, until the process returned is ended (SIGTERM, SIGINT).
 
     Raises:
-        ClusterError: there is no cluster there, or it does not let us in.
+        ClusterError: there is no cluster there, it does not let us in, or Ray does not start here.
     """
     probe(address)
     options = [f"--address={address}", *([f"--resources={resources}"] if resources else [])]
     if (own := own_address(address)) is not None:
         options.append(f"--node-ip-address={own}")
-    return subprocess.Popen(
-        _ray_start(*options), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=_env()
-    )
+    log = Path.home() / ".akkordeon" / f"member_{os.getpid()}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            _ray_start(*options), stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=_env()
+        )
+    try:
+        _wait_until_started(process, log, address)
+    except BaseException:
+        process.terminate()
+        raise
+    log.unlink()
+    return process
 
 
 def is_ours(address: str) -> bool:
@@ -126,16 +143,30 @@ def is_ours(address: str) -> bool:
 
 
 def end_head(address: str) -> bool:
-    """End the head there, if it was started by us; False if it was not."""
+    """End the head there, if it was started by us.
+
+    Returns:
+        Whether there was one, and it has ended.
+    """
     pid = _head(address)
-    _note(address).unlink(missing_ok=True)
     if pid is None:
         return False
     os.kill(pid, signal.SIGTERM)
     deadline_s = time.monotonic() + END_S
-    while _began(pid) is not None and time.monotonic() < deadline_s:
+    while _began(pid) is not None:
+        if time.monotonic() > deadline_s:
+            return False
         time.sleep(0.1)
+    _note(address).unlink(missing_ok=True)
     return True
+
+
+def _wait_until_started(process: subprocess.Popen[bytes], log: Path, address: str) -> None:
+    deadline_s = time.monotonic() + START_S
+    while STARTED not in (text := " ".join(log.read_text().split())):
+        if process.poll() is not None or time.monotonic() > deadline_s:
+            raise ClusterError(f"Ray did not join {address}; its log {log} ends: {text[-300:]}")
+        time.sleep(0.2)
 
 
 # ── details ──────────────────────────────────────────────────────────────────────────────────────────
@@ -183,7 +214,8 @@ def _check_free(host: str, port: int) -> None:
 
 
 def _note(address: str) -> Path:
-    return Path.home() / ".akkordeon" / "heads" / f"{address.replace(':', '_')}.json"
+    """Of the head of that port: 127.0.0.1 and localhost are one."""
+    return Path.home() / ".akkordeon" / "heads" / f"{parse_address(address)[1]}.json"
 
 
 def _head(address: str) -> int | None:

@@ -18,6 +18,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
@@ -184,7 +185,10 @@ def _reduced_error(error: BaseException) -> tuple[bytes | None, str, str]:
 
 
 def _error(data: bytes | None, words: str, where: str) -> BaseException:
-    error: BaseException = RuntimeError(words) if data is None else pickle.loads(data)
+    error: BaseException = RuntimeError(words)
+    if data is not None:
+        with suppress(Exception):  # its class may be of a package that this machine lacks
+            error = pickle.loads(data)
     if where and not getattr(error, "__notes__", None):
         error.add_note(f"raised in another process:\n{where}")
     return error
@@ -202,6 +206,8 @@ def tolerate_read_only() -> None:
 def ship_by_value() -> None:
     """Have the source of the user's ``FILE.py`` travel, and that of its neighbours: other hosts lack them."""
     tasks = [m for name, m in list(sys.modules.items()) if name.startswith("akkordeon_task_")]
+    if not tasks:
+        return
     homes = {folder for task in tasks if (folder := _folder(task)) is not None}
     for module in list(sys.modules.values()):
         if isinstance(module, ModuleType) and _folder(module) in homes and module.__name__ != "__main__":
