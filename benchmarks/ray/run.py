@@ -114,6 +114,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a minute's look: fewer samples and rounds")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     parser.add_argument("--only", choices=["throughput", "ring"], help="one part alone")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--setting", default="", help="settings with this in their name alone")
     given = parser.parse_args()
     versions = f"Python {platform.python_version()}, torch {torch.__version__}, Ray {ray.__version__}"
@@ -127,7 +128,7 @@ def main() -> None:
             print_ring(report["ring"])
         if given.only != "ring":
             settings = [s for s in SETTINGS if given.setting in s.name]
-            rounds, epochs, samples = (1, 2, 12_288) if given.quick else (3, 2, 60_000)
+            rounds, epochs, samples = (1, 2, 12_288) if given.quick else (given.rounds, 2, 60_000)
             report["throughput"] = throughput(rounds, epochs, samples, settings)
             print_throughput(report["throughput"])
     finally:
