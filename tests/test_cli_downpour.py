@@ -53,12 +53,24 @@ def test_what_it_records_is_replayed(tmp_path):
         ["--staleness", "dc-adaptive", "--no-local-step", "--server-optimizer", "sgd"],
         ["--staleness", "inverse", "--max-staleness", "5", "--fetch", "wait", "--compression", "int8"],
         ["--push", "differences", "--server-optimizer", "nesterov", "--steps-by-speed", "--warm-start", "3"],
+        ["--max-shard-bytes", "4000", "--server-optimizer", "momentum"],
     ],
     ids=" ".join,
 )
 def test_settings_reach_the_recipe(options):
     done = outcome(*DIGITS, "--samples-per-replica", "100", *options)
     assert done.exit_code == 0, done.output
+
+
+def test_a_large_position_is_split_and_kept_recorded_and_replayed_as_a_whole_one(tmp_path):
+    file = str(tmp_path / "run.gz")
+    split = [*DIGITS, "--samples-per-replica", "200", "--max-shard-bytes", "4000", "--out", str(tmp_path)]
+    done = outcome(*split, "--record", file, "--json")
+    assert done.exit_code == 0, done.output
+    names = [gate["name"] for gate in json.loads(done.stdout.splitlines()[-1])["gates"]]
+    assert {"shard/0", "shard/0.1", "shard/0.2", "shard/1", "shard/2"} <= set(names)
+    assert outcome("test", str(tmp_path)).exit_code == 0
+    assert outcome("replay", file).exit_code == 0
 
 
 def test_the_ancestors_xor_is_a_task():

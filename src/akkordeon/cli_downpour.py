@@ -68,6 +68,9 @@ def _plan(
         bool, typer.Option("--steps-by-speed", help="Let slower replicas push after fewer steps.")
     ] = False,
     compression: Compression = "none",
+    max_shard_bytes: Annotated[
+        int | None, typer.Option(min=1, metavar="BYTES", help="Split a larger position over several shards.")
+    ] = None,
     samples_per_replica: Annotated[
         int | None, typer.Option(min=1, help="Train on the first N samples for each replica alone.")
     ] = None,
@@ -115,6 +118,7 @@ def _plan(
         "local_step": local_step,
         "steps_by_speed": steps_by_speed,
         "compression": None if compression == "none" else compression,
+        "max_shard_bytes": max_shard_bytes,
     }
     plan = job.Plan(
         task=task,

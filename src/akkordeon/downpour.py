@@ -5,10 +5,14 @@ replica/0/gate/0 ⇄ replica/0/gate/1     each trained by a sentinel with data o
 shard/0            shard/1          cuts, evaluations and checkpoints: the master weights
 ⇅                  ⇅
 replica/1/gate/0 ⇄ replica/1/gate/1
+
+A position may have several shards (parts.py); the row of shards then has all of them, the front of each
+position before its parts.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,6 +27,7 @@ from akkordeon.errors import RecipeError
 from akkordeon.gate import Gate, GateActor
 from akkordeon.learner import OptimizerFactory
 from akkordeon.network import Network, Spawn
+from akkordeon.parts import FrontActor, PartActor, Places, divided, part_of
 from akkordeon.replica import Exchange, ReplicaGate
 from akkordeon.sentinel import Evaluation, Sentinel, Training
 from akkordeon.shard import ParameterShard, ShardActor
@@ -61,6 +66,8 @@ class Downpour:
         steps_by_speed: slower replicas push after fewer steps, the fastest every ``push_every``
             (dynamic local updates, arXiv:2401.09135).
         compression: of pushes: None, ``"bf16"`` or ``"int8"``, with error feedback.
+        max_shard_bytes: a position whose trainable weights weigh more is split over several shards, each
+            with an optimizer of its own; a single tensor is never cut. None has one shard for each.
 
     Raises:
         RecipeError: a number out of range, or settings that contradict each other.
@@ -79,6 +86,7 @@ class Downpour:
     push: Literal["gradients", "differences"] = "gradients"
     steps_by_speed: bool = False
     compression: Literal["bf16", "int8"] | None = None
+    max_shard_bytes: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse what could only fail later, or go wrong silently."""
@@ -88,7 +96,8 @@ class Downpour:
             raise RecipeError(f"fetch is 'background' or 'wait', got {self.fetch!r}")
         if self.push not in ("gradients", "differences"):
             raise RecipeError(f"push is 'gradients' or 'differences', got {self.push!r}")
-        for what, least in (("replicas", 1), ("warm_start", 0), ("max_staleness", 0)):
+        limits = (("replicas", 1), ("warm_start", 0), ("max_staleness", 0), ("max_shard_bytes", 1))
+        for what, least in limits:
             number = getattr(self, what)
             if number is not None and number < least:
                 raise RecipeError(f"{what} is at least {least}, got {number}")
@@ -133,7 +142,19 @@ class Downpour:
 
     def row(self) -> tuple[str, ...]:
         """The addresses of the shards, head first."""
-        return tuple(f"shard/{i}" for i in range(len(self.gates)))
+        return tuple(itertools.chain(*self.shards()))
+
+    def shards(self) -> list[tuple[str, ...]]:
+        """The addresses of the shards of each position, head first: one, or its front and its parts."""
+        return [(f"shard/{i}", *self._parts(i)) for i in range(len(self.gates))]
+
+    def _parts(self, i: int) -> dict[str, Places]:
+        """Which weights each part of a position holds, by address; empty where one shard holds them all."""
+        gate = self.gates[i]
+        if self.max_shard_bytes is None or gate.optimizer is None:
+            return {}
+        parts = divided(gate.module, self.max_shard_bytes)
+        return {f"shard/{i}.{n}": places for n, places in enumerate(parts, 1)} if len(parts) > 1 else {}
 
     def row_of(self, sentinel: Sentinel) -> tuple[str, ...]:
         """Whom a sentinel talks to: one that trains to a replica, all others to the shards.
@@ -178,33 +199,41 @@ class Downpour:
             yield from self.replica_spawns(replica, seed)
 
     def _shard_spawns(self, seed: int) -> Iterator[Spawn]:
-        row = self.row()
+        previous = dict(zip(self.row(), (None, *self.row()), strict=False))
         for i, gate in enumerate(self.gates):
-            shard = ParameterShard(
-                module=gate.module,
-                optimizer=None if gate.optimizer is None else self.server_optimizer,
-                staleness=self.staleness,
-                max_staleness=self.max_staleness,
-                warm_start=self.warm_start,
-                steps_by_speed=self.push_every if self.steps_by_speed else None,
-                name=gate.name,
-                device=gate.device,
-            )
-            place = Place(
-                address=row[i],
-                index=i,
-                previous=row[i - 1] if i else None,
-                next=row[i + 1] if i + 1 < len(row) else None,
-                seed=seed,
-            )
-            yield Spawn(row[i], partial(ShardActor, shard, place))
+            front, parts, shard = f"shard/{i}", self._parts(i), self._shard(gate)
+            after = f"shard/{i + 1}" if i + 1 < len(self.gates) else None
+            place = Place(front, i, previous[front], after, seed)
+            if parts:
+                empty = replace(shard, optimizer=None, staleness=Stash())
+                yield Spawn(front, partial(FrontActor, empty, place, parts))
+            else:
+                yield Spawn(front, partial(ShardActor, shard, place))
+            for n, (address, places) in enumerate(parts.items(), 1):
+                name = None if gate.name is None else f"{gate.name}.{n}"
+                part = replace(shard, module=part_of(gate.module, places), warm_start=0, name=name)
+                place = Place(address, i, previous[address], seed=seed)
+                yield Spawn(address, partial(PartActor, part, place, front))
+
+    def _shard(self, gate: Gate) -> ParameterShard:
+        return ParameterShard(
+            module=gate.module,
+            optimizer=None if gate.optimizer is None else self.server_optimizer,
+            staleness=self.staleness,
+            max_staleness=self.max_staleness,
+            warm_start=self.warm_start,
+            steps_by_speed=self.push_every if self.steps_by_speed else None,
+            name=gate.name,
+            device=gate.device,
+        )
 
     def replica_spawns(self, replica: int, seed: int) -> Iterator[Spawn]:
         """What an engine needs to make one replica."""
-        shards, exchange = self.row(), self.exchange
+        exchange = self.exchange
         for place, gate in zip(self.network.places(seed, _prefix(replica)), self.gates, strict=True):
+            shard, parts = f"shard/{place.index}", self._parts(place.index)
             make = (
-                partial(ReplicaGate, gate, place, exchange, shards[place.index])
+                partial(ReplicaGate, gate, place, exchange, shard, parts)
                 if _has_something_to_share(gate)
                 else partial(GateActor, gate, place)
             )
@@ -219,8 +248,14 @@ class Downpour:
         """
         if states is None or states.keys() == set(self.network.row()):
             return self.network.module(states)
-        by_gate = dict(zip(self.network.row(), (states[shard] for shard in self.row()), strict=True))
-        return self.network.module(by_gate)
+        return self.network.module(self.by_gate(states))
+
+    def by_gate(self, states: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+        """What all shards of a position have, by the address of the gate that they stand for."""
+        return {
+            gate: {name: tensor for shard in shards for name, tensor in states[shard].items()}
+            for gate, shards in zip(self.network.row(), self.shards(), strict=True)
+        }
 
 
 def _prefix(replica: int) -> str:

@@ -116,8 +116,11 @@ class GateActor(Stage):
             why = "its input is not finite" if came_so else "its output is not finite, though its input is"
             yield self._refuse(batch, Fault.NOT_FINITE, why)
             return
-        self.stash[batch] = Stashed(x, y, self.weights.now, self.version)
+        self.stash[batch] = self._stashed(x, y)
         yield Send(self.place.next or batch.sentinel, Forward(batch, map_tensors(Tensor.detach, y)))
+
+    def _stashed(self, x: Payload, y: Payload) -> Stashed:
+        return Stashed(x, y, self.weights.now, self.version)
 
     def _begin(self, batch: Batch) -> None:
         """Give the batch its masks, and the module buffers that it may write to."""

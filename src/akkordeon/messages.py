@@ -13,6 +13,10 @@ A replica's gate and the shard of its position (of Downpour), each position on i
 
     gate ──Push──▶ shard        gate ──Fetch──▶ shard ──Parameters──▶ gate
 
+Where a position has several shards, they are the front and its parts (see parts.py):
+
+    part ──Parameters──▶ front, with each cut
+
 Messages are frozen; a tensor in a message is never written to, by nobody.
 """
 
@@ -263,6 +267,7 @@ class Fetch(Message):
 class Parameters(Message):
     """A shard's trainable weights, and how many updates it had applied. Shard to replica's gate.
 
+    Where a position is split, also part to front, with every cut: no weights if the front has them.
     ``push_every``: updates between two pushes from now on, where the shard is the one to say so.
     """
 

@@ -9,65 +9,29 @@ background work goes on meanwhile, but only until the next weights fall due: a r
 ahead would pile up pushes at a shard that is too slow for them. The very first forward is held in any
 case: no replica works on weights that no shard gave it.
 
-Each position does this on its own; replicas never talk to each other.
+Each position does this on its own; replicas never talk to each other. Where a position is split (see
+parts.py), its gate has an account with each shard of it. The first is the front's: it is asked first of
+all, and only once it has answered are the others. So a warm start is in one hand; if every shard chose
+for itself who goes first, two replicas could wait for each other for ever.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from torch import Tensor
 
 from akkordeon.actor import Effect, Send
-from akkordeon.compression import COMPRESSIONS, Compressor
-from akkordeon.errors import RecipeError
+from akkordeon.exchange import Account, Exchange
 from akkordeon.gate import Gate, GateActor
-from akkordeon.gathering import Differences, Gathering, Gradients
 from akkordeon.learner import clipped
-from akkordeon.messages import Fault, Fetch, Forward, Parameters, Probe, Push, Settle, Settled
+from akkordeon.messages import Fault, Forward, Parameters, Probe, Settle, Settled
+from akkordeon.payload import Payload
 from akkordeon.stage import Place, Stashed
 
 __all__ = ["Exchange", "ReplicaGate"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Exchange:
-    """What the gates of a replica and their shards have to do with each other.
-
-    Args:
-        push_every: steps between pushes.
-        fetch_every: steps between fetches; with each push if None.
-        wait: whether a forward waits for weights that are on their way.
-        local_step: whether the gate's own optimizer makes a step with each gradient.
-        differences: push how far the weights have come instead of the sum of gradients.
-        compression: of pushes: None, ``"bf16"`` or ``"int8"``.
-
-    Raises:
-        RecipeError: a number out of range, or differences without local steps, which would be zero.
-    """
-
-    push_every: int = 1
-    fetch_every: int | None = None
-    wait: bool = False
-    local_step: bool = True
-    differences: bool = False
-    compression: str | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse what could only fail later."""
-        if self.push_every < 1:
-            raise RecipeError(f"push_every is at least 1, got {self.push_every}")
-        if self.fetch_every is not None and self.fetch_every < 1:
-            raise RecipeError(f"fetch_every is at least 1, got {self.fetch_every}")
-        if self.compression not in COMPRESSIONS:
-            raise RecipeError(f"compression is None, 'bf16' or 'int8', got {self.compression!r}")
-        if self.differences and not self.local_step:
-            raise RecipeError(
-                "without local steps the weights of a replica do not move, so there is no difference to "
-                "push; use local_step=True, or push gradients"
-            )
 
 
 class ReplicaGate(GateActor):
@@ -78,31 +42,32 @@ class ReplicaGate(GateActor):
         place: its place in the replica's row.
         exchange: what it does when.
         shard: address of the shard of its position.
+        parts: where the position is split, the weights by places that each further shard holds; the first
+            then holds buffers alone.
     """
 
-    def __init__(self, gate: Gate, place: Place, exchange: Exchange, shard: str) -> None:
+    def __init__(
+        self,
+        gate: Gate,
+        place: Place,
+        exchange: Exchange,
+        shard: str,
+        parts: Mapping[str, tuple[int, ...]] | None = None,
+    ) -> None:
         super().__init__(gate if exchange.local_step else replace(gate, optimizer=None), place)
         self._exchange = exchange
-        self._shard = shard
         self._learns = gate.optimizer is not None
         self._clip_norm = gate.clip_norm
-        self._push_every = exchange.push_every
-        self._gathering: Gathering = (
-            Differences(self._trainable()) if exchange.differences else Gradients(theirs=exchange.local_step)
-        )
-        self._compressor = Compressor(exchange.compression)
-        self._since_push = 0
-        self._since_fetch = 0
-        self._oldest: int | None = None  # the shard's version that the oldest gradient gathered goes back to
-        self._fetched: deque[tuple[int, int]] = deque()  # (own version, the shard's), oldest first
-        self._asked = 0  # fetches not answered yet
-        self._late = False  # whether the next one fell due before that
+        holds = {shard: (), **parts} if parts else {shard: tuple(self.weights.trainable)}
+        self._accounts = {
+            shard: Account(self.address, shard, exchange, self.weights, places, self._learns)
+            for shard, places in holds.items()
+        }
+        self._front, *self._others = self._accounts.values()
+        self._arrivals = 0  # of weights, from any shard
         self._held: deque[Forward] = deque()
         self._settling: deque[str] = deque()
         self._handlers |= {Parameters: self._parameters, Settled: self._settled}
-
-    def _trainable(self) -> tuple[Tensor, ...]:
-        return tuple(self.weights.now[i].detach() for i in self.weights.trainable)
 
     # ── fetching ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -111,7 +76,7 @@ class ReplicaGate(GateActor):
 
     def _must_wait(self) -> bool:
         """Whether the next forward needs weights that are not there yet."""
-        return not self._fetched or (self._asked > 0 and (self._late or self._exchange.wait))
+        return self._front.must_wait or any(account.must_wait for account in self._others)
 
     def _hold(self, message: Forward) -> Iterator[Effect]:
         """Keep a forward until the weights for it are there."""
@@ -120,88 +85,62 @@ class ReplicaGate(GateActor):
             yield self._refuse(message.batch, Fault.TOO_MANY, reason)
             return
         self._held.append(message)
-        if not self._asked:
-            yield self._fetch()
-
-    def _fetch(self) -> Effect:
-        self._asked += 1
-        self._since_fetch = 0
-        return Send(self._shard, Fetch(self.address))
+        if self._front.is_new:
+            yield self._front.fetch()
 
     def _parameters(self, message: Parameters) -> Iterator[Effect]:
-        self._asked = max(0, self._asked - 1)
-        self._push_every = message.push_every or self._push_every
-        payload = message.payload
+        account, payload = self._accounts[message.shard], message.payload
         if self.device is not None:
             payload = tuple(tensor.to(self.device) for tensor in payload)
-        self.weights.adopt(self._gathering.onto(payload, self._trainable()))
-        self.version += 1
-        self._fetched.append((self.version, message.version))
-        self._drop_old_fetches()
-        if self._late:
-            self._late = False
-            yield self._fetch()
+        self._arrivals += 1
+        if account is self._front:  # one fetch counts once in τ, from however many shards
+            self.version += 1
+        yield from account.install(message, payload, self._arrivals)
+        account.drop_before(min((s.arrivals for s in self.stash.values()), default=self._arrivals))
+        if account is self._front:
+            for other in self._others:
+                if other.is_new:
+                    yield other.fetch()
         while self._held and not self._must_wait():
             yield from super()._forward(self._held.popleft())
 
-    def _drop_old_fetches(self) -> None:
-        """Keep the fetches that batches in flight may go back to."""
-        oldest = min((stashed.version for stashed in self.stash.values()), default=self.version)
-        while len(self._fetched) > 1 and self._fetched[1][0] <= oldest:
-            self._fetched.popleft()
-
-    def _version_of_shard(self, version: int) -> int:
-        """The shard's version that our version goes back to."""
-        return next(shards for ours, shards in reversed(self._fetched) if ours <= version)
+    def _stashed(self, x: Payload, y: Payload) -> Stashed:
+        return Stashed(x, y, self.weights.now, self.version, self._arrivals)
 
     # ── stepping and pushing ─────────────────────────────────────────────────────────────────────────
 
     def _learn(self, gradients: list[Tensor | None], stashed: Stashed, staleness: int) -> Iterator[Effect]:
-        base = self._version_of_shard(stashed.version)
-        self._oldest = base if self._oldest is None else min(base, self._oldest)
-        if self._learns:
-            ours = gradients if self._clip_norm is None else clipped(gradients, self._clip_norm)
-            self._gathering.add([ours[i] for i in self.weights.trainable])
+        ours = gradients
+        if self._learns and self._clip_norm is not None:
+            ours = clipped(gradients, self._clip_norm)
+        for account in self._accounts.values():
+            account.gather(ours, stashed.arrivals)
         if self._exchange.local_step:
             self._learner.learn(gradients, stashed.weights, staleness)
             self.version += 1
         self.staleness_seen[staleness] += 1
-        self._since_push += 1
-        self._since_fetch += 1
-        fetch_every = self._exchange.fetch_every
-        push = self._since_push >= self._push_every
-        fetch = push if fetch_every is None else self._since_fetch >= fetch_every
-        if fetch and self._asked:
-            fetch, self._late = False, True
-        if push:
-            yield self._push(fetch)
-        elif fetch:
-            yield self._fetch()
+        for account in self._accounts.values():
+            yield from account.exchange(self._buffers_for(account))
         yield from self._tell_watchers()
 
-    def _push(self, fetch: bool = False) -> Effect:
-        assert self._oldest is not None, "a step was made"
-        now = self._trainable()
-        gathered = self._gathering.take(now) if self._learns else [None] * len(now)
-        payload, scales = self._compressor.pack(gathered)
-        buffers = self.buffers.now if self.buffers.names else ()
-        push = Push(self.address, self._oldest, self._since_push, payload, scales, buffers, fetch)
-        self._since_push, self._oldest = 0, None
-        if fetch:
-            self._asked, self._since_fetch = self._asked + 1, 0
-        return Send(self._shard, push)
+    def _buffers_for(self, account: Account) -> tuple[Tensor, ...]:
+        return self.buffers.now if account is self._front and self.buffers.names else ()
 
     # ── settling and ending ──────────────────────────────────────────────────────────────────────────
 
     def _settle(self, message: Settle) -> Iterator[Effect]:
-        """Push the rest; the shard's answer comes after all that was pushed has been applied."""
-        if self._since_push:
-            yield self._push()
+        """Push the rest, and have every shard tell when it is applied."""
         self._settling.append(message.asker)
-        yield Send(self._shard, Settle(self.address))
+        for account in self._accounts.values():
+            yield from account.settle(self._buffers_for(account))
 
     def _settled(self, message: Settled) -> Iterator[Effect]:
-        yield Send(self._settling.popleft(), Settled(self.address))
+        """A shard has all of it; once all have, so has the asker."""
+        self._accounts[message.by].settled += 1
+        if all(account.settled for account in self._accounts.values()):
+            for account in self._accounts.values():
+                account.settled -= 1
+            yield Send(self._settling.popleft(), Settled(self.address))
 
     def last_words(self) -> Iterator[Effect]:
         """What there was to tell; the weights that count are the shard's."""

@@ -163,21 +163,17 @@ class DownpourSession(Session):
 
     def states(self, timeout: float | None = None) -> dict[str, dict[str, Tensor]]:
         """The master weights, by gate address as those of a plain network; see :meth:`Session.states`."""
-        return self._by_gate(super().states(timeout))
+        return self.network.by_gate(super().states(timeout))
 
     def best_states(self) -> dict[str, dict[str, Tensor]] | None:
         """The master weights kept by ``Best``, likewise; None if none were."""
         best = super().best_states()
-        return None if best is None else self._by_gate(best)
+        return None if best is None else self.network.by_gate(best)
 
     def best_module(self) -> nn.Sequential | None:
         """The network with the weights kept by ``Best``; None if none were."""
         best = self.best_states()
         return None if best is None else self.network.module(best)
-
-    def _by_gate(self, states: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
-        gates = self.network.network.row()
-        return {gate: states[shard] for gate, shard in zip(gates, self._row, strict=True)}
 
     # ── replicas ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -196,9 +192,13 @@ class DownpourSession(Session):
             self._next_replica += 1
         if self._recorder is not None:
             self._recorder.joined(replica)
-        for spawn in self.network.replica_spawns(replica, self.seed):
-            self._engine.spawn(spawn.address, spawn.make, spawn.resources)
         self._replicas.add(replica)
+        spawns = self.network.replica_spawns(replica, self.seed)
+        try:
+            self._engine.spawn_all((spawn.address, spawn.make, spawn.resources) for spawn in spawns)
+        except BaseException:
+            self._retire(replica)
+            raise
         return replica
 
     def remove_replica(self, replica: int, *, drop: bool = False, timeout: float | None = None) -> None:
@@ -228,9 +228,10 @@ class DownpourSession(Session):
     def _retire(self, replica: int) -> None:
         """Have the gates of a replica leave, and the shards forget it."""
         self._replicas.discard(replica)
-        for gate, shard in zip(self.network.replica_row(replica), self._row, strict=True):
+        for gate, shards in zip(self.network.replica_row(replica), self.network.shards(), strict=True):
             self._send(gate, Close())
-            self._send(shard, Forget(gate))
+            for shard in shards:
+                self._send(shard, Forget(gate))
         self._engine.retire(self.network.replica_row(replica))
 
     def _beside(self, attachment: Attachment) -> str | None:

@@ -7,7 +7,6 @@ evaluations and questions. How the weights come to change is theirs.
 from __future__ import annotations
 
 import copy
-import itertools
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -60,12 +59,13 @@ class Place:
 
 @dataclass(slots=True)
 class Stashed:
-    """What a gate keeps of a batch in flight."""
+    """What a gate keeps of a batch in flight. ``arrivals``: weights that had come to a replica by then."""
 
     x: Payload
     y: Payload
     weights: Snapshot
     version: int
+    arrivals: int = 0
 
 
 @dataclass(slots=True)
@@ -216,10 +216,12 @@ class Stage(Actor):
         yield from ()
 
     def _state(self, weights: Snapshot, buffers: tuple[Tensor, ...]) -> dict[str, Tensor]:
-        named = itertools.chain(
-            zip(self.weights.names, weights, strict=True), zip(self.buffers.names, buffers, strict=True)
-        )
-        return {name: tensor.detach().clone() for name, tensor in named}
+        return {name: tensor.detach().clone() for name, tensor in self._named(weights, buffers)}
+
+    def _named(self, weights: Snapshot, buffers: tuple[Tensor, ...]) -> Iterator[tuple[str, Tensor]]:
+        """What is handed out of these, by name in the module."""
+        yield from zip(self.weights.names, weights, strict=True)
+        yield from zip(self.buffers.names, buffers, strict=True)
 
     # ── control ──────────────────────────────────────────────────────────────────────────────────────
 

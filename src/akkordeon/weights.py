@@ -67,9 +67,9 @@ class Weights:
         """The weights as they are now, safe from any later update."""
         return self.now if self._keep else tuple(weight.detach().clone() for weight in self.now)
 
-    def adopt(self, weights: Sequence[Tensor]) -> None:
-        """Make these the current version of the trainable weights, without writing to them, now or later."""
-        for i, weight in zip(self.trainable, weights, strict=True):
+    def adopt(self, weights: Sequence[Tensor], places: Sequence[int]) -> None:
+        """Make these the current version of the weights at some places, without ever writing to them."""
+        for i, weight in zip(places, weights, strict=True):
             self.masters[i].data = weight if self._keep else weight.clone()
         self.now = self._aliases()
         self.install(self.now)
