@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
+
+
+def pytest_configure() -> None:
+    """Take Ctrl-C even where a shell started us in its background, which has us ignore it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
