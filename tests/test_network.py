@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import itertools
+from collections import OrderedDict
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.harness import same_bits, sgd, small_network
+from tests.harness import batches_of, same_bits, sgd, small_network
 from torch import nn
+from torch.nn.functional import cross_entropy
 
 import akkordeon as ak
 from akkordeon.errors import RecipeError, SharedParameterError
@@ -129,3 +131,40 @@ def test_the_module_of_a_network_is_a_copy_with_the_weights_given():
     assert torch.equal(module[1].running_mean, torch.ones(2))
     assert torch.equal(network.module()[0].weight, network.gates[0].module.weight)
     assert network.module()[0] is not network.gates[0].module
+
+
+@pytest.mark.parametrize("names", [None, ["embed", "act", "mid", "again", "head"]])
+def test_weights_of_a_cut_module_keep_the_names_they_have_there(names):
+    layers = [nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 9), nn.ReLU(), nn.Linear(9, 4)]
+    model = (
+        nn.Sequential(*layers)
+        if names is None
+        else nn.Sequential(OrderedDict(zip(names, layers, strict=True)))
+    )
+    network = ak.Network.from_module(model, gates=3, optimizer=sgd)
+    with ak.run(network, "simulator") as session:
+        session.attach(ak.Sentinel.train(batches_of(5), cross_entropy)).wait()
+        trained = session.module()
+    assert list(trained.state_dict()) == list(model.state_dict())
+    model.load_state_dict(trained.state_dict())
+    again = network.starting_from(model)
+    assert same_bits(again.module(), trained)
+    assert [list(gate.module.state_dict()) for gate in again.gates] == [
+        list(gate.module.state_dict()) for gate in network.gates
+    ]
+
+
+def test_a_network_written_by_hand_starts_from_what_its_module_gave():
+    network = small_network()
+    module = network.module()
+    module[0][0].weight.data.zero_()
+    assert same_bits(network.starting_from(module).module(), module)
+
+
+def test_a_module_that_a_sequential_has_twice_is_there_twice():
+    relu = nn.ReLU()
+    model = nn.Sequential(nn.Linear(3, 3), relu, nn.Linear(3, 3), relu)
+    network = ak.Network.from_module(model, gates=2, optimizer=sgd)
+    x = torch.randn(2, 3)
+    assert len(network.module()) == 4
+    assert torch.equal(network.module()(x), model(x))

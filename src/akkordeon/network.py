@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -75,6 +77,8 @@ class Network:
         gates: at least one.
         max_staleness: a gradient older than so many updates is refused; None takes any.
         max_in_flight: batches a gate holds at most, of all sentinels together.
+        flat: each gate's module is a Sequential, and :meth:`module` is one Sequential of all their children
+            under the names these have: for gates that were cut from one.
 
     Raises:
         RecipeError: no gates, something that is no gate, or a number out of range.
@@ -84,6 +88,7 @@ class Network:
     gates: Sequence[Gate]
     max_staleness: int | None = None
     max_in_flight: int = 256
+    flat: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what could only fail later."""
@@ -97,6 +102,8 @@ class Network:
             raise RecipeError(f"max_staleness is at least 0, got {self.max_staleness}")
         if self.max_in_flight < 1:
             raise RecipeError(f"max_in_flight is at least 1, got {self.max_in_flight}")
+        if self.flat and not all(isinstance(gate.module, nn.Sequential) for gate in self.gates):
+            raise RecipeError("a flat network has gates of nn.Sequential alone; leave flat=False")
         _refuse_shared(self.gates)
 
     @classmethod
@@ -109,6 +116,8 @@ class Network:
         max_staleness: int | None = None,
     ) -> Network:
         """Cut an ``nn.Sequential`` into gates with about equally many parameters.
+
+        The names of weights stay those of ``module``: it can load what ``session.module()`` has.
 
         Args:
             module: its children are the smallest pieces.
@@ -126,8 +135,9 @@ class Network:
             raise RecipeError(f"{len(module)} layers cannot be cut into {gates} gates")
         rule = staleness or Stash()
         return cls(
-            [Gate(nn.Sequential(*part), optimizer, rule) for part in _cut(list(module), gates)],
+            [Gate(nn.Sequential(OrderedDict(part)), optimizer, rule) for part in _parts(module, gates)],
             max_staleness=max_staleness,
+            flat=True,
         )
 
     def replacing(self, staleness: Rule | None = None, optimizer: OptimizerFactory | None = None) -> Network:
@@ -188,6 +198,9 @@ class Network:
     def module(self, states: Mapping[str, Mapping[str, Tensor]] | None = None) -> nn.Sequential:
         """The gates' modules as one plain ``nn.Sequential``, copied.
 
+        Its children are the gates' modules; those of a :attr:`flat` network are the children of these, under
+        their own names. These names are what people see and files have; :meth:`starting_from` leads back.
+
         Args:
             states: weights and buffers by gate address and name in the module; the recipe's if not given.
         """
@@ -195,7 +208,34 @@ class Network:
         for address, module in zip(self.row(), modules, strict=True):
             if states is not None:
                 module.load_state_dict(states[address], strict=False)  # buffers may be non-persistent
+        if self.flat:
+            return nn.Sequential(OrderedDict(child for module in modules for child in _children(module)))
         return nn.Sequential(*modules)
+
+    def starting_from(self, module: nn.Sequential) -> Network:
+        """The same network with the parts of such a module as :meth:`module` gives."""
+        if self.flat:
+            children = iter(_children(module))
+            sizes = [len(_children(gate.module)) for gate in self.gates]
+            modules: list[nn.Module] = [
+                nn.Sequential(OrderedDict(itertools.islice(children, size))) for size in sizes
+            ]
+        else:
+            modules = list(module)
+        gates = [replace(gate, module=part) for gate, part in zip(self.gates, modules, strict=True)]
+        return replace(self, gates=gates)
+
+
+def _children(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The children by name, one with two names twice."""
+    return list(module._modules.items())  # type: ignore[arg-type]  # a Sequential has no None
+
+
+def _parts(module: nn.Sequential, gates: int) -> Iterator[list[tuple[str, nn.Module]]]:
+    """The children of each gate by their names."""
+    children = iter(_children(module))
+    for part in _cut(list(module), gates):
+        yield list(itertools.islice(children, len(part)))
 
 
 def _refuse_shared(gates: Sequence[Gate]) -> None:
