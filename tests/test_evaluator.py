@@ -33,7 +33,7 @@ from akkordeon.messages import (
     Tick,
     Watch,
 )
-from akkordeon.metrics import BestKept, RoundDone, SentinelEnded, SentinelStatus
+from akkordeon.metrics import BestKept, LastKept, RoundDone, SentinelEnded, SentinelStatus
 from akkordeon.sentinel import Evaluation
 
 ME, ROW = "sentinel/vdp#1", ("gate/0", "gate/1")
@@ -251,11 +251,14 @@ def test_an_export_asks_every_gate_and_ends_with_their_states():
 # ── the best ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def rounds_with(losses, best, loss_name="loss"):
+def rounds_with(losses, best, keep_last=False):
     """Rounds with these losses; what was kept and reported."""
     value = iter(losses)
     evaluator = validator(
-        lambda out, y: torch.tensor(next(value)), best=best, scores={"s": lambda out, y: -out.mean()}
+        lambda out, y: torch.tensor(next(value)),
+        best=best,
+        keep_last=keep_last,
+        scores={"s": lambda out, y: -out.mean()},
     )
     records = []
     for number in range(len(losses)):
@@ -278,6 +281,15 @@ def test_the_weights_of_every_better_round_are_fetched_before_its_cut_is_release
     assert [(k.round, k.value) for k in kept] == [(1, 3.0), (2, 2.0), (4, 1.0)]
     assert kept[-1].states == {gate: {"n": 3} for gate in ROW}
     assert [r.best for r in kinds(records, RoundDone)] == [True, True, False, True]
+
+
+def test_the_weights_of_every_round_are_reported_where_that_is_asked():
+    records = rounds_with([3.0, 4.0, 2.0], ak.Best(), keep_last=True)
+    assert [k.round for k in kinds(records, LastKept)] == [1, 2, 3]
+    assert kinds(records, LastKept)[1].states == {gate: {"n": 1} for gate in ROW}
+    assert [k.round for k in kinds(records, BestKept)] == [1, 3]
+    assert [r.best for r in kinds(records, RoundDone)] == [True, False, True]
+    assert not kinds(rounds_with([3.0], None, keep_last=True), BestKept)
 
 
 def test_nan_is_never_the_best():

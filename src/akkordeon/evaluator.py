@@ -41,7 +41,15 @@ from akkordeon.messages import (
     Tick,
     Watch,
 )
-from akkordeon.metrics import BatchCount, BestKept, RoundDone, ScoreBoard, SentinelEnded, SentinelStatus
+from akkordeon.metrics import (
+    BatchCount,
+    BestKept,
+    LastKept,
+    RoundDone,
+    ScoreBoard,
+    SentinelEnded,
+    SentinelStatus,
+)
 from akkordeon.payload import Payload, form, samples
 from akkordeon.sentinel import Evaluation
 from akkordeon.trainer import loss_of, to_targets_device
@@ -87,6 +95,7 @@ class Evaluator(Actor):
         self._due: Due | None = None  # one more round after this one
         self._ending = recipe.ends_by_itself
         self._best: float | None = None
+        self._is_best = False  # the round under way
         self._without_better = 0
         self._handlers: dict[type, Callable[[Any, float], Iterator[Effect]]] = {
             Attach: self._attach,
@@ -195,7 +204,8 @@ class Evaluator(Actor):
     def _all_back(self, now_s: float) -> Iterator[Effect]:
         if self._recipe.kind == "predict":
             self._joined = _joined([self._outputs[number] for number in sorted(self._outputs)])
-        if self._improved():
+        self._is_best = self._improved()
+        if self._is_best or self._recipe.keep_last:
             yield from self._to_all(Export(self._current))
         else:
             yield from self._end_round(now_s)
@@ -220,10 +230,18 @@ class Evaluator(Actor):
             return
         self._states[message.gate] = message.state
         if len(self._states) == len(self._row):
-            if self._recipe.best is not None and self._best is not None:
-                yield Report(BestKept(self.name, self._rounds + 1, self._best, self._states))
-                self._states = {}
-            yield from self._end_round(now_s, best=True)
+            yield from self._kept()
+            yield from self._end_round(now_s, self._is_best)
+
+    def _kept(self) -> Iterator[Effect]:
+        """Report the weights of a validation round; those of an export are its result."""
+        if self._recipe.kind == "export":
+            return
+        states, self._states = self._states, {}
+        if self._is_best and self._best is not None:
+            yield Report(BestKept(self.name, self._rounds + 1, self._best, states))
+        if self._recipe.keep_last:
+            yield Report(LastKept(self.name, self._rounds + 1, states))
 
     def _end_round(self, now_s: float, best: bool = False) -> Iterator[Effect]:
         self._rounds += 1
@@ -255,7 +273,7 @@ class Evaluator(Actor):
             samples=self._board.samples,
             seconds=now_s - self._began_s,
             version=self._versions[-1],
-            best=best and self._recipe.best is not None,
+            best=best,
             stop_training=patience is not None and self._without_better >= patience,
         )
 

@@ -22,6 +22,7 @@ __all__ = [
     "EpochDone",
     "GateLeft",
     "GateStatus",
+    "LastKept",
     "RoundDone",
     "Score",
     "ScoreBoard",
@@ -131,6 +132,15 @@ class BestKept:
     sentinel: str
     round: int
     value: float
+    states: dict[str, dict[str, Tensor]]
+
+
+@dataclass(frozen=True, slots=True)
+class LastKept:
+    """The weights of the latest round, where that was asked for; as :class:`BestKept`."""
+
+    sentinel: str
+    round: int
     states: dict[str, dict[str, Tensor]]
 
 

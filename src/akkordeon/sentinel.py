@@ -124,6 +124,7 @@ class Sentinel:
         every_epoch: int | None = None,
         every_updates: int | None = None,
         best: Best | None = None,
+        keep_last: bool = False,
         in_flight: int | None = None,
         batch_size: int = 1024,
         name: str | None = None,
@@ -141,6 +142,7 @@ class Sentinel:
             every_epoch: a round after each so many epochs of any training sentinel.
             every_updates: a round after each so many updates of the first gate.
             best: keep the weights of the best round, and maybe stop training by it.
+            keep_last: report the weights of every round, as a ``LastKept``, for those who write them down.
             in_flight: evaluation batches under way at once.
             batch_size: for a pair of tensors.
             name: for reports and ``detach``.
@@ -157,6 +159,7 @@ class Sentinel:
             every_epoch=every_epoch,
             every_updates=every_updates,
             best=best,
+            keep_last=keep_last,
             in_flight=in_flight,
             batch_size=batch_size,
             name=name,
@@ -236,6 +239,7 @@ class Evaluation(Sentinel):
     every_epoch: int | None = None
     every_updates: int | None = None
     best: Best | None = None
+    keep_last: bool = False
 
     @property
     def role(self) -> str:  # type: ignore[override]  # one recipe, several roles
