@@ -17,11 +17,13 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
+import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from random import Random
-from typing import Any
+from types import FrameType, TracebackType
+from typing import Any, Self
 
 import torch
 
@@ -82,7 +84,8 @@ class Simulator(Engine):
         self._now_s = 0.0
         self._seeded = ""
         self._outages = Outages((), "", self._at, self._crash, self._freeze, self._cells)
-        self._news = True
+        self._reports = 0
+        self._interrupt: KeyboardInterrupt | None = None  # that broke into somebody's work
         self._running = False
         self._on_report: Callable[[Any], None] = lambda record: None
         self._process: ProcessState | None = None
@@ -137,26 +140,34 @@ class Simulator(Engine):
 
         Raises:
             StalledError: nothing is left that could happen, and there is no timeout.
+            KeyboardInterrupt: Ctrl-C; whoever was at work has finished its message.
         """
         deadline_s = math.inf if timeout_s is None else self._now_s + timeout_s
-        self._news = True
-        while True:
-            with self._lock:
-                if self._news:
-                    self._news = False
-                    if condition():
-                        return True
-                if not self._heap or self._heap[0][0] > deadline_s:
-                    if timeout_s is not None:
-                        self._now_s = max(self._now_s, deadline_s)
-                        return False
-                    raise StalledError(
-                        f"nothing is left to happen at {self._now_s:g} s, "
-                        "and what was waited for has not come"
-                    )
-                self._now_s, _, action, arguments = heapq.heappop(self._heap)
-                self.events += 1
-                action(*arguments)
+        with _Interrupts() as interrupts:
+            seen = -1  # of the reports; each thread that waits counts for itself
+            while True:
+                with self._lock:
+                    if seen != self._reports:
+                        seen = self._reports
+                        if condition():
+                            return True
+                    if not self._heap or self._heap[0][0] > deadline_s:
+                        if condition():  # not all that it may look at is reported
+                            return True
+                        if deadline_s < math.inf:
+                            self._now_s = max(self._now_s, deadline_s)
+                            return False
+                        raise StalledError(
+                            f"nothing is left to happen at {self._now_s:g} s, "
+                            "and what was waited for has not come"
+                        )
+                    self._now_s, _, action, arguments = heapq.heappop(self._heap)
+                    self.events += 1
+                    action(*arguments)
+                    if self._interrupt is not None:
+                        interrupt, self._interrupt = self._interrupt, None
+                        raise interrupt
+                interrupts.check()
 
     def loads(self) -> dict[str, Load]:
         """Queue, count and virtual seconds at work of every living actor."""
@@ -190,7 +201,8 @@ class Simulator(Engine):
     # ── messages ─────────────────────────────────────────────────────────────────────────────────────
 
     def _at(self, time_s: float, action: Callable[..., None], *arguments: Any) -> None:
-        heapq.heappush(self._heap, (time_s, next(self._serial), action, arguments))
+        if time_s < math.inf:  # or it never happens
+            heapq.heappush(self._heap, (time_s, next(self._serial), action, arguments))
 
     def _send(self, sender: Cell, to: str, message: Message) -> None:
         cell = self._cells.get(to)
@@ -327,8 +339,10 @@ class Simulator(Engine):
                 elif kind is Stop:
                     self._remove(cell)
                     break
-        except (Exception, SystemExit) as error:  # an interrupt is the user's, whose thread this is
+        except BaseException as error:
             self._fail(cell, message, error)
+            if isinstance(error, KeyboardInterrupt):  # it is the user's, whose thread this is
+                self._interrupt = error
 
     def _fail(self, cell: Cell, message: Message, error: BaseException) -> None:
         self._remove(cell)
@@ -339,7 +353,7 @@ class Simulator(Engine):
                     self._send(cell, effect.to, effect.message)
                 elif isinstance(effect, Report):
                     self._report(effect.record)
-        except Exception as error_of_last_words:
+        except (Exception, SystemExit) as error_of_last_words:
             self._report(ActorFailed(cell.actor.address, "its last words", error_of_last_words))
 
     def _remove(self, cell: Cell) -> None:
@@ -354,7 +368,7 @@ class Simulator(Engine):
             del self._cells[cell.actor.address]
 
     def _report(self, record: Any) -> None:
-        self._news = True
+        self._reports += 1
         self._on_report(record)
 
     # ── faults ───────────────────────────────────────────────────────────────────────────────────────
@@ -387,3 +401,42 @@ class Simulator(Engine):
         cell.frozen_until_s = until_s
         if self.timeline is not None:
             self.timeline.fault(cell.actor.address, "freeze", self._now_s, until_s)
+
+
+class _Interrupts:
+    """Keeps Ctrl-C until whoever is at work has finished its message: half of one leaves a gate in doubt.
+
+    Does nothing outside the main thread, where signals come, nor where Ctrl-C means something else than
+    ``KeyboardInterrupt``. A second Ctrl-C waits for nobody.
+    """
+
+    def __init__(self) -> None:
+        self._came = False
+
+    def __enter__(self) -> Self:
+        self._installed = (
+            threading.current_thread() is threading.main_thread()
+            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        )
+        if self._installed:
+            signal.signal(signal.SIGINT, self._keep)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._installed:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        if error is None:
+            self.check()
+
+    def _keep(self, number: int, frame: FrameType | None) -> None:
+        if self._came:
+            raise KeyboardInterrupt
+        self._came = True
+
+    def check(self) -> None:
+        """Raise the interrupt that came meanwhile."""
+        if self._came:
+            self._came = False
+            raise KeyboardInterrupt
