@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import signal
+import subprocess
+import sys
 import threading
 
 import pytest
 import torch
 from engines import (
     ALL_ENGINES,
+    ENGINES,
     NAMES,
     OWN_MEMORY,
     OWN_THREADS,
@@ -22,6 +27,7 @@ from torch.nn import functional as F
 
 import akkordeon as ak
 from akkordeon.actor import After, Report, Send, Stop
+from akkordeon.errors import SentinelFailedError, WaitTimeoutError
 from akkordeon.metrics import ActorFailed, Undelivered
 
 
@@ -481,3 +487,203 @@ def test_predictions_come_in_order_while_it_trains(engine_name):
         module = session.module(timeout=60)
     assert found.shape == (50, 3)
     assert module(x).shape == (50, 3)
+
+
+# ── what one session leaves behind ───────────────────────────────────────────────────────────────────
+
+
+def test_a_source_that_stalled_in_one_session_feeds_nobody_in_the_next_of_the_same_engine():
+    """Addresses are the same in both; the batches of the first were trained by the second."""
+    engine, stalled, wake, done = ak.Threads(2), threading.Event(), threading.Event(), threading.Event()
+
+    def stalls():
+        yield problem(1)[0]
+        stalled.set()
+        wake.wait(20)
+        yield from problem(8)
+        done.set()
+
+    def waits():
+        yield problem(1)[0]
+        wake.set()
+        done.wait(20)
+        yield from problem(4)
+
+    with ak.run(network(), engine=engine) as session:
+        session.attach(ak.Sentinel.train(stalls(), F.cross_entropy, in_flight=9, name="t"))
+        assert stalled.wait(20)
+    with ak.run(network(), engine=engine) as session:
+        training = session.attach(ak.Sentinel.train(waits(), F.cross_entropy, in_flight=9, name="t"))
+        assert training.wait(timeout=20).batches.as_tuple() == (5, 5, 0, 0)
+
+
+class Waits(nn.Linear):
+    """Is at work until it is woken up."""
+
+    at_work, wake = threading.Event(), threading.Event()
+
+    def __init__(self):
+        super().__init__(6, 3)
+        type(self).at_work, type(self).wake = threading.Event(), threading.Event()
+
+    def forward(self, x):
+        type(self).at_work.set()
+        type(self).wake.wait(20)
+        return super().forward(x)
+
+
+def test_a_worker_left_behind_by_a_session_does_not_work_in_the_next(monkeypatch):
+    monkeypatch.setattr("akkordeon.session.CLOSE_S", 0.01)
+    monkeypatch.setattr("akkordeon.engines.threads.JOIN_S", 0.01)
+    engine = ak.Threads(1)
+    with ak.run(ak.Network([ak.Gate(Waits(), sgd)]), engine=engine) as session:
+        session.attach(ak.Sentinel.train(problem(3), F.cross_entropy))
+        assert Waits.at_work.wait(20)
+    left_behind = {thread for thread in threading.enumerate() if thread.name == "akkordeon-worker-0"}
+    with ak.run(network(), engine=engine) as session:
+        Waits.wake.set()
+        for thread in left_behind:
+            thread.join(20)
+            assert not thread.is_alive()
+        training = session.attach(ak.Sentinel.train(problem(5), F.cross_entropy)).wait(timeout=20)
+    assert training.batches.trained == 5
+
+
+def test_a_gate_that_ends_its_message_after_the_session_still_leaves_its_weights(monkeypatch):
+    """A batch that took longer than closing did cost all that was learned before it."""
+    monkeypatch.setattr("akkordeon.session.CLOSE_S", 0.01)
+    monkeypatch.setattr("akkordeon.engines.threads.JOIN_S", 0.01)
+    with ak.run(ak.Network([ak.Gate(Waits(), sgd)]), engine=ak.Threads(2)) as session:
+        session.attach(ak.Sentinel.train(problem(3), F.cross_entropy))
+        assert Waits.at_work.wait(20)
+    with pytest.raises(WaitTimeoutError, match=r"gate/0 had not left its weights after 0\.01 s"):
+        session.states()
+    Waits.wake.set()
+    assert session.states(timeout=20)["gate/0"].keys() == {"weight", "bias"}
+
+
+@pytest.mark.parametrize("busy", [True, False])
+def test_a_session_left_open_does_not_abort_the_interpreter(busy):
+    script = f"""
+import torch, akkordeon as ak
+from torch import nn
+from torch.nn import functional as F
+batches = [(torch.randn(64, 50), torch.zeros(64, dtype=torch.long))] * 5
+network = ak.Network([ak.Gate(nn.Linear(50, 4), lambda p: torch.optim.SGD(p, lr=0.1)) for _ in range(1)])
+session = ak.run(network)
+training = session.attach(ak.Sentinel.train(batches, F.cross_entropy, epochs=10**7 if {busy} else 2))
+session._engine.wait_until(lambda: len(training.epochs) >= 2, 60)
+print("the end")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "the end\n", "")
+
+
+# ── waiting for ever, from within, and with others ───────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("seconds", [math.inf, 1e10])
+def test_times_beyond_all_bounds_kill_no_worker(seconds, engine_name):
+    """Threads cannot wait so long; those that tried ended, and everybody else waited for ever."""
+    with ak.run(network(), engine=ALL_ENGINES[engine_name]()) as session:
+        session.attach(ak.Sentinel.validate(problem(2), F.cross_entropy, every_s=seconds))
+        training = ak.Sentinel.train(problem(5), F.cross_entropy, epochs=3, seconds=seconds)
+        assert session.attach(training).wait(timeout=seconds).batches.trained == 15
+        session.wait(timeout=60)
+
+
+def test_a_source_that_asks_its_own_network_is_told_that_the_only_worker_is_itself():
+    """It waited for ever."""
+    with ak.run(network(), engine=ak.Threads(1)) as session:
+
+        def source():
+            for x, y in problem(3):
+                session.predict(x)
+                yield x, y
+
+        training = session.attach(ak.Sentinel.train(source(), F.cross_entropy))
+        with pytest.raises(SentinelFailedError, match="need the thread it comes from, the only worker"):
+            training.wait(timeout=20)
+
+
+def test_a_source_may_ask_its_own_network_where_there_is_a_thread_for_it(engine_name):
+    if engine_name in {"threads, 1 worker", "ray"}:
+        pytest.skip("there the source has no thread of its own, or no session")
+    with ak.run(network(), engine=ALL_ENGINES[engine_name]()) as session:
+
+        def source():
+            for x, y in problem(3):
+                session.predict(x)
+                yield x, y
+
+        training = session.attach(ak.Sentinel.train(source(), F.cross_entropy))
+        assert training.wait(timeout=20).batches.trained == 3
+
+
+def test_threads_that_wait_at_once_each_find_what_they_wait_for(engine_name):
+    """In a simulation one took the news from the other, and was told that nothing could come any more."""
+    for _ in range(1 if engine_name == "ray" else 20):
+        with ak.run(network(), engine=ALL_ENGINES[engine_name]()) as session:
+            trainings = [
+                session.attach(ak.Sentinel.train(problem(5), F.cross_entropy, name=name)) for name in "abcd"
+            ]
+            errors = []
+
+            def wait(training, errors=errors):
+                try:
+                    training.wait(timeout=None)
+                except BaseException as error:
+                    errors.append(error)
+
+            threads = [threading.Thread(target=wait, args=(training,)) for training in trainings]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(60)
+            assert errors == []
+            assert all(training.batches.trained == 5 for training in trainings)
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_an_interrupt_while_a_gate_works_ends_waiting_and_costs_no_weights(name):
+    """In a simulation it broke into the gate's work, and the weights could not be had any more."""
+
+    class Interrupted(nn.Linear):
+        calls = 0
+
+        def forward(self, x):
+            self.calls += 1
+            if self.calls == 20:
+                signal.raise_signal(signal.SIGINT)
+            return super().forward(x)
+
+    row = ak.Network([ak.Gate(Interrupted(6, 3), sgd)])
+    with ak.run(row, engine=ENGINES[name]()) as session:
+        training = session.attach(ak.Sentinel.train(problem(), F.cross_entropy, epochs=1000))
+        with pytest.raises(KeyboardInterrupt):
+            training.wait(timeout=60)
+        assert session.module(timeout=20)(torch.ones(1, 6)).shape == (1, 3)
+    assert session.states().keys() == {"gate/0"}
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+# ── the process around ───────────────────────────────────────────────────────────────────────────────
+
+
+def test_of_engines_that_overlap_the_last_leaves_the_process_as_the_first_found_it(engine_name):
+    """Each put back what it had found: the second had found what the first had made of it."""
+    torch.set_num_threads(2)
+    random_before = torch.get_rng_state()
+    first = Stage(ALL_ENGINES["threads, 2 workers"]())
+    started = []
+    thread = threading.Thread(target=lambda: started.append(Stage(ALL_ENGINES[engine_name]())))
+    thread.start()
+    thread.join(60)
+    first.engine.stop()
+    started[0].engine.stop()
+    seen = []
+    thread = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert seen == [2]
+    assert torch.equal(torch.get_rng_state(), random_before)

@@ -9,17 +9,18 @@
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 
 from akkordeon.actor import Actor, Effect
 from akkordeon.messages import Message
 
-__all__ = ["Engine", "Listener", "Load", "ProcessState"]
+__all__ = ["Engine", "Listener", "Load", "ProcessState", "bounded"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,14 @@ class Engine(ABC):
     def send(self, to: str, message: Message) -> None:
         """Put a message into a mailbox, from outside the actors; from any thread."""
 
+    def send_all(self, messages: Iterable[tuple[str, Message]]) -> None:
+        """Put messages into mailboxes, before anybody handles one of them where that can be had."""
+        for to, message in messages:
+            self.send(to, message)
+
+    def check_may_wait(self) -> None:  # noqa: B027 - most have no such threads
+        """Raise a ``SessionError`` where a wait in this thread could never end."""
+
     @abstractmethod
     def wait_until(self, condition: Callable[[], bool], timeout_s: float | None) -> bool:
         """Let the actors run until the condition holds, which is looked at after every report.
@@ -110,13 +119,48 @@ class Engine(ABC):
 
 
 class ProcessState:
-    """What an engine may change in the user's process, and puts back."""
+    """What an engine may change in the user's process, and puts back.
+
+    A process has one number of intra-op threads and one generator for each device, so engines that run at
+    the same time share what is put back: it is as it was before the first of them, once the last has ended.
+    """
+
+    _lock: ClassVar[threading.Lock] = threading.Lock()
+    _holders: ClassVar[int] = 0
+    _before: ClassVar[Callable[[], None]]
 
     def __init__(self) -> None:
-        self._threads = torch.get_num_threads()
-        self._random = torch.get_rng_state()
+        cls = ProcessState
+        with cls._lock:
+            if not cls._holders:
+                cls._before = _restoring()
+            cls._holders += 1
 
     def restore(self) -> None:
-        """Put back the number of intra-op threads and the state of the random generator."""
-        torch.set_num_threads(self._threads)
-        torch.set_rng_state(self._random)
+        """Put back the number of intra-op threads and the state of the random generators."""
+        cls = ProcessState
+        with cls._lock:
+            cls._holders -= 1
+            if not cls._holders:
+                cls._before()
+
+
+def _restoring() -> Callable[[], None]:
+    """A function that makes the process what it is now. It does not wake up CUDA where that sleeps."""
+    threads, random, first_seed = torch.get_num_threads(), torch.get_rng_state(), torch.initial_seed()
+    on_cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
+
+    def restore() -> None:
+        torch.set_num_threads(threads)
+        torch.set_rng_state(random)
+        if on_cuda is None:  # it would have begun with the seed of the CPU's generator
+            torch.cuda.manual_seed_all(first_seed)
+        else:
+            torch.cuda.set_rng_state_all(on_cuda)
+
+    return restore
+
+
+def bounded(timeout_s: float | None) -> float | None:
+    """A time that a thread can wait: there is a longest one, of some centuries."""
+    return None if timeout_s is None else min(timeout_s, threading.TIMEOUT_MAX)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from akkordeon.actor import Actor
-from akkordeon.engines.base import Engine, Load, ProcessState
+from akkordeon.engines.base import Engine, Load, ProcessState, bounded
 from akkordeon.engines.ray.cluster import join, require_ray
 from akkordeon.engines.ray.placement import Placement, host_of, is_replica, is_visitor, sum_of_resources
 from akkordeon.errors import ClusterError, RecipeError, SessionError
@@ -376,7 +376,7 @@ class Ray(Engine):
     def wait_until(self, condition: Callable[[], bool], timeout_s: float | None) -> bool:
         """Wait for reports; the hosts do the rest."""
         with self._reported:
-            return self._reported.wait_for(condition, timeout_s)
+            return self._reported.wait_for(condition, bounded(timeout_s))
 
     def loads(self) -> dict[str, Load]:
         """How busy each living actor is, where its host answers in time."""

@@ -41,11 +41,10 @@ class Dispatcher(Threads):
 
     def __init__(self, post: Callable[[str, Message], bool], workers: int | None = None) -> None:
         super().__init__(workers)
-        self._post = post
+        self._post_elsewhere = post
 
-    def _elsewhere(self, to: str, message: Message) -> None:
-        if not self._post(to, message):
-            super()._elsewhere(to, message)
+    def _post(self, to: str, message: Message) -> bool:
+        return self._post_elsewhere(to, message)
 
 
 class Host:
