@@ -49,6 +49,17 @@ def same_bits(one, other) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
+def breaking(y: Tensor, error: BaseException) -> Tensor:
+    """The tensor; whoever asks for a gradient through it gets the error."""
+
+    def fail(_: Tensor) -> None:
+        raise error
+
+    y = y.view_as(y)
+    y.register_hook(fail)
+    return y
+
+
 # ── actors driven by hand ────────────────────────────────────────────────────────────────────────────
 
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tests.harness import SIZE, WAIT_S, batches_of, same_bits, sgd, small_network
+from tests.harness import SIZE, WAIT_S, batches_of, breaking, same_bits, sgd, small_network
 
 import akkordeon as ak
 from akkordeon.errors import (
@@ -243,7 +243,7 @@ def with_company(scenario) -> str:
 
 
 class Broken(nn.Module):
-    """Raises on its 50th training batch, after it has spoilt its buffer."""
+    """Raises in the backward of its 50th training batch."""
 
     def __init__(self):
         super().__init__()
@@ -253,10 +253,8 @@ class Broken(nn.Module):
     def forward(self, x):
         self.batch += self.training
         self.seen += 1
-        if self.batch == 50:
-            self.seen.fill_(float("nan"))
-            raise ValueError("cannot take\nany more")
-        return self.linear(x)
+        y = self.linear(x)
+        return breaking(y, ValueError("cannot take\nany more")) if self.batch == 50 and self.training else y
 
 
 def module_that_raises_on_the_50th_batch() -> str:
@@ -272,8 +270,8 @@ def module_that_raises_on_the_50th_batch() -> str:
             assert error_of(GateFailedError, asked, *args) == sentence
         states = session.states(WAIT_S)
     versions = {gate.version for gate in session.status(0.0).gates}
-    assert versions <= {47, 48, 49}
-    assert states["gate/1"]["seen"] == 49
+    assert versions <= set(range(47, 53))
+    assert states["gate/1"]["seen"] in (50, 51, 52)
     assert all(tensor.isfinite().all() for state in states.values() for tensor in state.values())
     assert not same_bits(session.module(), session.network.module())
     assert session.states() == states

@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 import torch
 from engines import ENGINES
-from harness import batches_of, same_bits, small_network
+from harness import batches_of, breaking, same_bits, small_network
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_exact import plain_loop
@@ -315,19 +315,16 @@ def test_a_replica_that_comes_late_starts_from_the_masters():
         assert session.status(timeout=WAIT_S).gates[0].staleness == {0: 15}
 
 
-class Fails(nn.Module):
-    """Raises on the batch whose first element is 13."""
+class Fails(nn.Linear):
+    """Raises in the backward of the batch whose first element is 13."""
 
     def forward(self, x):
-        if float(x[0, 0]) == 13:
-            raise RuntimeError("bad luck")
-        return x
+        y = super().forward(x)
+        return breaking(y, RuntimeError("bad luck")) if float(x[0, 0]) == 13 else y
 
 
 def unlucky() -> ak.Downpour:
-    network = ak.Network(
-        [ak.Gate(nn.Sequential(Fails(), nn.Linear(6, 4)), SGD), ak.Gate(nn.Linear(4, 4), SGD)]
-    )
+    network = ak.Network([ak.Gate(nn.Sequential(Fails(6, 4)), SGD), ak.Gate(nn.Linear(4, 4), SGD)])
     return downpour(network, replicas=3)
 
 
@@ -337,7 +334,9 @@ def test_a_replica_that_fails_costs_its_own_work_alone(engine):
     batches[10][0][0, 0] = 13  # the fourth batch of replica 1
     with ak.run(unlucky(), engine=ENGINES[engine]()) as session:
         training = session.attach(ak.Sentinel.train(batches, F.cross_entropy, in_flight=2))
-        with pytest.raises(GateFailedError, match=r"replica/1/gate/0 failed on Forward of batch 3.*bad luck"):
+        with pytest.raises(
+            GateFailedError, match=r"replica/1/gate/0 failed on Backward of batch 3.*bad luck"
+        ):
             training.wait(timeout=WAIT_S)
         assert list(training.errors) == [1]
         assert [a.batches.trained for a in (training[0], training[2])] == [10, 10]

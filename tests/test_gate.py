@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import traceback
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from tests.harness import (
     SIZE,
     backward,
     bits,
+    breaking,
     do,
     forward,
     gate_alone,
@@ -20,6 +22,7 @@ from tests.harness import (
     stops,
 )
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import akkordeon as ak
 from akkordeon.actor import Send
@@ -227,15 +230,15 @@ def test_an_in_place_first_layer_leaves_what_was_sent_as_it_was():
         assert len(sends(do(gate, backward(n, torch.randn(SIZE, 4))), Backward)) == 1
 
 
-def test_a_module_that_works_in_place_on_some_inputs_only_is_a_failure_that_says_so():
+def test_a_module_that_works_in_place_on_some_inputs_only_is_refused_with_a_word_on_it():
     class Sometimes(nn.Module):
         def forward(self, x):
             return x.mul_(2) if x[0, 0] > 0 else x * 2
 
     gate = gate_alone(Sometimes(), place={"previous": None})
     do(gate, forward(0, -torch.ones(2, 2)))
-    with pytest.raises(RuntimeError, match="in place on some inputs only; put a clone before it"):
-        do(gate, forward(1, torch.ones(2, 2)))
+    why = refusal(gate, forward(1, torch.ones(2, 2)))
+    assert "in place on some inputs only; put a clone before it" in why.reason
 
 
 # ── what it refuses ──────────────────────────────────────────────────────────────────────────────────
@@ -332,7 +335,7 @@ def test_a_gradient_older_than_the_network_allows_is_refused():
     assert is_as_it_was(gate, was)
 
 
-def test_a_module_that_fails_on_what_it_has_worked_on_is_a_failure_and_leaves_its_buffers():
+def test_a_forward_that_raises_refuses_its_batch_with_the_error_and_leaves_the_buffers():
     class Breaks(nn.Module):
         def __init__(self):
             super().__init__()
@@ -348,9 +351,33 @@ def test_a_module_that_fails_on_what_it_has_worked_on_is_a_failure_and_leaves_it
     gate = gate_alone(Breaks())
     do(gate, forward(0, x_of()), forward(1, x_of()))
     was = bits(gate.module)
-    with pytest.raises(ZeroDivisionError):
-        do(gate, forward(2, x_of()))
+    refused = refusal(gate, forward(2, x_of()))
+    assert refused.fault is Fault.RAISED
+    assert refused.reason.startswith(
+        "its module cannot work on float32 (8, 6) (ZeroDivisionError: on the third)"
+    )
+    assert isinstance(refused.error, ZeroDivisionError)
+    assert "forward" in [frame.name for frame in traceback.extract_tb(refused.error.__traceback__)]
     assert same_bits(gate.module, was)
+    assert not sends(do(gate, forward(3, x_of())), Refused)
+
+
+def test_a_backward_that_raises_is_a_failure_and_leaves_weights_and_buffers():
+    class Breaks(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm1d(6)
+
+        def forward(self, x):
+            return breaking(
+                checkpoint(self.norm, x, use_reentrant=False), ZeroDivisionError("in the backward")
+            )
+
+    gate = gate_alone(Breaks())
+    do(gate, forward(0, x_of()))
+    was = bits(gate.module)
+    with pytest.raises(ZeroDivisionError):
+        do(gate, backward(0, x_of()))
     (left,) = reports(list(gate.last_words()), GateLeft)
     assert same_bits(left.state, was)
 

@@ -46,6 +46,7 @@ BATCH, CUT, X = Batch("sentinel/tdp#1", 7), CutId("sentinel/vdp#1", 3), torch.on
 OF_CLASS = {
     Kind.CONTROL: [
         Refused(BATCH, "gate/1", Fault.FORM, "why"),
+        Refused(BATCH, "gate/1", Fault.RAISED, "why", ValueError("why")),
         Forget("sentinel/tdp#1", 7),
         Exported(CUT, "gate/1", {"weight": X}),
         Release(CUT),
@@ -118,3 +119,9 @@ def test_errors_are_explained_in_one_line_with_their_class_where_it_is_not_ours(
     assert explain(DataError("too\n  few")) == "too few"
     assert explain(ValueError("a  b\nc")) == "ValueError: a b c"
     assert explain(KeyError()) == "KeyError"
+
+    class SpeechlessError(Exception):
+        def __str__(self):
+            raise ZeroDivisionError
+
+    assert explain(SpeechlessError()) == "SpeechlessError: its text cannot be had: ZeroDivisionError"

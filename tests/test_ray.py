@@ -118,9 +118,13 @@ def test_a_replica_that_fails_gives_its_process_back_and_a_new_one_gets_all_its_
 
         def forward(self, x):
             self.left -= 1
+            y = self.layer(x)
             if self.left < 0:
-                raise RuntimeError("worn out")
-            return self.layer(x)
+                y.register_hook(self.break_down)
+            return y
+
+        def break_down(self, gradient):
+            raise RuntimeError("worn out")
 
     asked = []
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 import torchmetrics
-from tests.harness import SIZE, WAIT_S, batches_of, bits, same_bits, sgd, small_network
+from tests.harness import SIZE, WAIT_S, batches_of, bits, breaking, same_bits, sgd, small_network
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
@@ -409,9 +409,8 @@ class FailsOn(nn.Module):
 
     def forward(self, x):
         self.n -= self.training
-        if not self.n:
-            raise ZeroDivisionError("the module broke")
-        return self.linear(x)
+        y = self.linear(x)
+        return y if self.n else breaking(y, ZeroDivisionError("the module broke"))
 
 
 def test_after_a_failure_the_weights_are_the_last_good_ones_and_every_call_raises_it():
@@ -426,7 +425,7 @@ def test_after_a_failure_the_weights_are_the_last_good_ones_and_every_call_raise
             lambda: session.predict(X, WAIT_S),
         ):
             with pytest.raises(
-                GateFailedError, match=r"gate/1 failed on Forward of batch 19 of sentinel/tdp#1"
+                GateFailedError, match=r"gate/1 failed on Backward of batch 19 of sentinel/tdp#1"
             ):
                 asked()
         with pytest.raises(GateFailedError):

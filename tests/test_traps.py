@@ -11,6 +11,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from tests.harness import breaking
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -329,7 +330,7 @@ def test_masks_depend_on_the_seed_the_gate_and_the_batch_and_on_no_order():
 
 
 class Breaks(nn.Module):
-    """Works once, then raises on a payload of the same form."""
+    """Works three times, then raises in the backward."""
 
     def __init__(self):
         super().__init__()
@@ -337,9 +338,8 @@ class Breaks(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         self.calls += 1
-        if self.calls > 3:
-            raise ZeroDivisionError("the module broke")
-        return x + torch.rand(4)  # draws from torch's generator
+        y = x + torch.rand(4)  # draws from torch's generator
+        return y if self.calls <= 3 else breaking(y, ZeroDivisionError("the module broke"))
 
 
 def random_loss(outputs, targets):

@@ -108,7 +108,8 @@ class GateActor(Stage):
             x, y = self._run(message.payload)
         except Exception as error:
             self.buffers.roll_back()
-            yield self._refuse_form(batch, message.payload, error)
+            reason = self._cannot("work on", message.payload, error)
+            yield self._refuse(batch, self._fault_of(message.payload), reason, error)
             return
         if not all_finite(tensors(y)):
             self.buffers.roll_back()
@@ -162,8 +163,13 @@ class GateActor(Stage):
         # A checkpointed module runs again in its backward: on the weights and masks of its forward.
         self._begin(batch)
         self.weights.install(stashed.weights)
-        to_previous, of_weights = self._gradients(stashed, gradient)
-        self.weights.install(self.weights.now)
+        try:
+            to_previous, of_weights = self._gradients(stashed, gradient)
+        except BaseException:
+            self.buffers.roll_back()
+            raise
+        finally:
+            self.weights.install(self.weights.now)
         if not all_finite((*tensors(to_previous), *of_weights)):
             self.buffers.roll_back()
             came_so = not all_finite(tensors(gradient))
@@ -203,14 +209,6 @@ class GateActor(Stage):
             return to_previous, own
         by_place = dict(zip(self.weights.trainable, own, strict=True))
         return to_previous, [by_place.get(i) for i in range(len(stashed.weights))]
-
-    # ── refusing ─────────────────────────────────────────────────────────────────────────────────────
-
-    def _refuse_form(self, batch: Batch, payload: Payload, error: Exception) -> Effect:
-        """Refuse a payload of a form that never worked; raise where it is the module that failed."""
-        if form(payload) in self._accepted:
-            raise error
-        return self._refuse(batch, Fault.FORM, self._cannot("work on", payload, error))
 
 
 def _differentiable(y: Payload, gradient: Payload | None) -> tuple[list[Tensor], list[Tensor]]:

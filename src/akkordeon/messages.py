@@ -94,7 +94,7 @@ class Fault(IntEnum):
     """Why a batch was refused."""
 
     FORM = 0
-    """The module cannot work on a payload of this shape or dtype."""
+    """The module cannot work on a payload of this shape or dtype: none of this form ever worked."""
     NOT_FINITE = 1
     """An output, a loss or a gradient is NaN or infinite."""
     TOO_STALE = 2
@@ -103,6 +103,8 @@ class Fault(IntEnum):
     """The batch is not in the stash (or is there twice)."""
     TOO_MANY = 4
     """More batches in flight than the network allows."""
+    RAISED = 5
+    """The module raised on a payload of a form that it has worked on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,12 +141,16 @@ class Backward(Message):
 
 @dataclass(frozen=True, slots=True)
 class Refused(Message):
-    """A gate did not take a message of this batch, and is as it was before. Gate to sentinel."""
+    """A gate did not take a message of this batch, and is as it was before. Gate to sentinel.
+
+    ``error``: what the module raised, where that is why.
+    """
 
     batch: Batch
     gate: str
     fault: Fault
     reason: str
+    error: Exception | None = None
 
     def __post_init__(self) -> None:
         """A refusal without a reason helps nobody."""
@@ -381,7 +387,10 @@ def describe(message: object) -> str:
 
 def explain(error: BaseException) -> str:
     """An error in one line: its text if it is ours, with its class before it if it is not."""
-    text = " ".join(str(error).split())
+    try:
+        text = " ".join(str(error).split())
+    except Exception as unsaid:  # a user's class may be broken as well
+        text = f"its text cannot be had: {type(unsaid).__name__}"
     if isinstance(error, AkkordeonError):
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

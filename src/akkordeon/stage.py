@@ -35,7 +35,7 @@ from akkordeon.messages import (
     explain,
 )
 from akkordeon.metrics import GateLeft, GateStatus
-from akkordeon.payload import Payload, map_tensors, signature
+from akkordeon.payload import Payload, form, map_tensors, signature
 from akkordeon.weights import Buffers, Snapshot, Weights
 
 __all__ = ["Place", "Stage", "Stashed"]
@@ -136,15 +136,19 @@ class Stage(Actor):
 
     # ── refusing and forgetting ──────────────────────────────────────────────────────────────────────
 
-    def _refuse(self, batch: Batch, fault: Fault, reason: str) -> Effect:
+    def _refuse(self, batch: Batch, fault: Fault, reason: str, error: Exception | None = None) -> Effect:
         self.refusals[fault] += 1
-        return Send(batch.sentinel, Refused(batch, self.address, fault, reason))
+        return Send(batch.sentinel, Refused(batch, self.address, fault, reason, error))
 
     def _cannot(self, do: str, payload: Payload, error: Exception) -> str:
         """Why the module cannot do something with a payload, and what it has worked on before."""
         known = " and ".join(sorted(self._accepted)[:3])
         accepts = f"; it has worked on {known}" if known else ""
         return f"its module cannot {do} {signature(payload)} ({explain(error)}){accepts}"
+
+    def _fault_of(self, payload: Payload) -> Fault:
+        """What it is called that the module raised on this."""
+        return Fault.RAISED if form(payload) in self._accepted else Fault.FORM
 
     def _forget(self, message: Forget) -> Iterator[Effect]:
         if message.number is not None:
@@ -184,7 +188,8 @@ class Stage(Actor):
         try:
             y = self._run_pinned(pin, message.payload)
         except Exception as error:
-            yield self._refuse(message.batch, Fault.FORM, self._cannot("evaluate", message.payload, error))
+            reason = self._cannot("evaluate", message.payload, error)
+            yield self._refuse(message.batch, self._fault_of(message.payload), reason, error)
             return
         to = self.place.next or message.batch.sentinel
         yield Send(to, Evaluate(message.batch, y, message.cut))
