@@ -299,7 +299,7 @@ def test_bad_input_is_told_in_one_sentence_and_the_others_go_on(what):
 def test_a_module_that_raises_on_the_50th_batch_ends_the_session_with_its_last_good_weights():
     sentence = module_that_raises_on_the_50th_batch()
     assert sentence == (
-        "gate/1 failed on Forward of batch 49 of sentinel/tdp#1: ValueError: cannot take any more"
+        "gate/1 failed on Backward of batch 49 of sentinel/tdp#1: ValueError: cannot take any more"
     )
 
 
