@@ -53,7 +53,7 @@ class Roster:
 
     def _check_room(self, name: str, row: tuple[str, ...], recipes: list[Sentinel]) -> None:
         """Refuse a trainer whose batches the gates would refuse one by one."""
-        in_flight = sum(r.in_flight or len(row) for r in recipes if isinstance(r, Training))
+        in_flight = sum(r.in_flight for r in recipes if isinstance(r, Training))
         if isinstance(recipes[0], Training) and in_flight > self._max_in_flight:
             raise RecipeError(
                 f"with {name!r} up to {in_flight} batches would be in flight, but the network allows "

@@ -73,7 +73,7 @@ class Sentinel:
         batches: Any,
         loss: Loss,
         *,
-        in_flight: int | None = None,
+        in_flight: int = 1,
         epochs: int | None = None,
         samples: int | None = None,
         seconds: float | None = None,
@@ -87,7 +87,8 @@ class Sentinel:
         Args:
             batches: (x, y) batches, or a pair of tensors.
             loss: from (outputs, y) to one number.
-            in_flight: how many batches may be under way at once; the number of gates if not given.
+            in_flight: how many batches may be under way at once. One gives the numbers of the plain PyTorch
+                loop; more keep more gates busy, with gradients that are stale by up to as many updates.
             epochs: times to read the source through; once, if no other limit is given.
             samples: end after the batch that reaches this many samples.
             seconds: end after this time.
@@ -213,6 +214,7 @@ class Training(Sentinel):
     """The recipe of a training sentinel; see :meth:`Sentinel.train`."""
 
     role: ClassVar[str] = "train"
+    in_flight: int = 1
     loss: Loss
     epochs: int | None = None
     samples: int | None = None
@@ -222,6 +224,8 @@ class Training(Sentinel):
 
     def __post_init__(self) -> None:
         """Refuse what could only fail later."""
+        if self.in_flight is None:
+            raise RecipeError("in_flight of a training sentinel is a whole number of at least 1, got None")
         Sentinel.__post_init__(self)
         _check_callable(self.loss)
         for what in ("epochs", "samples", "seconds"):
