@@ -71,9 +71,26 @@ def test_it_reads_two_blocks_ahead_and_asks_again_after_each_block_sent():
     assert sends(trained(trainer, 0, 1, 2), Pull) == [Pull(3)]
 
 
-def test_as_many_batches_are_under_way_as_the_row_has_gates_if_nothing_else_was_said():
-    trainer = trainer_of(in_flight=None)
-    assert len(sends(do(trainer, *(item() for _ in range(5))), Forward)) == 3
+def test_one_batch_is_under_way_if_nothing_else_was_said():
+    trainer = Trainer(ME, "tdp", ROW, "reader/tdp#1", ak.Sentinel.train([], F.cross_entropy))
+    assert len(sends(do(trainer, *(item() for _ in range(5))), Forward)) == 1
+
+
+def test_what_was_read_before_the_source_failed_is_trained_first():
+    trainer, error = trainer_of(), SourceFailed(OSError("gone"))
+    effects = do(trainer, item(), item(), item(), error)
+    assert len(sends(effects, Forward)) == 2
+    assert len(sends(trained(trainer, 0), Forward)) == 1
+    (again,) = sends(trained(trainer, 1, 2), SourceFailed)  # to itself: it fails on reading, not on a batch
+    assert trainer.batches.trained == 3
+    with pytest.raises(OSError, match="gone"):
+        do(trainer, again)
+
+
+def test_a_source_that_fails_beyond_what_was_asked_for_fails_nothing():
+    trainer = trainer_of(samples=8)
+    do(trainer, item(), item(), SourceFailed(OSError("gone")))
+    assert stops(trained(trainer, 0, 1))
 
 
 def test_labels_do_not_leave_it():

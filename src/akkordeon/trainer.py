@@ -100,9 +100,9 @@ class Trainer(Actor):
         self._row = row
         self._reader = reader
         self._recipe = recipe
-        self._in_flight = recipe.in_flight or len(row)
+        self._in_flight = recipe.in_flight
         self._scores: Mapping[str, Score] = recipe.scores
-        self._waiting: deque[Item | EpochEnd] = deque()
+        self._waiting: deque[Item | EpochEnd | SourceFailed] = deque()
         self._flights: dict[Batch, _Flight] = {}
         self._numbers = 0
         self._epoch = _Epoch(1, ScoreBoard(self._scores))
@@ -118,7 +118,7 @@ class Trainer(Actor):
             Attach: self._attach,
             Item: self._read,
             EpochEnd: self._read,
-            SourceFailed: self._source_failed,
+            SourceFailed: self._read,
             Forward: self._came_back,
             Backward: self._trained,
             Refused: self._refused,
@@ -140,12 +140,11 @@ class Trainer(Actor):
         if self._recipe.seconds is not None:
             yield After(self._recipe.seconds, Detach())
 
-    def _read(self, message: Item | EpochEnd, now_s: float) -> Iterator[Effect]:
+    def _read(self, message: Item | EpochEnd | SourceFailed, now_s: float) -> Iterator[Effect]:
+        if isinstance(message, SourceFailed) and not (self._waiting or self._flights or self._all_sent):
+            raise message.error
         self._waiting.append(message)
         yield from self._send(now_s)
-
-    def _source_failed(self, message: SourceFailed, now_s: float) -> Iterator[Effect]:
-        raise message.error
 
     def _send(self, now_s: float) -> Iterator[Effect]:
         """Send what may be sent; end when there is nothing left to send and to wait for."""
@@ -154,6 +153,11 @@ class Trainer(Actor):
             if isinstance(item, EpochEnd):
                 self._waiting.popleft()
                 yield from self._all_of_epoch_sent(item.last, now_s)
+            elif isinstance(item, SourceFailed):
+                if not self._flights:  # all that was read before is trained, as in a plain loop
+                    self._waiting.popleft()
+                    yield Send(self.address, item)
+                break
             elif len(self._flights) < self._in_flight:
                 self._waiting.popleft()
                 yield self._launch(item)
