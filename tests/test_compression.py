@@ -59,6 +59,51 @@ def test_nothing_stays_nothing_and_zero_stays_zero(kind):
     assert travelled(kind, [None, torch.zeros(2)])[1].tolist() == [0, 0]
 
 
+@pytest.mark.parametrize("kind", ["bf16", "int8"])
+@pytest.mark.parametrize("bad", [torch.inf, -torch.inf, torch.nan])
+def test_a_push_that_is_not_finite_arrives_as_such_and_leaves_no_trace_in_later_ones(kind, bad):
+    """The error fed back was NaN for ever after, and so was every push."""
+    compressor, clean = Compressor(kind), Compressor(kind)
+    first, later = torch.randn(3), torch.randn(3)
+    for each in (compressor, clean):
+        travelled(kind, [first], each)
+    (arrived,) = travelled(kind, [torch.tensor([1.0, bad, 2.0])], compressor)
+    assert not arrived.isfinite().all()
+    assert torch.equal(travelled(kind, [later], compressor)[0], travelled(kind, [later], clean)[0])
+
+
+@pytest.mark.parametrize("kind", ["bf16", "int8"])
+def test_the_largest_and_the_smallest_finite_numbers_stay_finite(kind):
+    compressor = Compressor(kind)
+    x = torch.tensor([torch.finfo(torch.float32).max, 1.0])
+    (arrived,) = travelled(kind, [x], compressor)
+    assert arrived.isfinite().all()
+    assert compressor._errors[0].isfinite().all()
+    (arrived,) = travelled(kind, [torch.tensor([1e-45, 0.0])])
+    assert arrived.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["bf16", "int8"])
+def test_complex_numbers_travel_whole(kind):
+    x = torch.randn(5, dtype=torch.complex64)
+    assert torch.equal(travelled(kind, [x])[0], x)
+
+
+@pytest.mark.parametrize("kind", ["bf16", "int8"])
+def test_where_there_is_no_gradient_what_was_lost_before_waits(kind):
+    compressor, x = Compressor(kind), torch.randn(50)
+    (first,) = travelled(kind, [x], compressor)
+    assert compressor.pack([None])[0] == (None,)
+    torch.testing.assert_close(first + compressor._errors[0], x)
+
+
+@pytest.mark.parametrize("kind", ["bf16", "int8"])
+@pytest.mark.parametrize("shape", [(), (0,), (2, 0)])
+def test_tensors_of_any_size_travel(kind, shape):
+    (arrived,) = travelled(kind, [torch.ones(shape)])
+    assert torch.allclose(arrived, torch.ones(shape))
+
+
 def test_dtypes_come_back():
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
         assert travelled("int8", [torch.ones(2, dtype=dtype)])[0].dtype == dtype
