@@ -10,9 +10,22 @@ from harness import backward, do, forward, sends
 from torch import nn
 
 import akkordeon as ak
-from akkordeon.errors import RecipeError
-from akkordeon.messages import Backward, Fetch, Forget, Forward, Parameters, Push, Refused, Settle, Settled
-from akkordeon.replica import Exchange, ReplicaGate
+from akkordeon.errors import DataError, RecipeError
+from akkordeon.messages import (
+    Backward,
+    Batch,
+    Dropped,
+    Fault,
+    Fetch,
+    Forget,
+    Forward,
+    Parameters,
+    Push,
+    Refused,
+    Settle,
+    Settled,
+)
+from akkordeon.replica import DROPPED_MAX, Exchange, ReplicaGate
 from akkordeon.stage import Place
 
 SGD = partial(torch.optim.SGD, lr=0.5)
@@ -156,6 +169,42 @@ def test_a_push_says_which_weights_its_oldest_gradient_goes_back_to():
     do(actor, forward(3, X), forward(4, X))
     (push,) = sends(do(actor, backward(3, G), backward(4, G)), Push)
     assert push.version == 9
+
+
+def test_a_push_says_whose_batches_are_in_it():
+    actor = ready(push_every=2)
+    (push,) = (message for message in steps(actor, 2) if isinstance(message, Push))
+    assert push.batches == (Batch("s", 1), Batch("s", 2))
+    (push,) = (message for message in steps(actor, 2, start=3) if isinstance(message, Push))
+    assert push.batches == (Batch("s", 3), Batch("s", 4))
+
+
+def dropped(in_a_row: int) -> Dropped:
+    return Dropped("shard/0", (Batch("s", in_a_row),), Fault.NOT_FINITE, "it is not finite", in_a_row)
+
+
+def test_batches_of_a_dropped_push_are_refused_and_after_ten_in_a_row_the_gate_gives_up():
+    actor = ready()
+    for n in range(1, DROPPED_MAX):
+        (refused,) = sends(do(actor, dropped(n)), Refused)
+        assert (refused.batch, refused.gate) == (Batch("s", n), "shard/0")
+    with pytest.raises(DataError, match="shard/0 dropped its last 10 pushes: it is not finite"):
+        do(actor, dropped(DROPPED_MAX))
+
+
+def test_when_a_sentinel_is_gone_what_was_gathered_of_its_batches_is_pushed_and_nobody_is_told():
+    actor = ready(push_every=10)
+    steps(actor, 3)
+    push, settle = sends(do(actor, Forget("s")))
+    assert (push.steps, settle) == (3, Settle("r/gate/0"))
+    assert sends(do(actor, Settled("shard/0"))) == []
+    do(actor, Settle("t"))
+    assert sends(do(actor, Settled("shard/0"))) == [Settled("r/gate/0")]
+
+
+def test_a_batch_of_a_sentinel_that_is_gone_does_not_ask_for_weights():
+    actor = replica()
+    assert sends(do(actor, Forget("s"), forward(0, X)), Fetch) == []
 
 
 def test_differences_are_start_minus_now_so_that_subtracting_them_goes_the_same_way():

@@ -12,14 +12,17 @@ from torch import nn
 
 import akkordeon as ak
 from akkordeon.messages import (
+    Batch,
     Close,
     Cut,
     CutId,
+    Dropped,
     Export,
     Exported,
     Fault,
     Fetch,
     Forget,
+    Left,
     Parameters,
     Probe,
     Push,
@@ -114,6 +117,20 @@ def test_a_push_it_cannot_apply_is_counted_and_changes_nothing(payload, fault):
     assert status(actor).version == 0
 
 
+def test_a_push_that_is_dropped_is_told_with_its_batches_and_how_many_were_before_it():
+    actor = shard(max_staleness=0)
+    batches = (Batch("s", 3), Batch("s", 4))
+    bad = push(0, torch.full((1, 2), torch.inf), batches=batches)
+    first, second = sends(do(actor, bad, bad), Dropped)
+    assert (first.shard, first.batches, first.fault) == ("shard/0", batches, Fault.NOT_FINITE)
+    assert (first.in_a_row, second.in_a_row) == (1, 2)
+    assert sends(do(actor, push(0, torch.ones(1, 2)))) == []
+    (again,) = sends(do(actor, push(1, torch.full((1, 2), torch.inf))), Dropped)
+    assert again.in_a_row == 1
+    (stale,) = sends(do(actor, push(0, torch.ones(1, 2))), Dropped)
+    assert (stale.fault, stale.in_a_row) == (Fault.TOO_STALE, 1)
+
+
 def test_one_over_tau_divides_the_gradient():
     actor = shard(staleness=ak.InverseStaleness())
     w = [fetched(actor).payload[0]]
@@ -154,6 +171,17 @@ def test_of_what_it_lent_it_keeps_only_what_a_push_may_still_go_back_to():
     assert list(actor._lent["r/0"]) == [9]
     do(actor, Forget("r/0"))
     assert actor._lent == {}
+
+
+def test_nothing_stays_of_a_replica_that_left():
+    actor = shard(staleness=ak.DelayCompensation(), steps_by_speed=4)
+    fetched(actor)
+    do(actor, push(0, torch.full((1, 2), torch.inf)), Left("r/0"))
+    assert not actor._lent
+    assert not actor._forgotten
+    assert not actor._dropped
+    assert actor._speeds is not None
+    assert not actor._speeds._since_s
 
 
 def test_no_gradient_is_not_a_gradient_of_zero():
@@ -238,7 +266,7 @@ def test_the_first_replica_goes_alone_until_its_warm_start_is_over():
     assert fetched(actor, "r/3").version == 2
 
 
-@pytest.mark.parametrize("leaving", [Settle("r/1"), Forget("r/1")])
+@pytest.mark.parametrize("leaving", [Settle("r/1"), Forget("r/1"), Left("r/1")])
 def test_the_others_begin_when_the_first_has_no_more_to_push(leaving):
     actor = shard(warm_start=1000)
     fetched(actor, "r/1")

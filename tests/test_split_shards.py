@@ -489,7 +489,8 @@ def test_in_any_world_batches_and_pushes_are_conserved_and_nothing_hangs(world, 
             sent, done, refused, lost = attachment.batches.as_tuple()
             assert sent == done + refused + lost
             if attachment.error is None:
-                assert (refused, lost) == (0, 0)
+                assert lost == 0
+                assert refused == 0 or world["max_staleness"] is not None
         engine.wait_until(lambda: False, 100)
         for shard in session.status(timeout=1000).gates:
             assert shard.pushes == shard.version + sum(shard.refused.values())

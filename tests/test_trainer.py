@@ -312,3 +312,14 @@ def test_a_probe_is_answered_with_what_there_is_to_tell():
     assert (status.rounds, status.samples, status.batches.as_tuple()) == (0, 4, (2, 1, 0, 0))
     do(trainer, item())
     assert status.batches.sent == 2  # a report does not change afterwards
+
+
+def test_a_batch_that_a_shard_takes_back_counts_as_refused_and_only_once():
+    trainer = trainer_of(replica=0, epochs=1)
+    do(trainer, Attach(), *(item() for _ in range(3)))
+    trained(trainer, 0, 1)
+    told = do(trainer, refused(0, gate="shard/0"), refused(0, gate="shard/1"))
+    assert [record.number for record in reports(told, BatchRefused)] == [0]
+    do(trainer, refused(2))  # by a gate: it never came home, so no shard can take it back
+    do(trainer, refused(2, gate="shard/0"))
+    assert trainer.batches.as_tuple() == (3, 1, 2, 0)

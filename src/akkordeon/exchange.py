@@ -16,7 +16,7 @@ from akkordeon.actor import Effect, Send
 from akkordeon.compression import COMPRESSIONS, Compressor
 from akkordeon.errors import RecipeError
 from akkordeon.gathering import Differences, Gathering, Gradients
-from akkordeon.messages import Fetch, Parameters, Push, Settle
+from akkordeon.messages import Batch, Fetch, Parameters, Push, Settle
 from akkordeon.weights import Weights
 
 __all__ = ["Account", "Exchange"]
@@ -92,7 +92,7 @@ class Account:
             else Gradients(theirs=exchange.local_step)
         )
         self._compressor = Compressor(exchange.compression)
-        self._since_push = 0
+        self._since_push: list[Batch] = []
         self._since_fetch = 0
         self._oldest: int | None = None  # the shard's version that the oldest gradient gathered goes back to
         self._lent: deque[tuple[int, int]] = deque()  # (arrival, the shard's version), oldest first
@@ -143,10 +143,11 @@ class Account:
 
     # ── pushing ──────────────────────────────────────────────────────────────────────────────────────
 
-    def gather(self, gradients: Sequence[Tensor | None], arrival: int) -> None:
+    def gather(self, batch: Batch, gradients: Sequence[Tensor | None], arrival: int) -> None:
         """The gate is about to make a step.
 
         Args:
+            batch: it learns from.
             gradients: for all its weights.
             arrival: the last one when the batch began.
         """
@@ -154,13 +155,13 @@ class Account:
         self._oldest = base if self._oldest is None else min(base, self._oldest)
         if self._learns:
             self._gathering.add([gradients[i] for i in self._places])
-        self._since_push += 1
+        self._since_push.append(batch)
         self._since_fetch += 1
 
     def exchange(self, buffers: tuple[Tensor, ...]) -> Iterator[Effect]:
         """Push and fetch, if it is time."""
         fetch_every = self._exchange.fetch_every
-        push = self._since_push >= self._push_every
+        push = len(self._since_push) >= self._push_every
         fetch = push if fetch_every is None else self._since_fetch >= fetch_every
         if fetch and self._asked:
             fetch, self._late = False, True
@@ -180,8 +181,9 @@ class Account:
         now = self._now()
         gathered = self._gathering.take(now) if self._learns else [None] * len(now)
         payload, scales = self._compressor.pack(gathered)
-        push = Push(self._gate, self._oldest, self._since_push, payload, scales, buffers, fetch)
-        self._since_push, self._oldest = 0, None
+        batches = tuple(self._since_push)
+        push = Push(self._gate, self._oldest, len(batches), payload, scales, buffers, fetch, batches)
+        self._since_push, self._oldest = [], None
         if fetch:
             self._asked, self._since_fetch = self._asked + 1, 0
         return Send(self._shard, push)

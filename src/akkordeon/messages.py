@@ -12,6 +12,7 @@ A cut goes the way of the backwards, so every gate pins its weights after the sa
 A replica's gate and the shard of its position (of Downpour), each position on its own:
 
     gate ──Push──▶ shard        gate ──Fetch──▶ shard ──Parameters──▶ gate
+                                gate ──Push──▶ shard ──Dropped──▶ gate ──Refused──▶ S
 
 Where a position has several shards, they are the front and its parts (see parts.py):
 
@@ -39,6 +40,7 @@ __all__ = [
     "Cut",
     "CutId",
     "Detach",
+    "Dropped",
     "Due",
     "EpochEnd",
     "Evaluate",
@@ -50,6 +52,7 @@ __all__ = [
     "Forward",
     "Item",
     "Kind",
+    "Left",
     "Message",
     "Parameters",
     "Probe",
@@ -296,6 +299,7 @@ class Push(Message):
         scales: what to multiply the tensors by, where they were compressed to whole numbers.
         buffers: the module's buffers, such as running statistics, as the replica has them.
         fetch: send me the weights that come of it.
+        batches: whose gradients are in it.
     """
 
     kind: ClassVar[Kind] = Kind.BACKWARD
@@ -306,6 +310,35 @@ class Push(Message):
     scales: tuple[float, ...] | None = None
     buffers: tuple[Tensor, ...] = ()
     fetch: bool = False
+    batches: tuple[Batch, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped(Message):
+    """A shard did not apply a push, and is as it was before. Shard to replica's gate.
+
+    Args:
+        shard: who says so.
+        batches: that were in it.
+        fault: why.
+        reason: why, in words.
+        in_a_row: pushes of that gate dropped since one was applied, those too stale not counted.
+    """
+
+    kind: ClassVar[Kind] = Kind.BACKWARD
+    shard: str
+    batches: tuple[Batch, ...]
+    fault: Fault
+    reason: str
+    in_a_row: int
+
+
+@dataclass(frozen=True, slots=True)
+class Left(Message):
+    """A replica's gate has ended, and nothing of it is on its way: keep nothing for it. Session to shard."""
+
+    kind: ClassVar[Kind] = Kind.BACKWARD
+    by: str
 
 
 @dataclass(frozen=True, slots=True)

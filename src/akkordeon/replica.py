@@ -13,6 +13,9 @@ Each position does this on its own; replicas never talk to each other. Where a p
 parts.py), its gate has an account with each shard of it. The first is the front's: it is asked first of
 all, and only once it has answered are the others. So a warm start is in one hand; if every shard chose
 for itself who goes first, two replicas could wait for each other for ever.
+
+A push that a shard drops is told to the sentinels whose batches were in it: they count as refused. When
+a sentinel is gone, however it ended, what was gathered of its batches is pushed.
 """
 
 from __future__ import annotations
@@ -24,14 +27,30 @@ from dataclasses import replace
 from torch import Tensor
 
 from akkordeon.actor import Effect, Send
+from akkordeon.errors import DataError
 from akkordeon.exchange import Account, Exchange
 from akkordeon.gate import Gate, GateActor
 from akkordeon.learner import clipped
-from akkordeon.messages import Fault, Forward, Parameters, Probe, Settle, Settled
+from akkordeon.messages import (
+    Backward,
+    Batch,
+    Dropped,
+    Fault,
+    Forget,
+    Forward,
+    Parameters,
+    Probe,
+    Refused,
+    Settle,
+    Settled,
+)
 from akkordeon.payload import Payload
 from akkordeon.stage import Place, Stashed
 
 __all__ = ["Exchange", "ReplicaGate"]
+
+DROPPED_MAX = 10
+"""Pushes dropped in a row after which a gate gives up."""
 
 
 class ReplicaGate(GateActor):
@@ -66,13 +85,16 @@ class ReplicaGate(GateActor):
         self._front, *self._others = self._accounts.values()
         self._arrivals = 0  # of weights, from any shard
         self._held: deque[Forward] = deque()
-        self._settling: deque[str] = deque()
-        self._handlers |= {Parameters: self._parameters, Settled: self._settled}
+        self._settling: deque[str | None] = deque()
+        self._learns_from: Batch | None = None
+        self._handlers |= {Parameters: self._parameters, Settled: self._settled, Dropped: self._dropped}
 
     # ── fetching ─────────────────────────────────────────────────────────────────────────────────────
 
     def _forward(self, message: Forward) -> Iterator[Effect]:
-        return self._hold(message) if self._must_wait() else super()._forward(message)
+        if self._must_wait() and not self._is_forgotten(message.batch):
+            return self._hold(message)
+        return super()._forward(message)
 
     def _must_wait(self) -> bool:
         """Whether the next forward needs weights that are not there yet."""
@@ -109,12 +131,17 @@ class ReplicaGate(GateActor):
 
     # ── stepping and pushing ─────────────────────────────────────────────────────────────────────────
 
+    def _backward(self, message: Backward) -> Iterator[Effect]:
+        self._learns_from = message.batch
+        return super()._backward(message)
+
     def _learn(self, gradients: list[Tensor | None], stashed: Stashed, staleness: int) -> Iterator[Effect]:
+        assert self._learns_from is not None, "a backward came"
         ours = gradients
         if self._learns and self._clip_norm is not None:
             ours = clipped(gradients, self._clip_norm)
         for account in self._accounts.values():
-            account.gather(ours, stashed.arrivals)
+            account.gather(self._learns_from, ours, stashed.arrivals)
         if self._exchange.local_step:
             self._learner.learn(gradients, stashed.weights, staleness)
             self.version += 1
@@ -130,7 +157,10 @@ class ReplicaGate(GateActor):
 
     def _settle(self, message: Settle) -> Iterator[Effect]:
         """Push the rest, and have every shard tell when it is applied."""
-        self._settling.append(message.asker)
+        return self._push_the_rest(message.asker)
+
+    def _push_the_rest(self, asker: str | None) -> Iterator[Effect]:
+        self._settling.append(asker)
         for account in self._accounts.values():
             yield from account.settle(self._buffers_for(account))
 
@@ -140,7 +170,23 @@ class ReplicaGate(GateActor):
         if all(account.settled for account in self._accounts.values()):
             for account in self._accounts.values():
                 account.settled -= 1
-            yield Send(self._settling.popleft(), Settled(self.address))
+            asker = self._settling.popleft()
+            if asker is not None:
+                yield Send(asker, Settled(self.address))
+
+    def _forget(self, message: Forget) -> Iterator[Effect]:
+        """A sentinel that is gone will not ask for what is left of it to be pushed, nor end a warm start."""
+        yield from super()._forget(message)
+        if message.number is None:
+            yield from self._push_the_rest(None)
+
+    def _dropped(self, message: Dropped) -> Iterator[Effect]:
+        """Tell whose batches they were; give up when nothing gets through any more."""
+        self.refusals[message.fault] += len(message.batches)
+        for batch in message.batches:
+            yield Send(batch.sentinel, Refused(batch, message.shard, message.fault, message.reason))
+        if message.in_a_row >= DROPPED_MAX:
+            raise DataError(f"{message.shard} dropped its last {message.in_a_row} pushes: {message.reason}")
 
     def last_words(self) -> Iterator[Effect]:
         """What there was to tell; the weights that count are the shard's."""

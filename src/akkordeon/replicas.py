@@ -13,7 +13,7 @@ from akkordeon.attachment import Attachment
 from akkordeon.downpour import Downpour
 from akkordeon.engines.base import Engine
 from akkordeon.errors import ActorFailedError, GateFailedError, NameTakenError, RecipeError
-from akkordeon.messages import Close, Forget
+from akkordeon.messages import Close, Forget, Left
 from akkordeon.metrics import BatchCount
 from akkordeon.record import Recorder
 from akkordeon.sentinel import Evaluation, Training
@@ -197,7 +197,7 @@ class DownpourSession(Session):
         try:
             self._engine.spawn_all((spawn.address, spawn.make, spawn.resources) for spawn in spawns)
         except BaseException:
-            self._retire(replica)
+            self._retire(replica, in_peace=True)
             raise
         return replica
 
@@ -219,19 +219,24 @@ class DownpourSession(Session):
             trainer.detach(drop)
         what = f"the sentinels of replica {replica} have not ended"
         self._wait(lambda: all(trainer.ended for trainer in trainers), timeout, what)
-        self._retire(replica)
+        self._retire(replica, in_peace=True)
 
     def _trainers_of(self, replica: int) -> list[Attachment]:
         row = self.network.replica_row(replica)
         return [a for a in self.attachments if a.row == row and not a.ended]
 
-    def _retire(self, replica: int) -> None:
-        """Have the gates of a replica leave, and the shards forget it."""
+    def _retire(self, replica: int, in_peace: bool) -> None:
+        """Have the gates of a replica leave, and the shards keep nothing for it.
+
+        Args:
+            replica: its number.
+            in_peace: nothing of it is on its way to the shards, so that they need not watch out for it.
+        """
         self._replicas.discard(replica)
         for gate, shards in zip(self.network.replica_row(replica), self.network.shards(), strict=True):
             self._send(gate, Close())
             for shard in shards:
-                self._send(shard, Forget(gate))
+                self._send(shard, Left(gate) if in_peace else Forget(gate))
         self._engine.retire(self.network.replica_row(replica))
 
     def _beside(self, attachment: Attachment) -> str | None:
@@ -247,7 +252,7 @@ class DownpourSession(Session):
             trainer.error = GateFailedError(f"{address} {why}")
             trainer.error.__cause__ = error
             self._send(trainer.address, Close())
-        self._retire(replica)
+        self._retire(replica, in_peace=False)
 
     def _close_actors(self) -> None:
         for replica in self.replicas:

@@ -22,7 +22,18 @@ from torch import Tensor, nn
 from akkordeon.actor import Effect, Report, Send
 from akkordeon.compression import unpacked
 from akkordeon.learner import Learner, OptimizerFactory
-from akkordeon.messages import Fault, Fetch, Forget, Parameters, Probe, Push, Settle, Settled
+from akkordeon.messages import (
+    Dropped,
+    Fault,
+    Fetch,
+    Forget,
+    Left,
+    Parameters,
+    Probe,
+    Push,
+    Settle,
+    Settled,
+)
 from akkordeon.metrics import ShardStatus
 from akkordeon.payload import all_finite, nbytes, tensors
 from akkordeon.stage import Place, Stage
@@ -75,7 +86,13 @@ class ShardActor(Stage):
         self._speeds = Speeds(shard.steps_by_speed) if shard.steps_by_speed else None
         self._now_s = 0.0
         self._counts: Counter[str] = Counter()
-        self._handlers |= {Fetch: self._fetch, Push: self._push, Settle: self._settle}
+        self._dropped: Counter[str] = Counter()  # pushes in a row, by replica's gate
+        self._handlers |= {
+            Fetch: self._fetch,
+            Push: self._push,
+            Settle: self._settle,
+            Left: self._left,
+        }
 
     def receive(self, message: Any, now_s: float) -> Iterator[Effect]:
         """Handle one message; see the table of handlers."""
@@ -117,21 +134,40 @@ class ShardActor(Stage):
             self._speeds.pushed(message.asker, message.steps, self._now_s)
         then = self._then(message)
         gradients = self._gradients(message)
-        staleness = self.version - message.version
-        fault = self._fault(gradients, then, staleness)
-        if fault is not None or gradients is None or then is None:
-            self.refusals[fault or Fault.FORM] += 1
+        if gradients is None:
+            yield self._drop(message, Fault.FORM, "it does not have the form of the weights")
+        elif then is None:
+            yield self._drop(message, Fault.UNKNOWN, "it goes back to weights that were not lent")
         else:
-            self._learner.learn(gradients, then, staleness)
-            if message.buffers:
-                self.buffers.install(message.buffers)
-            self.version += 1
-            self.staleness_seen[staleness] += 1
-            yield from self._tell_watchers()
+            yield from self._apply(message, gradients, then)
         if message.fetch:
             yield self._lend(message.asker)
         if self._warm_start.waiting and self._warm_start.is_over(self.version):
             yield from self._release_waiting()
+
+    def _apply(self, message: Push, gradients: list[Tensor | None], then: Snapshot) -> Iterator[Effect]:
+        staleness, limit = self.version - message.version, self._recipe.max_staleness
+        if limit is not None and staleness > limit:
+            yield self._drop(message, Fault.TOO_STALE, f"it is {staleness} updates old, at most {limit}")
+            return
+        if not all_finite(gradients):
+            yield self._drop(message, Fault.NOT_FINITE, "it is not finite")
+            return
+        self._learner.learn(gradients, then, staleness)
+        if message.buffers:
+            self.buffers.install(message.buffers)
+        self.version += 1
+        self.staleness_seen[staleness] += 1
+        self._dropped.pop(message.asker, None)
+        yield from self._tell_watchers()
+
+    def _drop(self, message: Push, fault: Fault, reason: str) -> Effect:
+        self.refusals[fault] += 1
+        if fault is not Fault.TOO_STALE:  # which says that others are faster, not that anything is wrong
+            self._dropped[message.asker] += 1
+        in_a_row = self._dropped[message.asker]
+        why = f"the update with it was dropped: {reason}"
+        return Send(message.asker, Dropped(self.address, message.batches, fault, why, in_a_row))
 
     def _then(self, message: Push) -> Snapshot | None:
         """The weights the oldest gradient of a push was taken at, where the rule asks for them."""
@@ -159,19 +195,6 @@ class ShardActor(Stage):
         by_place = dict(zip(self.weights.trainable, found, strict=True))
         return [by_place.get(i) for i in range(len(self.weights.now))]
 
-    def _fault(
-        self, gradients: list[Tensor | None] | None, then: Snapshot | None, staleness: int
-    ) -> Fault | None:
-        """Why a push is dropped; None if it is not."""
-        if gradients is None:
-            return Fault.FORM
-        if then is None:
-            return Fault.UNKNOWN
-        limit = self._recipe.max_staleness
-        if limit is not None and staleness > limit:
-            return Fault.TOO_STALE
-        return None if all_finite(gradients) else Fault.NOT_FINITE
-
     # ── coming, going and telling ────────────────────────────────────────────────────────────────────
 
     def _settle(self, message: Settle) -> Iterator[Effect]:
@@ -180,12 +203,20 @@ class ShardActor(Stage):
             yield from self._release_waiting()
 
     def _forget(self, message: Forget) -> Iterator[Effect]:
-        """Somebody is gone: a sentinel, or the gate of a replica."""
+        """Somebody is lost: a sentinel, or the gate of a replica, of which more may be on its way."""
         yield from super()._forget(message)
-        self._lent.pop(message.sentinel, None)
+        yield from self._is_gone(message.sentinel)
+
+    def _left(self, message: Left) -> Iterator[Effect]:
+        """The gate of a replica has ended, and nothing more of it will come."""
+        return self._is_gone(message.by)
+
+    def _is_gone(self, who: str) -> Iterator[Effect]:
+        self._lent.pop(who, None)
+        self._dropped.pop(who, None)
         if self._speeds is not None:
-            self._speeds.leaves(message.sentinel)
-        if self._warm_start.leaves(message.sentinel):
+            self._speeds.leaves(who)
+        if self._warm_start.leaves(who):
             yield from self._release_waiting()
 
     def _probe(self, message: Probe) -> Iterator[Effect]:

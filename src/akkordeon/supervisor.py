@@ -46,7 +46,7 @@ class Supervisor:
         other_failed: hears address, reason and error of an actor that is neither sentinel nor in the row.
 
     Attributes:
-        gates: the latest status of each, by address.
+        gates: the latest status of each in the row, by address.
         sentinels: likewise, of those at work.
         answered: the latest probe of each address.
         left: what gates left behind when they ended, by address.
@@ -120,8 +120,9 @@ class Supervisor:
     # ── answers and ends ─────────────────────────────────────────────────────────────────────────────
 
     def _gate_status(self, record: GateStatus) -> None:
-        self.gates[record.address] = record
-        self._note_answer(record)
+        if record.address in self._row:
+            self.gates[record.address] = record
+            self._note_answer(record)
 
     def _sentinel_status(self, record: SentinelStatus) -> None:
         self.sentinels[record.address] = record

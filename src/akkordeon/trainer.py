@@ -114,6 +114,7 @@ class Trainer(Actor):
         self._wrong: BatchRefused | None = None  # the last refusal that the data is to blame for
         self.batches = BatchCount()
         self._unsettled: set[str] = set()
+        self._not_trained: set[int] = set()  # of a replica's batches, those counted as refused or lost
         self._handlers: dict[type, Callable[[Any, float], Iterator[Effect]]] = {
             Attach: self._attach,
             Item: self._read,
@@ -232,12 +233,27 @@ class Trainer(Actor):
             yield from self._give_up(
                 message.batch, message.gate, message.fault, message.reason, holders, now_s
             )
+        elif self._recipe.replica is not None and message.batch.number not in self._not_trained:
+            yield self._revoked(message)
+
+    def _revoked(self, message: Refused) -> Effect:
+        """A batch came home, but a shard dropped the push it was in: it counts as refused after all."""
+        self._not_trained.add(message.batch.number)
+        self.batches.trained -= 1
+        self.batches.refused += 1
+        refused = BatchRefused(
+            self.name, message.batch.number, message.gate, message.fault.name.lower(), message.reason
+        )
+        if message.fault is not Fault.TOO_STALE:
+            self._wrong = refused
+        return Report(refused)
 
     def _give_up(
         self, batch: Batch, by: str, fault: Fault, reason: str, holders: tuple[str, ...], now_s: float
     ) -> Iterator[Effect]:
         """Count a batch as refused and have the gates that hold it forget it."""
         flight = self._flights.pop(batch)
+        self._keep_in_mind(batch)
         self.batches.refused += 1
         flight.epoch.under_way -= 1
         flight.epoch.refused += 1
@@ -291,9 +307,16 @@ class Trainer(Actor):
     def _drop(self) -> Iterator[Effect]:
         if self._flights:
             self.batches.lost += len(self._flights)
+            for batch in self._flights:
+                self._keep_in_mind(batch)
             self._flights.clear()
             for gate in self._row:
                 yield Send(gate, Forget(self.address))
+
+    def _keep_in_mind(self, batch: Batch) -> None:
+        """A batch of a replica did not come home: no shard can take it from those that did."""
+        if self._recipe.replica is not None:
+            self._not_trained.add(batch.number)
 
     def _end(self) -> Iterator[Effect]:
         """End; a replica's gates first bring to the shards what is not there yet."""
@@ -307,6 +330,7 @@ class Trainer(Actor):
     def _settled(self, message: Settled, now_s: float) -> Iterator[Effect]:
         self._unsettled.discard(message.by)
         if not self._unsettled:
+            self._raise_if_hopeless()
             yield from self._end_now()
 
     def _end_now(self) -> Iterator[Effect]:
