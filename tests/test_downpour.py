@@ -384,6 +384,36 @@ def test_of_replicas_that_came_and_went_nothing_is_kept():
             assert not engine._cells[shard].actor._forgotten
 
 
+def test_a_late_replica_goes_on_with_the_running_statistics_of_the_others():
+    """It began with the recipe's, and its first push put those into the shard: 0.97 became 0.21."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 4))
+    network = ak.Network([ak.Gate(net, SGD)])
+    x, y = torch.randn(400, 6) * 20 + 100, torch.randint(4, (400,))
+    with ak.run(downpour(network, replicas=1, fetch="wait"), engine=ak.Simulator()) as session:
+        first = ak.Sentinel.train(ak.Batches(x, y, 8), F.cross_entropy, epochs=2, in_flight=1)
+        session.attach(first).wait(timeout=WAIT_S)
+        before = session.states(timeout=WAIT_S)["gate/0"]
+        late = ak.Sentinel.train(
+            ak.Batches(x[:24], y[:24], 8), F.cross_entropy, in_flight=1, replica=session.add_replica()
+        )
+        session.attach(late).wait(timeout=WAIT_S)
+        after = session.states(timeout=WAIT_S)["gate/0"]
+    assert before["0.num_batches_tracked"] == 100
+    assert after["0.num_batches_tracked"] == 103
+    assert not torch.equal(before["0.running_mean"], after["0.running_mean"])
+    torch.testing.assert_close(before["0.running_mean"], after["0.running_mean"], rtol=0.1, atol=0)
+
+
+def test_three_replicas_count_all_batches_and_agree_on_their_statistics():
+    net = nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 4))
+    batches = [(torch.randn(32, 6) + 5, torch.randint(4, (32,))) for _ in range(150)]
+    recipe = downpour(ak.Network([ak.Gate(net, SGD)]), replicas=3, push_every=2)
+    module, _ = trained(recipe, batches, ak.Simulator())
+    assert module[0][0].num_batches_tracked == 150
+    torch.testing.assert_close(module[0][0].running_mean, torch.full((6,), 5.0), rtol=0.05, atol=0)
+
+
 def test_a_replica_that_comes_late_starts_from_the_masters():
     with ak.run(downpour(replicas=1, fetch="wait"), engine=ak.Simulator()) as session:
         session.attach(ak.Sentinel.train(batches_of(10), F.cross_entropy, in_flight=1)).wait(timeout=WAIT_S)

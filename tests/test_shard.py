@@ -212,6 +212,13 @@ def test_buffers_are_those_of_the_last_push():
     assert torch.equal(exported.state["running_mean"], buffers[0])
 
 
+def test_buffers_are_lent_with_the_first_weights_and_not_again():
+    actor = shard(nn.BatchNorm1d(2))
+    first, second = fetched(actor), fetched(actor)
+    assert [tuple(buffer.shape) for buffer in first.buffers] == [(2,), (2,), ()]
+    assert second.buffers == ()
+
+
 def test_a_cut_pins_the_master_weights():
     actor = shard()
     cut = CutId("s", 0)

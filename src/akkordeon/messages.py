@@ -278,6 +278,7 @@ class Parameters(Message):
 
     Where a position is split, also part to front, with every cut: no weights if the front has them.
     ``push_every``: updates between two pushes from now on, where the shard is the one to say so.
+    ``buffers``: the shard's, with the first weights that a gate is lent.
     """
 
     kind: ClassVar[Kind] = Kind.BACKWARD
@@ -285,6 +286,7 @@ class Parameters(Message):
     version: int
     payload: tuple[Tensor, ...]
     push_every: int | None = None
+    buffers: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

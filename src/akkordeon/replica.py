@@ -111,9 +111,12 @@ class ReplicaGate(GateActor):
             yield self._front.fetch()
 
     def _parameters(self, message: Parameters) -> Iterator[Effect]:
-        account, payload = self._accounts[message.shard], message.payload
+        account, payload, buffers = self._accounts[message.shard], message.payload, message.buffers
         if self.device is not None:
             payload = tuple(tensor.to(self.device) for tensor in payload)
+            buffers = tuple(buffer.to(self.device) for buffer in buffers)
+        if buffers:
+            self.buffers.install(buffers)
         self._arrivals += 1
         if account is self._front:  # one fetch counts once in τ, from however many shards
             self.version += 1

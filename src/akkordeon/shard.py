@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from akkordeon.actor import Effect, Report, Send
 from akkordeon.compression import unpacked
 from akkordeon.learner import Learner, OptimizerFactory
+from akkordeon.merging import Merging
 from akkordeon.messages import (
     Dropped,
     Fault,
@@ -82,6 +83,7 @@ class ShardActor(Stage):
         self._learner = Learner(self.weights, shard.optimizer, shard.staleness, None, self.label)
         self._keeps_lent = shard.staleness.uses_old_weights
         self._lent: dict[str, dict[int, Snapshot]] = {}  # by replica's gate and version
+        self._merging = Merging(self.buffers.now)
         self._warm_start = _WarmStart(shard.warm_start)
         self._speeds = Speeds(shard.steps_by_speed) if shard.steps_by_speed else None
         self._now_s = 0.0
@@ -116,9 +118,13 @@ class ShardActor(Stage):
             self._lent.setdefault(asker, {})[self.version] = self.weights.now
         now = tuple(self.weights.now[i].detach() for i in self.weights.trainable)
         self._counts["fetches"] += 1
-        self._counts["bytes_out"] += sum(map(nbytes, now))
+        buffers: tuple[Tensor, ...] = ()
+        if not self._merging.knows(asker):
+            buffers = self.buffers.now
+            self._merging.lends(asker, buffers)
+        self._counts["bytes_out"] += sum(map(nbytes, (*now, *buffers)))
         steps = None if self._speeds is None else self._speeds.steps(asker)
-        return Send(asker, Parameters(self.address, self.version, now, steps))
+        return Send(asker, Parameters(self.address, self.version, now, steps, buffers))
 
     def _release_waiting(self) -> Iterator[Effect]:
         waiting = self._warm_start.waiting
@@ -155,11 +161,17 @@ class ShardActor(Stage):
             return
         self._learner.learn(gradients, then, staleness)
         if message.buffers:
-            self.buffers.install(message.buffers)
+            self._merge(message)
         self.version += 1
         self.staleness_seen[staleness] += 1
         self._dropped.pop(message.asker, None)
         yield from self._tell_watchers()
+
+    def _merge(self, message: Push) -> None:
+        theirs = message.buffers
+        if self.device is not None:
+            theirs = tuple(buffer.to(self.device) for buffer in theirs)
+        self.buffers.install(self._merging.merged(message.asker, self.buffers.now, theirs, message.steps))
 
     def _drop(self, message: Push, fault: Fault, reason: str) -> Effect:
         self.refusals[fault] += 1
@@ -214,6 +226,7 @@ class ShardActor(Stage):
     def _is_gone(self, who: str) -> Iterator[Effect]:
         self._lent.pop(who, None)
         self._dropped.pop(who, None)
+        self._merging.leaves(who)
         if self._speeds is not None:
             self._speeds.leaves(who)
         if self._warm_start.leaves(who):
