@@ -181,7 +181,7 @@ def test_one_worker_and_a_seed_give_the_same_run_again(tmp_path):
 
     one, again, other = weights(1), weights(1), weights(2)
     assert all(torch.equal(one[name], again[name]) for name in one)
-    assert not torch.equal(one["gate/0.0.weight"], other["gate/0.0.weight"])
+    assert not torch.equal(one["0.0.weight"], other["0.0.weight"])
 
 
 @pytest.mark.parametrize("rule", ["latest", "stash", "dc-constant", "dc-adaptive"])
@@ -195,8 +195,8 @@ def test_a_rate_alone_is_that_of_the_tasks_own_optimizers(tmp_path):
         akkordeon("train", *QUICK, "--lr", lr, "--out", tmp_path / f"{lr}")
     at_zero, at_more = (safetensors.torch.load_file(tmp_path / f"{lr}" / WEIGHTS) for lr in (0, 0.001))
     start = torch.manual_seed(0) and torch.nn.Linear(64, 256).weight
-    assert torch.equal(at_zero["gate/0.0.weight"], start)
-    assert not torch.equal(at_more["gate/0.0.weight"], start)
+    assert torch.equal(at_zero["0.0.weight"], start)
+    assert not torch.equal(at_more["0.0.weight"], start)
 
 
 def test_gradients_older_than_allowed_are_refused_warned_of_and_counted():
@@ -251,6 +251,13 @@ def test_refused_batches_are_warned_of_and_the_training_goes_on(mine):
         "warning: 9 batches were refused in all",
     ]
     assert "9 refused" in result.stdout
+
+
+def test_training_of_which_most_was_refused_has_failed(mine):
+    result = akkordeon("train", "digits", "--optimizer", "sgd", "--lr", 1e30, "--epochs", 2, expecting=1)
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("akkordeon: ")
+    assert "not finite" in last
 
 
 SENTENCES = {
@@ -319,7 +326,7 @@ def kept(tmp_path_factory) -> Path:
 def test_a_kept_run_has_weights_report_and_task(kept):
     assert {path.name for path in kept.iterdir()} == {WEIGHTS, BEST, REPORT, TASK}
     names = safetensors.torch.load_file(kept / WEIGHTS).keys()
-    assert {"gate/0.0.weight", "gate/0.0.bias", "gate/2.weight"} <= names
+    assert {"0.0.weight", "0.0.bias", "2.weight"} <= names
     records = [json.loads(line) for line in (kept / REPORT).read_text().splitlines()]
     kinds = [record["record"] for record in records]
     assert kinds.count("EpochDone") == 4
@@ -452,6 +459,75 @@ def test_ctrl_c_stops_with_what_was_reached(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {WEIGHTS, REPORT, TASK}
     found = outcome_of(akkordeon("test", tmp_path, "--json"))
     assert found["loss"] == pytest.approx(outcome["sentinels"]["validate"]["loss"])
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_signal_ends_as_ctrl_c_does_with_what_was_reached(name, tmp_path):
+    process = alone("train", "--epochs", 100_000, "--keep-best", "loss", "--out", tmp_path)
+    read_until(process, "validate ")
+    process.send_signal(getattr(signal, name))
+    output, errors = process.communicate(timeout=WAIT_S)
+    assert process.returncode == 128 + getattr(signal, name)
+    assert "stopping with what is reached" in errors
+    assert "kept in" in output
+    assert {path.name for path in tmp_path.iterdir()} == {WEIGHTS, BEST, REPORT, TASK}
+    akkordeon("test", tmp_path, "--best")
+
+
+def test_weights_are_kept_as_they_come_whatever_ends_the_process(tmp_path):
+    process = alone("train", "--epochs", 100_000, "--keep-best", "loss", "--out", tmp_path)
+    while not {WEIGHTS, BEST, TASK} <= {path.name for path in tmp_path.iterdir()}:
+        read_until(process, "validate ")
+    process.kill()
+    process.communicate(timeout=WAIT_S)
+    for best in ([], ["--best"]):
+        assert outcome_of(akkordeon("test", tmp_path, *best, "--json"))["samples"] == 360
+    akkordeon("train", *QUICK, "--out", tmp_path)  # the folder is free again
+
+
+def test_a_reader_that_goes_away_does_not_end_the_training(tmp_path):
+    process = alone("train", "--epochs", 30, "--out", tmp_path)
+    read_until(process, "train ")
+    process.stdout.close()
+    with process.stderr:
+        errors = process.stderr.read()
+    assert process.wait(timeout=WAIT_S) == 0
+    assert errors.count("\n") == 1
+    assert "what shows the training has failed and is left out from now on (BrokenPipeError" in errors
+    records = [json.loads(line) for line in (tmp_path / REPORT).read_text().splitlines()]
+    assert sum(record["record"] == "EpochDone" for record in records) == 30
+    akkordeon("test", tmp_path)
+
+
+SMALL_FILES = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))
+from akkordeon.cli import app
+app(sys.argv[1:])
+"""
+
+
+def test_a_full_disk_does_not_end_the_training_and_is_told_once_and_at_the_end(mine, tmp_path):
+    command = [sys.executable, "-c", SMALL_FILES, "train", f"{mine}:task", "--epochs", "50", "--json"]
+    done = subprocess.run([*command, "--out", tmp_path / "out"], capture_output=True, text=True)
+    assert done.returncode == 1
+    outcome = json.loads(done.stdout.splitlines()[-1])
+    assert outcome["sentinels"]["train"]["rounds"] == 50
+    assert done.stderr.count("the report has failed and is left out from now on") == 1
+    assert "report.jsonl cannot be written" in done.stderr
+    assert "Traceback" not in done.stderr
+    akkordeon("test", tmp_path / "out")  # its weights were small enough
+
+
+def test_two_runs_do_not_keep_in_one_folder(mine, tmp_path):
+    process = alone("train", "--epochs", 100_000, "--out", tmp_path)
+    read_until(process, "train ")
+    refused = akkordeon("train", *QUICK, "--out", tmp_path, expecting=1)
+    assert "another run keeps its weights in" in refused.stderr
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=WAIT_S)
+    kinds = [json.loads(line)["record"] for line in (tmp_path / REPORT).read_text().splitlines()]
+    assert kinds[-1] == "Summary"
 
 
 STALLS = """

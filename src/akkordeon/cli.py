@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+from contextlib import suppress
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -18,8 +21,8 @@ from akkordeon.errors import AkkordeonError
 
 __all__ = ["app", "main"]
 
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it."""
+ENDED_BY = 128
+"""Exit code after a signal, as shells have it: this and its number, so 130 after Ctrl-C."""
 
 
 class _Sentences(TyperGroup):
@@ -33,7 +36,7 @@ class _Sentences(TyperGroup):
             raise typer.Exit(1) from error
         except KeyboardInterrupt:
             typer.echo("interrupted", err=True)
-            raise typer.Exit(INTERRUPTED) from None
+            raise typer.Exit(ENDED_BY + signal.SIGINT) from None
 
 
 def _complain(error: AkkordeonError) -> None:
@@ -122,7 +125,9 @@ def train(
         Path | None, typer.Option(metavar="FILE", help="Keep what every actor did, for `akkordeon replay`.")
     ] = None,
 ) -> None:
-    """Train a task; Ctrl-C stops with what is reached.
+    """Train a task; Ctrl-C, SIGTERM and SIGHUP stop with what is reached.
+
+    With --out the last and the best weights are kept as they come.
 
     FILE.py:FUNCTION names a function of yours that returns an akkordeon.Task.
     """
@@ -150,20 +155,38 @@ def train(
 
 
 def _carry_out(plan: Any, out: Path | None, record: Path | None, json: bool) -> None:
-    """Train as planned, on the terminal."""
+    """Train as planned, on the terminal; what is said at the end has time until all is kept."""
     from akkordeon import job
     from akkordeon.keeping import as_json
 
-    outcome = job.train(plan, _view(plan.workers), out, record)
-    typer.echo(f"\n{_in_words(outcome.summary)}")
+    outcome = job.train(plan, _view(plan.workers), out, record, warn=partial(typer.echo, err=True))
+    _say(f"\n{_in_words(outcome.summary)}")
+    if outcome.best is not None:
+        _say(_best_in_words(outcome.best, plan.keep_best or "loss"))
     if out is not None:
-        typer.echo(f"kept in {out}")
+        _say(f"kept in {out}")
     if json:
-        typer.echo(as_json(outcome.summary))
-    if outcome.error is not None:
-        _complain(outcome.error)
-    if outcome.interrupted or outcome.error is not None:
-        raise typer.Exit(INTERRUPTED if outcome.interrupted else 1)
+        _say(as_json(outcome.summary))
+    for complaint in outcome.complaints:
+        _say(f"akkordeon: {' '.join(complaint.split())}", err=True)
+    if outcome.signal is not None or outcome.complaints:
+        raise typer.Exit(1 if outcome.signal is None else ENDED_BY + outcome.signal)
+
+
+def _say(line: str, err: bool = False) -> None:
+    """Write a line to whoever still listens: a pipe or a terminal that is gone is no reason to fail."""
+    stream = sys.stderr if err else sys.stdout
+    try:
+        typer.echo(line, err=err)
+        stream.flush()
+    except OSError:
+        with suppress(OSError, ValueError):  # what is left in its buffer goes nowhere
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _best_in_words(best: Any, score: str) -> str:
+    value = best.loss if score == "loss" else best.scores[score]
+    return f"best: round {best.round}, {score} {value:.4f}"
 
 
 def _view(workers: int | None) -> Any:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor
 
@@ -15,18 +16,17 @@ from akkordeon.choices import downpour_of, optimizer_named, rule_named, with_lr
 from akkordeon.data import as_batches
 from akkordeon.downpour import Downpour
 from akkordeon.engines.threads import Threads
-from akkordeon.errors import ActorFailedError, DataError, RecordError
+from akkordeon.errors import ActorFailedError, AkkordeonError, DataError, RecordError
 from akkordeon.keeping import (
     BEST,
     WEIGHTS,
+    Folder,
     load_array,
     load_description,
     load_weights,
-    make_folder,
-    save_description,
-    save_weights,
     signature_of_rows,
 )
+from akkordeon.metrics import RoundDone
 from akkordeon.network import Network
 from akkordeon.payload import signature
 from akkordeon.record import Record
@@ -36,8 +36,10 @@ from akkordeon.sentinel import Best, Evaluation, Sentinel, Training
 from akkordeon.session import Session
 from akkordeon.sources import dealt, taken
 from akkordeon.tasks import Task, load_task
-from akkordeon.watch.following import Follower, Interrupts, View
+from akkordeon.watch.ending import Ending
+from akkordeon.watch.following import Careful, Follower, Interrupts, View
 from akkordeon.watch.journal import Journal
+from akkordeon.watch.saving import Saver
 from akkordeon.watch.summary import summary
 
 __all__ = [
@@ -77,6 +79,7 @@ class Plan:
         patience: validations without a better one before training stops.
         seed: of the first weights, the order of the samples and all masks.
         workers: threads at work; one makes the run repeatable to the bit.
+        keep_last: every validation brings the weights, so that they can be kept while training goes on.
         downpour: replicas and other arguments of :func:`downpour_of` by name; None trains one row.
     """
 
@@ -96,6 +99,7 @@ class Plan:
     patience: int | None = None
     seed: int = 0
     workers: int | None = None
+    keep_last: bool = False
     downpour: Mapping[str, Any] | None = None
 
     @property
@@ -110,11 +114,19 @@ class Plan:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How it ended: the summary, whether Ctrl-C ended it, and what failed."""
+    """How it ended.
+
+    Attributes:
+        summary: what every sentinel and gate came to.
+        best: the best round of validation, where the best was to be kept.
+        signal: that ended it, if one did.
+        complaints: what went wrong, in sentences.
+    """
 
     summary: Mapping[str, Any]
-    interrupted: bool
-    error: ActorFailedError | None
+    best: RoundDone | None
+    signal: int | None
+    complaints: Sequence[str]
 
 
 # ── from a plan to recipes ───────────────────────────────────────────────────────────────────────────
@@ -169,6 +181,7 @@ def validator_of(task: Task, plan: Plan) -> Evaluation:
         every_s=plan.validate_every,
         every_epoch=plan.trainers if plan.validate_every is None else None,
         best=best,
+        keep_last=plan.keep_last,
         name="validate",
     )
 
@@ -176,49 +189,99 @@ def validator_of(task: Task, plan: Plan) -> Evaluation:
 # ── training and keeping ─────────────────────────────────────────────────────────────────────────────
 
 
-def train(plan: Plan, view: View, folder: Path | None = None, record: Path | None = None) -> Outcome:
-    """Train a task and show how it goes; Ctrl-C stops it with what is reached.
+def train(
+    plan: Plan,
+    view: View,
+    folder: Path | None = None,
+    record: Path | None = None,
+    warn: Callable[[str], None] = print,
+) -> Outcome:
+    """Train a task and show how it goes; a signal stops it with what is reached.
+
+    What is reached is kept as it comes. A view that fails, or a report that cannot be written, ends nothing.
 
     Args:
         plan: what to do.
         view: shows it.
         folder: where weights, report and the plan are kept; None keeps nothing.
         record: a file to replay the run from.
+        warn: takes what ``view`` can show no more.
 
     Raises:
-        AkkordeonError: it could not begin, or what it came to could not be kept.
+        AkkordeonError: it could not begin.
     """
     task = plan.load()
+    if folder is not None:
+        plan = replace(plan, keep_last=True)
     sentinels: list[Training | Evaluation] = [*trainers_of(task, plan), validator_of(task, plan)]
-    error = None
-    with Interrupts() as interrupts:
-        network, engine = recipe_of(task, plan), Threads(plan.workers)
-        with view, run(network, engine, seed=plan.seed, record=record, task=described(plan)) as session:
-            journal = None if folder is None else Journal(make_folder(folder))
-            follower = Follower(session, view, [journal.tell] if journal else [])
-            began_s = time.monotonic()
-            for sentinel in sentinels:
-                session.attach(sentinel)
-            try:
-                follower.until_end(interrupts)
-            except ActorFailedError as failed:
-                error = failed
-            seconds = time.monotonic() - began_s
-        outcome = Outcome(summary(session, seconds), interrupts.count > 0, error)
-        if folder is not None and journal is not None:
-            _keep(folder, plan, session)
-            journal.close(outcome.summary)
-    return outcome
+    recipe, engine, ending = recipe_of(task, plan), Threads(plan.workers), Ending()
+    with (
+        Interrupts() as interrupts,
+        Careful(view, "what shows the training", warn) as shown,
+        ExitStack() as kept,
+    ):
+        with run(recipe, engine, seed=plan.seed, record=record, task=described(plan)) as session:
+            keeper = None
+            if folder is not None:
+                keeper = kept.enter_context(_Keeper(folder, plan, session, interrupts, shown.note))
+            views = [shown, ending, *(keeper.views if keeper else ())]
+            seconds, complaints = _followed(session, sentinels, views, interrupts)
+        told = summary(session, seconds)
+        complaints += ending.complaints(session)
+        if keeper is not None:
+            complaints += keeper.finish(told)
+    return Outcome(told, ending.best, interrupts.first, complaints)
 
 
-def _keep(folder: Path, plan: Plan, session: Session) -> None:
-    save_weights(folder / WEIGHTS, session.states())
-    best = session.best_states()
-    if best is None:
-        (folder / BEST).unlink(missing_ok=True)  # of an earlier run
-    else:
-        save_weights(folder / BEST, best)
-    save_description(folder, {"akkordeon": version("akkordeon"), **described(plan)})
+def _followed(
+    session: Session,
+    sentinels: Sequence[Training | Evaluation],
+    views: Sequence[View],
+    interrupts: Interrupts,
+) -> tuple[float, list[str]]:
+    """Attach the sentinels and see them end: how long that took, and what failed."""
+    follower = Follower(session, views)
+    began_s = time.monotonic()
+    for sentinel in sentinels:
+        session.attach(sentinel)
+    try:
+        follower.until_end(interrupts)
+    except ActorFailedError as failed:
+        return time.monotonic() - began_s, [str(failed)]
+    return time.monotonic() - began_s, []
+
+
+class _Keeper:
+    """What a run keeps in a folder: weights as they come, and its report; a context manager."""
+
+    def __init__(
+        self, path: Path, plan: Plan, session: Session, interrupts: Interrupts, warn: Callable[[str], None]
+    ) -> None:
+        self._folder = Folder(path, {"akkordeon": version("akkordeon"), **described(plan)})
+        asks = plan.workers != 1  # or no two runs would be alike
+        self._saver = Saver(self._folder, session, lambda: interrupts.count > 0, asks, warn)
+        self._journal = Journal(path)
+        self._told = Careful(self._journal, "the report", warn)
+        self.views: list[View] = [self._saver, self._told]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._folder.close()
+
+    def finish(self, told: Mapping[str, Any]) -> list[str]:
+        """Keep what the session ended with; what of it cannot be kept, in sentences."""
+        complaints = []
+        try:
+            self._saver.finish()
+        except AkkordeonError as error:
+            complaints.append(str(error))
+        try:
+            self._journal.close(told)
+        except DataError as error:
+            complaints.append(str(error))
+        return complaints
 
 
 def described(plan: Plan) -> dict[str, Any]:

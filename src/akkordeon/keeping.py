@@ -1,32 +1,33 @@
 """What a run leaves in a folder, and how to take it up again: weights, the task, the report.
 
-    DIR/weights.safetensors   the last weights; keys are "gate/0.<name in the gate's module>"
+    DIR/weights.safetensors   the last weights, under the names they have in ``session.module()``
     DIR/best.safetensors      the best ones, where they were kept
     DIR/task.json             how to make the task again
     DIR/report.jsonl          what was reported, a JSON object a line, the summary last
 
-A file is written under another name and renamed when it is whole: what is there under its name is right.
+A file is written under another name, and renamed when it is whole and on the disk: what is there under its
+name is right. Weights and task carry a digest (SHA-256) of themselves: what was damaged later is not read.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from akkordeon.errors import DataError
 from akkordeon.network import Network
+from akkordeon.packing import packed, unpacked
 from akkordeon.payload import signature
 
 __all__ = [
@@ -34,36 +35,92 @@ __all__ = [
     "REPORT",
     "TASK",
     "WEIGHTS",
+    "Folder",
     "as_json",
     "load_array",
     "load_description",
     "load_weights",
-    "make_folder",
     "save_array",
     "save_description",
     "save_weights",
     "signature_of_rows",
+    "to_disk",
     "whole_file",
 ]
 
 WEIGHTS, BEST = "weights.safetensors", "best.safetensors"
 TASK, REPORT = "task.json", "report.jsonl"
 
-States = Mapping[str, Mapping[str, Tensor]]
-"""Weights and buffers by gate address and name in the gate's module."""
 
+class Folder:
+    """A folder that one run keeps what it comes to in; until it is closed, no other run may.
 
-def make_folder(path: Path) -> Path:
-    """The folder, made if need be.
+    What an earlier run left there stays until there are weights of this one.
+
+    Args:
+        path: of the folder, made if need be.
+        description: how the task is made again.
 
     Raises:
-        DataError: it cannot be made.
+        DataError: it cannot be made, or another run is at work in it.
     """
+
+    def __init__(self, path: Path, description: Mapping[str, Any]) -> None:
+        self.path = path
+        self._description = description
+        self._begun = False
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._claim = _claimed(path)
+        except BlockingIOError as error:
+            raise DataError(
+                f"another run keeps its weights in {path}; give this one another folder"
+            ) from error
+        except OSError as error:
+            raise DataError(f"the folder {path} cannot be made: {error.strerror}") from error
+
+    def close(self) -> None:
+        """Let other runs in."""
+        if self._claim is not None:
+            os.close(self._claim)
+            self._claim = None
+
+    def save(self, name: str, module: nn.Module) -> None:
+        """Write the weights of a module into the file of that name, in place of those there so far.
+
+        Raises:
+            DataError: they cannot be written; what was there so far is there still.
+        """
+        with whole_file(self.path / name) as part:
+            part.write_bytes(packed(module))
+            self._begin()
+
+    def _begin(self) -> None:
+        """Put this run's task in the place of what an earlier one left."""
+        if not self._begun:
+            for earlier in (WEIGHTS, BEST, TASK, REPORT):
+                (self.path / earlier).unlink(missing_ok=True)
+            save_description(self.path, self._description)
+            self._begun = True
+
+
+def _claimed(path: Path) -> int | None:
+    """An open folder that no other process has claimed; the claim ends with the process, whatever happens.
+
+    Raises:
+        BlockingIOError: another has.
+    """
+    if sys.platform == "win32":
+        return None
+    import fcntl
+
+    folder = os.open(path, os.O_RDONLY)
     try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"the folder {path} cannot be made: {error.strerror}") from error
-    return path
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BaseException:
+        os.close(folder)
+        raise
+    return folder
 
 
 @contextmanager
@@ -76,30 +133,38 @@ def whole_file(path: Path) -> Iterator[Path]:
     part = path.with_name(f"{path.name}.part")
     try:
         yield part
+        to_disk(part)
         os.replace(part, path)
+        to_disk(path.parent)
     except OSError as error:
         raise DataError(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def to_disk(path: Path) -> None:
+    """Have what was written there outlive the machine; a file, or the names in a folder."""
+    if path.is_dir() and sys.platform == "win32":
+        return  # where folders cannot be opened
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
 
 
 # ── weights ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-def save_weights(path: Path, states: States) -> None:
-    """Write weights and buffers as safetensors.
+def save_weights(path: Path, module: nn.Module) -> None:
+    """Write weights, buffers and extra state of a module as safetensors.
 
     Raises:
         DataError: the file cannot be written.
     """
-    # A copy of each: safetensors refuses tensors that share memory.
-    flat = {
-        f"{gate}.{name}": tensor.detach().cpu().contiguous().clone()
-        for gate, state in states.items()
-        for name, tensor in state.items()
-    }
     with whole_file(path) as part:
-        part.write_bytes(safetensors.torch.save(flat))
+        part.write_bytes(packed(module))
 
 
 def load_weights(path: Path, network: Network) -> Network:
@@ -108,41 +173,16 @@ def load_weights(path: Path, network: Network) -> Network:
     Raises:
         DataError: the file is missing or damaged, or holds the weights of another network.
     """
-    flat = _tensors(path)
-    expected = {
-        f"{address}.{name}": tensor
-        for address, gate in zip(network.row(), network.gates, strict=True)
-        for name, tensor in _named_tensors(gate.module)
-    }
-    for name in sorted(expected.keys() ^ flat.keys()):
-        has, lacks = ("task's network", path) if name in expected else (path, "task's network")
-        raise DataError(f"{path} belongs to another network: the {has} has {name}, the {lacks} has not")
-    for name, tensor in expected.items():
-        if flat[name].shape != tensor.shape:
-            got, wanted = tuple(flat[name].shape), tuple(tensor.shape)
-            raise DataError(f"{path} belongs to another network: {name} is {got}, the task's is {wanted}")
-    states = {
-        address: {name: flat[f"{address}.{name}"] for name, _ in _named_tensors(gate.module)}
-        for address, gate in zip(network.row(), network.gates, strict=True)
-    }
-    modules = network.module(states)
-    gates = [replace(gate, module=module) for gate, module in zip(network.gates, modules, strict=True)]
-    return replace(network, gates=gates)
-
-
-def _named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and buffers, those that go by two names once."""
-    yield from module.named_parameters()
-    yield from module.named_buffers()
-
-
-def _tensors(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise DataError(f"{path} is not there; `akkordeon train --out {path.parent}` makes it")
     try:
-        return safetensors.torch.load(path.read_bytes())
-    except (safetensors.SafetensorError, OSError) as error:
-        raise DataError(f"{path} is damaged or no safetensors file: {error}") from error
+        content = path.read_bytes()
+    except FileNotFoundError:
+        keep = "--keep-best SCORE " if path.name == BEST else ""
+        raise DataError(
+            f"{path} is not there; `akkordeon train {keep}--out {path.parent}` makes it"
+        ) from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    return unpacked(content, network, path)
 
 
 # ── JSON ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -167,8 +207,14 @@ def save_description(folder: Path, description: Mapping[str, Any]) -> None:
     Raises:
         DataError: the file cannot be written.
     """
+    plain = _finite(description)
     with whole_file(folder / TASK) as part:
-        part.write_text(json.dumps(_finite(description), indent=2, ensure_ascii=False) + "\n")
+        told = json.dumps({**plain, "sha256": _digest(plain)}, indent=2, ensure_ascii=False)
+        part.write_text(f"{told}\n", encoding="utf-8")
+
+
+def _digest(description: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
 
 
 def load_description(folder: Path) -> dict[str, Any]:
@@ -184,10 +230,14 @@ def load_description(folder: Path) -> dict[str, Any]:
             f"the folder {folder} {missing}; `akkordeon train --out {folder}` makes what is needed"
         )
     try:
-        description = json.loads(path.read_text())
+        description = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(description["task"], str):
             raise TypeError("its task is no name")
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        if description.pop("sha256", None) != _digest(description):
+            raise ValueError("what it says does not fit its digest")
+    except KeyError as error:
+        raise DataError(f"{path} is damaged: it has no {error}") from error
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise DataError(f"{path} is damaged: {error}") from error
     return dict(description)
 
@@ -209,9 +259,10 @@ def load_array(path: Path, like: object) -> Tensor:
         raise DataError("the task's inputs are several tensors; use session.predict in Python")
     try:
         with path.open("rb") as file:
+            _check_promise(file)
             array = np.lib.format.read_array(file, allow_pickle=False)
         tensor = torch.from_numpy(array)
-    except (OSError, ValueError, TypeError, EOFError) as error:
+    except (OSError, ValueError, TypeError, EOFError, SyntaxError, RecursionError) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise DataError(f"{path} cannot be read as an array of numbers: {why}") from error
     if not tensor.dim() or not len(tensor):
@@ -219,6 +270,23 @@ def load_array(path: Path, like: object) -> Tensor:
     if tensor.is_floating_point() != like.is_floating_point():
         raise DataError(f"{path} holds {array.dtype}, but the task's inputs are {signature_of_rows(like)}")
     return tensor.to(like.dtype)
+
+
+def _check_promise(file: BinaryIO) -> None:
+    """Refuse a header that promises more than the file has, before memory is asked for.
+
+    Raises:
+        ValueError: it does, or it is no header.
+    """
+    version = np.lib.format.read_magic(file)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"its format is {version[0]}.{version[1]}, which is not for plain numbers")
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(file)
+    promised, there = math.prod(shape) * dtype.itemsize, os.fstat(file.fileno()).st_size - file.tell()
+    if promised > there and not dtype.hasobject:
+        raise ValueError(f"its header promises {promised:,} bytes of numbers, it has {there:,}")
+    file.seek(0)
 
 
 def signature_of_rows(tensor: Tensor) -> str:
