@@ -444,3 +444,40 @@ def test_clipping_sparse_gradients_is_refused_in_a_sentence():
         trainer = session.attach(ak.Sentinel.train(batches, F.cross_entropy))
         with pytest.raises(ak.AkkordeonError, match="clip_norm needs dense gradients"):
             trainer.wait(WAIT_S)
+
+
+# ── payloads ────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Begins(nn.Linear):
+    def forward(self, x):
+        return {"h": F.relu_(super().forward(x))}
+
+
+class GoesOn(nn.Linear):
+    def forward(self, d):
+        d["h"] = torch.tanh(super().forward(d["h"]))
+        d["more"] = d["h"] * 2
+        return d
+
+
+class Ends(nn.Linear):
+    def forward(self, d):
+        return super().forward(d["h"] + d.pop("more"))
+
+
+def test_modules_that_change_the_dict_they_are_given_learn_as_in_a_plain_loop():
+    """From its second payload on a gate gave the module the very dict it kept for the backward."""
+    parts, batches = [Begins(6, 5), GoesOn(5, 5), Ends(5, 4)], batches_of(20)
+    with ak.run(ak.Network([ak.Gate(part, sgd) for part in parts])) as session:
+        tdp = session.attach(training(batches, in_flight=1)).wait(WAIT_S)
+        module = session.module()
+    assert tdp.batches.as_tuple() == (20, 20, 0, 0)
+    optimizers = [sgd(part.parameters()) for part in parts]
+    for x, y in batches:
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        F.cross_entropy(nn.Sequential(*parts)(x), y).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+    assert same_bits(module, nn.Sequential(*parts))

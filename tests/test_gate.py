@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import traceback
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -171,7 +172,7 @@ def test_tuples_and_dicts_go_in_and_out_and_integers_get_none_for_a_gradient(for
     gate, x, n = gate_alone(Two(form)), x_of(), torch.arange(SIZE)
     payload = {"x": x, "n": n} if form is dict else form([x, n])
     (out,) = sends(do(gate, forward(0, payload)))
-    assert type(out.payload) is (dict if form is dict else tuple)
+    assert type(out.payload) is form
     g = torch.randn(SIZE, 4)
     gradient = {"y": g, "n": None} if form is dict else (g, None)
     weight = gate.weights.now[0].detach().clone()
@@ -230,15 +231,142 @@ def test_an_in_place_first_layer_leaves_what_was_sent_as_it_was():
         assert len(sends(do(gate, backward(n, torch.randn(SIZE, 4))), Backward)) == 1
 
 
-def test_a_module_that_works_in_place_on_some_inputs_only_is_refused_with_a_word_on_it():
-    class Sometimes(nn.Module):
-        def forward(self, x):
-            return x.mul_(2) if x[0, 0] > 0 else x * 2
+class Sometimes(nn.Module):
+    """Writes to its input where that begins with a positive number; gives twice the input in any case."""
 
-    gate = gate_alone(Sometimes(), place={"previous": None})
-    do(gate, forward(0, -torch.ones(2, 2)))
-    why = refusal(gate, forward(1, torch.ones(2, 2)))
-    assert "in place on some inputs only; put a clone before it" in why.reason
+    def forward(self, x):
+        first = x[0] if isinstance(x, tuple) else x
+        if first[0, 0] > 0:
+            first.mul_(2)
+            return x
+        return (first * 2, *x[1:]) if isinstance(x, tuple) else x * 2
+
+
+@pytest.mark.parametrize("previous", [None, "gate/0"])
+def test_a_module_may_work_in_place_on_some_inputs_only(previous):
+    gate = gate_alone(
+        nn.Sequential(nn.BatchNorm1d(2), nn.Identity(), Sometimes()), place={"previous": previous}
+    )
+    direct = gate_alone(Sometimes(), place={"previous": previous})
+    for n, sign in enumerate((-1, 1, 1, -1)):
+        do(gate, forward(n, sign * torch.rand(4, 2)))
+        (out,) = sends(do(direct, forward(n, torch.full((2, 2), float(sign)))), Forward)
+        assert torch.equal(out.payload, torch.full((2, 2), 2.0 * sign))
+        (back,) = sends(do(direct, backward(n, torch.ones(2, 2))), Backward)
+        assert (
+            back.payload is None if previous is None else torch.equal(back.payload, torch.full((2, 2), 2.0))
+        )
+    assert gate.module[0].num_batches_tracked == 4
+
+
+def test_a_module_that_begins_to_write_to_whole_numbers_is_refused_once():
+    gate = gate_alone(Sometimes())
+    do(gate, forward(0, -torch.ones(2, 2, dtype=torch.long)))
+    assert (
+        "in place on some inputs only" in refusal(gate, forward(1, torch.ones(2, 2, dtype=torch.long))).reason
+    )
+    (out,) = sends(do(gate, forward(2, torch.ones(2, 2, dtype=torch.long))), Forward)
+    assert out.payload.tolist() == [[2, 2], [2, 2]]
+
+
+def test_a_module_that_writes_to_one_of_two_inputs_that_share_memory_is_refused():
+    """In a plain loop the other would change as well, and here it is a copy."""
+    x = torch.ones(2, 2)
+    gate = gate_alone(Sometimes())
+    assert "share memory" in refusal(gate, forward(0, (x, x))).reason
+    assert "share memory" in refusal(gate, forward(1, (x, x[:1]))).reason
+    assert not sends(do(gate, forward(2, (x, x.clone()))), Refused)
+
+
+class Changes(nn.Module):
+    """Puts its result into the container it was given."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+
+    def forward(self, both):
+        where = "h" if isinstance(both, dict) else 0
+        both[where] = self.linear(both[where])
+        if isinstance(both, dict):
+            both["more"] = both["h"] * 2
+        return both
+
+
+@pytest.mark.parametrize("form", [dict, list])
+def test_a_module_may_change_the_container_it_is_given(form):
+    """From the second payload on that container was the one in the stash, and the gradient the identity's."""
+    gate = gate_alone(Changes())
+    for n in range(3):
+        x, g = x_of(), torch.randn(SIZE, 6)
+        payload = {"h": x} if form is dict else [x]
+        weight = gate.weights.now[0].detach().clone()
+        (out,) = sends(do(gate, forward(n, payload)))
+        (sent,) = payload.values() if form is dict else payload
+        assert sent is x
+        (back,) = sends(do(gate, backward(n, {"h": g, "more": None} if form is dict else [g])))
+        (by_input,) = back.payload.values() if form is dict else back.payload
+        assert torch.allclose(by_input, g @ weight)
+        assert len(out.payload) == (2 if form is dict else 1)
+
+
+class Fork(NamedTuple):
+    h: Tensor
+    extra: tuple | None
+
+
+def test_a_named_tuple_with_nothing_and_with_tuples_inside_goes_in_and_out():
+    class Named(nn.Module):
+        def forward(self, fork):
+            return Fork(fork.h * 3, None if fork.extra is None else (fork.extra[0] * 5, fork.extra[1]))
+
+    gate = gate_alone(Named(), optimizer=None)
+    for n, extra in enumerate((None, (torch.ones(2), torch.arange(2)))):
+        (out,) = sends(do(gate, forward(n, Fork(torch.ones(2), extra))))
+        assert type(out.payload) is Fork
+        gradient = Fork(torch.ones(2), None if extra is None else (torch.ones(2), None))
+        (back,) = sends(do(gate, backward(n, gradient)))
+        assert back.payload.h.tolist() == [3.0, 3.0]
+        assert back.payload.extra is None if extra is None else back.payload.extra[0].tolist() == [5.0, 5.0]
+    assert "a payload holds tensors alone; got int" in refusal(gate, forward(9, (torch.ones(2), 3))).reason
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (None, "a payload is a tensor, or a tuple, list or dict of tensors; got NoneType"),
+        ((torch.ones(2), "red"), "a payload holds tensors alone; got str inside it"),
+        ({}, "there is no tensor in it"),
+    ],
+)
+def test_an_output_that_cannot_travel_is_told_as_one(given, sentence):
+    class Gives(nn.Module):
+        def forward(self, x):
+            return given
+
+    gate = gate_alone(Gives(), optimizer=None)
+    do(gate, Cut(CUT))
+    for message in (forward(0, x_of()), Evaluate(Batch("v", 0), x_of(), CUT)):
+        why = f"the output of its module for float32 (8, 6) cannot travel: {sentence}"
+        assert refusal(gate, message).reason == why
+
+
+class Spoils(nn.Embedding):
+    """Gives an embedding whose gradient is not a number."""
+
+    def forward(self, x):
+        y = super().forward(x)
+        y.register_hook(lambda gradient: gradient * NAN)
+        return y
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_gradient_of_an_embedding_that_is_not_finite_is_refused(sparse):
+    gate = gate_alone(Spoils(11, 4, sparse=sparse))
+    was = bits(gate.module)
+    do(gate, forward(0, torch.tensor([3, 3])))
+    assert refusal(gate, backward(0, torch.ones(2, 4))).fault is Fault.NOT_FINITE
+    assert same_bits(gate.module, was)
 
 
 # ── what it refuses ──────────────────────────────────────────────────────────────────────────────────

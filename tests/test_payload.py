@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from typing import NamedTuple
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor, nn
 
 from akkordeon.errors import ProtocolError
 from akkordeon.payload import (
+    FORMS_MAX,
+    Forms,
     all_finite,
     form,
     is_floating,
@@ -42,8 +48,31 @@ def test_mapping_keeps_the_form_and_every_none():
     assert named["y"] is None
 
 
-def test_a_list_becomes_a_tuple():
-    assert isinstance(map_tensors(lambda t: t, [A, N]), tuple)
+class Pair(NamedTuple):
+    left: Tensor
+    right: Tensor | None
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        (A, None),
+        [A, N],
+        {"x": A},
+        Pair(A, None),
+        OrderedDict(x=A, y=N),
+        torch.max(A, dim=0),
+        (A, (N, [B, None]), {"deep": A}),
+        nn.utils.rnn.pack_sequence([A, A[:2]]),
+    ],
+    ids=lambda payload: type(payload).__name__,
+)
+def test_a_container_stays_what_it_is_and_is_another_one(payload):
+    mapped = map_tensors(lambda t: t, payload)
+    assert mapped is not payload
+    assert type(mapped) is type(payload)
+    assert str(mapped) == str(payload)
+    assert [id(t) for t in tensors(mapped)] == [id(t) for t in tensors(payload)]
 
 
 @pytest.mark.parametrize(
@@ -126,3 +155,34 @@ def test_all_finite_is_what_looking_at_every_element_says(values, dtype):
 def test_a_sum_that_overflows_is_no_reason_to_refuse():
     assert all_finite([torch.full((100,), 3e38), torch.tensor([3e38, -3e38] * 7), N])
     assert not all_finite([A, torch.tensor([float("inf"), float("-inf")])])
+
+
+def test_a_dimension_that_was_not_always_the_same_counts_as_any():
+    forms = Forms()
+    assert str(forms) == ""
+    for height in range(1, 2000):
+        forms.add(torch.empty(2, 3, height, 4))
+    assert str(forms) == "float32 (*, 3, *, 4)"
+    assert torch.empty(1, 3, 5000, 4) in forms
+    assert torch.empty(1, 2, 5, 4) not in forms
+    assert torch.empty(1, 3, 5) not in forms
+    assert torch.empty(1, 3, 5, 4).double() not in forms
+
+
+def test_forms_are_bounded():
+    forms = Forms()
+    for tensors_in_it in range(1, 2 * FORMS_MAX):
+        forms.add((A,) * tensors_in_it)
+    assert (A,) in forms
+    assert (A,) * FORMS_MAX in forms
+    assert (A,) * (FORMS_MAX + 1) not in forms
+    assert len(forms._sizes) == FORMS_MAX
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
+@pytest.mark.parametrize("value", [0.0, 1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
+def test_sparse_tensors_are_looked_at_as_well(value, layout):
+    tensor = torch.tensor([[0.0, 1.0], [2.0, 0.0]]).to_sparse(layout=layout)
+    (tensor._values() if layout is torch.sparse_coo else tensor.values())[0] = value
+    assert all_finite([tensor]) is (value in (0.0, 1.0))

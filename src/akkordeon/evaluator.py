@@ -50,7 +50,7 @@ from akkordeon.metrics import (
     SentinelEnded,
     SentinelStatus,
 )
-from akkordeon.payload import Payload, form, samples
+from akkordeon.payload import Payload, form, rebuilt, samples
 from akkordeon.sentinel import Evaluation
 from akkordeon.trainer import loss_of, to_targets_device
 
@@ -341,6 +341,7 @@ def _joined(outputs: list[Any]) -> Any:
         except RuntimeError:
             forms = " and ".join(sorted({form(out) for out in outputs})[:3])
             raise DataError(f"the outputs of its batches differ and cannot be joined: {forms}") from None
-    if isinstance(first, dict):
-        return {name: _joined([out[name] for out in outputs]) for name in first}
-    return tuple(_joined([out[i] for out in outputs]) for i in range(len(first)))
+    if first is None:
+        return None
+    names = first if isinstance(first, dict) else range(len(first))
+    return rebuilt(first, [_joined([out[name] for out in outputs]) for name in names])

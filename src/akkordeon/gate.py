@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +20,8 @@ from akkordeon.errors import RecipeError
 from akkordeon.learner import Learner, OptimizerFactory
 from akkordeon.messages import Backward, Batch, Fault, Forward, Settle, Settled
 from akkordeon.nn import Seeded
-from akkordeon.payload import Payload, all_finite, form, map_tensors, memory, same_form, signature, tensors
-from akkordeon.stage import Place, Stage, Stashed
+from akkordeon.payload import Payload, all_finite, map_tensors, memory, same_form, signature, tensors
+from akkordeon.stage import Place, Stage, Stashed, output_of
 from akkordeon.staleness import Rule, Stash
 
 __all__ = ["Gate", "GateActor"]
@@ -33,7 +32,7 @@ class Gate:
     """The recipe of a gate.
 
     Args:
-        module: called as ``module(payload)`` with a tensor, or a tuple or dict of tensors.
+        module: called as ``module(payload)`` with a tensor, or a tuple, list or dict of tensors.
         optimizer: from parameters to a ``torch.optim.Optimizer``, or to (optimizer, scheduler). None
             for a gate without parameters, or one whose parameters stay as they are.
         staleness: the rule for stale gradients.
@@ -105,7 +104,7 @@ class GateActor(Stage):
             return
         self._begin(batch)
         try:
-            x, y = self._run(message.payload)
+            x, y = self._run(batch, message.payload)
         except Exception as error:
             self.buffers.roll_back()
             reason = self._cannot("work on", message.payload, error)
@@ -129,18 +128,28 @@ class GateActor(Stage):
             module.reseed((self.place.seed, self.address, *batch, i))
         self.buffers.renew()
 
-    def _run(self, payload: Payload) -> tuple[Payload, Payload]:
+    def _run(self, batch: Batch, payload: Payload) -> tuple[Payload, Payload]:
         """The leaf inputs and the outputs, with the graph between them."""
+        try:
+            x, y = self._through(payload)
+        except RuntimeError as error:
+            if self._door.copies or "a leaf Variable that requires grad" not in str(error):
+                raise
+            self._door.copy_from_now_on()
+            self.buffers.roll_back()
+            self._begin(batch)
+            x, y = self._through(payload)
+        if type(payload) is not Tensor or payload.shape != self._last_shape:
+            self._accepted.add(payload)
+            self._last_shape = payload.shape if isinstance(payload, Tensor) else None
+        return x, y
+
+    def _through(self, payload: Payload) -> tuple[Payload, Payload]:
         with torch.enable_grad():
             x, given = self._door.open(self._here(payload))
             y = self.module(given)
-        self._door.close(given)
-        if not isinstance(y, Tensor):
-            y = map_tensors(lambda tensor: tensor, y)  # a list becomes a tuple; anything else is refused
-        if type(payload) is not Tensor or payload.shape != self._last_shape:
-            self._accepted.add(form(payload))
-            self._last_shape = payload.shape if isinstance(payload, Tensor) else None
-        return x, y
+        self._door.close()
+        return x, y if isinstance(y, Tensor) else output_of(y, _itself)
 
     def _backward(self, message: Backward) -> Iterator[Effect]:
         batch, gradient = message.batch, message.payload
@@ -152,7 +161,7 @@ class GateActor(Stage):
         if gradient is not None:
             gradient = self._here(gradient)
         if not same_form(gradient, stashed.y):
-            got, expected = signature(gradient), signature(stashed.y)  # type: ignore[arg-type]  # None fits
+            got, expected = signature(gradient), signature(stashed.y)
             yield self._refuse(batch, Fault.FORM, f"its gradient is {got}, expected {expected}")
             return
         staleness = self.version - stashed.version
@@ -211,19 +220,23 @@ class GateActor(Stage):
         return to_previous, [by_place.get(i) for i in range(len(stashed.weights))]
 
 
-def _differentiable(y: Payload, gradient: Payload | None) -> tuple[list[Tensor], list[Tensor]]:
-    """The outputs that depend on anything and have a gradient, and those gradients."""
-    if gradient is None:
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _differentiable(y: Payload | None, gradient: Payload | None) -> tuple[list[Tensor], list[Tensor]]:
+    """The outputs that depend on anything and have a gradient, and those gradients; their forms agree."""
+    if gradient is None or y is None:
         return [], []
-    pairs: Iterable[tuple[Any, Any]]
-    if isinstance(y, Tensor):
-        return ([y], [gradient]) if y.requires_grad else ([], [])  # type: ignore[list-item]  # forms agree
-    if isinstance(y, dict):
-        pairs = [(y[name], part) for name, part in gradient.items()]  # type: ignore[union-attr]
-    else:
-        pairs = zip(y, gradient, strict=True)
-    chosen = [(out, grad) for out, grad in pairs if grad is not None and out.requires_grad]
-    return [out for out, _ in chosen], [grad for _, grad in chosen]
+    if isinstance(gradient, Tensor):
+        return ([y], [gradient]) if y.requires_grad else ([], [])  # type: ignore[union-attr,list-item]
+    outputs: list[Tensor] = []
+    seeds: list[Tensor] = []
+    for name, part in gradient.items() if isinstance(gradient, dict) else enumerate(gradient):
+        some, theirs = _differentiable(y[name], part)
+        outputs += some
+        seeds += theirs
+    return outputs, seeds
 
 
 def _own(gradients: Iterable[Tensor | None], like: Iterable[Tensor], taken: set[int]) -> list[Tensor | None]:

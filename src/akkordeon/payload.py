@@ -1,8 +1,14 @@
-"""What travels between gates: a tensor, or a tuple or dict of tensors, and what can be asked of it."""
+"""What travels between gates: a tensor, or a tuple, list or dict of payloads, and what can be asked of it.
+
+A namedtuple stays one, and so does a dict or tuple of a class of its own: the module that takes it may ask
+for its fields.
+"""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -10,6 +16,7 @@ from torch import Tensor
 from akkordeon.errors import ProtocolError
 
 __all__ = [
+    "Forms",
     "Payload",
     "all_finite",
     "form",
@@ -17,14 +24,20 @@ __all__ = [
     "map_tensors",
     "memory",
     "nbytes",
+    "rebuilt",
     "same_form",
     "samples",
     "signature",
     "tensors",
 ]
 
-Payload = Tensor | tuple[Tensor | None, ...] | dict[str, Tensor | None]
-"""What a gate takes and gives. ``None`` stands where there is no gradient."""
+Container = TypeVar("Container", bound="tuple[Any, ...] | list[Any] | dict[Any, Any]")
+
+FORMS_MAX = 64
+"""Kinds of payloads that :class:`Forms` remembers: dtypes and numbers of dimensions."""
+
+Payload = Tensor | tuple[Any, ...] | list[Any] | dict[Any, Any]
+"""What a gate takes and gives. ``None`` stands where there is nothing, or no gradient."""
 
 
 def tensors(payload: Payload | None) -> Iterator[Tensor]:
@@ -33,33 +46,56 @@ def tensors(payload: Payload | None) -> Iterator[Tensor]:
         return
     if isinstance(payload, Tensor):
         yield payload
-    else:
-        parts = payload.values() if isinstance(payload, dict) else payload
-        yield from (part for part in parts if part is not None)
+        return
+    for part in payload.values() if isinstance(payload, dict) else payload:
+        if isinstance(part, Tensor):
+            yield part
+        elif isinstance(part, tuple | list | dict):
+            yield from tensors(part)
 
 
 def map_tensors(function: Callable[[Tensor], Tensor | None], payload: Payload) -> Payload:
-    """A payload of the same form with ``function`` applied to every tensor in it.
+    """A payload of the same form, in new containers, with ``function`` applied to every tensor in it.
 
     Raises:
-        ProtocolError: the payload is neither a tensor nor a tuple or dict of tensors.
+        ProtocolError: the payload is neither a tensor nor a tuple, list or dict of such.
     """
     if isinstance(payload, Tensor):
         return function(payload)  # type: ignore[return-value]  # None stays None, inside and outside
-    if isinstance(payload, tuple | list):
-        return tuple(None if part is None else function(_tensor(part)) for part in payload)
-    if isinstance(payload, dict):
-        return {name: None if part is None else function(_tensor(part)) for name, part in payload.items()}
-    raise ProtocolError(f"a payload is a tensor, or a tuple or dict of tensors; got {type(payload).__name__}")
+    if isinstance(payload, tuple | list | dict):
+        parts = payload.values() if isinstance(payload, dict) else payload
+        return rebuilt(payload, [_mapped(function, part) for part in parts])
+    raise ProtocolError(
+        f"a payload is a tensor, or a tuple, list or dict of tensors; got {type(payload).__name__}"
+    )
 
 
-def _tensor(part: object) -> Tensor:
-    if isinstance(part, Tensor):
-        return part
+def _mapped(function: Callable[[Tensor], Tensor | None], part: object) -> Any:
+    if part is None:
+        return None
+    if isinstance(part, Tensor | tuple | list | dict):
+        return map_tensors(function, part)
     raise ProtocolError(f"a payload holds tensors alone; got {type(part).__name__} inside it")
 
 
-def same_form(gradient: Payload | None, output: Payload) -> bool:
+def rebuilt(like: Container, parts: list[Any]) -> Container:
+    """A container of the same class and with the same names around other parts."""
+    kind: Any = type(like)
+    made: Any
+    if kind is list:
+        made = parts
+    elif kind is dict:
+        made = dict(zip(like, parts, strict=True))
+    elif isinstance(like, dict):
+        made = copy.copy(like)
+        for name, part in zip(like, parts, strict=True):
+            made[name] = part
+    else:
+        made = kind._make(parts) if hasattr(kind, "_make") else kind(parts)
+    return made  # type: ignore[no-any-return]  # of the class that like has
+
+
+def same_form(gradient: Payload | None, output: Payload | None) -> bool:
     """Whether ``gradient`` can be a gradient of ``output``: same form, shapes and dtypes, or None."""
     if gradient is None:
         return True
@@ -71,23 +107,24 @@ def same_form(gradient: Payload | None, output: Payload) -> bool:
         return (
             isinstance(output, dict)
             and gradient.keys() == output.keys()
-            and all(same_form(part, output[name]) for name, part in gradient.items() if part is not None)  # type: ignore[arg-type]  # an output has no None
+            and all(same_form(part, output[name]) for name, part in gradient.items())
         )
     return (
-        isinstance(output, tuple)
+        isinstance(output, tuple | list)
         and len(gradient) == len(output)
-        and all(same_form(g, o) for g, o in zip(gradient, output, strict=True) if g is not None)  # type: ignore[arg-type]  # likewise
+        and all(same_form(g, o) for g, o in zip(gradient, output, strict=True))
     )
 
 
-def signature(payload: Payload) -> str:
+def signature(payload: Payload | None) -> str:
     """Shape and dtype of a payload in words, as in ``float32 (128, 784)``."""
     if isinstance(payload, Tensor):
         return f"{str(payload.dtype).removeprefix('torch.')} {tuple(payload.shape)}"
     if isinstance(payload, dict):
-        inside = ", ".join(f"{k}: {signature(v) if v is not None else None}" for k, v in payload.items())
-        return f"{{{inside}}}"
-    return f"({', '.join(signature(v) if v is not None else 'None' for v in payload)})"
+        return f"{{{', '.join(f'{name}: {signature(part)}' for name, part in payload.items())}}}"
+    if isinstance(payload, tuple | list):
+        return f"({', '.join(map(signature, payload))})"
+    return "None" if payload is None else type(payload).__name__
 
 
 def is_floating(tensor: Tensor) -> bool:
@@ -103,6 +140,8 @@ def all_finite(some: Iterable[Tensor | None]) -> bool:
     """
     for tensor in some:
         if tensor is not None:
+            if tensor.layout is not torch.strided:
+                tensor = tensor._values() if tensor.layout is torch.sparse_coo else tensor.values()
             total = tensor.sum().item()
             if total - total != 0 and not bool(tensor.isfinite().all()):  # inf − inf and NaN are not 0
                 return False
@@ -117,10 +156,56 @@ def samples(payload: Payload) -> int:
 
 def form(payload: Payload) -> str:
     """Shape without the batch dimension, and dtype, of every tensor, as in ``float32 (*, 784)``."""
-    return ", ".join(
-        f"{str(t.dtype).removeprefix('torch.')} ({', '.join(['*', *map(str, t.shape[1:])])})"
-        for t in tensors(payload)
-    )
+    return ", ".join(_form(t.dtype, map(str, t.shape[1:])) for t in tensors(payload))
+
+
+def _form(dtype: torch.dtype, sizes: Iterable[str]) -> str:
+    return f"{str(dtype).removeprefix('torch.')} ({', '.join(['*', *sizes])})"
+
+
+class Forms:
+    """The forms of payloads that a module has worked on, few whatever their number.
+
+    A dimension that was not always the same counts as any: images of a thousand sizes are one form,
+    ``float32 (*, 3, *, *)``.
+    """
+
+    def __init__(self) -> None:
+        self._sizes: dict[tuple[tuple[torch.dtype, int], ...], list[list[int | None]]] = {}
+
+    def add(self, payload: Payload) -> None:
+        """The module has worked on this one."""
+        some = list(tensors(payload))
+        kind = tuple((t.dtype, t.dim()) for t in some)
+        known = self._sizes.get(kind)
+        if known is None:
+            if len(self._sizes) < FORMS_MAX:
+                self._sizes[kind] = [list(t.shape[1:]) for t in some]
+            return
+        for sizes, tensor in zip(known, some, strict=True):
+            for i, size in enumerate(tensor.shape[1:]):
+                if sizes[i] != size:
+                    sizes[i] = None
+
+    def __contains__(self, payload: Payload) -> bool:
+        some = list(tensors(payload))
+        known = self._sizes.get(tuple((t.dtype, t.dim()) for t in some))
+        return known is not None and all(
+            size is None or size == there
+            for sizes, tensor in zip(known, some, strict=True)
+            for size, there in zip(sizes, tensor.shape[1:], strict=True)
+        )
+
+    def __str__(self) -> str:
+        """The first of them, in words."""
+        forms = [
+            ", ".join(
+                _form(dtype, ["*" if size is None else str(size) for size in sizes])
+                for (dtype, _), sizes in zip(kind, of_kind, strict=True)
+            )
+            for kind, of_kind in self._sizes.items()
+        ]
+        return " and ".join(sorted(forms)[:3])
 
 
 def memory(tensor: Tensor) -> int:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from akkordeon.actor import Actor, Effect, Report, Send, Stop
 from akkordeon.door import Door
+from akkordeon.errors import ProtocolError
 from akkordeon.messages import (
     Batch,
     Close,
@@ -35,10 +36,10 @@ from akkordeon.messages import (
     explain,
 )
 from akkordeon.metrics import GateLeft, GateStatus
-from akkordeon.payload import Payload, form, map_tensors, signature
+from akkordeon.payload import Forms, Payload, map_tensors, signature, tensors
 from akkordeon.weights import Buffers, Snapshot, Weights
 
-__all__ = ["Place", "Stage", "Stashed"]
+__all__ = ["Place", "Stage", "Stashed", "output_of"]
 
 TOMBSTONES_MAX = 4096
 """Things to drop when they arrive; the oldest is given up when there are more."""
@@ -66,6 +67,25 @@ class Stashed:
     weights: Snapshot
     version: int
     arrivals: int = 0
+
+
+class _OutputError(ProtocolError):
+    """A module gave something that cannot travel."""
+
+
+def output_of(y: Any, function: Callable[[Tensor], Tensor]) -> Payload:
+    """What a module gave, as a payload of its own with ``function`` applied to every tensor.
+
+    Raises:
+        ProtocolError: it is no payload, or there is no tensor in it.
+    """
+    try:
+        payload = map_tensors(function, y)
+    except ProtocolError as error:
+        raise _OutputError(str(error)) from None
+    if not isinstance(payload, Tensor) and next(tensors(payload), None) is None:
+        raise _OutputError("there is no tensor in it")
+    return payload
 
 
 @dataclass(slots=True)
@@ -111,7 +131,7 @@ class Stage(Actor):
         self.refusals: Counter[Fault] = Counter()
         self._door = Door(needs_gradient=place.previous is not None)
         self._evaluation_door = Door(needs_gradient=False)  # a module may work in place there alone
-        self._accepted: set[str] = set()  # forms of payloads that the module has worked on
+        self._accepted = Forms()  # of payloads that the module has worked on
         self._forgotten: OrderedDict[tuple[str, int | None], None] = OrderedDict()
         self._watchers: dict[str, int] = {}
         self._handlers: dict[type, Callable[[Any], Iterator[Effect]]] = {
@@ -142,13 +162,15 @@ class Stage(Actor):
 
     def _cannot(self, do: str, payload: Payload, error: Exception) -> str:
         """Why the module cannot do something with a payload, and what it has worked on before."""
-        known = " and ".join(sorted(self._accepted)[:3])
+        if isinstance(error, _OutputError):
+            return f"the output of its module for {signature(payload)} cannot travel: {error}"
+        known = str(self._accepted)
         accepts = f"; it has worked on {known}" if known else ""
         return f"its module cannot {do} {signature(payload)} ({explain(error)}){accepts}"
 
     def _fault_of(self, payload: Payload) -> Fault:
         """What it is called that the module raised on this."""
-        return Fault.RAISED if form(payload) in self._accepted else Fault.FORM
+        return Fault.RAISED if payload in self._accepted else Fault.FORM
 
     def _forget(self, message: Forget) -> Iterator[Effect]:
         if message.number is not None:
@@ -202,9 +224,9 @@ class Stage(Actor):
         try:
             with torch.no_grad():
                 _, given = self._evaluation_door.open(self._here(payload))
-                y = map_tensors(Tensor.detach, self.module(given))
-                self._evaluation_door.close(given)
-                return y
+                y = self.module(given)
+                self._evaluation_door.close()
+                return output_of(y, Tensor.detach)
         finally:
             self.module.train()
             self.buffers.install(training)
