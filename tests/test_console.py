@@ -88,7 +88,11 @@ def attachment(times: int | None = 7, batches: object = None, **changes) -> Simp
     batches = batches if batches is not None else batches_of(10)
     recipe = ak.Sentinel.train(batches, cross_entropy, epochs=times, seconds=None if times else 9.0)
     known = {"name": "tdp", "role": "train", "address": "sentinel/tdp#1", "epochs": [], "ended": False}
-    return SimpleNamespace(recipe=recipe, **{**known, **changes})
+    found = SimpleNamespace(recipe=recipe, **{**known, **changes})
+    found.epochs_done = len(found.epochs)
+    found.samples = sum(epoch.samples for epoch in found.epochs)
+    found.seconds = sum(epoch.seconds for epoch in found.epochs)
+    return found
 
 
 def status(now_s: float, samples: int, busy_s: float = 0.0) -> Status:

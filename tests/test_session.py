@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import _thread
+import gc
+import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -28,6 +31,7 @@ from akkordeon.errors import (
     WaitTimeoutError,
 )
 from akkordeon.metrics import EpochDone, RoundDone
+from akkordeon.simulation import Compute, Cost, Crash
 
 X, Y = torch.randn(40, 6), torch.randint(4, (40,))
 
@@ -262,7 +266,7 @@ def test_the_best_weights_are_kept_and_training_stops_when_they_get_no_better():
         best = session.best_states()
         assert [r.best for r in vdp.rounds[:4]] == [True, True, False, False]
         assert vdp.rounds[3].stop_training
-        assert session._supervisor.best.round == 2
+        assert vdp.best.round == 2
         assert same_bits(session.best_module(), session.network.module(best))
         assert not same_bits(session.best_module(), session.module(WAIT_S))
 
@@ -450,8 +454,7 @@ def test_a_failed_sentinel_leaves_the_others_and_the_network_at_work():
             bad.wait(WAIT_S)
         assert isinstance(info.value.__cause__, ZeroDivisionError)
         good.wait(WAIT_S)
-        with pytest.raises(SentinelFailedError, match="'bad'"):
-            session.wait(WAIT_S)
+        session.wait(WAIT_S)  # whoever waited for it was told of its failure
         assert vdp.rounds[-1].version == 30
         assert bad.batches.as_tuple() == (3, 0, 0, 3)
         assert holds_nothing(session)
@@ -594,3 +597,222 @@ def test_there_are_engines_of_two_names_and_no_other():
         ak.run(small_network(), engine="akka")
     with pytest.raises(RecipeError, match="at least one worker, got 0"):
         ak.Threads(0)
+
+
+# ── what an attachment tells ─────────────────────────────────────────────────────────────────────────
+
+
+def test_the_best_weights_are_those_of_the_validator_that_is_asked():
+    """A second validator, or worse weights later, replaced those that the first had kept."""
+    scores = {"good": 0.9, "bad": 0.1}
+    with running() as session:
+        session.attach(training()).wait(WAIT_S)
+        kept = {}
+        for name, score in scores.items():
+            validator = ak.Sentinel.validate(
+                [(X, Y)],
+                F.cross_entropy,
+                scores={"score": lambda out, y, score=score: score},
+                best=ak.Best("score"),
+                name=name,
+            )
+            kept[name] = session.attach(validator)
+            session.wait(WAIT_S)
+            if name == "good":
+                first = session.module(WAIT_S)
+                assert same_bits(session.best_module(), first)
+                session.attach(training(name="again")).wait(WAIT_S)
+        assert same_bits(session.best_module("good"), first)
+        assert same_bits(session.best_module("bad"), session.module(WAIT_S))
+        assert same_bits(session.network.module(kept["good"].best_states()), first)
+        with pytest.raises(SessionError, match=r"'good', 'bad' keep their best, each its own; say whose"):
+            session.best_states()
+        with pytest.raises(NoSuchSentinelError, match="no sentinel 'x' here"):
+            session.best_module("x")
+
+
+def test_where_batches_went_is_true_while_they_go():
+    """It read zeros until the end."""
+    with running() as session:
+        tdp = session.attach(endless_training(in_flight=2))
+        for _ in range(3):
+            seen = session.status(WAIT_S).gates[0].version
+            until(session, lambda seen=seen: session.status(WAIT_S).gates[0].version > seen)
+            sent, trained, refused, lost = tdp.batches.as_tuple()
+            assert trained >= seen
+            assert trained <= sent <= trained + 2
+            assert refused == lost == 0
+        session.detach("tdp")
+        tdp.wait(WAIT_S)
+
+
+def test_an_attachment_says_how_it_ended():
+    with running() as session:
+        whole = session.attach(training(epochs=2, name="whole")).wait(WAIT_S)
+        detached = session.attach(endless_training("detached"))
+        session.detach("detached")
+        detached.wait(WAIT_S)
+        closed = session.attach(training(Endless(), "closed", epochs=5))
+        assert not closed.stopped
+        assert repr(closed) == "<Attachment 'closed': train, 0 of 5 epochs, at work>"
+    assert (whole.stopped, detached.stopped, closed.stopped) == (False, True, True)
+    assert repr(whole) == "<Attachment 'whole': train, 2 of 2 epochs, ended>"
+    assert repr(closed) == "<Attachment 'closed': train, 0 of 5 epochs, stopped>"
+    assert repr(session) == "<Session of 3 gates: ended>"
+
+
+def test_leaving_the_block_while_training_goes_on_is_said(caplog):
+    """Training ended in silence, after as many epochs as there happened to be time for."""
+    with running() as session:
+        session.attach(training(Endless(), epochs=500))
+    assert "the session ends while 'tdp' trains, after 0 of 500 epochs; session.wait() waits" in caplog.text
+    caplog.clear()
+    with running() as session:
+        session.attach(endless_training())
+        session.detach("tdp")
+        session.attach(training(name="other")).wait(WAIT_S)
+    with running() as session:
+        session.attach(endless_training())
+        session.close()
+
+    def leave_by_an_error():
+        with running() as session:
+            session.attach(endless_training())
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        leave_by_an_error()
+    assert caplog.text == ""
+
+
+def test_records_of_epochs_are_bounded_and_their_sums_are_not(monkeypatch):
+    """A long run of small epochs kept a record of each."""
+    monkeypatch.setattr("akkordeon.attachment.KEPT_MAX", 3)
+    with running() as session:
+        tdp = session.attach(training(epochs=10)).wait(WAIT_S)
+        vdp = session.attach(validation(every_updates=1))
+        session.attach(training(name="other", epochs=9))
+        session.wait(WAIT_S)
+    assert [epoch.epoch for epoch in tdp.epochs] == [8, 9, 10]
+    assert (tdp.epochs_done, tdp.samples) == (10, 10 * 10 * SIZE)
+    assert tdp.seconds > sum(epoch.seconds for epoch in tdp.epochs)
+    assert vdp.rounds[-1].round == vdp.rounds_done
+
+
+def test_the_data_of_a_sentinel_that_has_ended_is_let_go():
+    """Its recipe was kept under its name, and the data with it."""
+
+    class Data(list):
+        pass
+
+    data = Data(batches_of(3))
+    gone = weakref.ref(data)
+    with running(engine=ak.Threads(1)) as session:
+        tdp = session.attach(training(data, name="once"))
+        del data
+        tdp.wait(WAIT_S)
+        session.attach(training(name="another")).wait(WAIT_S)
+        gc.collect()
+        assert gone() is None
+        assert [a.name for a in session.attachments] == ["once", "another"]
+
+
+# ── errors, each to its handler ──────────────────────────────────────────────────────────────────────
+
+
+def traceback_length(error):
+    entries = 0
+    trace = error.__traceback__
+    while trace is not None:
+        entries, trace = entries + 1, trace.tb_next
+    return entries
+
+
+def breaks(outputs, targets):
+    raise ZeroDivisionError("no loss today")
+
+
+def test_every_wait_raises_an_error_of_its_own_with_the_same_cause():
+    """One object was raised again and again, and its traceback grew each time."""
+    with running() as session:
+        bad = session.attach(ak.Sentinel.train(batches_of(3), breaks, name="bad"))
+        errors = []
+        for _ in range(3):
+            with pytest.raises(SentinelFailedError, match="'bad' failed on batch 0") as info:
+                bad.wait(WAIT_S)
+            errors.append(info.value)
+    assert len({id(error) for error in errors}) == 3
+    assert len({traceback_length(error) for error in errors}) == 1
+    assert all(error.__cause__ is bad.error.__cause__ for error in errors)
+
+
+def test_a_failure_is_raised_by_the_wait_of_a_session_unless_somebody_was_told():
+    with running() as session:
+        for name in ("one", "two"):
+            session.attach(ak.Sentinel.train(batches_of(3), breaks, name=name))
+        for name in ("one", "two"):
+            with pytest.raises(SentinelFailedError, match=f"'{name}'"):
+                session.wait(WAIT_S)
+        session.wait(WAIT_S)
+
+
+class CannotReset:
+    def update(self, outputs, targets): ...
+    def compute(self): ...
+    def reset(self):
+        raise RuntimeError("cannot reset")
+
+
+def test_a_sentinel_that_cannot_be_made_leaves_nothing_behind():
+    """Its reader stayed, with a thread of its own."""
+    with running(engine=ak.Threads(2)) as session:
+        fine = training(Endless(open_at_once=False), name="fine")
+        broken = training(iter(batches_of(3)), scores={"score": CannotReset()}, name="broken")
+        for attach in (lambda: session.attach(broken), lambda: session.attach_all([fine, broken])):
+            with pytest.raises(RuntimeError, match="cannot reset"):
+                attach()
+        until(session, lambda: len(session._engine._cells) == 3)
+        for thread in threading.enumerate():
+            if thread.name in ("akkordeon-reader/fine#1", "akkordeon-reader/broken#1"):
+                thread.join(WAIT_S)
+                assert not thread.is_alive()
+        assert session.attachments == []
+        session.attach(training(name="broken")).wait(WAIT_S)
+
+
+# ── repeatable with several trainers ─────────────────────────────────────────────────────────────────
+
+
+def test_trainers_attached_at_one_moment_repeat_to_the_bit_on_one_worker():
+    """Of two attached one after the other, the second came at another moment in every run."""
+    network, data = small_network(), batches_of(20)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        runs = []
+        for _ in range(15):
+            with running(network, engine=ak.Threads(1)) as session:
+                found = session.attach_all([training(data[:10], "a"), training(data[10:], "b"), validation()])
+                assert [each.name for each in found] == ["a", "b", "vdp"]
+                session.wait(WAIT_S)
+                runs.append(session.module(WAIT_S))
+    finally:
+        sys.setswitchinterval(interval)
+    assert all(same_bits(run, runs[0]) for run in runs)
+
+
+# ── gates that are lost ──────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_lost_gate_does_not_cost_the_weights_of_the_others():
+    """What the others had left was there, and refused."""
+    compute = Compute({"gate/*": Cost(forward_s=0.01, backward_s=0.01)})
+    engine = ak.Simulator(compute=compute, faults=[Crash(who="gate/1", at_s=1.0)])
+    with running(engine=engine) as session:
+        session.attach(endless_training())
+        with pytest.raises(GateFailedError, match="gate/1 is lost"):
+            session.wait()
+        with pytest.raises(GateFailedError, match=r"gate/1 is lost.*; session\.states\(partial=True\) gives"):
+            session.states(WAIT_S)
+        assert session.states(WAIT_S, partial=True).keys() == {"gate/0", "gate/2"}
+    assert session.states(partial=True).keys() == {"gate/0", "gate/2"}

@@ -251,9 +251,9 @@ class Downpour:
         return self.network.module(self.by_gate(states))
 
     def by_gate(self, states: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
-        """What all shards of a position have, by the address of the gate that they stand for."""
+        """What all shards of a position have, as far as it is there, by the address of their gate."""
         return {
-            gate: {name: tensor for shard in shards for name, tensor in states[shard].items()}
+            gate: {name: tensor for shard in shards for name, tensor in states.get(shard, {}).items()}
             for gate, shards in zip(self.network.row(), self.shards(), strict=True)
         }
 

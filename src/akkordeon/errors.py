@@ -24,6 +24,9 @@ AkkordeonError
 
 from __future__ import annotations
 
+import copy
+from typing import TypeVar
+
 __all__ = [
     "ActorFailedError",
     "AkkordeonError",
@@ -45,6 +48,7 @@ __all__ = [
     "StalledError",
     "TaskError",
     "WaitTimeoutError",
+    "again",
 ]
 
 
@@ -126,3 +130,13 @@ class SentinelFailedError(ActorFailedError):
 
 class WaitTimeoutError(AkkordeonError, TimeoutError):
     """Nothing came within the time allowed; what was waited for goes on."""
+
+
+E = TypeVar("E", bound=AkkordeonError)
+
+
+def again(error: E) -> E:
+    """An error like this one with the same cause, to be raised to one more of those who ask."""
+    fresh = copy.copy(error)
+    fresh.__cause__ = error.__cause__
+    return fresh

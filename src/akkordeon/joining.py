@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from akkordeon.attachment import Attachment
-from akkordeon.errors import RecipeError
 from akkordeon.messages import Close
 from akkordeon.sentinel import Evaluation, Training
 from akkordeon.session import Session
@@ -55,15 +54,12 @@ class JoinedSession(Session):
         self._joined = engine
         super().__init__(engine.network, engine, engine.seed)
 
-    def attach(self, sentinel: Training | Evaluation) -> Attachment:
-        """Have a sentinel join the network; see :meth:`Session.attach`."""
-        self._check_open()
-        if not isinstance(sentinel, Training | Evaluation):
-            raise RecipeError(f"attach takes a sentinel, as Sentinel.train(…), got {type(sentinel).__name__}")
+    def _place(self, sentinel: Training | Evaluation) -> Attachment:
+        """Have the actors of a sentinel made, under a name that is free in the whole network."""
         name, number = self._joined.admit(sentinel.name, sentinel.role)
         self._roster.incarnations[name] = number - 1
         try:
-            return super().attach(replace(sentinel, name=name))
+            return super()._place(replace(sentinel, name=name))
         except BaseException:
             self._joined.dismiss(f"sentinel/{name}#{number}")
             raise
@@ -75,7 +71,7 @@ class JoinedSession(Session):
         else:
             self._joined.detach(name, drop)
 
-    def states(self, timeout: float | None = None) -> dict[str, dict[str, Tensor]]:
+    def states(self, timeout: float | None = None, *, partial: bool = False) -> dict[str, dict[str, Tensor]]:
         """Weights and buffers of one consistent cut; see :meth:`Session.states`.
 
         Raises:
@@ -84,7 +80,7 @@ class JoinedSession(Session):
             WaitTimeoutError: they did not come in time.
         """
         self._check_open()
-        return super().states(timeout)
+        return super().states(timeout, partial=partial)
 
     def _all_left(self) -> bool:
         """The gates stay."""

@@ -124,6 +124,7 @@ class Recorder:
     ) -> None:
         self._lock = threading.Lock()
         self._serial = itertools.count()
+        self._withdrawn: set[str] = set()
         self._file = gzip.open(path, "wt", compresslevel=3, encoding="utf-8")  # noqa: SIM115 - until close
         self._write({**_versions(), "seed": seed, "network": fingerprint(network), "task": task})
 
@@ -137,6 +138,10 @@ class Recorder:
             what["data"] = data_fingerprint(recipe.batches)
         self._write([next(self._serial), "attach", address, what])
 
+    def withdrawn(self, address: str) -> None:
+        """An actor goes before it has done anything; its going is not recorded."""
+        self._withdrawn.add(address)
+
     def joined(self, replica: int) -> None:
         """A replica joins a Downpour."""
         self._write([next(self._serial), "replica", replica])
@@ -149,6 +154,9 @@ class Recorder:
 
     def listen(self, actor: Actor, message: Message, now_s: float) -> Iterator[Effect]:
         """An actor handles a message."""
+        if actor.address in self._withdrawn:
+            yield from actor.receive(message, now_s)
+            return
         serial, digest = next(self._serial), Digest()
         try:
             for effect in actor.receive(message, now_s):

@@ -7,14 +7,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Self, cast, overload
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from akkordeon.attachment import Attachment
 from akkordeon.downpour import Downpour
 from akkordeon.engines.base import Engine
 from akkordeon.errors import ActorFailedError, GateFailedError, NameTakenError, RecipeError
 from akkordeon.messages import Close, Forget, Left
-from akkordeon.metrics import BatchCount
+from akkordeon.metrics import BatchCount, BestKept
 from akkordeon.record import Recorder
 from akkordeon.sentinel import Evaluation, Training
 from akkordeon.session import Session
@@ -81,8 +81,11 @@ class Attachments(Sequence[Attachment]):
             WaitTimeoutError: they have not ended by then; they go on.
         """
         self._session._wait(lambda: self.ended, timeout, f"{self.name!r} have not ended")
-        for error in self.errors.values():
-            raise error
+        failed = [member for member in self._members if member.error is not None]
+        for member in reversed(failed):
+            member._error_is_known = True  # ``errors`` has them all
+        if failed:
+            failed[0]._raise_error()
         return self
 
     def detach(self, drop: bool = False) -> None:
@@ -132,12 +135,24 @@ class DownpourSession(Session):
             SessionClosedError: the session has ended.
             GateFailedError: a shard has failed.
         """
+        return self.attach_all([sentinel])[0]
+
+    def attach_all(  # type: ignore[override]  # one that trains becomes one for each replica
+        self, sentinels: Sequence[Training | Evaluation]
+    ) -> Sequence[Attachments | Attachment]:
+        """Have several sentinels join at one moment; see :meth:`Session.attach_all` and :meth:`attach`."""
+        dealt = [self._dealt(sentinel) for sentinel in sentinels]
+        members = iter(self._attach([part for _, parts in dealt for part in parts]))
+        groups = [(name, [next(members) for _ in parts]) for name, parts in dealt]
+        return [found[0] if name is None else Attachments(name, found, self) for name, found in groups]
+
+    def _dealt(self, sentinel: Training | Evaluation) -> tuple[str | None, Sequence[Training | Evaluation]]:
+        """A name for all, and a sentinel for each replica; no name where there is one sentinel in all."""
         if not isinstance(sentinel, Training):
-            return super().attach(sentinel)
+            return None, [sentinel]
         if sentinel.replica is not None:
             self._check_replica(sentinel.replica)
-            name = sentinel.name or sentinel.role
-            return Attachments(name, [super().attach(sentinel)], self)
+            return sentinel.name or sentinel.role, [sentinel]
         self._check_open()
         if not self._replicas:
             raise RecipeError("no replica is left; add one with session.add_replica()")
@@ -147,8 +162,7 @@ class DownpourSession(Session):
         taken = ", ".join(repr(part.name) for part in parts if part.name in living)
         if taken:
             raise NameTakenError(f"sentinels {taken} are at work already; give these another name")
-        attach = super().attach
-        return Attachments(name, [attach(part) for part in parts], self)
+        return name, parts
 
     def _free_base(self, role: str) -> str:
         living = {a.name.rpartition("-")[0] for a in self.attachments if not a.ended}
@@ -161,19 +175,12 @@ class DownpourSession(Session):
 
     # ── results ──────────────────────────────────────────────────────────────────────────────────────────
 
-    def states(self, timeout: float | None = None) -> dict[str, dict[str, Tensor]]:
+    def states(self, timeout: float | None = None, *, partial: bool = False) -> dict[str, dict[str, Tensor]]:
         """The master weights, by gate address as those of a plain network; see :meth:`Session.states`."""
-        return self.network.by_gate(super().states(timeout))
+        return self.network.by_gate(super().states(timeout, partial=partial))
 
-    def best_states(self) -> dict[str, dict[str, Tensor]] | None:
-        """The master weights kept by ``Best``, likewise; None if none were."""
-        best = super().best_states()
-        return None if best is None else self.network.by_gate(best)
-
-    def best_module(self) -> nn.Sequential | None:
-        """The network with the weights kept by ``Best``; None if none were."""
-        best = self.best_states()
-        return None if best is None else self.network.module(best)
+    def _states_of(self, kept: BestKept | None) -> dict[str, dict[str, Tensor]] | None:
+        return None if kept is None else self.network.by_gate(kept.states)
 
     # ── replicas ─────────────────────────────────────────────────────────────────────────────────────
 

@@ -76,7 +76,7 @@ class Roster:
     def bury(self, attachment: Attachment) -> None:
         """A sentinel will not report its end."""
         self.living.pop(attachment.address, None)
-        attachment.ended = True
+        attachment._end()
 
 
 def _free_name(role: str, taken: set[str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -20,10 +20,12 @@ from akkordeon.errors import (
     NoSuchSentinelError,
     RecipeError,
     SessionClosedError,
+    SessionError,
     WaitTimeoutError,
+    again,
 )
 from akkordeon.messages import Attach, Close, Detach, Due, Message, Probe
-from akkordeon.metrics import GateStatus, SentinelStatus
+from akkordeon.metrics import BestKept, GateStatus, SentinelStatus
 from akkordeon.network import Recipe
 from akkordeon.record import Recorder
 from akkordeon.roster import Roster
@@ -94,7 +96,32 @@ class Session:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is None:
+            self._say_what_is_cut_short()
         self.close()
+
+    def __repr__(self) -> str:
+        at_work = sum(not a.ended for a in self.attachments)
+        how = (
+            "ended"
+            if self._closed
+            else "failed"
+            if self._error is not None
+            else f"{at_work} sentinels at work"
+        )
+        return f"<{type(self).__name__} of {len(self.network.gates)} gates: {how}>"
+
+    def _say_what_is_cut_short(self) -> None:
+        """Leaving the block ends everything; who did not mean that should know."""
+        for a in self.attachments:
+            if a.role == "train" and not a.ended and not a._told_to_end and not self._closed:
+                epochs = getattr(a.recipe, "epochs", None)
+                done = f"{a.epochs_done} of {epochs} epochs" if epochs else f"{a.epochs_done} epochs"
+                logging.getLogger(__name__).warning(
+                    "the session ends while %r trains, after %s; session.wait() waits for the end",
+                    a.name,
+                    done,
+                )
 
     @property
     def attachments(self) -> list[Attachment]:
@@ -116,25 +143,62 @@ class Session:
             SessionClosedError: the session has ended.
             GateFailedError: a gate has failed.
         """
-        if not isinstance(sentinel, Training | Evaluation):
-            raise RecipeError(f"attach takes a sentinel, as Sentinel.train(…), got {type(sentinel).__name__}")
+        return self._attach([sentinel])[0]
+
+    def attach_all(self, sentinels: Sequence[Training | Evaluation]) -> Sequence[Attachment]:
+        """Have several sentinels join at one moment, all or none of them.
+
+        On one worker a run of several trainers can be repeated to the bit only so: of those attached one
+        after the other the first is at work already, and how far it comes differs from run to run.
+
+        Raises:
+            AkkordeonError: as :meth:`attach`.
+        """
+        return self._attach(sentinels)
+
+    def _attach(self, sentinels: Sequence[Training | Evaluation]) -> list[Attachment]:
+        for sentinel in sentinels:
+            if not isinstance(sentinel, Training | Evaluation):
+                got = type(sentinel).__name__
+                raise RecipeError(f"attach takes a sentinel, as Sentinel.train(…), got {got}")
         self._check_open()
+        placed: list[Attachment] = []
+        try:
+            for sentinel in sentinels:
+                placed.append(self._place(sentinel))
+        except BaseException:
+            for attachment in placed:
+                self._withdraw(attachment)
+            raise
+        addresses = [attachment.address for attachment in placed]
+        self._send_all([(address, Attach()) for address in addresses])
+        if self._closed or self._error is not None:  # too late to have been closed with the others
+            self._send_all([(address, Close()) for address in addresses])
+            self._check_open()
+        return placed
+
+    def _place(self, sentinel: Training | Evaluation) -> Attachment:
+        """Have the actors of a sentinel made; they do nothing before they are told."""
         attachment = self._roster.register(sentinel, self.network.row_of(sentinel), self)
         try:
             actors = actors_of(sentinel, attachment.address, attachment.name, attachment.row, self.seed)
-            if self._recorder is not None:
-                self._recorder.attached(attachment.address, attachment.name, sentinel)
             for address, make in actors.items():
                 self._engine.spawn(address, make, beside=self._beside(attachment))
         except BaseException:
-            self._roster.bury(attachment)
-            self._roster.strike(attachment)
+            self._withdraw(attachment)
             raise
-        self._send(attachment.address, Attach())
-        if self._closed or self._error is not None:  # too late to have been closed with the others
-            self._send(attachment.address, Close())
-            self._check_open()
+        if self._recorder is not None:
+            self._recorder.attached(attachment.address, attachment.name, sentinel)
         return attachment
+
+    def _withdraw(self, attachment: Attachment) -> None:
+        """As if it had never been placed."""
+        self._roster.bury(attachment)
+        self._roster.strike(attachment)
+        for address in (attachment.address, attachment.address.replace("sentinel/", "reader/", 1)):
+            if self._recorder is not None:
+                self._recorder.withdrawn(address)
+            self._engine.send(address, Close())
 
     def detach(self, name: str, drop: bool = False) -> None:
         """Have a sentinel send nothing new and end; returns at once.
@@ -146,12 +210,17 @@ class Session:
         Raises:
             NoSuchSentinelError: none of that name was ever attached.
         """
-        found = [a for a in self.attachments if a.name == name]
-        if not found:
+        found = self._named(name)
+        if not found.ended:
+            self._send(found.address, Detach(drop))
+
+    def _named(self, name: str) -> Attachment:
+        """The latest sentinel of that name."""
+        found = self._roster.named(name)
+        if found is None:
             known = ", ".join(sorted({repr(a.name) for a in self.attachments})) or "none"
             raise NoSuchSentinelError(f"no sentinel {name!r} here; attached were: {known}")
-        if not found[-1].ended:
-            self._send(found[-1].address, Detach(drop))
+        return found
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait until all training, testing and predicting has ended; then validators make a last round.
@@ -160,7 +229,7 @@ class Session:
             timeout: seconds for all of it; None waits as long as it takes.
 
         Raises:
-            ActorFailedError: the first failure, after the other sentinels have ended.
+            ActorFailedError: a failure that nobody was told of yet, after the other sentinels have ended.
             WaitTimeoutError: not everything has ended by then; it goes on.
         """
         deadline_s = None if timeout is None else self._engine.now_s() + timeout
@@ -179,8 +248,8 @@ class Session:
         what = "the last validation has not ended"
         self._wait(lambda: all(a.ended for a in validators), left(), what, timeout)
         for attachment in self.attachments:
-            if attachment.error is not None:
-                raise attachment.error
+            if not attachment._error_is_known:
+                attachment._raise_error()
 
     # ── results ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -212,36 +281,74 @@ class Session:
         """
         return self.network.module(self.states(timeout))
 
-    def states(self, timeout: float | None = None) -> dict[str, dict[str, Tensor]]:
+    def states(self, timeout: float | None = None, *, partial: bool = False) -> dict[str, dict[str, Tensor]]:
         """Weights and buffers of one consistent cut, by gate address and name in the gate's module.
 
         After the session has ended, or a gate has failed: those that every gate had last.
 
+        Args:
+            timeout: seconds; None waits as long as it takes, and for those of a session that has ended 10 s.
+            partial: do without gates that are lost, or still at work though the session has ended.
+
         Raises:
+            GateFailedError: a gate is lost with its weights.
             WaitTimeoutError: they did not come in time.
         """
         if self._closed or self._error is not None:
-            patience_s = CLOSE_S if timeout is None else timeout
-            if not self._engine.wait_until(self._all_left, patience_s):
-                late = ", ".join(self._supervisor.missing())
-                raise WaitTimeoutError(f"{late} had not left its weights after {patience_s:g} s")
-            if self._supervisor.lost and self._error is not None:
-                raise self._error
-            return {address: self._supervisor.left[address].state for address in self._row}
+            return self._states_left(CLOSE_S if timeout is None else timeout, partial)
         states: dict[str, dict[str, Tensor]] = self._result(
             Evaluation(kind="export", batches=(), loss=None), timeout
         )
         return states
 
-    def best_states(self) -> dict[str, dict[str, Tensor]] | None:
-        """The weights kept by ``Best``, as :meth:`states` has them; None if none were."""
-        best = self._supervisor.best
-        return None if best is None else best.states
+    def _states_left(self, patience_s: float, partial: bool) -> dict[str, dict[str, Tensor]]:
+        """What the gates left behind when they ended."""
+        others = "session.states(partial=True) gives the weights of the other gates"
+        if not self._engine.wait_until(self._all_left, patience_s) and not partial:
+            late = ", ".join(self._supervisor.missing())
+            raise WaitTimeoutError(
+                f"{late} had not left its weights after {patience_s:g} s and may still be at work: "
+                f"ask again later; {others}"
+            )
+        if self._supervisor.lost and self._error is not None and not partial:
+            raise GateFailedError(f"{self._error}; {others}") from self._error.__cause__
+        left = self._supervisor.left
+        return {address: left[address].state for address in self._row if address in left}
 
-    def best_module(self) -> nn.Sequential | None:
-        """The network with the weights kept by ``Best``; None if none were."""
-        best = self._supervisor.best
-        return None if best is None else self.network.module(best.states)
+    def best_states(self, name: str | None = None) -> dict[str, dict[str, Tensor]] | None:
+        """The weights of the best round of a validator with ``Best``, as :meth:`states` has them.
+
+        Args:
+            name: of the validator; needed where several keep their best.
+
+        Returns:
+            None if it has kept none yet.
+
+        Raises:
+            NoSuchSentinelError: none of that name was ever attached.
+            SessionError: several keep their best, and none was named.
+        """
+        return self._states_of(self._best(name))
+
+    def best_module(self, name: str | None = None) -> nn.Sequential | None:
+        """The network with the weights of the best round; see :meth:`best_states`."""
+        return self._module_of(self._best(name))
+
+    def _best(self, name: str | None) -> BestKept | None:
+        if name is not None:
+            return self._named(name).best
+        keepers = [a for a in self.attachments if a.best is not None]
+        if len(keepers) > 1:
+            names = ", ".join(repr(a.name) for a in keepers)
+            raise SessionError(f"{names} keep their best, each its own; say whose: session.best_module(NAME)")
+        return keepers[0].best if keepers else None
+
+    def _states_of(self, kept: BestKept | None) -> dict[str, dict[str, Tensor]] | None:
+        return None if kept is None else kept.states
+
+    def _module_of(self, kept: BestKept | None) -> nn.Sequential | None:
+        states = self._states_of(kept)
+        return None if states is None else self.network.module(states)
 
     def _result(self, recipe: Evaluation, timeout: float | None) -> Any:
         attachment = self.attach(recipe)
@@ -272,7 +379,7 @@ class Session:
                 a.ended or heard.answered.get(a.address, 0) >= number for a in sentinels
             )
 
-        self._engine.wait_until(all_answered, timeout)
+        self._have_answered(all_answered, timeout)
         return Status(
             gates=[heard.gates[address] for address in self._row if address in heard.gates],
             sentinels=[heard.sentinels[a.address] for a in sentinels if a.address in heard.sentinels],
@@ -280,10 +387,31 @@ class Session:
             now_s=self._engine.now_s(),
         )
 
+    def _ask(self, attachment: Attachment) -> None:
+        number = next(self._probes)
+        self._send(attachment.address, Probe(number))
+        answered = self._supervisor.answered
+        self._have_answered(
+            lambda: attachment.ended or answered.get(attachment.address, 0) >= number, PROBE_S
+        )
+
+    def _have_answered(self, condition: Callable[[], bool], timeout: float) -> None:
+        """Wait for answers, unless this is a thread that they would have to come from."""
+        try:
+            self._engine.check_may_wait()
+        except SessionError:
+            return
+        self._engine.wait_until(condition, timeout)
+
     # ── ending ───────────────────────────────────────────────────────────────────────────────────────
 
     def close(self) -> None:
-        """End everything now; batches in flight are lost. Doing it twice does nothing."""
+        """End everything now; batches in flight are lost. Doing it twice does nothing.
+
+        Raises:
+            SessionError: it is called from within an actor that the others wait for.
+        """
+        self._engine.check_may_wait()
         with self._lock:
             if self._closed:
                 return
@@ -310,7 +438,7 @@ class Session:
 
     def _check_open(self) -> None:
         if self._error is not None:
-            raise self._error
+            raise again(self._error)
         if self._closed:
             raise SessionClosedError("the session has ended; start another with akkordeon.run")
 
@@ -322,16 +450,30 @@ class Session:
             lambda: condition() or self._error is not None or self._closed, timeout
         )
         if self._error is not None:
-            raise self._error
+            raise again(self._error)
         if not came:
             raise WaitTimeoutError(f"{what} after {timeout if of is None else of:g} s")
         if not condition():
             raise SessionClosedError(f"{what}, and the session has ended")
 
     def _send(self, to: str, message: Message) -> None:
+        self._note(to, message)
+        self._engine.send(to, message)
+
+    def _send_all(self, messages: Sequence[tuple[str, Message]]) -> None:
+        """Send messages before anybody handles one of them."""
+        for to, message in messages:
+            self._note(to, message)
+        self._engine.send_all(messages)
+
+    def _note(self, to: str, message: Message) -> None:
+        """Before a message leaves, note what will be asked about it."""
         if self._recorder is not None:
             self._recorder.outside(to, message)
-        self._engine.send(to, message)
+        if isinstance(message, Detach | Close):
+            attachment = self._roster.living.get(to)
+            if attachment is not None:
+                attachment._told_to_end = True
 
     # ── what the actors report ───────────────────────────────────────────────────────────────────────
 

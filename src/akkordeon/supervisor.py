@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from akkordeon.attachment import Attachment
+from akkordeon.attachment import KEPT_MAX, Attachment
 from akkordeon.errors import GateFailedError, SentinelFailedError
 from akkordeon.messages import Close, Detach, Due, Forget, Message, explain
 from akkordeon.metrics import (
@@ -31,9 +31,6 @@ from akkordeon.roster import Roster
 
 __all__ = ["Supervisor"]
 
-REFUSALS_MAX = 1000
-"""Refusals kept of each sentinel."""
-
 
 class Supervisor:
     """Hears what every actor of a session reports.
@@ -51,7 +48,6 @@ class Supervisor:
         answered: the latest probe of each address.
         left: what gates left behind when they ended, by address.
         lost: gates that left nothing.
-        best: the weights kept last.
         error: why the session cannot go on, if it cannot.
     """
 
@@ -69,7 +65,6 @@ class Supervisor:
         self.answered: dict[str, int] = {}
         self.left: dict[str, GateLeft] = {}
         self.lost: set[str] = set()
-        self.best: BestKept | None = None
         self.error: GateFailedError | None = None
         self._row = row
         self._roster = roster
@@ -93,7 +88,7 @@ class Supervisor:
     def _epoch_done(self, record: EpochDone) -> None:
         attachment = self._roster.named(record.sentinel)
         if attachment is not None:
-            attachment.epochs.append(record)
+            attachment._epoch_done(record)
         self._epochs_done += 1
         for a in list(self._roster.attachments):
             every = getattr(a.recipe, "every_epoch", None)
@@ -103,7 +98,7 @@ class Supervisor:
     def _round_done(self, record: RoundDone) -> None:
         attachment = self._roster.named(record.sentinel)
         if attachment is not None:
-            attachment.rounds.append(record)
+            attachment._round_done(record)
         if record.stop_training:
             for a in list(self._roster.attachments):
                 if a.role == "train" and not a.ended:
@@ -111,11 +106,13 @@ class Supervisor:
 
     def _batch_refused(self, record: BatchRefused) -> None:
         attachment = self._roster.named(record.sentinel)
-        if attachment is not None and len(attachment.refusals) < REFUSALS_MAX:
+        if attachment is not None and len(attachment.refusals) < KEPT_MAX:
             attachment.refusals.append(record)
 
     def _best_kept(self, record: BestKept) -> None:
-        self.best = record
+        attachment = self._roster.named(record.sentinel)
+        if attachment is not None:
+            attachment.best = record
 
     # ── answers and ends ─────────────────────────────────────────────────────────────────────────────
 
@@ -126,6 +123,9 @@ class Supervisor:
 
     def _sentinel_status(self, record: SentinelStatus) -> None:
         self.sentinels[record.address] = record
+        attachment = self._roster.living.get(record.address)
+        if attachment is not None:
+            attachment._batches = record.batches
         self._note_answer(record)
 
     def _note_answer(self, record: GateStatus | SentinelStatus) -> None:
@@ -141,9 +141,7 @@ class Supervisor:
         attachment = self._roster.living.pop(record.address, None)
         if attachment is None:
             return
-        attachment.batches = record.batches
-        attachment.result = record.result
-        attachment.ended = True
+        attachment._end(record.batches, record.result)
 
     # ── failures ─────────────────────────────────────────────────────────────────────────────────────
 

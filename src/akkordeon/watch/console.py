@@ -134,7 +134,7 @@ class _Bar:
     def look(self, status: Status) -> None:
         """Take in what was found."""
         if self._attachment.ended:
-            self._done = sum(epoch.samples for epoch in self._attachment.epochs)
+            self._done = self._attachment.samples
             return
         for sentinel in status.sentinels:
             if sentinel.address == self._attachment.address:
@@ -164,7 +164,7 @@ class _Bar:
 
     def _epoch(self) -> str:
         of = self._attachment.recipe.epochs  # type: ignore[attr-defined]  # it trains
-        at = len(self._attachment.epochs) + (not self._attachment.ended)
+        at = self._attachment.epochs_done + (not self._attachment.ended)
         return f"epoch {min(at, of):>{len(str(of))}}/{of}" if of else f"epoch {at}"
 
     def _samples_per_s(self) -> float:
@@ -174,7 +174,7 @@ class _Bar:
         return self._done / seconds if seconds else 0.0
 
     def _seconds(self) -> float:
-        return sum(epoch.seconds for epoch in self._attachment.epochs)
+        return self._attachment.seconds
 
     def _time(self, total: int | None) -> Text:
         if self._attachment.ended:

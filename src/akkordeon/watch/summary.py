@@ -24,8 +24,8 @@ def summary(session: Session, seconds: float) -> dict[str, Any]:
         ``seconds`` and ``samples_per_s`` of the training alone.
     """
     trainers = [a for a in session.attachments if a.role == "train"]
-    samples = sum(epoch.samples for a in trainers for epoch in a.epochs)
-    trained_s = max((sum(epoch.seconds for epoch in a.epochs) for a in trainers), default=0.0)
+    samples = sum(a.samples for a in trainers)
+    trained_s = max((a.seconds for a in trainers), default=0.0)
     return {
         "sentinels": {a.name: _sentinel(a) for a in session.attachments},
         "gates": [
@@ -48,9 +48,9 @@ def _sentinel(attachment: Attachment) -> dict[str, Any]:
     rounds = attachment.epochs or attachment.rounds
     return {
         "role": attachment.role,
-        "rounds": len(rounds),
+        "rounds": attachment.epochs_done or attachment.rounds_done,
         "loss": rounds[-1].loss if rounds else None,
         "scores": dict(rounds[-1].scores) if rounds else {},
-        "samples": sum(record.samples for record in rounds),
-        "seconds": sum(record.seconds for record in rounds),
+        "samples": attachment.samples,
+        "seconds": attachment.seconds,
     }
