@@ -1,0 +1,163 @@
+"""The contract for modules: each in modules.py trains as in the plain loop and is kept whole, bit for bit."""
+
+from __future__ import annotations
+
+import copy
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from engines import ENGINES
+from modules import ROWS, SIZE, Row
+from torch import Tensor, nn
+
+import akkordeon as ak
+from akkordeon.keeping import load_weights, save_weights
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Complex modules are a new feature"),
+    pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN"),
+    pytest.mark.filterwarnings(
+        "ignore:The .grad attribute of a Tensor that is not a leaf"
+    ),  # PyTorch's compiler
+]
+
+WAIT_S = 30.0
+BATCHES, HALF = 6, 3
+BY_NAME = {row.name: row for row in ROWS}
+
+WRONG = {
+    "non-persistent buffer in place": "it is not in module()",
+    "non-persistent buffer assigned": "it is not in module()",
+    "buffer that begins as None": "it is not in module()",
+    "buffer that begins as None, non-persistent": "it is not in module()",
+    "buffer registered late": "it is not in module()",
+    "extra state": "it is not in module()",
+    "BatchNorm in evaluation mode": "the flags of submodules are lost",
+    "frozen backbone in evaluation mode": "the flags of submodules are lost",
+    "weight hook": "hooks of parameters are lost",
+    "marks on parameters for the optimizer": "attributes of parameters are lost",
+    "codebook in a parameter by data": "what a forward assigns is lost",
+    "codebook in a parameter assigned": "what a forward assigns is lost",
+    "checkpointed, reentrant": "PyTorch wants backward()",
+    "TorchScript": "its parameters are not those of its submodules",
+}
+"""What is not right yet, and why."""
+
+
+def marked(names: Any) -> list[Any]:
+    """The names, those in ``WRONG`` expected to fail."""
+    return [
+        pytest.param(name, marks=pytest.mark.xfail(strict=True, reason=WRONG[name]))
+        if name in WRONG
+        else name
+        for name in names
+    ]
+
+
+def made(row: Row) -> list[nn.Module]:
+    torch.manual_seed(1)
+    return row.modules()
+
+
+@cache
+def data(name: str) -> list[tuple[Any, Tensor]]:
+    torch.manual_seed(2)
+    return [(BY_NAME[name].inputs(), torch.randn(SIZE)) for _ in range(BATCHES)]
+
+
+# ── the plain loop ───────────────────────────────────────────────────────────────────────────────────
+
+
+@cache
+def plain(name: str) -> tuple[nn.Module, Any, Any]:
+    """What the plain loop makes: the model, what it predicts half way, and at the end."""
+    row, batches = BY_NAME[name], data(name)
+    parts = made(row)
+    optimizers = [row.optimizer(list(part.parameters())) for part in parts if list(part.parameters())]
+    torch.manual_seed(0)
+    half_way = None
+    for i, (x, y) in enumerate(batches):
+        if i == HALF:
+            half_way = predicted(parts, batches[0][0])
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        out = copy.deepcopy(x)
+        for part in parts:
+            out = part(out)
+        row.loss(out, y).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+    return nn.Sequential(*parts), half_way, predicted(parts, batches[0][0])
+
+
+def predicted(parts: list[nn.Module], x: Any) -> Any:
+    """The outputs in evaluation mode; the modules are left as they were."""
+    flags = {module: module.training for part in parts for module in part.modules()}
+    x = copy.deepcopy(x)
+    with torch.no_grad():
+        for part in parts:
+            x = part.eval()(x)
+    for module, training in flags.items():
+        module.training = training
+    return x
+
+
+# ── what is compared ─────────────────────────────────────────────────────────────────────────────────
+
+
+def all_state(module: nn.Module) -> dict[str, Any]:
+    """All that a module knows: more than its ``state_dict``."""
+    state: dict[str, Any] = dict(module.named_parameters(remove_duplicate=False))
+    for path, part in module.named_modules(remove_duplicate=False):
+        state |= {f"{path}.{name}": buffer for name, buffer in part._buffers.items()}
+        state[f"{path} trains"] = part.training
+        if type(part).get_extra_state is not nn.Module.get_extra_state:
+            state[f"{path} extra"] = part.get_extra_state()
+    return state
+
+
+def assert_same(got: Any, expected: Any, what: str) -> None:
+    if isinstance(expected, Tensor):
+        assert isinstance(got, Tensor), f"{what} is {got!r}"
+        assert (got.shape, got.dtype, got.layout) == (expected.shape, expected.dtype, expected.layout), what
+        same = torch.equal(got.to_dense(), expected.to_dense())
+        assert same, f"{what}: {got} is not {expected}"
+    elif isinstance(expected, dict):
+        assert list(got) == list(expected), what
+        for name in expected:
+            assert_same(got[name], expected[name], f"{what} {name}")
+    elif isinstance(expected, tuple | list):
+        assert len(got) == len(expected), what
+        for i, part in enumerate(expected):
+            assert_same(got[i], part, f"{what} {i}")
+    else:
+        assert got == expected, what
+
+
+# ── the contract ─────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", marked(BY_NAME))
+def test_a_module_trains_as_in_the_plain_loop_and_is_kept_whole(name, engine, tmp_path):
+    row, batches = BY_NAME[name], data(name)
+    expected, half_way, at_the_end = plain(name)
+    network = ak.Network([ak.Gate(module, row.optimizer) for module in made(row)])
+    with ak.run(network, engine=ENGINES[engine]()) as session:
+        session.attach(ak.Sentinel.validate(batches[:2], row.loss, every_updates=2))
+        session.attach(ak.Sentinel.train(batches[:HALF], row.loss, in_flight=1)).wait(timeout=WAIT_S)
+        assert_same(session.predict([batches[0][0]], timeout=WAIT_S), half_way, "half way")
+        training = session.attach(ak.Sentinel.train(batches[HALF:], row.loss, in_flight=1))
+        assert training.wait(timeout=WAIT_S).batches.as_tuple() == (HALF, HALF, 0, 0)
+        session.wait(timeout=WAIT_S)
+        assert_same(session.predict([batches[0][0]], timeout=WAIT_S), at_the_end, "at the end")
+        module = session.module(timeout=WAIT_S)
+    assert_same(all_state(module), all_state(expected), "module()")
+    assert_same(predicted([module], batches[0][0]), at_the_end, "module() at the end")
+
+    save_weights(tmp_path / "weights", module)
+    again = load_weights(tmp_path / "weights", network).module()
+    assert_same(all_state(again), all_state(expected), "kept")
+    assert_same(predicted([again], batches[0][0]), at_the_end, "kept at the end")
