@@ -369,6 +369,85 @@ def test_a_gradient_of_an_embedding_that_is_not_finite_is_refused(sparse):
     assert same_bits(gate.module, was)
 
 
+# ── modes and masks ──────────────────────────────────────────────────────────────────────────────────
+
+
+def modes(module: nn.Module) -> list[bool]:
+    return [part.training for part in module.modules()]
+
+
+def test_parts_in_evaluation_mode_stay_in_it_also_after_an_evaluation():
+    """They were put into training mode: frozen statistics moved, and a dropout that was off was on."""
+    module = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Dropout(0.5), nn.Linear(5, 4))
+    module[1].eval()
+    module[2].eval()
+    was, gate = modes(module), gate_alone(module)
+    assert modes(gate.module) == was
+    do(gate, forward(0, x_of()), backward(0, torch.randn(SIZE, 4)))
+    do(gate, Cut(CUT), Evaluate(Batch("v", 0), x_of(), CUT))
+    assert modes(gate.module) == was
+    assert gate.module[1].num_batches_tracked == 0
+    gate.module[3].eval()  # as a module may do by itself, after so many steps
+    do(gate, Evaluate(Batch("v", 1), x_of(), CUT))
+    assert modes(gate.module) == [True, True, False, False, False]
+
+
+def test_a_module_loaded_in_evaluation_mode_is_trained_and_a_frozen_one_is_left_in_it():
+    assert all(modes(gate_alone(normed().eval()).module))
+    frozen = normed().eval().requires_grad_(False)
+    assert not any(modes(gate_alone(frozen, optimizer=None).module))
+
+
+class Reuses(nn.Module):
+    """One dropout outside of checkpoints and in two of them."""
+
+    def __init__(self, drop, checkpointed):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 4)
+        self.drop, self.checkpointed = drop, checkpointed
+
+    def forward(self, x):
+        h = self.drop(self.a(x))
+        for part in (self.middle, self.end):
+            h = checkpoint(part, h, use_reentrant=False) if self.checkpointed else part(h)
+        return h
+
+    def middle(self, h):
+        return self.drop(torch.tanh(self.b(self.drop(h))))
+
+    def end(self, h):
+        return self.c(self.drop(torch.tanh(h)))
+
+
+@pytest.mark.parametrize("drop", [ak.nn.Dropout(0.5), nn.Dropout(0.5), ak.nn.DropConnectLinear(6, 6, 0.5)])
+def test_a_random_module_used_in_and_outside_of_checkpoints_gives_its_masks_again(drop):
+    """The recomputation of any call had the mask of the first one."""
+    torch.manual_seed(3)
+    plain = Reuses(drop, checkpointed=False)
+    saving = copy.deepcopy(plain)
+    saving.checkpointed = True
+    batches = [(x_of(), torch.randn(SIZE, 4)) for _ in range(4)]
+    ends = []
+    for module in (plain, saving):
+        gate = gate_alone(module)
+        torch.manual_seed(4)
+        for pair in (batches[:2], batches[2:]):
+            for n, (x, _) in enumerate(pair):
+                do(gate, forward(n, x))
+            do(gate, Cut(CUT), Evaluate(Batch("v", 0), x_of(), CUT))
+            for n, (_, g) in enumerate(pair):
+                do(gate, backward(n, g))
+        ends.append(bits(gate.module))
+    assert same_bits(*ends)
+
+
+def test_what_a_random_module_was_called_with_is_not_kept():
+    gate = gate_alone(nn.Sequential(ak.nn.Dropout(0.5), nn.Linear(6, 4)))
+    do(gate, forward(0, x_of()))
+    assert gate.stash[Batch("s", 0)].marks == ((),)
+    assert gate.module[0]._calls._first == ()
+
+
 # ── what it refuses ──────────────────────────────────────────────────────────────────────────────────
 
 

@@ -131,3 +131,24 @@ def test_they_print_what_they_are():
     assert repr(ak.nn.DropConnectLinear(6, 5, 0.3)) == (
         "DropConnectLinear(in_features=6, out_features=5, p=0.3)"
     )
+
+
+def test_within_a_key_every_call_has_a_mask_of_its_own_by_its_number():
+    drop, marked = ak.nn.Dropout(0.5), [X, X, 2 * X, X]
+    drop.reseed(KEY)
+    masks = [drop(x) for x in marked]
+    marks = drop.marks()
+    assert len({str(mask) for mask in masks}) == 4
+    drop.replay(KEY, marks)
+    assert torch.equal(drop(2 * X), masks[2])
+    assert all(torch.equal(drop(X), masks[n]) for n in (0, 1, 3))
+    drop.reseed(KEY)
+    assert torch.equal(drop(X), masks[0])
+
+
+def test_a_module_called_once_needs_no_mark_and_gives_its_mask_as_often_as_asked():
+    drop = ak.nn.Dropout(0.5)
+    mask = drawn(drop)
+    assert drop.marks() == ()
+    drop.replay(KEY, ())
+    assert all(torch.equal(drop(X), mask) for _ in range(3))

@@ -19,7 +19,6 @@ from akkordeon.derivative import gradients
 from akkordeon.errors import RecipeError
 from akkordeon.learner import Learner, OptimizerFactory
 from akkordeon.messages import Backward, Batch, Fault, Forward, Settle, Settled
-from akkordeon.nn import Seeded
 from akkordeon.payload import Payload, all_finite, map_tensors, memory, same_form, signature, tensors
 from akkordeon.stage import Place, Stage, Stashed, output_of
 from akkordeon.staleness import Rule, Stash
@@ -84,7 +83,6 @@ class GateActor(Stage):
     def __init__(self, gate: Gate, place: Place) -> None:
         super().__init__(gate.module, place, gate.name, gate.device, gate.staleness.keeps_weights)
         self._learner = Learner(self.weights, gate.optimizer, gate.staleness, gate.clip_norm, self.label)
-        self._seeded = [m for m in self.module.modules() if isinstance(m, Seeded)]
         self._last_shape: torch.Size | None = None
         self._handlers |= {Forward: self._forward, Backward: self._backward, Settle: self._settle}
 
@@ -116,7 +114,9 @@ class GateActor(Stage):
             why = "its input is not finite" if came_so else "its output is not finite, though its input is"
             yield self._refuse(batch, Fault.NOT_FINITE, why)
             return
-        self.stash[batch] = self._stashed(x, y)
+        self.stash[batch] = stashed = self._stashed(x, y)
+        if self._seeded:
+            stashed.marks = tuple(module.marks() for module in self._seeded)
         yield Send(self.place.next or batch.sentinel, Forward(batch, map_tensors(Tensor.detach, y)))
 
     def _stashed(self, x: Payload, y: Payload) -> Stashed:
@@ -124,8 +124,8 @@ class GateActor(Stage):
 
     def _begin(self, batch: Batch) -> None:
         """Give the batch its masks, and the module buffers that it may write to."""
-        for i, module in enumerate(self._seeded):
-            module.reseed((self.place.seed, self.address, *batch, i))
+        for module, key in self._keys(batch):
+            module.reseed(key)
         self.buffers.renew()
 
     def _run(self, batch: Batch, payload: Payload) -> tuple[Payload, Payload]:
@@ -170,7 +170,9 @@ class GateActor(Stage):
             yield self._refuse(batch, Fault.TOO_STALE, f"it is {staleness} updates old, at most {limit}")
             return
         # A checkpointed module runs again in its backward: on the weights and masks of its forward.
-        self._begin(batch)
+        for (module, key), marks in zip(self._keys(batch), stashed.marks, strict=True):
+            module.replay(key, marks)
+        self.buffers.renew()
         self.weights.install(stashed.weights)
         try:
             to_previous, of_weights = self._gradients(stashed, gradient)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +37,7 @@ from akkordeon.messages import (
     explain,
 )
 from akkordeon.metrics import GateLeft, GateStatus
+from akkordeon.nn import Marks, Seeded
 from akkordeon.payload import Forms, Payload, map_tensors, signature, tensors
 from akkordeon.weights import Buffers, Snapshot, Weights
 
@@ -60,13 +62,41 @@ class Place:
 
 @dataclass(slots=True)
 class Stashed:
-    """What a gate keeps of a batch in flight. ``arrivals``: weights that had come to a replica by then."""
+    """What a gate keeps of a batch in flight.
+
+    ``marks``: the calls of its random modules. ``arrivals``: weights that had come to a replica by then.
+    """
 
     x: Payload
     y: Payload
     weights: Snapshot
     version: int
     arrivals: int = 0
+    marks: tuple[Marks, ...] = ()
+
+
+def _ready(module: nn.Module) -> nn.Module:
+    """A module in training mode, but for those of its parts that were put into evaluation mode.
+
+    As a whole in evaluation mode are models that were just loaded, which are to be trained, and frozen
+    ones: these have nothing to train, and stay.
+    """
+    if not module.training and any(parameter.requires_grad for parameter in module.parameters()):
+        module.train()
+    return module
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Have the module in evaluation mode, and every part of it in its own mode afterwards."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train()  # a part may do something on this way, as on the other
+        for part, mode in modes:
+            part.training = mode
 
 
 class _OutputError(ProtocolError):
@@ -118,10 +148,11 @@ class Stage(Actor):
         self.address = place.address
         self.place = place
         self.label = name or place.address
-        self.module = copy.deepcopy(module).train()
+        self.module = _ready(copy.deepcopy(module))
         if device is not None:
             self.module.to(device)
         self.device = None if device is None else torch.device(device)
+        self._seeded = [m for m in self.module.modules() if isinstance(m, Seeded)]
         self.weights = Weights(self.module, keep)
         self.buffers = Buffers(self.module)
         self.version = 0
@@ -208,7 +239,7 @@ class Stage(Actor):
         if pin is None:  # released while this was on its way
             return
         try:
-            y = self._run_pinned(pin, message.payload)
+            y = self._run_pinned(pin, message.batch, message.payload)
         except Exception as error:
             reason = self._cannot("evaluate", message.payload, error)
             yield self._refuse(message.batch, self._fault_of(message.payload), reason, error)
@@ -216,21 +247,26 @@ class Stage(Actor):
         to = self.place.next or message.batch.sentinel
         yield Send(to, Evaluate(message.batch, y, message.cut))
 
-    def _run_pinned(self, pin: _Pin, payload: Payload) -> Payload:
+    def _run_pinned(self, pin: _Pin, batch: Batch, payload: Payload) -> Payload:
         training = self.buffers.now
         self.weights.install(pin.weights)
         self.buffers.install(tuple(buffer.clone() for buffer in pin.buffers))  # it may write to them
-        self.module.eval()
+        for module, key in self._keys(batch):
+            module.reseed(key)
         try:
-            with torch.no_grad():
+            with torch.no_grad(), _evaluating(self.module):
                 _, given = self._evaluation_door.open(self._here(payload))
                 y = self.module(given)
                 self._evaluation_door.close()
                 return output_of(y, Tensor.detach)
         finally:
-            self.module.train()
             self.buffers.install(training)
             self.weights.install(self.weights.now)
+
+    def _keys(self, batch: Batch) -> Iterator[tuple[Seeded, tuple[object, ...]]]:
+        """What the randomness of each module begins from for a batch."""
+        for i, module in enumerate(self._seeded):
+            yield module, (self.place.seed, self.address, *batch, i)
 
     def _export(self, message: Export) -> Iterator[Effect]:
         pin = self.pins.get(message.cut)
