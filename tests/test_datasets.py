@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from akkordeon import datasets
 from akkordeon.datasets import Dataset, digits, mnist, read_idx
 from akkordeon.errors import DataError
 
@@ -215,3 +216,13 @@ def test_idx_files_of_any_number_of_dimensions_are_read(tmp_path: Path) -> None:
 def test_a_missing_idx_file_is_a_data_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nothing-there cannot be read: No such file"):
         read_idx(tmp_path / "nothing-there")
+
+
+def test_a_file_that_unpacks_to_more_than_any_data_set_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, "UNPACKED_BYTES_MAX", 100_000)
+    (tmp_path / "x.gz").write_bytes(gzip.compress(bytes(100_000)))
+    with pytest.raises(DataError, match="it begins with 00000000"):
+        read_idx(tmp_path / "x.gz")
+    (tmp_path / "x.gz").write_bytes(gzip.compress(bytes(10_000_000)))
+    with pytest.raises(DataError, match=r"x.gz unpacks to more than 0.0001 GB"):
+        read_idx(tmp_path / "x.gz")

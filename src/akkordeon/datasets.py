@@ -30,6 +30,10 @@ Examples: TypeAlias = tuple[Tensor, Tensor]
 _Bytes: TypeAlias = npt.NDArray[np.uint8]
 
 
+UNPACKED_BYTES_MAX = 1_000_000_000
+"""Of one packed file; MNIST's largest has 47 MB. A few bytes can claim to be any number."""
+
+
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """Examples to train with and others to test with: x (N, features) float32, y (N,) int64."""
@@ -162,11 +166,22 @@ def read_idx(path: str | Path, ndim: int | None = None) -> _Bytes:
 def _content(path: Path) -> bytes:
     try:
         content = path.read_bytes()
-        return gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+        return _unpacked(content, path) if content[:2] == b"\x1f\x8b" else content
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path} is damaged ({error}); delete it and fetch it again") from error
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _unpacked(content: bytes, path: Path) -> bytes:
+    with gzip.open(io.BytesIO(content)) as file:
+        unpacked = file.read(UNPACKED_BYTES_MAX + 1)
+    if len(unpacked) > UNPACKED_BYTES_MAX:
+        raise DataError(
+            f"{path} unpacks to more than {UNPACKED_BYTES_MAX / 1e9:g} GB, which no data set of this format "
+            "does; unpack it by hand if you trust it"
+        )
+    return unpacked
 
 
 def _from_csv(path: Path) -> Examples:
