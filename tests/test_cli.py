@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,6 +23,7 @@ from typer.testing import CliRunner, Result
 from akkordeon import download
 from akkordeon.cli import app
 from akkordeon.keeping import BEST, REPORT, TASK, WEIGHTS
+from akkordeon.record import FORMAT
 
 QUICK = ["--epochs", "2", "--take", "256"]
 
@@ -319,7 +322,8 @@ def test_wrong_usage_exits_with_2(arguments):
 def kept(tmp_path_factory) -> Path:
     """A run of digits, kept."""
     folder = tmp_path_factory.mktemp("kept") / "digits"
-    akkordeon("train", "--epochs", "4", "--keep-best", "accuracy", "--out", folder)
+    told = akkordeon("train", "--epochs", "4", "--keep-best", "accuracy", "--out", folder).stdout
+    assert re.search(r"^best: round [1-4], accuracy 0\.\d{4}$", told, re.MULTILINE)
     return folder
 
 
@@ -356,7 +360,8 @@ def test_best_weights_of_an_earlier_run_do_not_stay(tmp_path):
     akkordeon("train", *QUICK, "--keep-best", "loss", "--out", tmp_path)
     assert (tmp_path / BEST).exists()
     akkordeon("train", *QUICK, "--out", tmp_path)
-    assert "best.safetensors is not there" in akkordeon("test", tmp_path, "--best", expecting=1).stderr
+    refused = akkordeon("test", tmp_path, "--best", expecting=1).stderr
+    assert f"best.safetensors is not there; `akkordeon train --keep-best SCORE --out {tmp_path}`" in refused
 
 
 def test_classes_are_predicted_and_outputs_written(kept, tmp_path):
@@ -373,8 +378,25 @@ def test_classes_are_predicted_and_outputs_written(kept, tmp_path):
 def test_numbers_are_predicted_where_the_labels_are_numbers(mine, tmp_path):
     akkordeon("train", f"{mine}:regression", "--out", tmp_path / "out")
     np.save(tmp_path / "x.npy", np.zeros((3, 6)))
-    lines = akkordeon("predict", tmp_path / "out", tmp_path / "x.npy").stdout.splitlines()
+    predict = ["predict", tmp_path / "out", tmp_path / "x.npy", "--trust"]
+    lines = akkordeon(*predict).stdout.splitlines()
     assert [len(line.split()) for line in lines] == [2, 2, 2]
+    refused = akkordeon(*predict, "--probabilities", expecting=1)
+    assert "its outputs have no probabilities" in refused.stderr
+
+
+def test_probabilities_are_predicted_for_those_who_ask(kept, tmp_path):
+    from akkordeon.datasets import digits
+
+    np.save(tmp_path / "x.npy", digits().test[0][:5].numpy())
+    predict = ["predict", kept, tmp_path / "x.npy"]
+    rows = [
+        [float(n) for n in line.split()]
+        for line in akkordeon(*predict, "--probabilities").stdout.splitlines()
+    ]
+    assert [sum(row) for row in rows] == pytest.approx([1.0] * 5, abs=1e-4)
+    classes = [int(line) for line in akkordeon(*predict).stdout.split()]
+    assert [row.index(max(row)) for row in rows] == classes
 
 
 def test_inputs_that_do_not_fit_are_told_with_those_that_would(kept, tmp_path, mine):
@@ -382,7 +404,7 @@ def test_inputs_that_do_not_fit_are_told_with_those_that_would(kept, tmp_path, m
     result = akkordeon("predict", kept, tmp_path / "x.npy", expecting=1)
     assert "which holds float32 (3, 63); the task's own inputs are float32 (N, 64)" in result.stderr
     akkordeon("train", f"{mine}:several", "--out", tmp_path / "out")
-    result = akkordeon("predict", tmp_path / "out", tmp_path / "x.npy", expecting=1)
+    result = akkordeon("predict", tmp_path / "out", tmp_path / "x.npy", "--trust", expecting=1)
     assert "the task's inputs are several tensors" in result.stderr
 
 
@@ -395,9 +417,44 @@ def test_a_task_from_a_file_is_found_again_from_anywhere(mine, tmp_path, monkeyp
     monkeypatch.chdir(mine.parent)
     akkordeon("train", "mine.py:task", "--out", "out")
     monkeypatch.chdir("/")
-    akkordeon("test", mine.parent / "out")
+    akkordeon("test", mine.parent / "out", "--trust")
     mine.unlink()
-    assert "there is no file" in akkordeon("test", mine.parent / "out", expecting=1).stderr
+    assert "there is no file" in akkordeon("test", mine.parent / "out", "--trust", expecting=1).stderr
+
+
+def test_a_python_file_that_a_folder_or_a_record_names_is_not_run_unless_it_is_trusted(mine, tmp_path):
+    out, record = tmp_path / "out", tmp_path / "run.gz"
+    akkordeon("train", f"{mine}:task", "--out", out, "--record", record)
+    mine.write_text(f"{MINE}\nprint('this file is run')")
+    np.save(tmp_path / "x.npy", np.zeros((3, 6)))
+    for command in (["test", out], ["predict", out, tmp_path / "x.npy"], ["replay", record]):
+        refused = akkordeon(*command, expecting=1)
+        assert f"the Python file {mine} makes, in its function task" in refused.stderr
+        assert "give --trust" in refused.stderr
+        assert "this file is run" not in refused.output
+        assert "this file is run" in akkordeon(*command, "--trust").output
+
+
+@pytest.mark.parametrize(
+    ("task", "sentence"),
+    [
+        ({"task": "digits", "new_option": 1}, "has a setting 'new_option' that this version does not know"),
+        ({"task": "digits", "seed": "7"}, "the setting 'seed' of its task cannot be '7'"),
+        ({"task": "digits", "workers": True}, "the setting 'workers' of its task cannot be True"),
+        ({"task": "digits", "downpour": {"replicas": 2, "x": 1}}, "unexpected keyword argument 'x'"),
+        ({"task": "digits", "seed": 10**30}, "the record cannot be replayed"),
+    ],
+)
+def test_a_record_of_what_this_version_does_not_know_is_told(task, sentence, tmp_path):
+    with gzip.open(tmp_path / "run.gz", "wt") as file:
+        file.write(json.dumps({"format": FORMAT, "seed": 0, "task": task}) + "\n")
+    assert sentence in akkordeon("replay", tmp_path / "run.gz", expecting=1).stderr
+
+
+@pytest.mark.parametrize("command", ["train", "downpour"])
+def test_a_seed_that_is_too_large_is_told(command):
+    refused = akkordeon(command, "--seed", 10**23, expecting=2)
+    assert "Invalid value for '--seed'" in refused.stderr
 
 
 # ── data and version ─────────────────────────────────────────────────────────────────────────────────

@@ -39,6 +39,15 @@ def test_what_it_keeps_is_measured_as_any_network(tmp_path):
     assert json.loads(again.stdout)["scores"] == last["scores"]
 
 
+def test_the_best_weights_are_kept_and_training_stops_when_nothing_gets_better(tmp_path):
+    options = ["--keep-best", "loss", "--patience", "2", "--server-lr", "0", "--no-local-step"]
+    options += ["--epochs", "1000", "--samples-per-replica", "64", "--server-optimizer", "sgd"]
+    done = outcome(*DIGITS[:4], *options, "--out", str(tmp_path), "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout.splitlines()[-1])["sentinels"]["train-0"]["rounds"] < 1000
+    assert outcome("test", str(tmp_path), "--best").exit_code == 0
+
+
 def test_what_it_records_is_replayed(tmp_path):
     file = str(tmp_path / "run.gz")
     assert outcome(*DIGITS, "--record", file, "--samples-per-replica", "200").exit_code == 0

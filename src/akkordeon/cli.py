@@ -77,8 +77,15 @@ DataDir = Annotated[
     str | None,
     typer.Option(envvar="AKKORDEON_DATA", metavar="DIR", help="The folder with the files of the data set."),
 ]
+Seed = Annotated[
+    int,
+    typer.Option(min=-(2**63), max=2**63 - 1, help="Of weights, masks and the order of samples."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="End with the outcome as one JSON object on a line.")]
 KeptDir = Annotated[Path, typer.Argument(metavar="DIR", help="What `akkordeon train --out` was given.")]
+Trust = Annotated[
+    bool, typer.Option("--trust", help="Run the Python file that the task is from, if it is from one.")
+]
 OfBest = Annotated[bool, typer.Option("--best", help="Use the best weights instead of the last.")]
 
 
@@ -113,7 +120,7 @@ def train(
     patience: Annotated[
         int | None, typer.Option(min=1, help="Stop after N validations without a better one.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of weights, masks and the order of samples.")] = 0,
+    seed: Seed = 0,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Threads at work; one makes a run repeatable.")
     ] = None,
@@ -212,12 +219,18 @@ def _in_words(summary: Any) -> str:
 
 
 @app.command("test")
-def measure(folder: KeptDir, best: OfBest = False, data_dir: DataDir = None, json: AsJson = False) -> None:
+def measure(
+    folder: KeptDir,
+    best: OfBest = False,
+    trust: Trust = False,
+    data_dir: DataDir = None,
+    json: AsJson = False,
+) -> None:
     """Measure what was kept, on the task's validation data."""
     from akkordeon import job
     from akkordeon.keeping import as_json
 
-    record = job.measure(*job.kept(folder, best, data_dir))
+    record = job.measure(*job.kept(folder, best, data_dir, trust))
     if json:
         typer.echo(as_json(record))
     else:
@@ -232,18 +245,22 @@ def predict(
     out: Annotated[
         Path | None, typer.Option(metavar="FILE.npy", help="Write the network's outputs here.")
     ] = None,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Give the probability of each class.")
+    ] = False,
     best: OfBest = False,
+    trust: Trust = False,
     data_dir: DataDir = None,
 ) -> None:
     """Print the class (or the outputs) that the kept network gives each input."""
     from akkordeon import job
     from akkordeon.keeping import save_array
 
-    outputs, are_scores = job.predict(*job.kept(folder, best, data_dir), file)
+    outputs, are_scores = job.predict(*job.kept(folder, best, data_dir, trust), file, probabilities)
     if out is not None:
         save_array(out, outputs)
         return
-    rows = outputs.argmax(1) if are_scores else outputs
+    rows = outputs.argmax(1) if are_scores and not probabilities else outputs
     for row in rows:
         typer.echo(" ".join(f"{number:g}" for number in row.reshape(-1).tolist()))
 

@@ -18,6 +18,10 @@ DataDir = Annotated[
     str | None,
     typer.Option(envvar="AKKORDEON_DATA", metavar="DIR", help="The folder with the files of the data set."),
 ]
+Seed = Annotated[
+    int,
+    typer.Option(min=-(2**63), max=2**63 - 1, help="Of weights, masks and the order of samples."),
+]
 ServerOptimizer = Annotated[
     Literal["adagrad", "sgd", "momentum", "nesterov", "delayed-nesterov", "adam"],
     typer.Option(help="What shards apply pushes with."),
@@ -84,7 +88,13 @@ def _plan(
     validate_every: Annotated[
         float | None, typer.Option(min=0.01, metavar="SECONDS", help="Validate so often, not each epoch.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of weights, masks and the order of samples.")] = 0,
+    keep_best: Annotated[
+        str | None, typer.Option(metavar="SCORE", help="Keep the weights best by this score, or 'loss'.")
+    ] = None,
+    patience: Annotated[
+        int | None, typer.Option(min=1, help="Stop after N validations without a better one.")
+    ] = None,
+    seed: Seed = 0,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Threads at work; one makes a run repeatable.")
     ] = None,
@@ -130,6 +140,8 @@ def _plan(
         validate_every=validate_every,
         optimizer=optimizer,
         lr=lr,
+        keep_best=keep_best,
+        patience=patience,
         seed=seed,
         workers=workers,
         downpour=settings,

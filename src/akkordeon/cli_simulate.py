@@ -30,7 +30,9 @@ def simulate(
     record: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Keep what every actor did, for `akkordeon replay`.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Another than the scenario's.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=-(2**63), max=2**63 - 1, help="Another than the scenario's.")
+    ] = None,
 ) -> None:
     """Train a task, or compare schedules, in a world described in a file; the same each time."""
     from dataclasses import replace
@@ -62,13 +64,16 @@ def simulate(
 
 def replay(
     record: Annotated[Path, typer.Argument(metavar="FILE", help="What --record wrote.")],
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Run the Python file that the record names, if it names one.")
+    ] = False,
     json: AsJson = False,
 ) -> None:
     """Run a recorded run again, message by message, to the same bits; or say where it differs, and why."""
     from akkordeon import job
     from akkordeon.record import Record
 
-    result = job.replay_of(Record(record))
+    result = job.replay_of(Record(record), trust)
     digest = hashlib.sha256()
     for gate in result.states.values():
         for tensor in gate.values():

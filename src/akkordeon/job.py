@@ -8,7 +8,8 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Self
+from types import UnionType
+from typing import Any, Self, get_args, get_origin, get_type_hints
 
 from torch import Tensor
 
@@ -16,7 +17,7 @@ from akkordeon.choices import downpour_of, optimizer_named, rule_named, with_lr
 from akkordeon.data import as_batches
 from akkordeon.downpour import Downpour
 from akkordeon.engines.threads import Threads
-from akkordeon.errors import ActorFailedError, AkkordeonError, DataError, RecordError
+from akkordeon.errors import ActorFailedError, AkkordeonError, DataError, RecordError, TaskError
 from akkordeon.keeping import (
     BEST,
     WEIGHTS,
@@ -49,6 +50,7 @@ __all__ = [
     "kept",
     "measure",
     "network_of",
+    "plan_of",
     "predict",
     "recipe_of",
     "replay_of",
@@ -292,34 +294,84 @@ def described(plan: Plan) -> dict[str, Any]:
     return asdict(replace(plan, task=task, data_dir=data_dir))
 
 
-def replay_of(record: Record) -> Replayed:
+def plan_of(description: Mapping[str, Any]) -> Plan:
+    """The plan that :func:`described` told, which may have been written by anybody.
+
+    Raises:
+        ValueError: it is no plan.
+    """
+    hints = get_type_hints(Plan)
+    for name, value in description.items():
+        if name not in hints:
+            raise ValueError(f"its task has a setting {name!r} that this version does not know")
+        if not _is_of(value, hints[name]):
+            raise ValueError(f"the setting {name!r} of its task cannot be {value!r}")
+    return Plan(**description)
+
+
+def _is_of(value: object, hint: Any) -> bool:
+    """Whether a value from JSON is of this type, or one of these."""
+    kinds = [get_origin(kind) or kind for kind in get_args(hint)] if isinstance(hint, UnionType) else [hint]
+    if isinstance(value, bool):
+        return bool in kinds
+    return isinstance(value, tuple(kinds)) or (float in kinds and isinstance(value, int))
+
+
+def _check_trust(task: str, whose: object, trust: bool) -> None:
+    """Refuse to run a Python file that nobody named on this command line, unless they trust it."""
+    file, colon, function = task.rpartition(":")
+    if colon and not trust:
+        raise TaskError(
+            f"{whose} is of a task that the Python file {file} makes, in its function {function}, and that "
+            "file would be run now: look at it, and give --trust if you trust it"
+        )
+
+
+def replay_of(record: Record, trust: bool = False) -> Replayed:
     """Replay a run of :func:`train`.
+
+    Args:
+        record: of the run.
+        trust: whether a Python file that it names may be run.
 
     Raises:
         RecordError: the record is of something else.
+        TaskError: the record names a Python file, which is not trusted, or the task cannot be made again.
         ReplayError: the run cannot be repeated; where, and what may be why.
     """
     description = record.header.get("task")
     if not isinstance(description, dict) or "task" not in description:
         raise RecordError("the record does not say what was run; replay it in Python with akkordeon.replay")
-    plan = Plan(**description)
-    task = plan.load()
-    return replay(record, recipe_of(task, plan), [*trainers_of(task, plan), validator_of(task, plan)])
+    try:
+        plan = plan_of(description)
+        _check_trust(plan.task, "the record", trust)
+        task = plan.load()
+        recipe = recipe_of(task, plan)
+        sentinels: list[Training | Evaluation] = [*trainers_of(task, plan), validator_of(task, plan)]
+    except AkkordeonError:
+        raise
+    except (ValueError, TypeError, OverflowError) as error:  # such as a Downpour's setting that is unknown
+        raise RecordError(f"the record cannot be replayed: {error}") from error
+    return replay(record, recipe, sentinels)
 
 
-def kept(folder: Path, best: bool = False, data_dir: str | None = None) -> tuple[Task, Network]:
+def kept(
+    folder: Path, best: bool = False, data_dir: str | None = None, trust: bool = False
+) -> tuple[Task, Network]:
     """The task of a kept run and its network, starting from the weights kept.
 
     Args:
         folder: what ``train`` was given.
         best: the best weights instead of the last.
         data_dir: where the data is now, if it has moved.
+        trust: whether a Python file that the folder names may be run.
 
     Raises:
         DataError: a file is missing, damaged or of another task.
-        TaskError: the task cannot be made again.
+        TaskError: the folder names a Python file, which is not trusted, or the task cannot be made again.
     """
     description = load_description(folder)
+    _check_trust(description["task"], folder, trust)
     task = load_task(description["task"], data_dir or description.get("data_dir"), description.get("seed", 0))
     return task, load_weights(folder / (BEST if best else WEIGHTS), task.network)
 
@@ -337,8 +389,14 @@ def measure(task: Task, network: Network) -> dict[str, Any]:
     }
 
 
-def predict(task: Task, network: Network, file: Path) -> tuple[Tensor, bool]:
+def predict(task: Task, network: Network, file: Path, probabilities: bool = False) -> tuple[Tensor, bool]:
     """The network's outputs for the inputs in a ``.npy`` file, and whether they are scores of classes.
+
+    Args:
+        task: of a kept run.
+        network: of it, with its weights.
+        file: with an array, an input each row.
+        probabilities: of the classes, instead of their scores.
 
     Raises:
         DataError: the file is missing or damaged, or the network cannot work on what it holds.
@@ -356,4 +414,7 @@ def predict(task: Task, network: Network, file: Path) -> tuple[Tensor, bool]:
     if not isinstance(outputs, Tensor):
         raise DataError("the network gives several tensors; use session.predict in Python")
     are_scores = isinstance(y, Tensor) and not y.is_floating_point() and outputs.dim() > 1
-    return outputs, are_scores and outputs.shape[1] > 1
+    are_scores = are_scores and outputs.shape[1] > 1
+    if probabilities and not are_scores:
+        raise DataError("the task's labels are no class numbers, so its outputs have no probabilities")
+    return outputs.softmax(1) if probabilities else outputs, are_scores
