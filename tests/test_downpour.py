@@ -489,6 +489,20 @@ def test_removing_waits_no_longer_than_it_is_told():
             session.remove_replica(0, timeout=1.0)
 
 
+def embeds(**settings) -> ak.Network:
+    return ak.Network([ak.Gate(nn.Sequential(nn.Embedding(9, 4, **settings), nn.Flatten()), SGD)])
+
+
+def test_an_embedding_that_keeps_its_norm_can_be_pushed_as_differences():
+    batches = [(torch.randint(9, (8, 1)), torch.randint(4, (8,))) for _ in range(30)]
+    network = embeds(max_norm=0.5)
+    expected = plain_loop([network.gates[0].module], [SGD], batches, F.cross_entropy)
+    settings = {"replicas": 1, "fetch": "wait", "push": "differences"}
+    recipe = downpour(network, server_optimizer=partial(torch.optim.SGD, lr=1.0), **settings)
+    module, _ = trained(recipe, batches, in_flight=1)
+    torch.testing.assert_close(module[0][0].weight, expected[0][0].weight)
+
+
 # ── recipes that cannot be ───────────────────────────────────────────────────────────────────────────
 
 
@@ -506,6 +520,10 @@ def test_removing_waits_no_longer_than_it_is_told():
         ({"staleness": ak.DelayCompensation()}, "push_every=1 and local_step=False"),
         ({"staleness": ak.DelayCompensation(), "local_step": False, "push_every": 2}, "push_every=1"),
         ({"push": "differences", "local_step": False}, "no difference to push"),
+        (
+            {"network": embeds(max_norm=1.0)},
+            "max_norm: its module writes to its weight '0.weight'",
+        ),
         ({"network": nn.Linear(2, 2)}, "replicates a Network, got Linear"),
         ({"network": small_network().replacing(ak.Latest()), "push": "differences"}, "keep weights"),
     ],

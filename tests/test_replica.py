@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from functools import partial
 
 import pytest
@@ -227,13 +228,53 @@ def test_steps_since_the_last_push_are_put_on_top_of_weights_that_come_in_the_ba
     assert push.payload[0].tolist() == [[1.0, 2.0]]
 
 
-def test_fetched_weights_are_taken_without_a_copy_and_never_written_to():
-    actor = ready(push_every=100)
+class Clips(nn.Linear):
+    """Writes to its weights in its forward, in the open or behind the back of autograd."""
+
+    hidden = False
+
+    def forward(self, x):
+        with torch.no_grad():
+            (self.weight.data if self.hidden else self.weight).clamp_(-0.5, 0.5)
+        return super().forward(x)
+
+
+class ClipsHidden(Clips):
+    hidden = True
+
+
+@pytest.mark.parametrize("module", [nn.Linear, Clips, ClipsHidden])
+@pytest.mark.parametrize("differences", [False, True])
+def test_fetched_weights_are_never_written_to_whatever_the_module_does(module, differences):
+    """The shard's master weights moved by 3.0 with no push at all."""
+    actor = replica(module=module(2, 1, bias=False), push_every=100, differences=differences)
     message = parameters(1, 1.0, 1.0)
     do(actor, message)
-    assert actor.weights.now[0].data_ptr() == message.payload[0].data_ptr()
-    steps(actor, 3)
+    with contextlib.suppress(RecipeError):
+        steps(actor, 3)
     assert message.payload[0].tolist() == [[1.0, 1.0]]
+
+
+def test_what_a_forward_writes_to_its_weights_is_pushed_with_differences():
+    actor = replica(module=Clips(2, 1, bias=False), push_every=1, differences=True)
+    do(actor, forward(0, X), parameters(1, 1.0, -1.0))
+    (push,) = sends(do(actor, backward(0, G)), Push)
+    assert push.payload[0].tolist() == [[1.0, 0.5]]  # 1 − (0.5 − 0.5 · 1), −1 − (−0.5 − 0.5 · 2)
+
+
+@pytest.mark.parametrize("module", [Clips, ClipsHidden])
+def test_and_is_refused_where_gradients_are_pushed_or_the_weight_does_not_train(module):
+    actor = replica(module=module(2, 1, bias=False))
+    do(actor, forward(0, X))
+    with pytest.raises(RecipeError, match="writes to its weight 'weight' in the forward"):
+        do(actor, parameters(1, 1.0, 1.0))
+    frozen = module(2, 1)
+    frozen.weight.data.fill_(3)
+    frozen.weight.requires_grad_(False)
+    actor = replica(module=frozen, differences=True)
+    do(actor, forward(0, X))
+    with pytest.raises(RecipeError, match="make it a buffer"):
+        do(actor, Parameters("shard/0", 1, (torch.zeros(1),)))
 
 
 def test_the_rule_that_keeps_no_weights_takes_a_copy():

@@ -28,7 +28,7 @@ from akkordeon.gate import Gate, GateActor
 from akkordeon.learner import OptimizerFactory
 from akkordeon.network import Network, Spawn
 from akkordeon.parts import FrontActor, PartActor, Places, divided, part_of
-from akkordeon.replica import Exchange, ReplicaGate
+from akkordeon.replica import Exchange, ReplicaGate, writes_sentence
 from akkordeon.sentinel import Evaluation, Sentinel, Training
 from akkordeon.shard import ParameterShard, ShardActor
 from akkordeon.sources import dealt
@@ -104,6 +104,17 @@ class Downpour:
         if not callable(self.server_optimizer):
             raise RecipeError("server_optimizer is a function from parameters to an optimizer")
         self._check_rules(self.exchange)
+        for i, gate in enumerate(self.network.gates):
+            self._check_module(i, gate.module)
+
+    def _check_module(self, i: int, module: nn.Module) -> None:
+        for name, part in module.named_modules():
+            if not isinstance(part, nn.Embedding | nn.EmbeddingBag) or part.max_norm is None:
+                continue
+            learns = part.weight.requires_grad
+            if self.push != "differences" or not learns:
+                why = writes_sentence(f"{name}.weight".lstrip("."), learns)
+                raise RecipeError(f"gate {i} has an embedding with max_norm: {why}")
 
     def _check_rules(self, exchange: Exchange) -> None:
         if self.staleness.uses_old_weights and (exchange.local_step or exchange.push_every > 1):

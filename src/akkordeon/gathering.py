@@ -26,7 +26,10 @@ class Gathering(ABC):
 
     @abstractmethod
     def onto(self, fetched: Tensors, now: Tensors) -> Tensors:
-        """The weights to go on with, when these have been fetched."""
+        """The weights to go on with, when these have been fetched, in memory that nobody else has.
+
+        A module may write to its weights; what was fetched is the shard's own memory, where no copy was made.
+        """
 
 
 class Gradients(Gathering):
@@ -66,7 +69,7 @@ class Gradients(Gathering):
 
     def onto(self, fetched: Tensors, now: Tensors) -> Tensors:
         """What was fetched: local steps are in the sums, and come back with the next fetch."""
-        return fetched
+        return [weight.clone() for weight in fetched]
 
 
 class Differences(Gathering):
@@ -93,9 +96,8 @@ class Differences(Gathering):
 
     def onto(self, fetched: Tensors, now: Tensors) -> Tensors:
         """What was fetched, and on top of it the steps since the last push, which it cannot contain."""
-        moved = list(fetched)
-        if self._steps:
-            with torch.no_grad():
-                moved = [f + (b - a) for f, a, b in zip(fetched, self._start, now, strict=True)]
-        self._start = list(fetched)
-        return moved
+        start, self._start = self._start, list(fetched)
+        if not self._steps:
+            return [weight.clone() for weight in fetched]
+        with torch.no_grad():
+            return [f + (b - a) for f, a, b in zip(fetched, start, now, strict=True)]

@@ -14,6 +14,9 @@ parts.py), its gate has an account with each shard of it. The first is the front
 all, and only once it has answered are the others. So a warm start is in one hand; if every shard chose
 for itself who goes first, two replicas could wait for each other for ever.
 
+What a module writes to its own weights in a forward reaches the shard with differences, and with nothing
+else. So it is refused where gradients are pushed, as it is for weights that do not train.
+
 A push that a shard drops is told to the sentinels whose batches were in it: they count as refused. When
 a sentinel is gone, however it ended, what was gathered of its batches is pushed.
 """
@@ -24,10 +27,11 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from akkordeon.actor import Effect, Send
-from akkordeon.errors import DataError
+from akkordeon.errors import DataError, RecipeError
 from akkordeon.exchange import Account, Exchange
 from akkordeon.gate import Gate, GateActor
 from akkordeon.learner import clipped
@@ -51,6 +55,15 @@ __all__ = ["Exchange", "ReplicaGate"]
 
 DROPPED_MAX = 10
 """Pushes dropped in a row after which a gate gives up."""
+
+
+def writes_sentence(name: str, learns: bool) -> str:
+    """Why a module that writes to a weight in its forward cannot be replicated."""
+    instead = "push differences" if learns else "make it a buffer"
+    return (
+        f"its module writes to its weight {name!r} in the forward, which no push of gradients would tell its "
+        f"shard: {instead}, or leave the weight as it is"
+    )
 
 
 class ReplicaGate(GateActor):
@@ -87,6 +100,9 @@ class ReplicaGate(GateActor):
         self._held: deque[Forward] = deque()
         self._settling: deque[str | None] = deque()
         self._learns_from: Batch | None = None
+        # Writes through ``.data`` are not counted: the first forward is looked at for them.
+        self._before: list[Tensor] | None = None
+        self._has_run = False
         self._handlers |= {Parameters: self._parameters, Settled: self._settled, Dropped: self._dropped}
 
     # ── fetching ─────────────────────────────────────────────────────────────────────────────────────
@@ -126,11 +142,23 @@ class ReplicaGate(GateActor):
             for other in self._others:
                 if other.is_new:
                     yield other.fetch()
+        if not self._has_run:
+            self._before = [weight.detach().clone() for weight in self.weights.now]
         while self._held and not self._must_wait():
             yield from super()._forward(self._held.popleft())
 
     def _stashed(self, x: Payload, y: Payload) -> Stashed:
+        self._refuse_writes()
         return Stashed(x, y, self.weights.now, self.version, self._arrivals)
+
+    def _refuse_writes(self) -> None:
+        """Fail if the forward wrote to weights whose new values no push would carry."""
+        weights, before = self.weights, self._before
+        self._before, self._has_run = None, True
+        for i, weight in enumerate(weights.now):
+            wrote = weight._version > 0 or (before is not None and not torch.equal(weight, before[i]))
+            if wrote and not (self._exchange.differences and weight.requires_grad):
+                raise RecipeError(writes_sentence(weights.names[i], weight.requires_grad))
 
     # ── stepping and pushing ─────────────────────────────────────────────────────────────────────────
 
