@@ -40,7 +40,6 @@ WRONG = {
     "marks on parameters for the optimizer": "attributes of parameters are lost",
     "codebook in a parameter by data": "what a forward assigns is lost",
     "codebook in a parameter assigned": "what a forward assigns is lost",
-    "checkpointed, reentrant": "PyTorch wants backward()",
     "TorchScript": "its parameters are not those of its submodules",
 }
 """What is not right yet, and why."""

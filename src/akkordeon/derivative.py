@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["gradients"]
+__all__ = ["accumulated", "gradients", "runs_backward_inside"]
 
 
 def gradients(
@@ -33,3 +34,37 @@ def gradients(
         tuple(outputs), tuple(seeds), False, False, tuple(inputs), True, accumulate_grad=False
     )
     return found
+
+
+def accumulated(
+    outputs: Sequence[Tensor], inputs: Sequence[Tensor], seeds: Sequence[Tensor]
+) -> Sequence[Tensor | None]:
+    """The same as :func:`gradients`, by way of ``.grad``, as ``backward()`` goes: it costs more.
+
+    Graphs that run a backward inside their backward know no other way.
+    """
+    if not outputs or not inputs:
+        return [None] * len(inputs)
+    try:
+        torch.autograd.Variable._execution_engine.run_backward(
+            tuple(outputs), tuple(seeds), False, False, (), True, accumulate_grad=True
+        )
+        return [leaf.grad for leaf in inputs]
+    finally:
+        for leaf in inputs:
+            leaf.grad = None
+
+
+def runs_backward_inside(outputs: Sequence[Tensor]) -> bool:
+    """Whether these come out of ``torch.utils.checkpoint(…, use_reentrant=True)``; looks at the whole graph."""
+    waiting: list[Any] = [output.grad_fn for output in outputs]
+    seen: set[Any] = {None}
+    while waiting:
+        node = waiting.pop()
+        if node in seen:
+            continue
+        if node.name() == "CheckpointFunctionBackward":
+            return True
+        seen.add(node)
+        waiting.extend(next_node for next_node, _ in node.next_functions)
+    return False

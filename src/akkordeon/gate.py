@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from akkordeon.actor import Effect, Send
-from akkordeon.derivative import gradients
+from akkordeon.derivative import accumulated, gradients, runs_backward_inside
 from akkordeon.errors import RecipeError
 from akkordeon.learner import Learner, OptimizerFactory
 from akkordeon.messages import Backward, Batch, Fault, Forward, Settle, Settled
@@ -84,6 +84,7 @@ class GateActor(Stage):
         super().__init__(gate.module, place, gate.name, gate.device, gate.staleness.keeps_weights)
         self._learner = Learner(self.weights, gate.optimizer, gate.staleness, gate.clip_norm, self.label)
         self._last_shape: torch.Size | None = None
+        self._derive = gradients
         self._handlers |= {Forward: self._forward, Backward: self._backward, Settle: self._settle}
 
     # ── training ─────────────────────────────────────────────────────────────────────────────────────
@@ -140,7 +141,10 @@ class GateActor(Stage):
             self._begin(batch)
             x, y = self._through(payload)
         if type(payload) is not Tensor or payload.shape != self._last_shape:
-            self._accepted.add(payload)
+            if payload not in self._accepted:
+                self._accepted.add(payload)
+                if runs_backward_inside(list(tensors(y))):
+                    self._derive = accumulated
             self._last_shape = payload.shape if isinstance(payload, Tensor) else None
         return x, y
 
@@ -209,7 +213,7 @@ class GateActor(Stage):
         inputs = [x for x in tensors(stashed.x) if x.requires_grad]
         weights = [stashed.weights[i] for i in self.weights.trainable]
         outputs, seeds = _differentiable(stashed.y, gradient)
-        found = gradients(outputs, inputs + weights, seeds)
+        found = self._derive(outputs, inputs + weights, seeds)
         to_previous: Payload | None = None
         if inputs:
             by_input = iter(found)
