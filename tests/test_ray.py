@@ -17,16 +17,21 @@ from torch.nn import functional as F
 
 import akkordeon as ak
 from akkordeon.actor import Actor, Report, Send
+from akkordeon.engines.ray import engine as ray_engine
 from akkordeon.engines.ray.engine import HOME
 from akkordeon.errors import ClusterError, GateFailedError, RecipeError, SentinelFailedError, SessionError
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install '.[ray]'")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cluster():
+def start_cluster():
     from warm import start_cluster
 
+    return start_cluster()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
     start_cluster()
 
 
@@ -81,6 +86,54 @@ def test_killed_processes_are_told_of_and_nothing_hangs():
             last.wait(timeout=10)
         with pytest.raises(GateFailedError):
             session.attach(ak.Sentinel.test(problem(), F.cross_entropy))
+
+
+def test_a_process_that_is_stopped_counts_as_lost_after_a_while(monkeypatch):
+    """Nothing had a deadline: of a process that hung nobody was told, ever."""
+    monkeypatch.setattr(ray_engine, "SILENT_S", 2.0)
+    engine = ak.Ray()
+    with ak.run(row(nn.Linear(6, 3)), engine=engine) as session:
+        training = session.attach(ak.Sentinel.train(problem(), F.cross_entropy, epochs=10**6))
+        assert engine.wait_until(lambda: training.epochs, 30)
+        pid = engine.whereabouts()["gate/0"][1]
+        os.kill(pid, signal.SIGSTOP)
+        with pytest.raises(GateFailedError, match=r"gate/0 is lost: its process has not answered for 2 s"):
+            training.wait(timeout=20)
+
+
+class Pulseless:
+    """The vitals of a cluster that has died, without a cluster that dies."""
+
+    def __init__(self, node=True, head=True):
+        self.node_answers, self.head_answers = lambda: node, lambda: head
+
+
+def test_every_wait_ends_when_ray_dies_on_this_machine(warm, monkeypatch):
+    """module(timeout=5) and close() waited in Ray for what had died."""
+    monkeypatch.setattr(ray_engine, "HEARTBEAT_S", 0.1)
+    with ak.run(three_gates(), engine=warm) as session:
+        training = session.attach(ak.Sentinel.train(problem(), F.cross_entropy, epochs=10**6))
+        assert warm.wait_until(lambda: training.epochs, 30)
+        warm._vitals = Pulseless(node=False)
+        with pytest.raises(GateFailedError, match=r"is lost: Ray's process on this machine .* has died"):
+            training.wait(timeout=10)
+        with pytest.raises(GateFailedError):
+            session.module(timeout=5)
+        with pytest.raises(ClusterError, match="has died"):
+            warm._answers([start_cluster()["warm/0"].pulse.remote()], 60)
+
+
+def test_a_head_that_is_away_ends_the_session_before_ray_ends_the_process(warm, monkeypatch):
+    """Ray ends the user's process after a minute, without finally: what was trained was gone."""
+    monkeypatch.setattr(ray_engine, "HEARTBEAT_S", 0.1)
+    monkeypatch.setattr(ray_engine, "HEAD_S", 0.3)
+    with ak.run(three_gates(), engine=warm) as session:
+        training = session.attach(ak.Sentinel.train(problem(), F.cross_entropy, epochs=10**6))
+        assert warm.wait_until(lambda: training.epochs, 30)
+        warm._vitals = Pulseless(head=False)
+        with pytest.raises(GateFailedError, match=r"the head of the Ray cluster has not answered for 0.3 s"):
+            training.wait(timeout=10)
+        assert len(session.module(timeout=10)) == 3  # of the weights that the gates had last
 
 
 def test_a_replica_that_is_killed_costs_its_own_work_alone_and_others_come_and_go():

@@ -19,6 +19,7 @@ __all__ = [
     "BatchCount",
     "BatchRefused",
     "BestKept",
+    "ClusterLost",
     "EpochDone",
     "GateLeft",
     "GateStatus",
@@ -253,6 +254,13 @@ class ActorLost:
     """An actor is gone with all it held, and left no last words: its process or its host died."""
 
     address: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterLost:
+    """What the actors run on will not carry them much longer; they are there still and can leave weights."""
+
     why: str
 
 

@@ -19,6 +19,7 @@ from akkordeon.metrics import (
     ActorLost,
     BatchRefused,
     BestKept,
+    ClusterLost,
     EpochDone,
     GateLeft,
     GateStatus,
@@ -189,6 +190,10 @@ class Supervisor:
             self.lost.add(record.address)
             self._gate_failed(f"{record.address} {why}", None)
 
+    def _cluster_lost(self, record: ClusterLost) -> None:
+        """All gates end and leave their weights, as long as there is something that carries them home."""
+        self._gate_failed(record.why, None)
+
     def _sentinel_lost(self, attachment: Attachment, address: str, why: str) -> None:
         attachment.error = SentinelFailedError(f"{address} {why}")
         if address != attachment.address:
@@ -211,4 +216,5 @@ class Supervisor:
         SentinelEnded: _sentinel_ended,
         ActorFailed: _actor_failed,
         ActorLost: _actor_lost,
+        ClusterLost: _cluster_lost,
     }

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +20,7 @@ from akkordeon.errors import ClusterError
 __all__ = [
     "NAMESPACE",
     "SYSTEM_CONFIG",
+    "Vitals",
     "join",
     "own_address",
     "parse_address",
@@ -26,6 +28,7 @@ __all__ = [
     "probe",
     "require_ray",
     "token_here",
+    "within",
 ]
 
 NAMESPACE = "akkordeon"
@@ -139,6 +142,48 @@ def own_address(address: str | None) -> str | None:
             return None
         own: str = towards.getsockname()[0]
     return None if own.startswith("127.") else own
+
+
+def answers(host: str, port: int, timeout_s: float = PROBE_S) -> bool:
+    """Whether somebody listens there."""
+    try:
+        socket.create_connection((host, port), timeout_s).close()
+    except OSError:
+        return False
+    return True
+
+
+class Vitals:
+    """Where Ray's processes are without which this one can do nothing: its node's, and the cluster's head."""
+
+    def __init__(self) -> None:
+        ray = require_ray()
+        context = ray.get_runtime_context()
+        self._head = parse_address(context.gcs_address)
+        nodes = {node["NodeID"]: node for node in ray.nodes()}
+        mine = nodes[context.get_node_id()]
+        self._node = mine["NodeManagerAddress"], int(mine["NodeManagerPort"])
+
+    def node_answers(self) -> bool:
+        """Whether Ray's process on this machine is there."""
+        return answers(*self._node) or answers(*self._node)
+
+    def head_answers(self) -> bool:
+        """Whether the head of the cluster is there."""
+        return answers(*self._head)
+
+
+def within(seconds: float, do: Callable[[], object]) -> bool:
+    """Do something of Ray's that has no end of its own if Ray is dead; whether it was done by then."""
+    done = threading.Event()
+
+    def work() -> None:
+        with suppress(Exception):
+            do()
+        done.set()
+
+    threading.Thread(target=work, name="akkordeon-ray-within", daemon=True).start()
+    return done.wait(seconds)
 
 
 def parse_target(target: str) -> tuple[str, str]:

@@ -8,17 +8,18 @@ import uuid
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from akkordeon.actor import Actor
 from akkordeon.engines.base import Engine, Load, ProcessState, bounded
-from akkordeon.engines.ray.cluster import join, require_ray
+from akkordeon.engines.ray.cluster import Vitals, join, require_ray, within
 from akkordeon.engines.ray.placement import Placement, host_of, is_replica, is_visitor, sum_of_resources
 from akkordeon.errors import ClusterError, RecipeError, SessionError
 from akkordeon.messages import Message, explain
-from akkordeon.metrics import ActorFailed, ActorLost, SentinelEnded, Undelivered
+from akkordeon.metrics import ActorFailed, ActorLost, ClusterLost, SentinelEnded, Undelivered
 
 if TYPE_CHECKING:
     from akkordeon.engines.ray.hosts import Dispatcher, Routes
@@ -42,6 +43,18 @@ STOP_S = 10.0
 
 LOADS_S = 2.0
 """How long ``loads`` waits for the hosts."""
+
+SILENT_S = 30.0
+"""How long a host may owe a sign of life: then it counts as lost, though its process may be there still."""
+
+ROUTES_S = 2.0
+"""How long a sentinel's attaching waits for hosts to know the way to it; one that hangs learns it later."""
+
+HEARTBEAT_S = 2.0
+"""How often Ray's own processes are looked after."""
+
+HEAD_S = 20.0
+"""How long the head of the cluster may be away. Ray ends this process, without a word, after a minute."""
 
 Recipe = tuple[str, Callable[[], Actor], Mapping[str, float] | None]
 
@@ -89,6 +102,8 @@ class Ray(Engine):
         self._awaited: dict[Any, str] = {}  # name of the host, by what it will answer
         self._over = threading.Event()
         self._moving = False  # whether the home died and another is on its way
+        self._vitals: Vitals | None = None
+        self._dead = ""  # why there is no cluster any more, if so
         self._thread: threading.Thread | None = None
         self._on_report: Callable[[Any], None] = lambda record: None
         self._process: ProcessState | None = None
@@ -113,13 +128,16 @@ class Ray(Engine):
         torch.manual_seed(seed)
         self._on_report, self._seed = on_report, seed
         self._over.clear()
+        self._dead = ""
         try:
+            self._vitals = Vitals()
             self._hosts[HOME] = self._new_host(HOME, {})  # it comes up together with the first of the others
         except BaseException:
             self.stop()
             raise
         self._thread = threading.Thread(target=self._follow, name="akkordeon-ray", daemon=True)
         self._thread.start()
+        threading.Thread(target=self._look_after, name="akkordeon-ray-vitals", daemon=True).start()
 
     def stop(self) -> None:
         """End the hosts, and the cluster if it was started here."""
@@ -127,17 +145,23 @@ class Ray(Engine):
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(STOP_S)
         self._thread = None
-        for name, handle in list(self._hosts.items()):
-            self._end_host(name, handle)
+        within(STOP_S, self._end_hosts)
         if self._local is not None:
             self._local.stop()
             self._local = None
         for gathered in (self._hosts, self._where, self._places, self._awaited, self._local_addresses):
             gathered.clear()
         if self._process is not None:
-            self._leave()
+            if self._dead:
+                within(STOP_S, self._leave)  # Ray waits for what is no more
+            else:
+                self._leave()
             self._process.restore()
             self._process = None
+
+    def _end_hosts(self) -> None:
+        for name, handle in list(self._hosts.items()):
+            self._end_host(name, handle)
 
     # ── hosts ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -153,15 +177,16 @@ class Ray(Engine):
                     made[name] = self._new_host(name, needs)
             new = made | {name: handle for name, handle in there.items() if name not in self._where}
             asked = {name: handle.whereabouts.remote() for name, handle in new.items()}
-            found = {name: ray.get(ref, timeout=READY_S) for name, ref in asked.items()}
+            found = dict(zip(asked, self._answers(asked.values(), READY_S), strict=True))
         except BaseException as error:
             for name, handle in made.items():
                 self._end_host(name, handle)
             if not isinstance(error, ray.exceptions.GetTimeoutError | ray.exceptions.RayActorError):
                 raise
             wishes = {name: dict(needs) for name, needs in needed.items() if needs} or "nothing special"
+            came = "died" if isinstance(error, ray.exceptions.RayActorError) else f"took {READY_S:g} s"
             raise ClusterError(
-                f"the cluster did not bring up {', '.join(new)} within {READY_S:g} s; what was asked for: "
+                f"the cluster did not bring up {', '.join(new)}: a process {came}; what was asked for: "
                 f"{wishes}; what there is: {ray.available_resources()}"
             ) from error
         with self._lock:
@@ -290,10 +315,13 @@ class Ray(Engine):
         made = [
             self._hosts[places[address]].spawn.remote(address, parcel) for address, parcel in parcels.items()
         ]
+        moving = ", ".join(parcels)
         try:
-            outcomes = ray.get(made)
+            outcomes = self._answers(made, READY_S)
         except ray.exceptions.RayActorError as error:
-            raise ClusterError(f"a host died while {', '.join(parcels)} moved in: {error}") from error
+            raise ClusterError(f"a host died while {moving} moved in: {error}") from error
+        except ray.exceptions.GetTimeoutError as error:
+            raise ClusterError(f"no host took {moving} in within {READY_S:g} s") from error
         for outcome in outcomes:
             if outcome is not None:
                 raise unpack(outcome)
@@ -325,13 +353,28 @@ class Ray(Engine):
             elif HOME in hosts:
                 told.append(handle.listen.remote(self._key, hosts[HOME]))
             told.append(handle.route.remote(routes))
-        for ref in told:
-            try:
-                ray.get(ref, timeout=READY_S)
-            except ray.exceptions.RayActorError:  # whoever feels its pulse will say so
-                continue
-            except ray.exceptions.GetTimeoutError as error:
-                raise ClusterError(f"a host did not answer within {READY_S:g} s") from error
+        with suppress(ray.exceptions.RayError):  # whoever feels their pulse will say so
+            self._answers(told, ROUTES_S)
+
+    def _answers(self, asked: Iterable[Any], timeout_s: float) -> list[Any]:
+        """What hosts answer, all of them; every wait for Ray that a user waits for has this bound.
+
+        Raises:
+            ClusterError: the cluster is gone.
+            ray.exceptions.GetTimeoutError: not all answers have come by then.
+            ray.exceptions.RayActorError: somebody who was asked has died.
+        """
+        ray = require_ray()
+        refs, deadline_s = list(asked), time.monotonic() + timeout_s
+        left = refs
+        while left:
+            if self._dead:
+                raise ClusterError(self._dead)
+            if time.monotonic() >= deadline_s:
+                raise ray.exceptions.GetTimeoutError(f"no answer within {timeout_s:g} s")
+            patience_s = min(PULSE_S, max(0.0, deadline_s - time.monotonic()))
+            _, left = ray.wait(left, num_returns=len(left), timeout=patience_s)
+        return list(ray.get(refs))
 
     def _settle_home(self) -> None:
         """See that the home, perhaps a new one, and the hosts know each other."""
@@ -408,13 +451,14 @@ class Ray(Engine):
     def _follow(self) -> None:
         """Take what the home hands over, and feel the pulse of the hosts. The engine's one thread here."""
         beaten_s: dict[str, float] = {}
+        asked_s: dict[str, float] = {}
         try:
             while not self._over.is_set():
-                self._ask_hosts(beaten_s)
+                self._ask_hosts(beaten_s, asked_s)
                 self._hear(beaten_s)
+                self._lose_the_silent(asked_s)
         except Exception as error:  # the cluster is gone: nobody will answer any more
-            for name in list(self._hosts):
-                self._lose(name, f"Ray does not answer ({explain(error)})")
+            self._lose_all(f"Ray does not answer ({explain(error)})")
 
     def _hear(self, beaten_s: dict[str, float]) -> None:
         """Take the answers that have come, or wait a moment for one."""
@@ -438,7 +482,7 @@ class Ray(Engine):
             for to, parcel in answer or ():
                 self._take_in(to, parcel)
 
-    def _ask_hosts(self, beaten_s: Mapping[str, float]) -> None:
+    def _ask_hosts(self, beaten_s: Mapping[str, float], asked_s: dict[str, float]) -> None:
         """Ask every host that owes no answer: the home for what it has, the others for a sign of life."""
         with self._lock:
             hosts = dict(self._hosts)
@@ -449,6 +493,40 @@ class Ray(Engine):
                 self._awaited[handle.collect.remote()] = name
             elif time.monotonic() - beaten_s.get(name, 0.0) >= PULSE_S:
                 self._awaited[handle.pulse.remote()] = name
+            else:
+                continue
+            asked_s[name] = time.monotonic()
+
+    def _lose_the_silent(self, asked_s: dict[str, float]) -> None:
+        """A host that owes an answer for too long counts as lost: it is stopped, stuck or cut off."""
+        now_s = time.monotonic()
+        for ref, name in list(self._awaited.items()):
+            if name not in self._where:
+                asked_s[name] = now_s  # one that comes up may take its time
+            elif now_s - asked_s[name] > SILENT_S:
+                del self._awaited[ref]
+                handle = self._hosts[name]
+                self._lose(name, f"its process has not answered for {SILENT_S:g} s")
+                within(STOP_S, partial(self._end_host, name, handle))
+                self._replace_home()
+
+    def _look_after(self) -> None:
+        """See that Ray's own processes are there, without which nothing goes on. On a thread of its own."""
+        away_s = 0.0
+        while not self._over.wait(HEARTBEAT_S) and self._vitals is not None:
+            if not self._vitals.node_answers():
+                self._lose_all("Ray's process on this machine (raylet) has died")
+                return
+            away_s = 0.0 if self._vitals.head_answers() else away_s + HEARTBEAT_S
+            if away_s >= HEAD_S:
+                self._dead = f"the head of the Ray cluster has not answered for {HEAD_S:g} s"
+                self._report(ClusterLost(self._dead))  # the hosts are there: gates can leave their weights
+                return
+
+    def _lose_all(self, why: str) -> None:
+        self._dead = why
+        for name in sorted(self._hosts, key=lambda name: name == HOME):  # it is gates that end a session
+            self._lose(name, why)
 
     def _take_in(self, to: str | None, parcel: Parcel) -> None:
         from akkordeon.engines.ray.wire import unpack
@@ -477,7 +555,7 @@ class Ray(Engine):
 
     def _replace_home(self) -> None:
         """Have a home again, if it was the home that died: without one the session hears nothing."""
-        if not self._moving:
+        if not self._moving or self._dead:
             return
         for handle in self._hosts.values():
             handle.deafen.remote(self._key)
