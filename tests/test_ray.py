@@ -90,14 +90,14 @@ def test_killed_processes_are_told_of_and_nothing_hangs():
 
 def test_a_process_that_is_stopped_counts_as_lost_after_a_while(monkeypatch):
     """Nothing had a deadline: of a process that hung nobody was told, ever."""
-    monkeypatch.setattr(ray_engine, "SILENT_S", 2.0)
     engine = ak.Ray()
     with ak.run(row(nn.Linear(6, 3)), engine=engine) as session:
         training = session.attach(ak.Sentinel.train(problem(), F.cross_entropy, epochs=10**6))
         assert engine.wait_until(lambda: training.epochs, 30)
         pid = engine.whereabouts()["gate/0"][1]
+        monkeypatch.setattr(ray_engine, "SILENT_S", 4.0)
         os.kill(pid, signal.SIGSTOP)
-        with pytest.raises(GateFailedError, match=r"gate/0 is lost: its process has not answered for 2 s"):
+        with pytest.raises(GateFailedError, match=r"gate/0 is lost: its process has not answered for 4 s"):
             training.wait(timeout=20)
 
 
