@@ -6,9 +6,10 @@ import _thread
 import gc
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import akkordeon as ak
+from akkordeon import session as session_module
 from akkordeon.errors import (
     DataError,
     GateFailedError,
@@ -637,7 +639,8 @@ def test_where_batches_went_is_true_while_they_go():
         tdp = session.attach(endless_training(in_flight=2))
         for _ in range(3):
             seen = session.status(WAIT_S).gates[0].version
-            until(session, lambda seen=seen: session.status(WAIT_S).gates[0].version > seen)
+            while session.status(WAIT_S).gates[0].version <= seen:
+                pass
             sent, trained, refused, lost = tdp.batches.as_tuple()
             assert trained >= seen
             assert trained <= sent <= trained + 2
@@ -816,3 +819,123 @@ def test_a_lost_gate_does_not_cost_the_weights_of_the_others():
             session.states(WAIT_S)
         assert session.states(WAIT_S, partial=True).keys() == {"gate/0", "gate/2"}
     assert session.states(partial=True).keys() == {"gate/0", "gate/2"}
+
+
+# ── watchers ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_watcher_that_blocks_is_nobody_elses_wait(workers, monkeypatch):
+    """No timeout was kept, and the session never closed."""
+    monkeypatch.setattr("akkordeon.session.DRAIN_S", 0.05)
+    blocked, wake = threading.Event(), threading.Event()
+
+    def watcher(record):
+        blocked.set()
+        wake.wait(WAIT_S)
+
+    with running(engine=ak.Threads(workers)) as session:
+        session.subscribe(watcher)
+        tdp = session.attach(training(epochs=3)).wait(WAIT_S)
+        assert blocked.wait(WAIT_S)
+        session.wait(WAIT_S)
+        assert [gate.version for gate in session.status(WAIT_S).gates] == [30] * 3
+        session.module(WAIT_S)
+    assert tdp.batches.trained == 30
+    wake.set()
+
+
+def test_when_a_wait_is_over_a_slow_watcher_has_seen_what_came_before():
+    seen, pause = [], threading.Event()
+
+    def slow(record):
+        pause.wait(0.005)
+        if isinstance(record, EpochDone):
+            seen.append(record.epoch)
+
+    with running() as session:
+        session.subscribe(slow)
+        session.attach(training(epochs=9)).wait(WAIT_S)
+        assert seen == list(range(1, 10))
+
+
+def test_records_that_are_too_many_for_a_watcher_are_dropped_and_counted(monkeypatch, caplog):
+    monkeypatch.setattr("akkordeon.subscription.QUEUED_MAX", 5)
+    seen, blocked, wake = [], threading.Event(), threading.Event()
+
+    def watcher(record):
+        blocked.set()
+        wake.wait(WAIT_S)
+        seen.append(record)
+
+    with running() as session:
+        session.subscribe(lambda record: None)
+        subscription = session.subscribe(watcher)
+        session.attach(training(batches_of(1)))
+        assert blocked.wait(WAIT_S)
+        tdp = session.attach(training(batches_of(1), "many", epochs=50))
+        until(session, lambda: tdp.ended)
+        wake.set()
+    assert subscription.dropped > 40
+    assert f"a watcher of the session missed {subscription.dropped} records" in caplog.text
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_watcher_may_close_the_session_and_the_weights_are_there(workers):
+    """With one worker it closed upon itself: ten seconds, and the weights were lost."""
+    session = ak.run(small_network(), engine=ak.Threads(workers))
+    session.subscribe(lambda record: isinstance(record, EpochDone) and record.epoch == 3 and session.close())
+    session.attach(training(epochs=10**6))
+    began_s = time.monotonic()
+    with suppress(SessionClosedError):  # or the training has ended in time
+        session.wait(WAIT_S)
+    assert session.module(WAIT_S)(X).shape == (40, 4)
+    assert time.monotonic() - began_s < session_module.CLOSE_S
+
+
+def test_a_watcher_may_ask_the_session_on_one_worker():
+    outputs = []
+    with running(engine=ak.Threads(1)) as session:
+        session.subscribe(
+            lambda record: isinstance(record, EpochDone) and outputs.append(session.predict(X, WAIT_S))
+        )
+        session.attach(training(epochs=3)).wait(WAIT_S)
+        until(session, lambda: len(outputs) == 3)
+
+
+def test_a_watcher_inline_is_called_in_the_midst_of_things():
+    threads = set()
+    with running(engine=ak.Threads(1)) as session:
+        session.subscribe(lambda record: threads.add(threading.current_thread().name), inline=True)
+        session.attach(training()).wait(WAIT_S)
+        assert threads == {"akkordeon-worker-0"}
+
+
+# ── other mistakes ───────────────────────────────────────────────────────────────────────────────────
+
+
+class WordlessError(Exception):
+    def __str__(self):
+        return self.args[0].format()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_error_that_cannot_be_put_into_words_kills_no_worker(workers):
+    """Its ``__str__`` raised in the worker that reported it, and everybody waited for ever."""
+
+    def loss(outputs, targets):
+        raise WordlessError(3)
+
+    with running(engine=ak.Threads(workers)) as session:
+        bad = session.attach(ak.Sentinel.train(batches_of(3), loss, name="bad"))
+        with pytest.raises(SentinelFailedError, match="WordlessError: its text cannot be had"):
+            bad.wait(WAIT_S)
+        session.attach(training()).wait(WAIT_S)
+
+
+def test_a_module_is_no_network_and_says_so():
+    """It was an AttributeError."""
+    with pytest.raises(RecipeError, match=r"got the module Sequential; cut it .*Network\.from_module"):
+        ak.run(nn.Sequential(nn.Linear(6, 4)))
+    with pytest.raises(RecipeError, match="run stages a Network or a Downpour, got list"):
+        ak.run([nn.Linear(6, 4)])

@@ -393,7 +393,7 @@ def test_evaluations_are_of_the_weights_that_are_exported_while_training_goes_on
         session.attach(ak.Sentinel.train(batches_of(60), F.cross_entropy, in_flight=2))
         for name in ("one", "two"):
             session.attach(ak.Sentinel.validate(test, F.cross_entropy, every_updates=3, name=name))
-        session.subscribe(lambda record: seen.append((record, session.best_module())))
+        session.subscribe(lambda record: seen.append((record, session.best_module())), inline=True)
         session.wait(timeout=1000)
         module = session.module(timeout=1000)
         x = torch.randn(20, 6)

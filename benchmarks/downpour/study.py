@@ -94,7 +94,7 @@ def run(
 
         scores = {"accuracy": ak.accuracy}
         if every_s is not None:
-            session.subscribe(look)
+            session.subscribe(look, inline=True)
             session.attach(
                 ak.Sentinel.validate(data.test, F.cross_entropy, scores=scores, every_s=every_s, name="v")
             )

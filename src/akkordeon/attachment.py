@@ -22,8 +22,10 @@ KEPT_MAX = 1000
 class Host(Protocol):
     """What an attachment asks of its session."""
 
-    def _wait(self, condition: Callable[[], bool], timeout: float | None, what: str) -> None:
-        """Wait for a condition; raise ``what`` if it does not come."""
+    def _wait(
+        self, condition: Callable[[], bool], timeout: float | None, what: str, *, drain: bool = True
+    ) -> None:
+        """Wait for a condition; raise ``what`` if it does not come. ``drain``: until watchers know, too."""
 
     def _send(self, to: str, message: Message) -> None:
         """Carry a message to an actor."""
@@ -100,7 +102,8 @@ class Attachment:
             ActorFailedError: it failed, or a gate did; the original error is its ``__cause__``.
             WaitTimeoutError: it has not ended by then; it goes on.
         """
-        self._session._wait(lambda: self.ended, timeout, f"{self.name!r} has not ended")
+        what = f"{self.name!r} has not ended"
+        self._session._wait(lambda: self.ended, timeout, what, drain=self.role not in ("predict", "export"))
         self._raise_error()
         return self
 

@@ -33,7 +33,7 @@ from torch import Tensor
 from akkordeon import messages
 from akkordeon.actor import Actor, Effect
 from akkordeon.errors import RecordError
-from akkordeon.messages import Batch, CutId, Message
+from akkordeon.messages import Batch, CutId, Message, explain
 from akkordeon.network import Recipe
 from akkordeon.sentinel import Sentinel
 
@@ -62,7 +62,7 @@ class Digest:
                 self.add(key)
                 self.add(part)
         elif isinstance(value, BaseException):
-            update(f"{type(value).__name__}:{value};".encode())
+            update(f"{explain(value)};".encode())
         elif isinstance(value, tuple | list):
             update(f"{type(value).__name__}[{len(value)}]".encode())
             for part in value:

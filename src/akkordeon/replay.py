@@ -21,7 +21,7 @@ from akkordeon.actor import Actor, After, Effect, Report, Send, Stop
 from akkordeon.attaching import actors_of
 from akkordeon.engines.base import ProcessState
 from akkordeon.errors import ReplayError
-from akkordeon.messages import Message
+from akkordeon.messages import Message, explain
 from akkordeon.metrics import EpochDone, GateLeft, RoundDone
 from akkordeon.network import Recipe, Spawn
 from akkordeon.record import Digest, Record, data_fingerprint, key_of, message_of, unpacked
@@ -155,7 +155,7 @@ class _Replay:
             del self.actors[address]
             self._carry_out_all(actor, actor.last_words())
             if str(found) != digest:
-                self._differ(address, key, f"it failed: {type(error).__name__}: {error}")
+                self._differ(address, key, f"it failed: {explain(error)}")
         if str(found) != digest:
             self._differ(address, key, "it led to something else than it did then")
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, overload
 
+from torch import nn
+
 from akkordeon.downpour import Downpour
 from akkordeon.engines.base import Engine
 from akkordeon.errors import RecipeError
@@ -58,6 +60,13 @@ def run(
     Raises:
         RecipeError: an unknown engine, or an optimizer over foreign parameters.
     """
+    if isinstance(network, nn.Module):
+        raise RecipeError(
+            f"run stages a Network, got the module {type(network).__name__}; cut it into gates first: "
+            "akkordeon.Network.from_module(module, gates=…, optimizer=…)"
+        )
+    if not isinstance(network, Network | Downpour):
+        raise RecipeError(f"run stages a Network or a Downpour, got {type(network).__name__}")
     recorder = None if record is None else Recorder(record, network, seed, task)
     stage = engine_named(engine) if isinstance(engine, str) else engine
     if isinstance(network, Network):

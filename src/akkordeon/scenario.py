@@ -234,7 +234,7 @@ def train(
         for trainer in job.trainers_of(task, plan):
             session.attach(trainer)
         session.attach(job.validator_of(task, plan))
-        session.subscribe(lambda record: _remember(history, record, engine.now_s()))
+        session.subscribe(lambda record: _remember(history, record, engine.now_s()), inline=True)
         try:
             session.wait(scenario.seconds)
         finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -30,6 +31,7 @@ from akkordeon.network import Recipe
 from akkordeon.record import Recorder
 from akkordeon.roster import Roster
 from akkordeon.sentinel import Evaluation, Sentinel, Training
+from akkordeon.subscription import Subscription
 from akkordeon.supervisor import Supervisor
 
 __all__ = ["Session", "Status"]
@@ -39,6 +41,9 @@ PROBE_S = 2.0
 
 CLOSE_S = 10.0
 """How long ``close`` waits for the gates to leave their weights."""
+
+DRAIN_S = 2.0
+"""How long the end of a wait waits for watchers to see what was reported."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,8 @@ class Session:
         self._engine = engine
         self._row = network.row()
         self._lock = threading.Lock()  # never held while the engine is called
-        self._watchers: list[Callable[[Any], None]] = []
+        self._subscriptions: list[Subscription] = []
+        self._inline: list[Callable[[Any], None]] = []
         self._probes = itertools.count(1)
         self._closed = False
         self._roster = Roster(network.max_in_flight)
@@ -361,9 +367,32 @@ class Session:
 
     # ── looking on ───────────────────────────────────────────────────────────────────────────────────
 
-    def subscribe(self, watcher: Callable[[Any], None]) -> None:
-        """Have every record handed to ``watcher``, which must be quick; one at a time, by any thread."""
-        self._watchers.append(watcher)
+    def subscribe(self, watcher: Callable[[Any], None], *, inline: bool = False) -> Subscription | None:
+        """Have every record from now on handed to a watcher, one at a time, on a thread of its own.
+
+        When a wait has ended well, the watcher has seen all that was reported before, if it is not too slow.
+        One that raises is unsubscribed, with a logged error.
+
+        Args:
+            watcher: called with a record of :mod:`akkordeon.metrics`.
+            inline: have whoever reports call it, in the middle of its work: for what must know the moment,
+                as in a simulation. It holds up everybody and must not wait for anything.
+
+        Returns:
+            What counts the records that were too many for it; None if it is called inline.
+        """
+        if inline:
+            self._inline.append(watcher)
+            return None
+        subscription = Subscription(watcher)
+        self._subscriptions.append(subscription)
+        return subscription
+
+    def _drain(self) -> None:
+        """Let the watchers see what was reported, within bounds."""
+        deadline_s = time.monotonic() + DRAIN_S
+        for subscription in list(self._subscriptions):
+            subscription.drain(max(0.0, deadline_s - time.monotonic()))
 
     def status(self, timeout: float = PROBE_S) -> Status:
         """How every gate and sentinel is; those too busy to answer in time as they last were."""
@@ -423,6 +452,9 @@ class Session:
             )
         finally:
             self._engine.stop()
+            self._drain()
+            for subscription in self._subscriptions:
+                subscription.end()
             if self._recorder is not None:
                 self._recorder.close()
 
@@ -443,12 +475,27 @@ class Session:
             raise SessionClosedError("the session has ended; start another with akkordeon.run")
 
     def _wait(
-        self, condition: Callable[[], bool], timeout: float | None, what: str, of: float | None = None
+        self,
+        condition: Callable[[], bool],
+        timeout: float | None,
+        what: str,
+        of: float | None = None,
+        drain: bool = True,
     ) -> None:
-        """Wait for a condition; ``of`` is the time the user allowed, where this is not all of it."""
+        """Wait for a condition.
+
+        Args:
+            condition: looked at after every report.
+            timeout: seconds.
+            what: has not come, if it does not.
+            of: the time the user allowed, where this is not all of it.
+            drain: have the watchers seen what led to it.
+        """
         came = self._engine.wait_until(
             lambda: condition() or self._error is not None or self._closed, timeout
         )
+        if came and drain:
+            self._drain()
         if self._error is not None:
             raise again(self._error)
         if not came:
@@ -479,11 +526,13 @@ class Session:
 
     def _on_report(self, record: Any) -> None:
         self._supervisor.hear(record)
-        for watcher in list(self._watchers):
+        for subscription in list(self._subscriptions):
+            subscription.put(record)
+        for watcher in list(self._inline):
             try:
                 watcher(record)
             except Exception:  # it must not harm the actor that reported
-                self._watchers.remove(watcher)
+                self._inline.remove(watcher)
                 logging.getLogger(__name__).exception("a watcher of the session raised and was unsubscribed")
 
     def _beside(self, attachment: Attachment) -> str | None:

@@ -1,0 +1,98 @@
+"""A watcher of a session, and the queue and thread between it and what is reported."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["Subscription"]
+
+QUEUED_MAX = 10_000
+"""Records that wait for a watcher at most; what comes then is not for it."""
+
+JOIN_S = 1.0
+"""How long the end waits for the watcher's thread, which is idle or stuck."""
+
+
+class Subscription:
+    """Hands records to a watcher, one at a time, on a thread of its own: what it does is nobody else's wait.
+
+    Args:
+        watch: is called with every record; if it raises, it is called no more.
+
+    Attributes:
+        dropped: records it was not given because too many were waiting.
+    """
+
+    def __init__(self, watch: Callable[[Any], None]) -> None:
+        self.dropped = 0
+        self._watch = watch
+        self._records: deque[Any] = deque()
+        self._changed = threading.Condition()
+        self._put = 0  # records taken in so far, and
+        self._seen = 0  # those that the watcher is done with
+        self._stuck_at = -1  # what it had seen when somebody waited for it in vain
+        self._over = False
+        self._thread = threading.Thread(target=self._work, name="akkordeon-watcher", daemon=True)
+        self._thread.start()
+
+    def put(self, record: Any) -> None:
+        """Have the watcher see a record; returns at once."""
+        with self._changed:
+            if self._over:
+                return
+            if len(self._records) >= QUEUED_MAX:
+                self.dropped += 1
+                return
+            self._records.append(record)
+            self._put += 1
+            self._changed.notify_all()
+
+    def drain(self, timeout_s: float) -> None:
+        """Wait until the watcher has seen all that was put before; not for one that is still stuck."""
+        if threading.current_thread() is self._thread:
+            return
+        with self._changed:
+            until = self._put
+            if self._stuck_at != self._seen and not self._changed.wait_for(
+                lambda: self._over or self._seen >= until, timeout_s
+            ):
+                self._stuck_at = self._seen
+
+    def end(self) -> None:
+        """Hand over nothing more."""
+        from_within = threading.current_thread() is self._thread
+        with self._changed:
+            self._over = True
+            self.dropped += 0 if from_within else len(self._records)
+            self._records.clear()
+            self._changed.notify_all()
+        if not from_within and self._stuck_at != self._seen:
+            self._thread.join(JOIN_S)
+        if self.dropped:
+            logging.getLogger(__name__).warning(
+                "a watcher of the session missed %d records: it was too slow for them", self.dropped
+            )
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._records or self._over)
+                if self._over:
+                    return
+                record = self._records.popleft()
+            try:
+                self._watch(record)
+            except BaseException:  # it must not harm who reported, nor end this thread without a word
+                logging.getLogger(__name__).exception("a watcher of the session raised and was unsubscribed")
+                with self._changed:
+                    self._over = True
+                    self._records.clear()
+                    self._changed.notify_all()
+                return
+            with self._changed:
+                self._seen += 1
+                self._changed.notify_all()
