@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Self, cast, overload
 
@@ -14,7 +14,7 @@ from akkordeon.downpour import Downpour
 from akkordeon.engines.base import Engine
 from akkordeon.errors import ActorFailedError, GateFailedError, NameTakenError, RecipeError
 from akkordeon.messages import Close, Forget, Left
-from akkordeon.metrics import BatchCount, BestKept
+from akkordeon.metrics import BatchCount, BatchRefused, BestKept, EpochDone, RoundDone
 from akkordeon.record import Recorder
 from akkordeon.sentinel import Evaluation, Training
 from akkordeon.session import Session
@@ -23,7 +23,7 @@ __all__ = ["Attachments", "DownpourSession"]
 
 
 class Attachments(Sequence[Attachment]):
-    """The sentinels of one recipe, one for each replica.
+    """The sentinels of one recipe, one for each replica; together they offer what one attachment does.
 
     Args:
         name: of all of them: ``NAME-0`` trains replica 0, and so on.
@@ -62,6 +62,48 @@ class Attachments(Sequence[Attachment]):
         return sum((member.batches for member in self._members), BatchCount())
 
     @property
+    def epochs(self) -> list[EpochDone]:
+        """One record for each epoch that all have been through, or have ended before."""
+        found: dict[int, list[EpochDone]] = {}
+        for member in self._members:
+            for record in list(member.epochs):
+                found.setdefault(record.epoch, []).append(record)
+        under_way = [member.epochs_done for member in self._members if not member.ended]
+        last = min(under_way, default=max(found, default=0))
+        return [_together(self.name, found[number]) for number in sorted(found) if number <= last]
+
+    @property
+    def epochs_done(self) -> int:
+        """How many epochs all have been through, or have ended before."""
+        under_way = [member.epochs_done for member in self._members if not member.ended]
+        return min(under_way, default=max(member.epochs_done for member in self._members))
+
+    @property
+    def rounds(self) -> list[RoundDone]:
+        """None: these train."""
+        return []
+
+    @property
+    def refusals(self) -> list[BatchRefused]:
+        """What was refused of any of them, each as far as it is kept."""
+        return [refusal for member in self._members for refusal in list(member.refusals)]
+
+    @property
+    def samples(self) -> int:
+        """Of all epochs of all of them."""
+        return sum(member.samples for member in self._members)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether any was told to end before it was done."""
+        return self.ended and any(member.stopped for member in self._members)
+
+    @property
+    def error(self) -> ActorFailedError | None:
+        """Why the first of those failed that did; ``errors`` has all."""
+        return next(iter(self.errors.values()), None)
+
+    @property
     def errors(self) -> dict[int, ActorFailedError]:
         """Why some of them failed, by replica."""
         return {
@@ -92,6 +134,33 @@ class Attachments(Sequence[Attachment]):
         """Have all of them send nothing new and end; see :meth:`Session.detach`."""
         for member in self._members:
             member.detach(drop)
+
+    def __repr__(self) -> str:
+        at_work = sum(not member.ended for member in self._members)
+        how = f"{at_work} at work" if at_work else "ended"
+        failed = f", {len(self.errors)} failed" if self.errors else ""
+        return f"<Attachments {self.name!r}: train, {len(self)} replicas, {how}{failed}>"
+
+
+def _together(name: str, records: Sequence[EpochDone]) -> EpochDone:
+    """What several sentinels report of an epoch, as one report: means count by samples."""
+    samples = [record.samples for record in records]
+
+    def mean(values: Iterable[float]) -> float:
+        counted = sum(value * n for value, n in zip(values, samples, strict=True) if n)
+        return counted / sum(samples) if any(samples) else float("nan")
+
+    return EpochDone(
+        sentinel=name,
+        epoch=records[0].epoch,
+        loss=mean(record.loss for record in records),
+        scores={score: mean(record.scores[score] for record in records) for score in records[0].scores},
+        samples=sum(samples),
+        seconds=max(record.seconds for record in records),
+        staleness_mean=mean(record.staleness_mean for record in records) if any(samples) else 0.0,
+        staleness_max=max(record.staleness_max for record in records),
+        refused=sum(record.refused for record in records),
+    )
 
 
 class DownpourSession(Session):
