@@ -176,7 +176,7 @@ def test_forms_are_bounded():
     assert (A,) in forms
     assert (A,) * FORMS_MAX in forms
     assert (A,) * (FORMS_MAX + 1) not in forms
-    assert len(forms._sizes) == FORMS_MAX
+    assert len(forms) == FORMS_MAX
 
 
 @pytest.mark.filterwarnings("ignore:Sparse CSR")

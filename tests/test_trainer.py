@@ -186,11 +186,16 @@ def test_a_loss_that_is_not_finite_ends_the_batch_in_all_gates():
     assert sends(effects, Forward)[0].batch.number == 1
 
 
-def test_a_refused_batch_is_forgotten_by_the_gates_that_may_hold_it():
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_refused_batch_is_forgotten_by_the_gates_that_hold_it(turned):
+    """A gate that refuses a forward keeps nothing of it; told to forget it, it waited for it for ever."""
     trainer = trainer_of()
     do(trainer, item(), item())
+    if turned:
+        do(trainer, outputs(0))
     effects = do(trainer, refused(0, "gate/1"))
-    assert [e.to for e in effects if getattr(e, "message", None) == Forget(ME, 0)] == ["gate/0", "gate/1"]
+    told = [e.to for e in effects if getattr(e, "message", None) == Forget(ME, 0)]
+    assert told == (["gate/0", "gate/1"] if turned else ["gate/0"])
     assert reports(effects, BatchRefused)[0].gate == "gate/1"
     assert trainer.batches.refused == 1
     assert do(trainer, refused(0, "gate/0"), outputs(0), back(0)) == []  # it is counted once

@@ -196,6 +196,9 @@ class Forms:
             for size, there in zip(sizes, tensor.shape[1:], strict=True)
         )
 
+    def __len__(self) -> int:
+        return len(self._sizes)
+
     def __str__(self) -> str:
         """The first of them, in words."""
         forms = [

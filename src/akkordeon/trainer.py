@@ -81,6 +81,7 @@ class _Flight:
     y: Any
     samples: int
     epoch: _Epoch
+    turned: bool = False  # on its way back
 
 
 class Trainer(Actor):
@@ -206,6 +207,7 @@ class Trainer(Actor):
             yield from self._give_up(batch, self.name, Fault.NOT_FINITE, why, self._row, now_s)
             return
         gradient = _gradient(loss, outputs)
+        flight.turned = True
         yield Send(self._row[-1], Backward(batch, gradient))
         # Scores get a copy: one that works in place would write into what the last gate works with.
         shown = map_tensors(_copy, outputs) if self._scores else None
@@ -227,9 +229,11 @@ class Trainer(Actor):
         yield from self._send(now_s)
 
     def _refused(self, message: Refused, now_s: float) -> Iterator[Effect]:
-        if message.batch in self._flights:
-            until = self._row.index(message.gate) + 1 if message.gate in self._row else len(self._row)
-            holders = self._row[:until]
+        flight = self._flights.get(message.batch)
+        if flight is not None:
+            until = self._row.index(message.gate) if message.gate in self._row else len(self._row)
+            # The gate that refused a forward holds nothing of it; one that refused a backward does.
+            holders = self._row[: until + flight.turned]
             yield from self._give_up(
                 message.batch, message.gate, message.fault, message.reason, holders, now_s
             )
