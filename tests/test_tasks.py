@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
 import akkordeon as ak
+from akkordeon import job
 from akkordeon.errors import DataError, TaskError
 from akkordeon.tasks import NAMED, load_task
 
@@ -207,3 +209,18 @@ def test_a_file_that_leads_nowhere_is_told_in_a_sentence(tmp_path, name, content
         (tmp_path / name).write_text(content)
     with pytest.raises(TaskError, match=sentence):
         load_task(f"{tmp_path / name if name else ''}:make")
+
+
+def test_a_task_says_how_many_batches_are_under_way_for_its_own_optimizers():
+    task = load_task("digits")
+    assert (task.in_flight, ak.Task(task.network, task.train, task.validate, task.loss).in_flight) == (3, 1)
+
+    def in_flight(**plan) -> int:
+        return job.trainers_of(task, job.Plan(**plan))[0].in_flight
+
+    assert in_flight() == 3
+    assert in_flight(in_flight=7, lr=0.5) == 7
+    assert in_flight(optimizer="sgd") == in_flight(lr=0.5) == 1
+    assert in_flight(downpour={"replicas": 2}) == 1
+    with pytest.raises(TaskError, match="in_flight is at least 1, got 0"):
+        replace(task, in_flight=0)

@@ -97,7 +97,10 @@ def train(
     data_dir: DataDir = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Times to read the training data.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Samples of a batch.")] = None,
-    in_flight: Annotated[int, typer.Option(min=1, help="Batches a sentinel has under way.")] = 5,
+    in_flight: Annotated[
+        int | None,
+        typer.Option(min=1, help="Batches a sentinel has under way; if not given, the task's own number."),
+    ] = None,
     sentinels: Annotated[int, typer.Option(min=1, help="Cut the data into N parts, a sentinel each.")] = 1,
     take: Annotated[int | None, typer.Option(min=1, help="Train on the first N samples alone.")] = None,
     validate_every: Annotated[

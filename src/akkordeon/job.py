@@ -47,6 +47,7 @@ __all__ = [
     "Outcome",
     "Plan",
     "described",
+    "in_flight_of",
     "kept",
     "measure",
     "network_of",
@@ -69,7 +70,7 @@ class Plan:
         data_dir: where the files of its data set are.
         epochs: times to read the training data through.
         batch_size: samples of a batch.
-        in_flight: batches each training sentinel has under way.
+        in_flight: batches each training sentinel has under way; None is 1 where optimizer or lr is given.
         sentinels: parts the training data is cut into, one training sentinel each.
         take: the first so many training samples are all there is.
         validate_every: seconds between validations; None has one after each reading of all the data.
@@ -89,7 +90,7 @@ class Plan:
     data_dir: str | None = None
     epochs: int | None = None
     batch_size: int | None = None
-    in_flight: int = 5
+    in_flight: int | None = None
     sentinels: int = 1
     take: int | None = None
     validate_every: float | None = None
@@ -144,7 +145,17 @@ def network_of(task: Task, plan: Plan) -> Network:
         network = with_lr(network, plan.lr)
     if plan.max_staleness is not None:
         network = replace(network, max_staleness=plan.max_staleness)
-    return replace(network, max_in_flight=max(network.max_in_flight, plan.in_flight * plan.sentinels))
+    in_flight = in_flight_of(task, plan) * plan.sentinels
+    return replace(network, max_in_flight=max(network.max_in_flight, in_flight))
+
+
+def in_flight_of(task: Task, plan: Plan) -> int:
+    """Batches that each training sentinel has under way.
+
+    The task's number was found with its own optimizers in one row; for others it is 1, which never hurts.
+    """
+    as_found = plan.downpour is None and plan.optimizer is None and plan.lr is None
+    return plan.in_flight or (task.in_flight if as_found else 1)
 
 
 def recipe_of(task: Task, plan: Plan) -> Network | Downpour:
@@ -162,7 +173,7 @@ def trainers_of(task: Task, plan: Plan) -> list[Training]:
         Sentinel.train(
             part,
             task.loss,
-            in_flight=plan.in_flight,
+            in_flight=in_flight_of(task, plan),
             epochs=plan.epochs or task.epochs,
             scores=task.scores,
             name="train" if plan.sentinels == 1 else f"train-{number}",
