@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -218,3 +219,133 @@ def test_the_learner_gives_the_optimizer_what_the_rule_makes_of_a_gradient():
     before = module.weight.item()
     learn(weights, learner, [torch.ones(1, 1)], staleness=2)
     assert before - module.weight.item() == pytest.approx(3)
+
+
+def test_a_step_that_somebody_wrapped_is_called():
+    calls = []
+
+    class Counting(torch.optim.SGD):
+        @functools.wraps(torch.optim.SGD.step)  # which copies the mark of torch's own wrapper
+        def step(self, *arguments, **named):
+            calls.append(1)
+            return super().step(*arguments, **named)
+
+    sgd(nn.Linear(1, 1).parameters())  # the first optimizer of a class has torch wrap its step
+    module = nn.Linear(3, 2)
+    weights, learner = learner_of(module, lambda params: Counting(params, lr=0.1))
+    learn(weights, learner, gradients_like(module))
+    assert calls == [1]
+
+
+@pytest.mark.parametrize(
+    ("factory", "reason"),
+    [
+        (torch.optim.LBFGS, "LBFGS, whose step needs a closure"),
+        (lambda params: torch.optim.SGD(params, lr=0.1, differentiable=True), "leave that out"),
+        (lambda params: torch.optim.Muon(params), r"failed: ValueError: .*2D"),
+        (lambda params: torch.optim.SGD(params, lr=-1.0), "gate/0 failed: ValueError: Invalid learning rate"),
+    ],
+    ids=["closure", "differentiable", "does not fit the weights", "raises"],
+)
+def test_an_optimizer_that_cannot_work_is_refused_before_anything_runs(factory, reason):
+    with pytest.raises(RecipeError, match=reason):
+        ak.run(ak.Network([ak.Gate(nn.Linear(3, 2), factory)]))
+
+
+def test_an_update_that_would_not_be_finite_leaves_the_weights_and_says_so():
+    module = nn.Linear(3, 2)
+    weights, learner = learner_of(module, lambda params: torch.optim.Adam(params, eps=0.0))
+    before = copy.deepcopy(module)
+    gradients = [torch.ones(2, 3), torch.tensor([0.0, 1.0])]  # 0 / 0 at the first bias
+    assert not learner.learn(gradients, weights.now, 0)
+    assert same_bits(module, before)
+    assert learner.learn([torch.ones(2, 3), torch.ones(2)], weights.now, 0)
+    assert all(bool(weight.isfinite().all()) for weight in weights.now)
+
+
+def test_without_weights_to_go_back_to_such_an_update_is_a_failure():
+    module = nn.Linear(3, 2)
+    weights = Weights(module, keep=False)
+    learner = Learner(weights, lambda params: torch.optim.SGD(params, lr=1e38), ak.Latest(), None, "gate/0")
+    with pytest.raises(ArithmeticError, match="not finite"):
+        learner.learn([torch.full((2, 3), 1e30), torch.ones(2)], weights.now, 0)
+
+
+def test_a_sparse_table_is_updated_in_place_unless_a_cut_holds_it():
+    module, plain = nn.Embedding(1000, 2, sparse=True), None
+    plain = copy.deepcopy(module)
+    weights, learner = learner_of(module)
+    optimizer = sgd(plain.parameters())
+
+    def step():
+        for table in (plain, module):
+            table(torch.tensor([3, 3, 7])).sum().backward()
+        gradient = weights.now[0].grad
+        weights.now[0].grad = None
+        learner.learn([gradient], weights.now, 0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    memory = weights.now[0].data_ptr()
+    step()
+    assert weights.now[0].data_ptr() == memory
+    pinned = weights.pin()
+    seen = pinned[0].detach().clone()
+    step()
+    assert torch.equal(pinned[0], seen)
+    held = weights.now[0].data_ptr()
+    assert held != memory
+    step()
+    assert weights.now[0].data_ptr() == held
+    assert torch.equal(weights.now[0], plain.weight)
+
+
+def test_a_sparse_update_that_would_not_be_finite_is_taken_back():
+    module = nn.Embedding(10, 2, sparse=True)
+    before = copy.deepcopy(module)
+    weights, learner = learner_of(module, lambda params: torch.optim.SGD(params, lr=1e38))
+    (module(torch.tensor([4, 4])) * 1e30).sum().backward()
+    assert not learner.learn([weights.now[0].grad], weights.now, 0)
+    assert same_bits(module, before)
+
+
+def on_a_plateau(params):
+    optimizer = torch.optim.SGD(params, lr=1.0)
+    return optimizer, torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=0)
+
+
+def test_a_scheduler_that_wants_a_score_steps_with_each_round_of_a_validator():
+    rates = []
+
+    def factory(params):
+        optimizer, scheduler = on_a_plateau(params)
+        optimizer.register_step_post_hook(lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"]))
+        return optimizer, scheduler
+
+    batches = [(torch.ones(2, 3), torch.zeros(2, 2))] * 9
+    network = ak.Network([ak.Gate(nn.Linear(3, 2), factory)])
+    with ak.run(network, engine=ak.Threads(workers=1)) as session:
+        session.attach(
+            ak.Sentinel.validate(
+                batches[:1], lambda out, y: out.sum() * 0 + 1.0, every_updates=2, schedule_by="loss"
+            )
+        )
+        session.attach(ak.Sentinel.train(batches, nn.functional.mse_loss))
+        session.wait()
+    assert rates[0] == 1.0
+    assert rates[-1] < 1.0
+
+
+def test_it_warns_where_nobody_gives_that_scheduler_a_score(monkeypatch):
+    monkeypatch.setattr("akkordeon.learner.UPDATES_WITHOUT_SCORE", 3)
+    module = nn.Linear(3, 2)
+    weights, learner = learner_of(module, on_a_plateau)
+    for _ in range(2):
+        learn(weights, learner, gradients_like(module))
+    with pytest.warns(UserWarning, match="give a validator schedule_by"):
+        learn(weights, learner, gradients_like(module))
+
+
+def test_schedule_by_names_a_score_that_is_there():
+    with pytest.raises(RecipeError, match="schedule_by is by 'accuracy', but the scores are loss"):
+        ak.Sentinel.validate([], nn.functional.mse_loss, schedule_by="accuracy")

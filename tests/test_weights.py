@@ -15,7 +15,7 @@ from akkordeon.weights import Buffers, Weights
 
 def update(weights: Weights, by: float = 1.0) -> None:
     """What an optimizer does: write to the masters in place."""
-    weights.prepare_update()
+    weights.prepare_update([None] * len(weights.masters))
     with torch.no_grad():
         for i in weights.trainable:
             weights.masters[i].add_(by)
@@ -118,7 +118,7 @@ def test_recurrent_modules_follow_with_their_second_list_of_weights(kind):
 def test_rolling_back_forgets_a_half_made_update():
     module = nn.Linear(3, 2)
     weights, was = Weights(module), bits(module)
-    weights.prepare_update()
+    weights.prepare_update([None] * len(weights.masters))
     with torch.no_grad():
         weights.masters[0].add_(1)
     weights.roll_back()
@@ -142,7 +142,7 @@ def test_without_keeping_updates_happen_in_place_but_pins_are_safe():
 def test_an_optimizer_that_gives_parameters_other_memory_is_followed(keep):
     module = nn.Linear(3, 2)
     weights, was = Weights(module, keep), bits(module)
-    weights.prepare_update()
+    weights.prepare_update([None] * len(weights.masters))
     for master in weights.masters:
         master.data = master.data + 1
     weights.publish()

@@ -37,6 +37,7 @@ from akkordeon.messages import (
     Pull,
     Refused,
     Release,
+    Scored,
     SourceFailed,
     Tick,
     Watch,
@@ -248,6 +249,8 @@ class Evaluator(Actor):
         yield from self._release()
         if self._recipe.loss is not None:
             yield Report(self._round_done(now_s, best))
+        if self._recipe.schedule_by is not None:
+            yield from self._to_all(Scored(self._value(self._recipe.schedule_by)))
         yield from self._go_on(now_s)
 
     def _release(self) -> Iterator[Effect]:
@@ -282,7 +285,7 @@ class Evaluator(Actor):
         assert self._cut is not None, "only called during a round"
         return self._cut
 
-    def _to_all(self, message: Export | Release | Forget) -> Iterator[Effect]:
+    def _to_all(self, message: Export | Release | Forget | Scored) -> Iterator[Effect]:
         for gate in self._row:
             yield Send(gate, message)
 

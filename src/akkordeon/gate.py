@@ -18,7 +18,7 @@ from akkordeon.actor import Effect, Send
 from akkordeon.derivative import accumulated, gradients, runs_backward_inside
 from akkordeon.errors import RecipeError
 from akkordeon.learner import Learner, OptimizerFactory
-from akkordeon.messages import Backward, Batch, Fault, Forward, Settle, Settled
+from akkordeon.messages import Backward, Batch, Fault, Forward, Scored, Settle, Settled
 from akkordeon.payload import Payload, all_finite, map_tensors, memory, same_form, signature, tensors
 from akkordeon.stage import Place, Stage, Stashed, output_of
 from akkordeon.staleness import Rule, Stash
@@ -85,7 +85,12 @@ class GateActor(Stage):
         self._learner = Learner(self.weights, gate.optimizer, gate.staleness, gate.clip_norm, self.label)
         self._last_shape: torch.Size | None = None
         self._derive = gradients
-        self._handlers |= {Forward: self._forward, Backward: self._backward, Settle: self._settle}
+        self._handlers |= {
+            Forward: self._forward,
+            Backward: self._backward,
+            Settle: self._settle,
+            Scored: self._scored,
+        }
 
     # ── training ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -194,14 +199,26 @@ class GateActor(Stage):
         del self.stash[batch]
         passed = (*message.staleness, staleness)
         yield Send(self.place.previous or batch.sentinel, Backward(batch, to_previous, passed))
-        yield from self._learn(of_weights, stashed, staleness)
+        yield from self._learn(batch, of_weights, stashed, staleness)
 
-    def _learn(self, gradients: list[Tensor | None], stashed: Stashed, staleness: int) -> Iterator[Effect]:
+    def _learn(
+        self, batch: Batch, gradients: list[Tensor | None], stashed: Stashed, staleness: int
+    ) -> Iterator[Effect]:
         """Update the weights; the gate before is at work by now."""
-        self._learner.learn(gradients, stashed.weights, staleness)
+        if not self._learner.learn(gradients, stashed.weights, staleness):
+            yield self._refuse_update(batch)
+            return
         self.version += 1
         self.staleness_seen[staleness] += 1
-        return self._tell_watchers()
+        yield from self._tell_watchers()
+
+    def _refuse_update(self, batch: Batch) -> Effect:
+        """The gradient has gone on to the gate before, but this gate cannot learn from the batch."""
+        return self._refuse(batch, Fault.NOT_FINITE, "its update would make the weights not finite")
+
+    def _scored(self, message: Scored) -> Iterator[Effect]:
+        self._learner.scored(message.value)
+        yield from ()
 
     def _settle(self, message: Settle) -> Iterator[Effect]:
         yield Send(message.asker, Settled(self.address))

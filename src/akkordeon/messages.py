@@ -60,6 +60,7 @@ __all__ = [
     "Push",
     "Refused",
     "Release",
+    "Scored",
     "Settle",
     "Settled",
     "SourceFailed",
@@ -213,6 +214,13 @@ class Release(Message):
     """The cut is not needed any more."""
 
     cut: CutId
+
+
+@dataclass(frozen=True, slots=True)
+class Scored(Message):
+    """The score of a round, for schedulers that want one. Validator to gates."""
+
+    value: float
 
 
 # ── reading ──────────────────────────────────────────────────────────────────────────────────────────

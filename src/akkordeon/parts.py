@@ -84,7 +84,7 @@ class PartActor(ShardActor):
         if self._shown == self.version:
             return ()
         self._shown = self.version
-        return tuple(weight.detach() for weight in self.weights.now)
+        return tuple(weight.detach() for weight in self.weights.pin())
 
 
 class FrontActor(ShardActor):

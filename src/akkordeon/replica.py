@@ -36,7 +36,6 @@ from akkordeon.exchange import Account, Exchange
 from akkordeon.gate import Gate, GateActor
 from akkordeon.learner import clipped
 from akkordeon.messages import (
-    Backward,
     Batch,
     Dropped,
     Fault,
@@ -99,7 +98,6 @@ class ReplicaGate(GateActor):
         self._arrivals = 0  # of weights, from any shard
         self._held: deque[Forward] = deque()
         self._settling: deque[str | None] = deque()
-        self._learns_from: Batch | None = None
         # Writes through ``.data`` are not counted: the first forward is looked at for them.
         self._before: list[Tensor] | None = None
         self._has_run = False
@@ -162,19 +160,18 @@ class ReplicaGate(GateActor):
 
     # ── stepping and pushing ─────────────────────────────────────────────────────────────────────────
 
-    def _backward(self, message: Backward) -> Iterator[Effect]:
-        self._learns_from = message.batch
-        return super()._backward(message)
-
-    def _learn(self, gradients: list[Tensor | None], stashed: Stashed, staleness: int) -> Iterator[Effect]:
-        assert self._learns_from is not None, "a backward came"
+    def _learn(
+        self, batch: Batch, gradients: list[Tensor | None], stashed: Stashed, staleness: int
+    ) -> Iterator[Effect]:
         ours = gradients
         if self._learns and self._clip_norm is not None:
             ours = clipped(gradients, self._clip_norm)
         for account in self._accounts.values():
-            account.gather(self._learns_from, ours, stashed.arrivals)
+            account.gather(batch, ours, stashed.arrivals)
         if self._exchange.local_step:
-            self._learner.learn(gradients, stashed.weights, staleness)
+            if not self._learner.learn(gradients, stashed.weights, staleness):
+                yield self._refuse_update(batch)
+                return
             self.version += 1
         self.staleness_seen[staleness] += 1
         for account in self._accounts.values():

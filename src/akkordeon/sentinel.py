@@ -125,6 +125,7 @@ class Sentinel:
         every_epoch: int | None = None,
         every_updates: int | None = None,
         best: Best | None = None,
+        schedule_by: str | None = None,
         keep_last: bool = False,
         in_flight: int | None = None,
         batch_size: int = 1024,
@@ -143,6 +144,8 @@ class Sentinel:
             every_epoch: a round after each so many epochs of any training sentinel.
             every_updates: a round after each so many updates of the first gate.
             best: keep the weights of the best round, and maybe stop training by it.
+            schedule_by: ``"loss"`` or the name of a score, handed after each round to the schedulers of gates
+                that want one (``ReduceLROnPlateau``).
             keep_last: report the weights of every round, as a ``LastKept``, for those who write them down.
             in_flight: evaluation batches under way at once.
             batch_size: for a pair of tensors.
@@ -160,6 +163,7 @@ class Sentinel:
             every_epoch=every_epoch,
             every_updates=every_updates,
             best=best,
+            schedule_by=schedule_by,
             keep_last=keep_last,
             in_flight=in_flight,
             batch_size=batch_size,
@@ -243,6 +247,7 @@ class Evaluation(Sentinel):
     every_epoch: int | None = None
     every_updates: int | None = None
     best: Best | None = None
+    schedule_by: str | None = None
     keep_last: bool = False
 
     @property
@@ -257,9 +262,11 @@ class Evaluation(Sentinel):
             _check_callable(self.loss)
         for what in ("every_s", "every_epoch", "every_updates"):
             _check_positive(what, getattr(self, what))
-        if self.best is not None and self.best.score not in {"loss", *self.scores}:
-            known = ", ".join(["loss", *self.scores])
-            raise RecipeError(f"best is by {self.best.score!r}, but the scores are {known}")
+        by = {"best": self.best.score if self.best is not None else None, "schedule_by": self.schedule_by}
+        for what, score in by.items():
+            if score not in {None, "loss", *self.scores}:
+                known = ", ".join(["loss", *self.scores])
+                raise RecipeError(f"{what} is by {score!r}, but the scores are {known}")
 
     @property
     def ends_by_itself(self) -> bool:

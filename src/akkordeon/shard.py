@@ -32,6 +32,7 @@ from akkordeon.messages import (
     Parameters,
     Probe,
     Push,
+    Scored,
     Settle,
     Settled,
 )
@@ -94,6 +95,7 @@ class ShardActor(Stage):
             Push: self._push,
             Settle: self._settle,
             Left: self._left,
+            Scored: self._scored,
         }
 
     def receive(self, message: Any, now_s: float) -> Iterator[Effect]:
@@ -116,7 +118,8 @@ class ShardActor(Stage):
     def _lend(self, asker: str) -> Effect:
         if self._keeps_lent:
             self._lent.setdefault(asker, {})[self.version] = self.weights.now
-        now = tuple(self.weights.now[i].detach() for i in self.weights.trainable)
+        lent = self.weights.pin()
+        now = tuple(lent[i].detach() for i in self.weights.trainable)
         self._counts["fetches"] += 1
         buffers: tuple[Tensor, ...] = ()
         if not self._merging.knows(asker):
@@ -159,7 +162,9 @@ class ShardActor(Stage):
         if not all_finite(gradients):
             yield self._drop(message, Fault.NOT_FINITE, "it is not finite")
             return
-        self._learner.learn(gradients, then, staleness)
+        if not self._learner.learn(gradients, then, staleness):
+            yield self._drop(message, Fault.NOT_FINITE, "it would make the weights not finite")
+            return
         if message.buffers:
             self._merge(message)
         self.version += 1
@@ -206,6 +211,10 @@ class ShardActor(Stage):
             return found
         by_place = dict(zip(self.weights.trainable, found, strict=True))
         return [by_place.get(i) for i in range(len(self.weights.now))]
+
+    def _scored(self, message: Scored) -> Iterator[Effect]:
+        self._learner.scored(message.value)
+        yield from ()
 
     # ── coming, going and telling ────────────────────────────────────────────────────────────────────
 

@@ -16,7 +16,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
+
+from akkordeon.payload import all_finite
 
 __all__ = ["Buffers", "Snapshot", "Weights"]
 
@@ -36,7 +39,7 @@ class Weights:
         self.masters: list[nn.Parameter] = list(module.parameters())
         self.names: list[str] = [name for name, _ in module.named_parameters()]
         self.trainable: list[int] = [i for i, p in enumerate(self.masters) if p.requires_grad]
-        self._keep = keep
+        self.keep = keep
         place = {id(master): i for i, master in enumerate(self.masters)}
         self._slots: list[tuple[dict[str, nn.Parameter | None], str, int]] = [
             (owner._parameters, name, place[id(parameter)])
@@ -47,6 +50,8 @@ class Weights:
         # Recurrent modules keep a second list of their weights, which must follow.
         self._recurrent = [m for m in module.modules() if isinstance(m, nn.RNNBase)]
         self._installed: Snapshot | None = None
+        self._pinned: set[int] = set()  # places whose memory a cut may hold
+        self._rows: dict[int, tuple[Tensor, Tensor]] = {}  # of an update in place: rows, and what they were
         self.now: Snapshot = self._aliases()
         self.install(self.now)
 
@@ -65,25 +70,43 @@ class Weights:
 
     def pin(self) -> Snapshot:
         """The weights as they are now, safe from any later update."""
-        return self.now if self._keep else tuple(weight.detach().clone() for weight in self.now)
+        self._pinned.update(self.trainable)
+        return self.now if self.keep else tuple(weight.detach().clone() for weight in self.now)
 
     def adopt(self, weights: Sequence[Tensor], places: Sequence[int]) -> None:
         """Make these the current version of the weights at some places, without ever writing to them."""
         for i, weight in zip(places, weights, strict=True):
-            self.masters[i].data = weight if self._keep else weight.clone()
+            self.masters[i].data = weight if self.keep else weight.clone()
         self.now = self._aliases()
         self.install(self.now)
 
-    def prepare_update(self) -> None:
-        """Give the masters fresh memory, so that the update leaves this version as it is."""
-        if self._keep:
-            for i in self.trainable:
-                master = self.masters[i]
+    def prepare_update(self, gradients: Sequence[Tensor | None]) -> None:
+        """Give the masters fresh memory, so that the update leaves this version as it is.
+
+        A table whose gradient is sparse is looked up alone, and the backward of a lookup needs no weights:
+        it is updated in place, rather than copied as a whole for a few rows, unless a cut holds it.
+        """
+        for i in self.trainable:
+            master, gradient = self.masters[i], gradients[i]
+            if gradient is not None and gradient.is_sparse and i not in self._pinned:
+                rows = torch.unique(gradient._indices()[0])
+                self._rows[i] = rows, master.data.index_select(0, rows)
+            elif self.keep:
                 master.data = master.data.clone()
+                self._pinned.discard(i)
+
+    def are_finite(self) -> bool:
+        """Whether no NaN and no infinity is in what was updated."""
+        return all_finite(self._updated(i) for i in self.trainable)
+
+    def _updated(self, i: int) -> Tensor:
+        weight = self.masters[i].data
+        return weight.index_select(0, self._rows[i][0]) if i in self._rows else weight
 
     def publish(self) -> None:
         """Make the updated masters the current version."""
-        if self._keep or self._have_moved():
+        self._rows.clear()
+        if self.keep or self._have_moved():
             self.now = self._aliases()
             self.install(self.now)
 
@@ -92,8 +115,11 @@ class Weights:
         return any(m.data_ptr() != w.data_ptr() for m, w in zip(self.masters, self.now, strict=True))
 
     def roll_back(self) -> None:
-        """Forget an update that failed half way."""
-        if self._keep:
+        """Forget an update that failed half way, where every version has memory of its own."""
+        for i, (rows, before) in self._rows.items():
+            self.masters[i].data.index_copy_(0, rows, before)
+        self._rows.clear()
+        if self.keep:
             for master, weight in zip(self.masters, self.now, strict=True):
                 master.data = weight.detach()
 
