@@ -56,7 +56,7 @@ def accumulated(
 
 
 def runs_backward_inside(outputs: Sequence[Tensor]) -> bool:
-    """Whether these come out of ``torch.utils.checkpoint(…, use_reentrant=True)``; looks at the whole graph."""
+    """Whether these come out of ``torch.utils.checkpoint(…, use_reentrant=True)``; walks the whole graph."""
     waiting: list[Any] = [output.grad_fn for output in outputs]
     seen: set[Any] = {None}
     while waiting:
