@@ -10,6 +10,7 @@ for every run, never copied, so that a copy that loses something is seen.
 from __future__ import annotations
 
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -19,8 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn import functional as F
-from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import parametrizations, parametrize, prune
 from torch.utils.checkpoint import checkpoint
+
+import akkordeon as ak
 
 SIZE = 4
 """Samples in a batch."""
@@ -733,6 +736,114 @@ class FrozenNorm(nn.Module):
         return self.layer(self.norm(x))
 
 
+class Lowered(nn.Module):
+    """Low-rank adaptation of a frozen layer, merged into its weights in evaluation mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.merged = nn.Linear(8, 8).requires_grad_(False), False
+        self.a, self.b = nn.Parameter(torch.randn(2, 8)), nn.Parameter(torch.zeros(8, 2))
+
+    def train(self, mode: bool = True) -> Lowered:
+        super().train(mode)
+        if mode == self.merged:
+            self.layer.weight.data += (self.b @ self.a).data * (-1 if mode else 1)
+            self.merged = not mode
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) if self.merged else self.layer(x) + x @ self.a.T @ self.b.T
+
+
+class Ensemble(nn.Module):
+    """Several layers as one, their weights stacked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = [nn.Linear(8, 8) for _ in range(3)]
+        stacked, _ = torch.func.stack_module_state(layers)
+        self.stacked = nn.ParameterDict({name: p.detach() for name, p in stacked.items()})
+        self.one = [layers[0].to("meta")]  # in a list: no submodule
+
+    def forward(self, x: Tensor) -> Tensor:
+        def call(weights: dict[str, Tensor], x: Tensor) -> Tensor:
+            return torch.func.functional_call(self.one[0], weights, (x,))
+
+        return torch.vmap(call, (0, None))(dict(self.stacked), x).mean(0)
+
+
+class Bottle(nn.Module):
+    """The bottleneck of a variational autoencoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean, self.log_var, self.back = nn.Linear(8, 3), nn.Linear(8, 3), nn.Linear(3, 6)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        mean, log_var = self.mean(x), self.log_var(x)
+        z = mean + torch.randn_like(mean) * (0.5 * log_var).exp() if self.training else mean
+        return self.back(z), mean, log_var
+
+
+def elbow(out: tuple[Tensor, Tensor, Tensor], y: Tensor) -> Tensor:
+    again, mean, log_var = out
+    divergence = -0.5 * (1 + log_var - mean**2 - log_var.exp()).sum(1).mean()
+    return (again.mean(1) - y).square().mean() + 0.1 * divergence
+
+
+class WithLoss(nn.Module):
+    """Computes its loss itself, from labels in its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 3)
+
+    def forward(self, d: dict[str, Tensor]) -> dict[str, Tensor]:
+        logits = self.layer(d["h"])
+        return {"loss": F.cross_entropy(logits, d["labels"]), "logits": logits}
+
+
+class ListOfLayers(nn.Module):
+    """Layers in a plain list: nobody finds them, nobody trains them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers, self.last = [nn.Linear(8, 8)], nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.layers[0](x))
+
+
+class Outputs(OrderedDict):
+    """A dict whose entries are attributes, as in transformers."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+class Mark(nn.Parameter):
+    """A parameter of a class of its own."""
+
+
+class MarkedScale(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = Mark(torch.ones(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale * (2 if type(self.scale) is Mark else 1)
+
+
+def scaled_by_hook(self: Any, x: Tensor) -> Tensor:
+    h = self.layer(x)
+    if h.requires_grad:
+        h.register_hook(lambda gradient: 0.1 * gradient)
+    return h
+
+
 def half_frozen() -> nn.Module:
     """A backbone in evaluation mode, without gradients, and a layer that learns."""
     frozen = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Dropout(0.5)).eval().requires_grad_(False)
@@ -770,6 +881,10 @@ def mixed_dict() -> dict[str, Tensor]:
     return {"name": torch.randint(7, (SIZE,)), "x": torch.randn(SIZE, 6)}
 
 
+def labelled() -> dict[str, Tensor]:
+    return {"x": torch.randn(SIZE, 6), "labels": torch.randint(3, (SIZE,))}
+
+
 def padded() -> dict[str, Tensor]:
     return {"x": torch.randn(SIZE, 5, 6), "padding": torch.arange(5) >= torch.tensor([5, 4, 3, 5])[:, None]}
 
@@ -790,6 +905,14 @@ ROWS = [
     Row("None in a tuple", between(does(lambda self, x: (self.layer(x), None)), does(lambda self, p: self.layer(p[0])))),
     Row("None in a namedtuple", between(does(lambda self, x: Spread(self.layer(x), None)), TakesNamed)),
     Row("None in a dict", between(does(lambda self, x: {"h": self.layer(x), "g": None}), takes("h"))),
+    Row("nested tuples", lambda: [nn.Linear(6, 8), nn.LSTM(8, 8, batch_first=True), does(lambda self, p: self.layer(p[0]) + p[1][0].mean())()], SERIES),
+    Row("dict of tuples", between(does(lambda self, x: {"h": (self.layer(x), x)}), does(lambda self, d: self.layer(d["h"][0] + d["h"][1])))),
+    Row("dict of a class of its own", between(does(lambda self, x: Outputs(h=self.layer(x))), does(lambda self, d: self.layer(d.h)))),
+    Row("loss from the module", lambda: [does(lambda self, d: d | {"h": self.layer(d["x"])}, 6)(), WithLoss()], labelled, lambda out, y: out["loss"]),
+    Row("bytes in", first(does(lambda self, x: self.layer(x / 255), 6)), lambda: torch.randint(256, (SIZE, 6), dtype=torch.uint8)),
+    Row("bools in", first(does(lambda self, x: self.layer(x.float()), 6)), lambda: torch.rand(SIZE, 6) > 0.5),
+    Row("sparse in", first(does(lambda self, x: torch.sparse.mm(x, self.layer.weight.T), 6)), lambda: (torch.randn(SIZE, 6) * (torch.rand(SIZE, 6) > 0.5)).to_sparse()),
+    Row("twins", lambda: [does(lambda self, p: (self.layer(p[0]), self.layer(p[1])), 6)(), does(lambda self, p: torch.cosine_similarity(self.layer(p[0]), self.layer(p[1])))()], many((6,), (6,))),
     Row("list out", between(does(lambda self, x: [self.layer(x), x]), does(lambda self, p: self.layer(p[0]) + p[1]))),
     Row("several outputs", between(does(lambda self, x: (self.layer(x), x.sum(1, keepdim=True))), does(lambda self, p: self.layer(p[0]) * p[1]))),
     Row("several outputs to the loss", lambda: [ToDict(), DictAdds()]),
@@ -850,6 +973,12 @@ ROWS = [
     Row("orthogonal", between(lambda: parametrizations.orthogonal(linear()))),
     Row("parametrization of one's own", between(changed(linear, symmetric))),
     Row("old spectral_norm", between(quietly(lambda: nn.utils.spectral_norm(linear())))),
+    Row("old weight_norm", between(quietly(lambda: nn.utils.weight_norm(linear())))),
+    Row("pruned", between(changed(linear, lambda m: prune.l1_unstructured(m, "weight", 0.5)))),
+    Row("parameter of a class of its own", between(MarkedScale)),
+    Row("layers in a plain list", between(ListOfLayers)),
+    Row("ensemble of stacked weights", between(Ensemble)),
+    Row("low-rank adaptation, merged in evaluation mode", between(Lowered)),
     Row("hypernetwork", between(Hypernetwork)),
     Row("functional call", between(Functional)),
     Row("lazy, initialised", between(lambda: warmed(nn.LazyLinear(8)))),
@@ -878,6 +1007,7 @@ ROWS = [
     Row("gradient reversal", between(does(lambda self, x: Reversal.apply(self.layer(x))))),
     Row("custom autograd function", between(does(lambda self, x: Cube.apply(self.layer(x))))),
     Row("straight-through estimator", between(Rounded)),
+    Row("hook on a tensor inside", between(does(scaled_by_hook))),
     Row("checkpointed", between(lambda: Checkpointed(nn.Sequential(linear(), nn.Tanh()), False))),
     Row("checkpointed, reentrant", between(lambda: Checkpointed(nn.Sequential(linear(), nn.Tanh()), True))),
     Row("checkpointed with Dropout", between(lambda: Checkpointed(nn.Sequential(linear(), nn.Dropout(0.3)), False))),
@@ -887,6 +1017,12 @@ ROWS = [
     Row("vmap", between(does(lambda self, x: torch.vmap(self.layer)(x)))),
     # randomness
     Row("Dropout", between(lambda: nn.Dropout(0.4))),
+    Row("functional dropout", between(does(lambda self, x: F.dropout(self.layer(x), 0.3, self.training)))),
+    Row("Gumbel softmax", between(does(lambda self, x: F.gumbel_softmax(self.layer(x), hard=True) if self.training else self.layer(x)))),
+    Row("variational autoencoder", lambda: [nn.Linear(6, 8), Bottle()], loss=elbow),
+    Row("akkordeon.nn.Dropout", between(ak.nn.Dropout)),
+    Row("akkordeon.nn.Dropout, called twice", between(lambda: nn.Sequential(layer := ak.nn.Dropout(0.3), linear(), layer))),
+    Row("akkordeon.nn.DropConnectLinear", between(lambda: ak.nn.DropConnectLinear(8, 8, 0.3))),
     Row("AlphaDropout and RReLU", between(lambda: nn.Sequential(nn.AlphaDropout(0.2), nn.RReLU()))),
     Row("noise from a generator of its own", between(Noisy)),
     Row("stochastic depth", between(SometimesSkipped)),
@@ -904,6 +1040,7 @@ ROWS = [
     Row("GRU with dropout", series(lambda: Recurrent(nn.GRU(8, 8, 2, dropout=0.3, batch_first=True))), SERIES),
     Row("recurrent cell", lambda: [nn.Linear(6, 8), Cell(), nn.Linear(8, 2)], SERIES),
     Row("transformer layer", series(lambda: nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)), SERIES),
+    Row("transformer decoder layer", lambda: [does(lambda self, p: (self.layer(p[0]), self.layer(p[1])), 6)(), Splat(nn.TransformerDecoderLayer(8, 2, 16, batch_first=True)), nn.Linear(8, 2)], many((5, 6), (3, 6))),
     Row("attention with a causal mask", series(Attention), SERIES),
     Row("attention with padding", lambda: [MaskedAttention(), does(lambda self, d: self.layer(d["h"]).masked_fill(d["padding"][..., None], 0), 6, 2)()], padded),
     Row("small GPT with a tied head", lambda: [SmallGPT(), nn.Linear(7, 2)], words(5), optimizer=partial(torch.optim.AdamW, lr=0.01)),
