@@ -187,3 +187,81 @@ def test_a_recipe_starts_equal_each_time_it_is_run():
     ours(parts, [sgd] * 3, batches, F.cross_entropy)
     for part, state in zip(parts, before, strict=False):
         assert all(torch.equal(part.state_dict()[name], state[name]) for name in state)
+
+
+# ── losses ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Named(nn.Module):
+    """Gives a dict, as many models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside = nn.Linear(6, 4)
+
+    def forward(self, x):
+        return {"logits": self.inside(x)}
+
+
+def overwrites(outputs, y):
+    outputs["logits"] = outputs["logits"] / 10.0
+    return F.cross_entropy(outputs["logits"], y)
+
+
+def adds_a_key(outputs, y):
+    outputs["p"] = outputs["logits"].softmax(1)
+    return F.nll_loss(outputs["p"].log(), y)
+
+
+def takes_a_key_out(outputs, y):
+    return F.cross_entropy(outputs.pop("logits"), y)
+
+
+def clamps(outputs, y):
+    return F.cross_entropy(outputs.clamp_(-0.3, 0.3), y)
+
+
+def sums(outputs, y):
+    return F.cross_entropy(outputs, y, reduction="sum")
+
+
+def of_shape_one(outputs, y):
+    return F.cross_entropy(outputs, y)[None]
+
+
+def in_double(outputs, y):
+    return F.cross_entropy(outputs.double(), y)
+
+
+LOSSES = [
+    (Named, overwrites),
+    (Named, adds_a_key),
+    (Named, takes_a_key_out),
+    *((lambda: nn.Linear(6, 4), loss) for loss in (clamps, sums, of_shape_one, in_double)),
+]
+
+
+@pytest.mark.parametrize(("part", "loss"), LOSSES, ids=[loss.__name__ for _, loss in LOSSES])
+def test_a_loss_may_do_with_its_outputs_what_it_may_in_a_plain_loop(part, loss):
+    parts, batches = [part()], regression()
+    expected = plain_loop(copy.deepcopy(parts), [sgd], batches, loss)
+    assert_equal_bits(ours(parts, [sgd], batches, loss, validators=1), expected)
+
+
+@pytest.mark.parametrize("engine", [lambda: ak.Threads(1), ak.Simulator])
+def test_scores_see_outputs_that_no_loss_has_written_into(engine):
+    seen = []
+
+    def spy(outputs, y):
+        seen.append(outputs)
+        return 0.0
+
+    x, y = torch.randn(8, 6), torch.randint(4, (8,))
+    with ak.run(ak.Network([ak.Gate(nn.Linear(6, 4), sgd)]), engine=engine()) as session:
+        before = session.predict(x)
+        session.attach(ak.Sentinel.train([(x, y)], clamps, scores={"spy": spy})).wait(60)
+        after = session.predict(x)
+        session.attach(ak.Sentinel.test([(x, y)], clamps, scores={"spy": spy})).wait(60)
+    assert before.abs().max() > 0.3
+    assert torch.equal(seen[0], before)
+    assert torch.equal(seen[1], after)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from tests.harness import do, reports, sends, stops
@@ -29,7 +31,7 @@ from akkordeon.messages import (
     SourceFailed,
 )
 from akkordeon.metrics import BatchRefused, EpochDone, SentinelEnded, SentinelStatus
-from akkordeon.trainer import HOPELESS, Trainer
+from akkordeon.trainer import HOPELESS, Trainer, to_targets_device
 
 ME, ROW = "sentinel/tdp#1", ("gate/0", "gate/1", "gate/2")
 
@@ -100,6 +102,59 @@ def test_labels_do_not_leave_it():
     assert message == Forward(Batch(ME, 0), one.x)
     (gradient,) = sends(do(trainer, outputs(0)))
     assert isinstance(gradient, Backward)
+
+
+@pytest.mark.parametrize("freeze", [False, True])
+def test_a_loss_with_trainable_weights_of_its_own_is_refused(freeze):
+    temperature = torch.nn.Parameter(torch.ones(()), requires_grad=not freeze)
+
+    def loss(out, y):
+        return F.cross_entropy(out * temperature, y)
+
+    trainer = trainer_of(loss)
+    do(trainer, item())
+    if freeze:
+        assert sends(do(trainer, outputs(0)), Backward)
+    else:
+        with pytest.raises(RecipeError, match="its loss has a trainable weight of its own, of shape"):
+            do(trainer, outputs(0))
+
+
+def test_a_loss_module_with_trainable_weights_is_refused_where_the_recipe_is_made():
+    class Scaled(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones(()))
+
+    with pytest.raises(RecipeError, match="a trainable weight of its own, 'scale', which no optimizer has"):
+        ak.Sentinel.train([], Scaled())
+
+
+def test_a_complex_loss_is_refused_in_a_sentence():
+    trainer = trainer_of(lambda out, y: out.sum() * 1j)
+    do(trainer, item())
+    with pytest.raises(RecipeError, match="its loss must be a real number, got complex64"):
+        do(trainer, outputs(0))
+
+
+class Pair(NamedTuple):
+    one: torch.Tensor
+    other: torch.Tensor
+
+
+@pytest.mark.parametrize(
+    "form", [lambda y: (y, y), lambda y: [y, y], lambda y: {"a": [y], "b": (y,)}, lambda y: Pair(y, y)]
+)
+def test_targets_move_to_the_device_of_the_outputs_whatever_they_are_in(form):
+    moved = to_targets_device(form(torch.zeros(2)), torch.empty(2, device="meta"))
+    assert type(moved) is type(form(torch.zeros(2)))
+    parts = [part for value in (moved.values() if isinstance(moved, dict) else [moved]) for part in value]
+    assert [part.device.type for part in parts] == ["meta", "meta"]
+
+
+@pytest.mark.parametrize("y", [None, "cat", 3, np.zeros(2), {"words"}])
+def test_targets_of_other_kinds_come_to_the_loss_as_they_are(y):
+    assert to_targets_device(y, torch.empty(2, device="meta")) is y
 
 
 def test_the_gradient_of_the_loss_goes_to_the_last_gate():
@@ -234,13 +289,40 @@ def test_gradients_that_are_too_old_are_no_reason_to_give_up():
     assert trainer.batches.refused == 2 * HOPELESS
 
 
-def test_one_trained_batch_is_hope_for_ever():
-    trainer = trainer_of(in_flight=1)
+def test_so_many_batches_refused_in_a_row_fail_it_at_any_time():
+    trainer, cause = trainer_of(in_flight=1), ValueError("shapes")
     do(trainer, item())
     trained(trainer, 0)
-    for n in range(1, 2 * HOPELESS):
+    for n in range(1, HOPELESS):
         do(trainer, item(), refused(n))
-    assert trainer.batches.as_tuple() == (2 * HOPELESS, 1, 2 * HOPELESS - 1, 0)
+    do(trainer, item())
+    last = Refused(Batch(ME, HOPELESS), "gate/1", Fault.RAISED, "why", cause)
+    with pytest.raises(
+        DataError, match="10 of its batches in a row were refused, after 1 were trained"
+    ) as told:
+        do(trainer, last)
+    assert told.value.__cause__ is cause
+
+
+def test_a_trained_batch_is_hope_again_and_staleness_neither_hope_nor_fault():
+    trainer = trainer_of(in_flight=1)
+    for n in range(4 * HOPELESS):
+        do(trainer, item())
+        if n % HOPELESS == HOPELESS - 1:
+            trained(trainer, n)
+        else:
+            do(trainer, refused(n, fault=Fault.TOO_STALE if n % 2 else Fault.NOT_FINITE))
+    assert trainer.batches.trained == 4
+
+
+def test_it_fails_at_its_end_if_nearly_all_was_refused():
+    trainer = trainer_of(in_flight=1)
+    for n in range(29):
+        do(trainer, item())
+        trained(trainer, n) if n % 10 == 5 else do(trainer, refused(n))
+    do(trainer, item(), EpochEnd(last=True))
+    with pytest.raises(DataError, match="27 of its 30 batches were refused"):
+        do(trainer, refused(29))
 
 
 # ── ending ───────────────────────────────────────────────────────────────────────────────────────────

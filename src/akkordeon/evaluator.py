@@ -53,7 +53,7 @@ from akkordeon.metrics import (
 )
 from akkordeon.payload import Payload, form, rebuilt, samples
 from akkordeon.sentinel import Evaluation
-from akkordeon.trainer import loss_of, to_targets_device
+from akkordeon.trainer import LossInputs, loss_of, to_targets_device
 
 __all__ = ["Evaluator"]
 
@@ -195,12 +195,13 @@ class Evaluator(Actor):
         else:
             targets = to_targets_device(y, message.payload)
             with torch.no_grad():
-                value = loss_of(self._recipe.loss, message.payload, targets).item()
-                self._board.add(value, message.payload, targets, size)
+                given = LossInputs(message.payload)
+                value = loss_of(self._recipe.loss, given.payload, targets).item()
+                self._board.add(value, given.unchanged(), targets, size)
         yield from self._send(now_s)
 
     def _refused(self, message: Refused, now_s: float) -> Iterator[Effect]:
-        raise DataError(f"{message.gate} refused it: {message.reason}")
+        raise DataError(f"{message.gate} refused it: {message.reason}") from message.error
 
     def _all_back(self, now_s: float) -> Iterator[Effect]:
         if self._recipe.kind == "predict":

@@ -7,7 +7,7 @@ for its fields.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from typing import Any, TypeVar
 
 import torch
@@ -21,6 +21,7 @@ __all__ = [
     "all_finite",
     "form",
     "is_floating",
+    "map_nested",
     "map_tensors",
     "memory",
     "nbytes",
@@ -76,6 +77,17 @@ def _mapped(function: Callable[[Tensor], Tensor | None], part: object) -> Any:
     if isinstance(part, Tensor | tuple | list | dict):
         return map_tensors(function, part)
     raise ProtocolError(f"a payload holds tensors alone; got {type(part).__name__} inside it")
+
+
+def map_nested(function: Callable[[object], object], some: Any) -> Any:
+    """``some`` with ``function`` applied to all that is in it, if it is a tuple, list or dict of anything."""
+    if isinstance(some, tuple | list):
+        return rebuilt(some, [function(part) for part in some])
+    if isinstance(some, MutableMapping):
+        changed = copy.copy(some)
+        changed.update((name, function(part)) for name, part in some.items())
+        return changed
+    return some
 
 
 def rebuilt(like: Container, parts: list[Any]) -> Container:

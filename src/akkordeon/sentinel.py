@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from akkordeon.errors import RecipeError
 from akkordeon.metrics import Score
@@ -16,6 +16,12 @@ __all__ = ["Best", "Evaluation", "Loss", "Sentinel", "Training"]
 
 Loss = Callable[[Any, Any], Tensor]
 """From (outputs, targets) to one number, the mean over the batch."""
+
+OWN_WEIGHTS = (
+    "its loss has a trainable weight of its own, {}, which no optimizer has, so it would never learn; "
+    "make it part of a gate, or freeze it with requires_grad_(False)"
+)
+"""Why such a loss is refused; to be filled in with which weight it is."""
 
 
 @dataclass(frozen=True)
@@ -232,6 +238,10 @@ class Training(Sentinel):
             raise RecipeError("in_flight of a training sentinel is a whole number of at least 1, got None")
         Sentinel.__post_init__(self)
         _check_callable(self.loss)
+        if isinstance(self.loss, nn.Module):
+            for name, weight in self.loss.named_parameters():
+                if weight.requires_grad:
+                    raise RecipeError(OWN_WEIGHTS.format(f"{name!r}"))
         for what in ("epochs", "samples", "seconds"):
             _check_positive(what, getattr(self, what))
 

@@ -13,6 +13,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -49,16 +50,19 @@ from akkordeon.metrics import (
     SentinelStatus,
     Tally,
 )
-from akkordeon.payload import Payload, is_floating, map_tensors, samples, tensors
-from akkordeon.sentinel import Loss, Training
+from akkordeon.payload import Payload, is_floating, map_nested, map_tensors, samples, tensors
+from akkordeon.sentinel import OWN_WEIGHTS, Loss, Training
 
-__all__ = ["Trainer", "loss_of", "to_targets_device"]
+__all__ = ["LossInputs", "Trainer", "loss_of", "to_targets_device"]
 
 READ_AHEAD = 2
 """Batches are asked for in blocks of as many as may be in flight; so many blocks lie ahead at most."""
 
 HOPELESS = 10
-"""Batches refused, with none trained, after which a sentinel gives up."""
+"""Batches refused in a row after which a sentinel gives up; as many as are in flight, where that is more."""
+
+NEARLY_ALL = 0.9
+"""The share of batches refused from which a sentinel that has come to its end has failed."""
 
 
 @dataclass
@@ -112,7 +116,10 @@ class Trainer(Actor):
         self._samples_sent = 0
         self._samples_trained = 0
         self._all_sent = False
-        self._wrong: BatchRefused | None = None  # the last refusal that the data is to blame for
+        self._wrong: Refused | None = None  # the last refusal; none of these three
+        self._refused_in_a_row = 0  # counts staleness, which says that others are faster,
+        self._refused_at_all = 0  # not that something is wrong
+        self._loss_checked = False
         self.batches = BatchCount()
         self._unsettled: set[str] = set()
         self._not_trained: set[int] = set()  # of a replica's batches, those counted as refused or lost
@@ -197,21 +204,25 @@ class Trainer(Actor):
         batch, flight = message.batch, self._flights.get(message.batch)
         if flight is None:
             return
-        outputs = map_tensors(_leaf, message.payload)
-        targets = to_targets_device(flight.y, outputs)
+        leaves = map_tensors(_leaf, message.payload)
+        targets = to_targets_device(flight.y, leaves)
         with torch.enable_grad():
-            loss = loss_of(self._recipe.loss, outputs, targets)
+            given = LossInputs(leaves)
+            loss = loss_of(self._recipe.loss, given.payload, targets)
         value = loss.item()
         if not math.isfinite(value):
             why = f"its loss is {value}, expected a finite number"
-            yield from self._give_up(batch, self.name, Fault.NOT_FINITE, why, self._row, now_s)
+            refused = Refused(batch, self.name, Fault.NOT_FINITE, why)
+            yield from self._give_up(refused, self._row, now_s)
             return
-        gradient = _gradient(loss, outputs)
+        if not self._loss_checked:
+            _check_graph(loss, leaves)
+            self._loss_checked = True
+        gradient = _gradient(loss, leaves)
         flight.turned = True
         yield Send(self._row[-1], Backward(batch, gradient))
-        # Scores get a copy: one that works in place would write into what the last gate works with.
-        shown = map_tensors(_copy, outputs) if self._scores else None
         with torch.no_grad():
+            shown = given.unchanged() if self._scores else None
             flight.epoch.board.add(value, shown, targets, flight.samples)
 
     def _trained(self, message: Backward, now_s: float) -> Iterator[Effect]:
@@ -219,6 +230,7 @@ class Trainer(Actor):
         if flight is None:
             return
         self.batches.trained += 1
+        self._refused_in_a_row = 0
         self._samples_trained += flight.samples
         epoch = flight.epoch
         epoch.under_way -= 1
@@ -233,50 +245,60 @@ class Trainer(Actor):
         if flight is not None:
             until = self._row.index(message.gate) if message.gate in self._row else len(self._row)
             # The gate that refused a forward holds nothing of it; one that refused a backward does.
-            holders = self._row[: until + flight.turned]
-            yield from self._give_up(
-                message.batch, message.gate, message.fault, message.reason, holders, now_s
-            )
+            yield from self._give_up(message, self._row[: until + flight.turned], now_s)
         elif self._recipe.replica is not None and message.batch.number not in self._not_trained:
-            yield self._revoked(message)
+            yield from self._revoked(message)
 
-    def _revoked(self, message: Refused) -> Effect:
+    def _revoked(self, why: Refused) -> Iterator[Effect]:
         """A batch came home, but a shard dropped the push it was in: it counts as refused after all."""
-        self._not_trained.add(message.batch.number)
+        self._not_trained.add(why.batch.number)
         self.batches.trained -= 1
         self.batches.refused += 1
-        refused = BatchRefused(
-            self.name, message.batch.number, message.gate, message.fault.name.lower(), message.reason
-        )
-        if message.fault is not Fault.TOO_STALE:
-            self._wrong = refused
-        return Report(refused)
+        yield Report(self._record_of(why))
+        if why.fault is not Fault.TOO_STALE:
+            self._wrong = why
+            self._refused_at_all += 1
 
-    def _give_up(
-        self, batch: Batch, by: str, fault: Fault, reason: str, holders: tuple[str, ...], now_s: float
-    ) -> Iterator[Effect]:
+    def _give_up(self, why: Refused, holders: tuple[str, ...], now_s: float) -> Iterator[Effect]:
         """Count a batch as refused and have the gates that hold it forget it."""
-        flight = self._flights.pop(batch)
-        self._keep_in_mind(batch)
+        flight = self._flights.pop(why.batch)
+        self._keep_in_mind(why.batch)
         self.batches.refused += 1
         flight.epoch.under_way -= 1
         flight.epoch.refused += 1
         for gate in holders:
-            yield Send(gate, Forget(*batch))
-        refused = BatchRefused(self.name, batch.number, by, fault.name.lower(), reason)
-        yield Report(refused)
-        if fault is not Fault.TOO_STALE:  # which says that others are faster, not that the data is wrong
-            self._wrong = refused
-        self._raise_if_hopeless()
+            yield Send(gate, Forget(*why.batch))
+        yield Report(self._record_of(why))
+        if why.fault is not Fault.TOO_STALE:
+            self._wrong = why
+            self._refused_in_a_row += 1
+            self._refused_at_all += 1
+            self._raise_if_hopeless()
         yield from self._report(flight.epoch, now_s)
         yield from self._send(now_s)
 
+    def _record_of(self, why: Refused) -> BatchRefused:
+        return BatchRefused(self.name, why.batch.number, why.gate, why.fault.name.lower(), why.reason)
+
     def _raise_if_hopeless(self) -> None:
-        """Fail if nothing was ever learned, after enough tries or at the end."""
-        enough = self.batches.refused >= max(HOPELESS, self._in_flight)
+        """Fail where too many batches in a row were refused, or at the end nearly all."""
+        if self._wrong is None:
+            return
         over = self._all_sent and not self._flights
-        if self._wrong is not None and not self.batches.trained and (enough or over):
-            raise DataError(f"all {self.batches.refused} of its batches were refused; {self._wrong}")
+        refused, sent, trained = self._refused_at_all, self.batches.sent, self.batches.trained
+        in_a_row, enough = self._refused_in_a_row, max(HOPELESS, self._in_flight)
+        if not trained and (in_a_row >= enough or over):
+            what = f"all {self.batches.refused} of its batches were refused"
+        elif in_a_row >= enough:
+            what = f"{in_a_row} of its batches in a row were refused, after {trained} were trained"
+        elif over and refused >= max(HOPELESS, NEARLY_ALL * sent):
+            what = f"{refused} of its {sent} batches were refused"
+        else:
+            return
+        why = f"{what}; {self._record_of(self._wrong)}"
+        if trained and self._wrong.fault is Fault.NOT_FINITE:
+            why += "; if training diverges, lower the learning rate or put fewer batches in flight"
+        raise DataError(why) from self._wrong.error
 
     # ── ending and telling ───────────────────────────────────────────────────────────────────────────
 
@@ -377,17 +399,42 @@ def loss_of(function: Loss, outputs: Any, targets: Any) -> Tensor:
     loss = function(outputs, targets)
     if not isinstance(loss, Tensor):
         raise RecipeError(f"its loss must be a tensor with one number, got a {type(loss).__name__}")
+    if loss.is_complex():
+        raise RecipeError(f"its loss must be a real number, got {str(loss.dtype).removeprefix('torch.')}")
     if loss.numel() != 1:
         raise RecipeError(f"its loss must be one number, got shape {tuple(loss.shape)}; take the mean")
     return loss
 
 
 def to_targets_device(y: Any, outputs: Payload) -> Any:
-    """The targets where the outputs are."""
-    device = next(tensors(outputs)).device
+    """The targets where the outputs are, in whatever tuples, lists and dicts they come."""
+    return _moved(y, next(tensors(outputs)).device)
+
+
+def _moved(y: Any, device: torch.device) -> Any:
     if isinstance(y, Tensor):
         return y if y.device == device else y.to(device)
-    return y
+    return map_nested(partial(_moved, device=device), y)
+
+
+class LossInputs:
+    """Outputs as a loss or a score may have them: it may write into them and change their dict.
+
+    The copies are no leaves, so that autograd follows what is written into them, as in a plain loop. Nobody
+    else sees it: the outputs themselves are still the gate's, and the sentinel's for the gradient.
+    """
+
+    def __init__(self, outputs: Payload) -> None:
+        self._outputs = outputs
+        self.payload = map_tensors(Tensor.clone, outputs)
+        self._copies = tuple(tensors(self.payload))
+
+    def unchanged(self) -> Payload:
+        """The outputs as they were, again for somebody who may write into them."""
+        if any(one._version for one in self._copies):
+            return map_tensors(_copy, self._outputs)
+        copies = iter(self._copies)
+        return map_tensors(lambda _: next(copies).detach(), self._outputs)
 
 
 def _leaf(output: Tensor) -> Tensor:
@@ -399,10 +446,29 @@ def _copy(output: Tensor) -> Tensor:
     return output.detach().clone()
 
 
-def _gradient(loss: Tensor, outputs: Payload) -> Payload:
+def _check_graph(loss: Tensor, leaves: Payload) -> None:
+    """Refuse a loss with trainable weights of its own: no optimizer has them, so they would never learn.
+
+    Raises:
+        RecipeError: it has some.
+    """
+    known = {id(leaf) for leaf in tensors(leaves)}
+    nodes, seen = [loss.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        weight = getattr(node, "variable", None)
+        if weight is not None and id(weight) not in known:
+            raise RecipeError(OWN_WEIGHTS.format(f"of shape {tuple(weight.shape)}"))
+        nodes.extend(following for following, _ in node.next_functions)
+
+
+def _gradient(loss: Tensor, leaves: Payload) -> Payload:
     """The gradient of the loss by the outputs, in their form; None where there is none."""
-    leaves = [leaf for leaf in tensors(outputs) if leaf.requires_grad]
     if not loss.requires_grad:
         raise RecipeError("its loss does not depend on the network's outputs; there is nothing to learn")
-    found = iter(gradients([loss], leaves, [torch.ones_like(loss)]))
-    return map_tensors(lambda leaf: next(found) if leaf.requires_grad else None, outputs)
+    wanted = [leaf for leaf in tensors(leaves) if leaf.requires_grad]
+    found = iter(gradients([loss], wanted, [torch.ones_like(loss)]))
+    return map_tensors(lambda leaf: next(found) if leaf.requires_grad else None, leaves)
