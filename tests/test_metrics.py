@@ -53,11 +53,62 @@ def test_a_score_that_is_no_number_is_refused_by_name():
     board = ScoreBoard({"each": lambda outputs, targets: outputs})
     with pytest.raises(RecipeError, match="the score 'each' must be one number, got a Tensor of shape"):
         board.add(0.0, torch.ones(3), None, 3)
-    board = ScoreBoard({"many": torchmetrics.MetricCollection([torchmetrics.MeanMetric()])})
-    board._streaming["many"].update(torch.ones(3))
-    board.samples = 3
-    with pytest.raises(RecipeError, match="the score 'many' must be one number, got a dict"):
+    board = ScoreBoard({"each": torchmetrics.classification.MulticlassRecall(3, average=None)})
+    board.add(0.0, torch.randn(4, 3), torch.randint(3, (4,)), 4)
+    with pytest.raises(RecipeError, match="the score 'each' must be one number, got a Tensor of shape"):
         board.scores()
+
+
+def test_the_metrics_of_a_collection_are_scores_each():
+    metrics = [
+        torchmetrics.classification.MulticlassRecall(3),
+        torchmetrics.classification.MulticlassAUROC(3),
+    ]
+    board = ScoreBoard({"all": torchmetrics.MetricCollection(metrics)})
+    board.add(0.0, torch.randn(40, 3).softmax(1), torch.randint(3, (40,)), 40)
+    assert board.scores().keys() == {"all/MulticlassRecall", "all/MulticlassAUROC"}
+    assert ak.Best("all/MulticlassRecall").is_better(0.5, 0.4)
+    ak.Sentinel.validate([], None, scores={"all": metrics}, best=ak.Best("all/MulticlassRecall"))
+
+
+class Kept:
+    """A metric that keeps every output, as those for curves do; its score is how many there are."""
+
+    def __init__(self):
+        self.outputs = []
+
+    def update(self, outputs, targets):
+        self.outputs.append(outputs)
+
+    def compute(self):
+        return len(self.outputs)
+
+    def reset(self):
+        self.outputs = []
+
+
+def test_windows_have_the_loss_and_scores_of_their_own_batches():
+    board = ScoreBoard({"mean": lambda outputs, targets: outputs.mean(), "kept": Kept()})
+    for value in (1.0, 3.0):
+        board.add(value, torch.full((2,), 10 * value), None, 2)
+    assert board.window() == (2.0, {"mean": 20.0, "kept": 2})
+    board.add(8.0, torch.full((4,), 80.0), None, 4)
+    assert board.window() == (8.0, {"mean": 80.0, "kept": 3})
+    assert math.isnan(board.window()[0])
+    assert (board.loss, board.scores()) == (5.0, {"mean": 50.0, "kept": 3})
+
+
+def test_on_an_endless_epoch_metrics_keep_no_batch_beyond_a_window():
+    board = ScoreBoard({"kept": Kept()}, endless=True)
+    for _ in range(3):
+        board.add(0.0, torch.ones(2), None, 2)
+    assert board.scores() == {"kept": 3}
+    assert board.window()[1] == {"kept": 3}
+    board.add(0.0, torch.ones(2), None, 2)
+    assert board._streaming["kept"].outputs == [pytest.approx(torch.ones(2))]
+    assert board.scores() == {"kept": 2.5}, "the mean over the windows, by samples"
+    board.window()
+    assert board.scores() == {"kept": 2.5}
 
 
 def test_a_tally_has_mean_and_maximum():

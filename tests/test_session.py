@@ -939,3 +939,31 @@ def test_a_module_is_no_network_and_says_so():
         ak.run(nn.Sequential(nn.Linear(6, 4)))
     with pytest.raises(RecipeError, match="run stages a Network or a Downpour, got list"):
         ak.run([nn.Linear(6, 4)])
+
+
+@pytest.mark.timeout(60)
+def test_an_endless_stream_tells_how_it_goes_and_its_metrics_keep_little():
+    most = []
+
+    class Kept(torchmetrics.CatMetric):
+        def update(self, outputs, targets):
+            super().update(outputs)
+            most.append(len(self.value))
+
+        def compute(self):
+            return super().compute().mean()
+
+    def endless():
+        while True:
+            yield from batches_of(5)
+
+    with ak.run(small_network(), engine=ak.Threads(1)) as session:
+        training = session.attach(
+            ak.Sentinel.train(
+                endless(), F.cross_entropy, scores={"kept": Kept()}, report_every=10, samples=400
+            )
+        )
+        training.wait(WAIT_S)
+    assert training.progress.batches == 10
+    assert training.progress.loss > 0
+    assert max(most) == 10

@@ -30,7 +30,7 @@ from akkordeon.messages import (
     Refused,
     SourceFailed,
 )
-from akkordeon.metrics import BatchRefused, EpochDone, SentinelEnded, SentinelStatus
+from akkordeon.metrics import BatchRefused, EpochDone, SentinelEnded, SentinelStatus, TrainingProgress
 from akkordeon.trainer import HOPELESS, Trainer, to_targets_device
 
 ME, ROW = "sentinel/tdp#1", ("gate/0", "gate/1", "gate/2")
@@ -323,6 +323,49 @@ def test_it_fails_at_its_end_if_nearly_all_was_refused():
     do(trainer, item(), EpochEnd(last=True))
     with pytest.raises(DataError, match="27 of its 30 batches were refused"):
         do(trainer, refused(29))
+
+
+# ── progress ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def progress_of(trainer, n: int, at_s: float) -> list:
+    told = do(trainer, item(), now_s=at_s)
+    return reports(told + do(trainer, outputs(n), back(n, (n, 2 * n)), now_s=at_s), TrainingProgress)
+
+
+def test_progress_is_reported_every_so_many_seconds_of_a_long_epoch():
+    trainer = trainer_of(in_flight=1)
+    do(trainer, Attach(), now_s=100.0)
+    assert not [r for n in range(4) for r in progress_of(trainer, n, 102.0 + n)]
+    (report,) = progress_of(trainer, 4, 111.0)
+    assert (report.sentinel, report.epoch, report.batches, report.samples) == ("tdp", 1, 5, 20)
+    assert (report.seconds, report.staleness_mean, report.staleness_max) == (11.0, 3.0, 8)
+    assert report.loss == pytest.approx(trainer._epoch.board.loss)
+    assert not progress_of(trainer, 5, 120.9)
+    (report,) = progress_of(trainer, 6, 121.0)
+    assert (report.batches, report.seconds, report.samples_per_s) == (2, 10.0, 0.8)
+
+
+def test_progress_is_reported_every_so_many_batches_and_the_epoch_has_the_sums_of_all():
+    trainer = trainer_of(in_flight=1, report_every=2)
+    do(trainer, Attach())
+    assert [len(progress_of(trainer, n, 1.0)) for n in range(5)] == [0, 1, 0, 1, 0]
+    do(trainer, item(), EpochEnd(last=True))
+    told = do(trainer, outputs(5), back(5, (9, 0)))
+    assert not reports(told, TrainingProgress), "the report of the epoch is enough"
+    (epoch,) = reports(told, EpochDone)
+    assert (epoch.samples, epoch.staleness_max, epoch.staleness_mean) == (24, 9, 39 / 12)
+
+
+def test_an_epoch_shorter_than_that_and_a_sentinel_told_so_report_no_progress():
+    trainer = trainer_of(in_flight=1)
+    do(trainer, Attach())
+    for n in range(5):
+        assert not progress_of(trainer, n, 6.0 * n)
+        do(trainer, EpochEnd(last=False), now_s=6.0 * n)
+    never = trainer_of(in_flight=1, report_every=None)
+    do(never, Attach())
+    assert not [r for n in range(4) for r in progress_of(never, n, 1e6 * n)]
 
 
 # ── ending ───────────────────────────────────────────────────────────────────────────────────────────

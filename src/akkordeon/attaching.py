@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from akkordeon.actor import Actor
-from akkordeon.data import as_batches, is_indexable
+from akkordeon.data import Batches, as_batches, has_length, is_indexable
 from akkordeon.errors import DataError
 from akkordeon.evaluator import Evaluator
 from akkordeon.payload import map_tensors, tensors
@@ -31,25 +31,31 @@ def actors_of(
         DataError: there is nothing it could read.
     """
     reader = address.replace("sentinel/", "reader/", 1)
-    actor: Callable[..., Actor] = Trainer if isinstance(sentinel, Training) else Evaluator
-    return {
-        reader: _reader_of(sentinel, reader, address, name, seed),
-        address: partial(
-            actor, address, name, row, reader, replace(sentinel, batches=())
-        ),  # data is read once
-    }
+    source = _source_of(sentinel, name, seed)
+    recipe = replace(sentinel, batches=())  # data is read once
+    own: Callable[[], Actor]
+    if isinstance(recipe, Training):
+        own = partial(Trainer, address, name, row, reader, recipe, endless=not has_length(source))
+    else:
+        own = partial(Evaluator, address, name, row, reader, recipe)
+    return {reader: _reader_of(sentinel, source, reader, address), address: own}
+
+
+def _source_of(sentinel: Training | Evaluation, name: str, seed: int) -> Any:
+    """What its reader reads; looked at here, where errors reach the user."""
+    try:
+        if sentinel.loss is None:
+            return _inputs(sentinel)
+        return as_batches(sentinel.batches, sentinel.batch_size, seed)
+    except DataError as error:
+        raise DataError(f"sentinel {name!r} has nothing to read: {error}") from error
 
 
 def _reader_of(
-    sentinel: Training | Evaluation, address: str, reads_for: str, name: str, seed: int
+    sentinel: Training | Evaluation, source: Any, address: str, reads_for: str
 ) -> Callable[[], Reader]:
-    """How to make the reader of a sentinel; the source is looked at here, where errors reach the user."""
-    labelled = sentinel.loss is not None
-    try:
-        source = as_batches(sentinel.batches, sentinel.batch_size, seed) if labelled else _inputs(sentinel)
-    except DataError as error:
-        raise DataError(f"sentinel {name!r} has nothing to read: {error}") from error
-    open_epoch = source.epoch if hasattr(source, "epoch") else lambda _: source
+    """How to make the reader of a sentinel."""
+    open_epoch = source.epoch if isinstance(source, Batches) else lambda _: source
     times = sentinel.epochs if isinstance(sentinel, Training) else sentinel.rounds
     return partial(
         Reader,
@@ -57,7 +63,7 @@ def _reader_of(
         reads_for,
         open_epoch,
         times,
-        labelled=labelled,
+        labelled=sentinel.loss is not None,
         may_block=not is_indexable(source),
     )
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from akkordeon.errors import ActorFailedError, again
 from akkordeon.messages import Detach, Message
-from akkordeon.metrics import BatchCount, BatchRefused, BestKept, EpochDone, RoundDone
+from akkordeon.metrics import BatchCount, BatchRefused, BestKept, EpochDone, RoundDone, TrainingProgress
 from akkordeon.sentinel import Sentinel, Training
 
 __all__ = ["KEPT_MAX", "Attachment", "Host"]
@@ -48,6 +48,7 @@ class Attachment:
         recipe: the sentinel; without its batches once it has ended.
         epochs: of a training sentinel, one record each; the latest 1000.
         rounds: of a validation or test sentinel, one record each; likewise.
+        progress: of a training sentinel, the latest report from within an epoch.
         refusals: the first 1000.
         epochs_done: of a training sentinel, how many there were.
         rounds_done: of a validation or test sentinel, likewise.
@@ -66,6 +67,7 @@ class Attachment:
     _session: Host
     epochs: list[EpochDone] = field(default_factory=list)
     rounds: list[RoundDone] = field(default_factory=list)
+    progress: TrainingProgress | None = None
     refusals: list[BatchRefused] = field(default_factory=list)
     epochs_done: int = 0
     rounds_done: int = 0

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from akkordeon.errors import DataError
 
-__all__ = ["Batches", "Tensors", "as_batches", "is_indexable", "permutation", "private_loader"]
+__all__ = ["Batches", "Tensors", "as_batches", "has_length", "is_indexable", "permutation", "private_loader"]
 
 Tensors: TypeAlias = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
 """What x or y of a batch may be; in a tuple or dict every tensor has the same length."""
@@ -212,6 +212,14 @@ def as_batches(source: object, batch_size: int, seed: int = 0) -> Iterable[Any]:
 def is_indexable(source: object) -> bool:
     """Whether the batches of ``source`` are all in memory, so that reading them can never stall."""
     return isinstance(source, Batches | list | tuple)
+
+
+def has_length(source: object) -> bool:
+    """Whether ``source`` says how many batches it gives, and so that they come to an end."""
+    try:
+        return len(source) >= 0  # type: ignore[arg-type]  # what has no length raises
+    except TypeError:  # a loader of a stream has a __len__ that raises
+        return False
 
 
 def _is_examples(source: tuple[object, ...]) -> bool:

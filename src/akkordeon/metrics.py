@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -31,6 +31,7 @@ __all__ = [
     "SentinelStatus",
     "ShardStatus",
     "Tally",
+    "TrainingProgress",
     "Undelivered",
     "accuracy",
 ]
@@ -51,7 +52,7 @@ class StreamingScore(Protocol):
 
 
 Score = StreamingScore | Callable[[Any, Any], Any]
-"""A torchmetrics metric, or a function of (outputs, targets) whose mean over samples is the score."""
+"""A torchmetrics metric or collection, or a function of (outputs, targets) that is averaged over samples."""
 
 
 def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -92,6 +93,35 @@ class EpochDone:
     epoch: int
     loss: float
     scores: dict[str, float]
+    samples: int
+    seconds: float
+    staleness_mean: float
+    staleness_max: int
+    refused: int = 0
+
+    @property
+    def samples_per_s(self) -> float:
+        """Samples trained per second."""
+        return self.samples / self.seconds if self.seconds > 0 else float("inf")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingProgress:
+    """How a training sentinel does within an epoch: the batches since the last report, or since it began.
+
+    Attributes:
+        scores: functions over the same batches; torchmetrics metrics over the epoch so far, or, where the
+            source does not say how long it is, over the same batches.
+        batches: that were trained.
+        samples: in them.
+        seconds: since the last report.
+    """
+
+    sentinel: str
+    epoch: int
+    loss: float
+    scores: dict[str, float]
+    batches: int
     samples: int
     seconds: float
     staleness_mean: float
@@ -283,18 +313,20 @@ class Undelivered:
 
 
 class ScoreBoard:
-    """The mean loss and the scores over the batches of one epoch or round.
+    """The mean loss and the scores over the batches of one epoch or round, and of windows in it.
 
     Args:
         scores: by name, torchmetrics metrics (copied) or plain functions.
+        endless: have torchmetrics metrics keep no batch beyond a window, as some keep every output they are
+            given, which an epoch without an end cannot have. Their score is the mean over the windows.
     """
 
-    def __init__(self, scores: Mapping[str, Score]) -> None:
-        self.samples = 0
-        self._loss = 0.0
+    def __init__(self, scores: Mapping[str, Score], endless: bool = False) -> None:
         self._streaming: dict[str, StreamingScore] = {}
         self._functions: dict[str, Callable[[Any, Any], Any]] = {}
-        self._sums: Counter[str] = Counter()
+        self._endless = endless
+        self._sums = _Sums()
+        self._before = _Sums()  # those of all windows but this one
         for name, score in scores.items():
             if isinstance(score, StreamingScore):
                 self._streaming[name] = copy.deepcopy(score)
@@ -304,24 +336,84 @@ class ScoreBoard:
 
     def add(self, loss: float, outputs: Any, targets: Any, samples: int) -> None:
         """Take one batch in; the loss and plain functions count by samples."""
-        self.samples += samples
-        self._loss += loss * samples
+        self._sums.samples += samples
+        self._sums.loss += loss * samples
         for score in self._streaming.values():
             score.update(outputs, targets)
         for name, function in self._functions.items():
-            self._sums[name] += _number(name, function(outputs, targets)) * samples  # type: ignore[assignment]  # a Counter of floats
+            self._sums.add(_numbers(name, function(outputs, targets)), samples)
+
+    @property
+    def samples(self) -> int:
+        """Taken in so far."""
+        return self._sums.samples
 
     @property
     def loss(self) -> float:
         """Mean loss per sample; NaN before the first batch."""
-        return self._loss / self.samples if self.samples else float("nan")
+        return self._sums.mean(self._sums.loss)
 
     def scores(self) -> dict[str, float]:
         """The scores by name; NaN before the first batch."""
-        if not self.samples:
+        sums = self._sums
+        if not sums.samples:
             return {name: float("nan") for name in (*self._streaming, *self._functions)}
-        streaming = {name: _number(name, score.compute()) for name, score in self._streaming.items()}
-        return streaming | {name: self._sums[name] / self.samples for name in self._functions}
+        fresh = sums.samples > self._before.samples
+        streaming = self._computed() if fresh or not self._endless else {}
+        if self._endless and self._before.samples:
+            sums = sums.copy()
+            sums.add(streaming, sums.samples - self._before.samples)
+            streaming = {}
+        return streaming | {name: sums.mean(total) for name, total in sums.scores.items()}
+
+    def window(self) -> tuple[float, dict[str, float]]:
+        """Mean loss and scores since the last call; of metrics that go on, over all so far."""
+        now, before = self._sums, self._before
+        samples = now.samples - before.samples
+        if not samples:
+            return float("nan"), {name: float("nan") for name in (*self._streaming, *self._functions)}
+        scores = self._computed()
+        functions = {
+            n: (total - before.scores[n]) / samples for n, total in now.scores.items() if n not in scores
+        }
+        if self._endless:
+            now.add(scores, samples)
+            for metric in self._streaming.values():
+                metric.reset()
+        self._before = now.copy()
+        return (now.loss - before.loss) / samples, scores | functions
+
+    def _computed(self) -> dict[str, float]:
+        scores: dict[str, float] = {}
+        for name, metric in self._streaming.items():
+            scores |= _numbers(name, metric.compute())
+        return scores
+
+
+@dataclass
+class _Sums:
+    """Sums over samples."""
+
+    samples: int = 0
+    loss: float = 0.0
+    scores: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    def add(self, scores: Mapping[str, float], samples: int) -> None:
+        for name, score in scores.items():
+            self.scores[name] += score * samples
+
+    def mean(self, total: float) -> float:
+        return total / self.samples if self.samples else float("nan")
+
+    def copy(self) -> _Sums:
+        return _Sums(self.samples, self.loss, self.scores.copy())
+
+
+def _numbers(name: str, score: Any) -> dict[str, float]:
+    """A score, or, of a collection of metrics, its scores as NAME/METRIC."""
+    if isinstance(score, Mapping):
+        return {f"{name}/{part}": _number(f"{name}/{part}", value) for part, value in score.items()}
+    return {name: _number(name, score)}
 
 
 def _number(name: str, score: Any) -> float:
@@ -346,6 +438,12 @@ class Tally:
         self.count += 1
         self.total += number
         self.largest = max(self.largest, number)
+
+    def include(self, other: Tally) -> None:
+        """Take all numbers of another one in."""
+        self.count += other.count
+        self.total += other.total
+        self.largest = max(self.largest, other.largest)
 
     @property
     def mean(self) -> float:

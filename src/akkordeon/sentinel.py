@@ -84,6 +84,7 @@ class Sentinel:
         samples: int | None = None,
         seconds: float | None = None,
         scores: Mapping[str, Score] | None = None,
+        report_every: float | None = 10.0,
         batch_size: int = 128,
         name: str | None = None,
         replica: int | None = None,
@@ -99,6 +100,8 @@ class Sentinel:
             samples: end after the batch that reaches this many samples.
             seconds: end after this time.
             scores: what else to report, by name: torchmetrics metrics or functions of (outputs, y).
+            report_every: within an epoch, report progress after so many seconds (a float) or trained batches
+                (an int), as an epoch may be long, or endless; None never does.
             batch_size: for a pair of tensors.
             name: for reports and ``detach``.
             replica: of a Downpour, the one to train. None deals the batches out to one sentinel each.
@@ -116,6 +119,7 @@ class Sentinel:
             samples=samples,
             seconds=seconds,
             scores=dict(scores or {}),
+            report_every=report_every,
             batch_size=batch_size,
             name=name,
             replica=replica,
@@ -147,7 +151,8 @@ class Sentinel:
             loss: from (outputs, y) to one number.
             scores: what else to report, by name.
             every_s: a round each time so many seconds have passed.
-            every_epoch: a round after each so many epochs of any training sentinel.
+            every_epoch: a round after each so many epochs of any training sentinel; an endless stream has
+                none, so validate beside it by ``every_s`` or ``every_updates``.
             every_updates: a round after each so many updates of the first gate.
             best: keep the weights of the best round, and maybe stop training by it.
             schedule_by: ``"loss"`` or the name of a score, handed after each round to the schedulers of gates
@@ -230,6 +235,7 @@ class Training(Sentinel):
     samples: int | None = None
     seconds: float | None = None
     scores: Mapping[str, Score] = field(default_factory=dict)
+    report_every: float | None = 10.0
     replica: int | None = None
 
     def __post_init__(self) -> None:
@@ -242,7 +248,7 @@ class Training(Sentinel):
             for name, weight in self.loss.named_parameters():
                 if weight.requires_grad:
                     raise RecipeError(OWN_WEIGHTS.format(f"{name!r}"))
-        for what in ("epochs", "samples", "seconds"):
+        for what in ("epochs", "samples", "seconds", "report_every"):
             _check_positive(what, getattr(self, what))
 
 
@@ -274,7 +280,7 @@ class Evaluation(Sentinel):
             _check_positive(what, getattr(self, what))
         by = {"best": self.best.score if self.best is not None else None, "schedule_by": self.schedule_by}
         for what, score in by.items():
-            if score not in {None, "loss", *self.scores}:
+            if score is not None and score.partition("/")[0] not in {"loss", *self.scores}:
                 known = ", ".join(["loss", *self.scores])
                 raise RecipeError(f"{what} is by {score!r}, but the scores are {known}")
 

@@ -27,6 +27,7 @@ from akkordeon.metrics import (
     SentinelEnded,
     SentinelStatus,
     ShardStatus,
+    TrainingProgress,
 )
 from akkordeon.roster import Roster
 
@@ -95,6 +96,11 @@ class Supervisor:
             every = getattr(a.recipe, "every_epoch", None)
             if every is not None and not a.ended and self._epochs_done % every == 0:
                 self._send(a.address, Due())
+
+    def _training_progress(self, record: TrainingProgress) -> None:
+        attachment = self._roster.named(record.sentinel)
+        if attachment is not None:
+            attachment.progress = record
 
     def _round_done(self, record: RoundDone) -> None:
         attachment = self._roster.named(record.sentinel)
@@ -206,6 +212,7 @@ class Supervisor:
 
     _HANDLERS: ClassVar[dict[type, Callable[[Any, Any], None]]] = {
         EpochDone: _epoch_done,
+        TrainingProgress: _training_progress,
         RoundDone: _round_done,
         BatchRefused: _batch_refused,
         BestKept: _best_kept,

@@ -49,6 +49,7 @@ from akkordeon.metrics import (
     SentinelEnded,
     SentinelStatus,
     Tally,
+    TrainingProgress,
 )
 from akkordeon.payload import Payload, is_floating, map_nested, map_tensors, samples, tensors
 from akkordeon.sentinel import OWN_WEIGHTS, Loss, Training
@@ -71,11 +72,30 @@ class _Epoch:
 
     number: int
     board: ScoreBoard
-    staleness: Tally = field(default_factory=Tally)
-    under_way: int = 0
+    window: _Window = field(default_factory=lambda: _Window())
+    staleness: Tally = field(default_factory=Tally)  # these three without the window
     samples: int = 0
     refused: int = 0
+    under_way: int = 0
     all_sent: bool = False
+
+    def close_window(self) -> _Window:
+        """Count the window in, and begin another."""
+        closed, self.window = self.window, _Window()
+        self.staleness.include(closed.staleness)
+        self.samples += closed.samples
+        self.refused += closed.refused
+        return closed
+
+
+@dataclass
+class _Window:
+    """The sums of the batches of an epoch since the last report."""
+
+    staleness: Tally = field(default_factory=Tally)
+    batches: int = 0
+    samples: int = 0
+    refused: int = 0
 
 
 @dataclass(slots=True)
@@ -97,9 +117,18 @@ class Trainer(Actor):
         row: addresses of the gates, head first.
         reader: address of its reader.
         recipe: the sentinel.
+        endless: nobody knows whether its source ends; scores keep no batch beyond a report of progress.
     """
 
-    def __init__(self, address: str, name: str, row: tuple[str, ...], reader: str, recipe: Training) -> None:
+    def __init__(
+        self,
+        address: str,
+        name: str,
+        row: tuple[str, ...],
+        reader: str,
+        recipe: Training,
+        endless: bool = False,
+    ) -> None:
         self.address = address
         self.name = name
         self._row = row
@@ -110,9 +139,11 @@ class Trainer(Actor):
         self._waiting: deque[Item | EpochEnd | SourceFailed] = deque()
         self._flights: dict[Batch, _Flight] = {}
         self._numbers = 0
-        self._epoch = _Epoch(1, ScoreBoard(self._scores))
+        self._endless = endless
+        self._epoch = self._new_epoch(1)
         self._epochs_done = 0
         self._epoch_began_s = 0.0
+        self._reported_s = 0.0
         self._samples_sent = 0
         self._samples_trained = 0
         self._all_sent = False
@@ -144,7 +175,7 @@ class Trainer(Actor):
     # ── sending ──────────────────────────────────────────────────────────────────────────────────────
 
     def _attach(self, message: Attach, now_s: float) -> Iterator[Effect]:
-        self._epoch_began_s = now_s
+        self._epoch_began_s = self._reported_s = now_s
         yield Send(self._reader, Pull(READ_AHEAD * self._in_flight))
         if self._recipe.seconds is not None:
             yield After(self._recipe.seconds, Detach())
@@ -194,8 +225,11 @@ class Trainer(Actor):
         epoch = self._epoch
         epoch.all_sent = True
         self._all_sent = last
-        self._epoch = _Epoch(epoch.number + 1, ScoreBoard(self._scores))
+        self._epoch = self._new_epoch(epoch.number + 1)
         yield from self._report(epoch, now_s)
+
+    def _new_epoch(self, number: int) -> _Epoch:
+        return _Epoch(number, ScoreBoard(self._scores, self._endless))
 
     # ── learning ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -234,10 +268,15 @@ class Trainer(Actor):
         self._samples_trained += flight.samples
         epoch = flight.epoch
         epoch.under_way -= 1
-        epoch.samples += flight.samples
+        window = epoch.window
+        window.batches += 1
+        window.samples += flight.samples
         for staleness in message.staleness:
-            epoch.staleness.add(staleness)
-        yield from self._report(epoch, now_s)
+            window.staleness.add(staleness)
+        if epoch.all_sent and not epoch.under_way:
+            yield from self._report(epoch, now_s)
+        elif self._report_due(window, now_s):
+            yield from self._report_progress(epoch, now_s)
         yield from self._send(now_s)
 
     def _refused(self, message: Refused, now_s: float) -> Iterator[Effect]:
@@ -265,7 +304,7 @@ class Trainer(Actor):
         self._keep_in_mind(why.batch)
         self.batches.refused += 1
         flight.epoch.under_way -= 1
-        flight.epoch.refused += 1
+        flight.epoch.window.refused += 1
         for gate in holders:
             yield Send(gate, Forget(*why.batch))
         yield Report(self._record_of(why))
@@ -303,10 +342,13 @@ class Trainer(Actor):
     # ── ending and telling ───────────────────────────────────────────────────────────────────────────
 
     def _report(self, epoch: _Epoch, now_s: float) -> Iterator[Effect]:
-        if not epoch.all_sent or epoch.under_way or not (epoch.samples or epoch.refused):
+        if not epoch.all_sent or epoch.under_way:
+            return
+        epoch.close_window()
+        if not (epoch.samples or epoch.refused):
             return
         seconds = now_s - self._epoch_began_s
-        self._epoch_began_s = now_s
+        self._epoch_began_s = self._reported_s = now_s
         self._epochs_done += 1
         yield Report(
             EpochDone(
@@ -319,6 +361,32 @@ class Trainer(Actor):
                 staleness_mean=epoch.staleness.mean,
                 staleness_max=epoch.staleness.largest,
                 refused=epoch.refused,
+            )
+        )
+
+    def _report_due(self, window: _Window, now_s: float) -> bool:
+        """Whether so many batches, or so many seconds, have passed since the last report."""
+        every = self._recipe.report_every
+        if every is None:
+            return False
+        return window.batches >= every if isinstance(every, int) else now_s - self._reported_s >= every
+
+    def _report_progress(self, epoch: _Epoch, now_s: float) -> Iterator[Effect]:
+        window = epoch.close_window()
+        seconds, self._reported_s = now_s - self._reported_s, now_s
+        loss, scores = epoch.board.window()
+        yield Report(
+            TrainingProgress(
+                sentinel=self.name,
+                epoch=epoch.number,
+                loss=loss,
+                scores=scores,
+                batches=window.batches,
+                samples=window.samples,
+                seconds=seconds,
+                staleness_mean=window.staleness.mean,
+                staleness_max=window.staleness.largest,
+                refused=window.refused,
             )
         )
 
@@ -384,7 +452,7 @@ class Trainer(Actor):
                 rounds=self._epochs_done,
                 in_flight=len(self._flights),
                 samples=self._samples_trained,
-                samples_of_epoch=self._epoch.samples,
+                samples_of_epoch=self._epoch.samples + self._epoch.window.samples,
                 batches=self.batches + BatchCount(),
             )
         )
