@@ -481,3 +481,33 @@ def test_modules_that_change_the_dict_they_are_given_learn_as_in_a_plain_loop():
         for optimizer in optimizers:
             optimizer.step()
     assert same_bits(module, nn.Sequential(*parts))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_autocast_around_a_session_reaches_its_modules_its_loss_and_its_predictions(workers):
+    """PyTorch keeps it by thread, and the workers are others: it was ignored without a word."""
+    plain, batches = nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 4)), batches_of(10)
+    network = ak.Network([ak.Gate(part, sgd) for part in (plain[:2], plain[2:])])
+    seen = []
+
+    def loss(outputs, y):
+        seen.append((outputs.dtype, torch.is_autocast_enabled("cpu")))
+        return F.cross_entropy(outputs, y)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        with ak.run(network, engine=ak.Threads(workers)) as session:
+            session.attach(ak.Sentinel.train(batches, loss, in_flight=1)).wait(WAIT_S)
+            predicted = session.predict(batches[0][0], WAIT_S)
+            module = session.module()
+        optimizer = sgd(plain.parameters())
+    assert set(seen) == {(torch.bfloat16, True)}
+    for x, y in batches:
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            lost = F.cross_entropy(plain(x), y)
+        lost.backward()
+        optimizer.step()
+    states = zip(module.state_dict().values(), plain.state_dict().values(), strict=True)
+    assert all(torch.equal(ours, theirs) for ours, theirs in states)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        assert torch.equal(predicted, plain(batches[0][0]))

@@ -441,7 +441,7 @@ def test_sentinels_come_and_go_while_it_runs(engine_name):
     assert [gate.stashed for gate in states] == [0, 0, 0]
 
 
-def test_a_module_that_raises_ends_the_session_with_its_error(engine_name):
+def test_a_backward_that_raises_ends_the_session_with_its_error(engine_name):
     class Breaks(nn.Module):
         def __init__(self):
             super().__init__()
@@ -449,9 +449,14 @@ def test_a_module_that_raises_ends_the_session_with_its_error(engine_name):
 
         def forward(self, x):
             self.calls += 1
-            if self.calls == 20:
-                raise RuntimeError("the 20th was too much")
-            return x
+            if self.calls != 20:
+                return x
+            y = x * 1
+            y.register_hook(self.give_up)
+            return y
+
+        def give_up(self, gradient):
+            raise RuntimeError("the 20th was too much")
 
     gates = [*network().gates, ak.Gate(Breaks())]
     with ak.run(ak.Network(gates), engine=ALL_ENGINES[engine_name]()) as session:

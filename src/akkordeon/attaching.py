@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from akkordeon.actor import Actor
+from akkordeon.autocast import autocast_here
 from akkordeon.data import Batches, as_batches, has_length, is_indexable
 from akkordeon.errors import DataError
 from akkordeon.evaluator import Evaluator
@@ -32,7 +33,7 @@ def actors_of(
     """
     reader = address.replace("sentinel/", "reader/", 1)
     source = _source_of(sentinel, name, seed)
-    recipe = replace(sentinel, batches=())  # data is read once
+    recipe = _under_autocast(replace(sentinel, batches=()))  # data is read once
     own: Callable[[], Actor]
     if isinstance(recipe, Training):
         own = partial(Trainer, address, name, row, reader, recipe, endless=not has_length(source))
@@ -49,6 +50,14 @@ def _source_of(sentinel: Training | Evaluation, name: str, seed: int) -> Any:
         return as_batches(sentinel.batches, sentinel.batch_size, seed)
     except DataError as error:
         raise DataError(f"sentinel {name!r} has nothing to read: {error}") from error
+
+
+def _under_autocast(sentinel: Training | Evaluation) -> Training | Evaluation:
+    """The sentinel with a loss that runs under the autocast of whoever attaches it."""
+    autocast = autocast_here()
+    if sentinel.loss is None or not autocast:
+        return sentinel
+    return replace(sentinel, loss=autocast.around(sentinel.loss))
 
 
 def _reader_of(

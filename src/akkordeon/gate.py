@@ -156,7 +156,7 @@ class GateActor(Stage):
     def _through(self, payload: Payload) -> tuple[Payload, Payload]:
         with torch.enable_grad():
             x, given = self._door.open(self._here(payload))
-            y = self.module(given)
+            y = self._called(given)
         self._door.close()
         return x, y if isinstance(y, Tensor) else output_of(y, _itself)
 

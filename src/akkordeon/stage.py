@@ -10,13 +10,14 @@ import copy
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from akkordeon.actor import Actor, Effect, Report, Send, Stop
+from akkordeon.autocast import Autocast, autocast_here
 from akkordeon.door import Door
 from akkordeon.errors import ProtocolError
 from akkordeon.messages import (
@@ -49,7 +50,7 @@ TOMBSTONES_MAX = 4096
 
 @dataclass(frozen=True)
 class Place:
-    """Where a gate stands: what its actor needs to know of the row around it."""
+    """Where a gate stands: what its actor needs to know of the row around it, and of who staged it."""
 
     address: str
     index: int
@@ -58,6 +59,7 @@ class Place:
     seed: int = 0
     max_staleness: int | None = None
     max_in_flight: int = 256
+    autocast: Autocast = field(default_factory=autocast_here)
 
 
 @dataclass(slots=True)
@@ -256,12 +258,17 @@ class Stage(Actor):
         try:
             with torch.no_grad(), _evaluating(self.module):
                 _, given = self._evaluation_door.open(self._here(payload))
-                y = self.module(given)
+                y = self._called(given)
                 self._evaluation_door.close()
                 return output_of(y, Tensor.detach)
         finally:
             self.buffers.install(training)
             self.weights.install(self.weights.now)
+
+    def _called(self, given: Payload) -> Any:
+        """What the module gives for this, under the autocast of whoever staged the network."""
+        autocast = self.place.autocast
+        return autocast.call(self.module, given) if autocast.modes else self.module(given)
 
     def _keys(self, batch: Batch) -> Iterator[tuple[Seeded, tuple[object, ...]]]:
         """What the randomness of each module begins from for a batch."""

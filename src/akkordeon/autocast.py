@@ -1,0 +1,60 @@
+"""Autocast of the caller's thread, carried to where modules and losses run.
+
+PyTorch keeps it by thread, and a gate runs in another one: ``with torch.autocast(…)`` around a session
+would change nothing, without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+__all__ = ["Autocast", "autocast_here"]
+
+DEVICES = ("cpu", "cuda", "mps", "xpu")
+
+
+@dataclass(frozen=True)
+class Autocast:
+    """The dtype for each type of device where autocast is on.
+
+    Args:
+        modes: (type of device, dtype) each.
+    """
+
+    modes: tuple[tuple[str, torch.dtype], ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.modes)
+
+    def call(self, function: Callable[..., Any], *args: Any) -> Any:
+        """The function's result, computed under it."""
+        with ExitStack() as stack:
+            for device, dtype in self.modes:
+                stack.enter_context(torch.autocast(device, dtype))
+            return function(*args)
+
+    def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A function that always runs under it."""
+        return _Under(self, function)
+
+
+@dataclass(frozen=True)
+class _Under:
+    """A function under autocast; it can be pickled where the function can."""
+
+    autocast: Autocast
+    function: Callable[..., Any]
+
+    def __call__(self, *args: Any) -> Any:
+        return self.autocast.call(self.function, *args)
+
+
+def autocast_here() -> Autocast:
+    """What is on in this thread."""
+    on = [device for device in DEVICES if torch.is_autocast_enabled(device)]
+    return Autocast(tuple((device, torch.get_autocast_dtype(device)) for device in on))
