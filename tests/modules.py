@@ -24,6 +24,13 @@ from torch.nn.utils import parametrizations, parametrize, prune
 from torch.utils.checkpoint import checkpoint
 
 import akkordeon as ak
+from akkordeon.errors import (
+    ForeignParameterError,
+    GateFailedError,
+    RecipeError,
+    SentinelFailedError,
+    SharedParameterError,
+)
 
 SIZE = 4
 """Samples in a batch."""
@@ -1053,3 +1060,75 @@ ROWS = [
     Row("TorchScript", between(quietly(lambda: torch.jit.script(nn.Sequential(linear(), nn.Tanh()))))),
 ]  # fmt: skip
 """Each trains as the plain loop does, bit for bit."""
+
+
+# ── what is refused ──────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A row that cannot be trained, and the sentence that says so."""
+
+    name: str
+    modules: Callable[[], list[nn.Module]]
+    sentence: str
+    error: type[Exception] = RecipeError
+    inputs: Callable[[], Any] = FEATURES
+    optimizer: Callable[[Any], Any] = sgd
+
+
+def gives(output: Callable[[Any, Tensor], Any]) -> Callable[[], list[nn.Module]]:
+    return lambda: [does(output, 6)()]
+
+
+def one_of(parameters: Callable[[], Any]) -> Callable[[Any], Any]:
+    """An optimizer of other parameters than those it is given."""
+    return lambda _: torch.optim.SGD(parameters(), lr=0.1)
+
+
+def two_gates_share() -> list[nn.Module]:
+    layer = nn.Linear(6, 6)
+    return [nn.Sequential(layer, nn.Tanh()), nn.Sequential(layer)]
+
+
+def written_after_use(self: Any, x: Tensor) -> Tensor:
+    return torch.sigmoid(self.layer(x)).mul_(2) + self.layer(x).sigmoid().mul_(2)
+
+
+CANNOT_TRAVEL = "the output of its module for .* cannot travel: a payload "
+
+REFUSED = [
+    Refusal("lazy", lambda: [nn.LazyLinear(8)], "lazy parameters; send one batch through it first"),
+    Refusal("no module", lambda: [torch.tanh], "a gate holds an nn.Module, got builtin_function_or_method"),
+    Refusal("shared between gates", two_gates_share, "'0.weight' of gate 1 is also '0.weight' of gate 0", SharedParameterError),
+    Refusal("optimizer that needs a closure", first(linear), "LBFGS, whose step needs a closure", optimizer=torch.optim.LBFGS),
+    Refusal("optimizer that does not fit", first(linear), "Muon only supports 2D parameters", optimizer=torch.optim.Muon),
+    Refusal("optimizer of other parameters", first(linear), "that is not the gate's", ForeignParameterError, optimizer=one_of(lambda: linear().parameters())),
+    Refusal("no optimizer made", first(linear), "gave a NoneType; it must return a torch.optim.Optimizer", optimizer=lambda params: None),
+    Refusal("optimizer for dense gradients alone", first(lambda: nn.Embedding(7, 8, sparse=True)), "Adam does not support sparse gradients", GateFailedError, words(), torch.optim.Adam),
+    Refusal("text out", gives(lambda self, x: (self.layer(x), "text")), CANNOT_TRAVEL + "holds tensors alone; got str inside it", SentinelFailedError),
+    Refusal("object out", gives(lambda self, x: self), CANNOT_TRAVEL + "is a tensor, .*; got Does", SentinelFailedError),
+    Refusal("nothing out", gives(lambda self, x: None), CANNOT_TRAVEL + "is a tensor, .*; got NoneType", SentinelFailedError),
+    Refusal("output that is not finite", gives(lambda self, x: self.layer(x) / 0), "its output is not finite, though its input is", SentinelFailedError),
+    Refusal("several arguments", lambda: [nn.Bilinear(6, 6, 2)], "its module cannot work on float32 .*missing 1 required positional argument", SentinelFailedError),
+    Refusal("an error of its own", gives(lambda self, x: self.layer(x) @ x), "its module cannot work on float32 .*shapes cannot be multiplied", SentinelFailedError),
+    Refusal("in-place on what the backward needs", gives(written_after_use), "modified by an inplace operation", GateFailedError),
+]  # fmt: skip
+"""Each ends with this error and sentence, before any weight is wrong."""
+
+DOWNPOUR = [
+    "dict changed in place", "namedtuple out", "integer counter and bool mask", "non-persistent buffer in place",
+    "extra state", "BatchNorm", "frozen backbone in evaluation mode", "one module twice", "weight_norm",
+    "bare parameters, one unused, one frozen, one None", "codebook in a buffer assigned", "checkpointed",
+    "bfloat16", "complex", "GRU with dropout", "small GPT with a tied head", "mixture of experts",
+]  # fmt: skip
+"""Names in ``ROWS`` that one waiting replica of a Downpour trains as well."""
+
+RAY = [
+    "namedtuple out",
+    "integer counter and bool mask",
+    "weight_norm",
+    "small GPT with a tied head",
+    "ResNet block",
+]
+"""Names in ``ROWS`` that are trained over the processes of a cluster as well."""

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from engines import ENGINES
-from modules import ROWS, SIZE, Row
+from engines import ENGINES, WITHOUT_RAY, warm_engine
+from modules import DOWNPOUR, RAY, REFUSED, ROWS, SIZE, Row, squared
 from torch import Tensor, nn
 
 import akkordeon as ak
@@ -173,3 +173,45 @@ def test_a_module_trains_as_in_the_plain_loop_and_is_kept_whole(name, engine, tm
     again = load_weights(tmp_path / "weights", network).module()
     assert_same(all_state(again), expected, "kept")
     assert_same(predicted([again], batches[0][0]), at_the_end, "kept at the end")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", marked(DOWNPOUR))
+def test_one_waiting_replica_trains_a_module_as_in_the_plain_loop(name, engine):
+    row = BY_NAME[name]
+    network = ak.Network([ak.Gate(module, row.optimizer) for module in made(row)])
+    recipe = ak.Downpour(network, replicas=1, fetch="wait", server_optimizer=row.optimizer)
+    assert_same(all_state(trained(recipe, row, ENGINES[engine]())), plain(name)[0], "module()")
+
+
+@WITHOUT_RAY
+@pytest.mark.parametrize("name", RAY)
+def test_processes_of_a_cluster_train_a_module_as_in_the_plain_loop(name):
+    row = BY_NAME[name]
+    network = ak.Network([ak.Gate(module, row.optimizer) for module in made(row)])
+    assert_same(all_state(trained(network, row, warm_engine())), plain(name)[0], "module()")
+
+
+def trained(recipe: Any, row: Row, engine: Any) -> nn.Module:
+    batches = data(row.name)  # made before the session seeds what they are drawn from
+    with ak.run(recipe, engine=engine) as session:
+        training = session.attach(ak.Sentinel.train(batches, row.loss, in_flight=1))
+        assert training.wait(timeout=WAIT_S).batches.as_tuple() == (BATCHES, BATCHES, 0, 0)
+        return session.module(timeout=WAIT_S)
+
+
+@pytest.mark.parametrize("refusal", REFUSED, ids=lambda refusal: refusal.name)
+def test_what_cannot_be_trained_is_refused_in_a_sentence(refusal):
+    def train() -> None:
+        network = ak.Network([ak.Gate(module, refusal.optimizer) for module in refusal.modules()])
+        batches = [(refusal.inputs(), torch.randn(SIZE)) for _ in range(20)]
+        with ak.run(network, engine=ak.Simulator()) as session:
+            session.attach(ak.Sentinel.train(batches, squared)).wait(timeout=WAIT_S)
+
+    with pytest.raises(refusal.error, match=refusal.sentence):
+        train()
+
+
+def test_every_module_has_a_name_of_its_own():
+    assert len(BY_NAME) == len(ROWS)
+    assert {*DOWNPOUR, *RAY} <= BY_NAME.keys()
