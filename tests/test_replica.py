@@ -337,7 +337,7 @@ def test_buffers_travel_with_pushes():
     fetched = Parameters("shard/0", 0, (torch.ones(2), torch.zeros(2)))
     do(actor, forward(0, torch.randn(4, 2)), fetched)
     (push,) = sends(do(actor, backward(0, torch.ones(4, 2))), Push)
-    assert push.buffers[2].item() == 1
+    assert push.buffers["num_batches_tracked"].item() == 1
 
 
 @pytest.mark.parametrize(

@@ -200,18 +200,10 @@ def _best_in_words(best: Any, score: str) -> str:
 
 
 def _view(workers: int | None) -> Any:
-    """Something live on a terminal, but with one worker lines: asking gates how they are changes the run."""
-    from akkordeon.watch.lines import Lines
+    """What shows the training; with one worker gates are not asked how they are, which changes the run."""
+    from akkordeon.watch.showing import view_for
 
-    if sys.stdout.isatty() and workers != 1:
-        from rich.console import Console
-
-        from akkordeon.watch.console import LiveView
-
-        console = Console()
-        if not console.is_dumb_terminal:
-            return LiveView(console)
-    return Lines(typer.echo, partial(typer.echo, err=True))
+    return view_for(typer.echo, partial(typer.echo, err=True), live=workers != 1)
 
 
 def _in_words(summary: Any) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -158,7 +159,7 @@ class Account:
         self._since_push.append(batch)
         self._since_fetch += 1
 
-    def exchange(self, buffers: tuple[Tensor, ...]) -> Iterator[Effect]:
+    def exchange(self, buffers: dict[str, Any]) -> Iterator[Effect]:
         """Push and fetch, if it is time."""
         fetch_every = self._exchange.fetch_every
         push = len(self._since_push) >= self._push_every
@@ -170,13 +171,13 @@ class Account:
         elif fetch:
             yield self.fetch()
 
-    def settle(self, buffers: tuple[Tensor, ...]) -> Iterator[Effect]:
+    def settle(self, buffers: dict[str, Any]) -> Iterator[Effect]:
         """Push the rest; the shard's answer comes after all that was pushed has been applied."""
         if self._since_push:
             yield self._push(buffers)
         yield Send(self._shard, Settle(self._gate))
 
-    def _push(self, buffers: tuple[Tensor, ...], fetch: bool = False) -> Effect:
+    def _push(self, buffers: dict[str, Any], fetch: bool = False) -> Effect:
         assert self._oldest is not None, "a step was made"
         now = self._now()
         gathered = self._gathering.take(now) if self._learns else [None] * len(now)

@@ -14,15 +14,17 @@ is 1, the shard has its buffers bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["Merging"]
+__all__ = ["Merging", "on_device"]
 
-Buffers = Sequence[Tensor]
+Buffers = Mapping[str, Any]
+"""Buffers by name: tensors, None where a buffer is still to come, and what modules keep as extra state."""
 
 
 @dataclass
@@ -31,12 +33,12 @@ class _Known:
 
     batches: int
     """Of all replicas, when it was last heard of."""
-    counts: list[Tensor | None]
+    counts: dict[str, Tensor]
     """What it had counted by then."""
 
 
 class Merging:
-    """Merges buffers as they come; pure but for what it remembers of each replica.
+    """Merges buffers as they come; it changes nothing but what it remembers of each replica.
 
     Args:
         start: the buffers at the beginning.
@@ -45,56 +47,58 @@ class Merging:
     def __init__(self, start: Buffers) -> None:
         self._batches = 0
         self._start = _Known(0, _counts(start))
-        self._accounts: dict[str, _Known] = {}
+        self._known: dict[str, _Known] = {}
 
     def knows(self, who: str) -> bool:
         """Whether a replica was lent buffers."""
-        return who in self._accounts
+        return who in self._known
 
     def lends(self, who: str, buffers: Buffers) -> None:
         """A replica goes on from these."""
-        self._accounts[who] = _Known(self._batches, _counts(buffers))
+        self._known[who] = _Known(self._batches, _counts(buffers))
 
-    def merged(self, who: str, mine: Buffers, theirs: Buffers, steps: int) -> tuple[Tensor, ...]:
+    def merged(self, who: str, mine: Buffers, theirs: Buffers, steps: int) -> dict[str, Any]:
         """What comes of the shard's buffers and those of a replica that made so many steps."""
-        account = self._accounts.get(who, self._start)
-        others = self._batches - account.batches
+        known = self._known.get(who, self._start)
+        others = self._batches - known.batches
         self._batches += steps
-        self._accounts[who] = _Known(self._batches, _counts(theirs))
+        self._known[who] = _Known(self._batches, _counts(theirs))
         if not others:
-            return tuple(theirs)
+            return dict(theirs)
         share = steps / (steps + others)
-        if len(account.counts) != len(theirs) or len(mine) != len(theirs):
-            return tuple(theirs)
         with torch.no_grad():
-            return tuple(
-                _merged(*buffers, share) for buffers in zip(mine, theirs, account.counts, strict=True)
-            )
+            return {
+                name: _merged(mine.get(name), buffer, known.counts.get(name), share)
+                for name, buffer in theirs.items()
+            }
 
     def leaves(self, who: str) -> None:
         """A replica is gone; what it brought stays."""
-        self._accounts.pop(who, None)
+        self._known.pop(who, None)
 
 
-def _counts(buffers: Buffers) -> list[Tensor | None]:
-    return [buffer if _is_count(buffer) else None for buffer in buffers]
+def on_device(buffers: Buffers, device: torch.device) -> dict[str, Any]:
+    """The same buffers on a device."""
+    return {name: b.to(device) if isinstance(b, Tensor) else b for name, b in buffers.items()}
 
 
-def _is_count(buffer: object) -> bool:
-    """Whether this may be a number of batches, as in BatchNorm."""
-    return isinstance(buffer, Tensor) and buffer.dim() == 0 and buffer.dtype in (torch.int64, torch.int32)
+def _counts(buffers: Buffers) -> dict[str, Tensor]:
+    """What may be a number of batches, as in BatchNorm."""
+    return {
+        name: buffer
+        for name, buffer in buffers.items()
+        if isinstance(buffer, Tensor) and buffer.dim() == 0 and buffer.dtype in (torch.int64, torch.int32)
+    }
 
 
-def _merged(mine: Tensor, theirs: Tensor, counted: Tensor | None, share: float) -> Tensor:
-    if not (isinstance(mine, Tensor) and isinstance(theirs, Tensor)):
+def _merged(mine: Any, theirs: Any, counted: Tensor | None, share: float) -> Any:
+    if not isinstance(mine, Tensor) or not isinstance(theirs, Tensor):
         return theirs
     if mine.shape != theirs.shape or mine.dtype != theirs.dtype:
         return theirs
-    if counted is not None:
-        return mine + (theirs - counted) if bool(theirs >= counted) else theirs
-    if _can_be_averaged(theirs):
-        return _average(mine, theirs, share)
-    return theirs
+    if counted is not None and bool(theirs >= counted):
+        return mine + (theirs - counted)
+    return _average(mine, theirs, share) if _can_be_averaged(theirs) else theirs
 
 
 def _can_be_averaged(buffer: Tensor) -> bool:

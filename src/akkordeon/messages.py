@@ -23,7 +23,7 @@ Messages are frozen; a tensor in a message is never written to, by nobody.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, ClassVar, NamedTuple
 
@@ -294,7 +294,7 @@ class Parameters(Message):
     version: int
     payload: tuple[Tensor, ...]
     push_every: int | None = None
-    buffers: tuple[Tensor, ...] = ()
+    buffers: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,7 +307,8 @@ class Push(Message):
         steps: batches in it.
         payload: one tensor for each trainable weight, perhaps compressed; None where there is nothing.
         scales: what to multiply the tensors by, where they were compressed to whole numbers.
-        buffers: the module's buffers, such as running statistics, as the replica has them.
+        buffers: the module's buffers by name, such as running statistics, and extra state, as the replica has
+            them.
         fetch: send me the weights that come of it.
         batches: whose gradients are in it.
     """
@@ -318,7 +319,7 @@ class Push(Message):
     steps: int
     payload: tuple[Tensor | None, ...]
     scales: tuple[float, ...] | None = None
-    buffers: tuple[Tensor, ...] = ()
+    buffers: dict[str, Any] = field(default_factory=dict)
     fetch: bool = False
     batches: tuple[Batch, ...] = ()
 

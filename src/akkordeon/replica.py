@@ -26,6 +26,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,6 +36,7 @@ from akkordeon.errors import DataError, RecipeError
 from akkordeon.exchange import Account, Exchange
 from akkordeon.gate import Gate, GateActor
 from akkordeon.learner import clipped
+from akkordeon.merging import on_device
 from akkordeon.messages import (
     Batch,
     Dropped,
@@ -128,9 +130,9 @@ class ReplicaGate(GateActor):
         account, payload, buffers = self._accounts[message.shard], message.payload, message.buffers
         if self.device is not None:
             payload = tuple(tensor.to(self.device) for tensor in payload)
-            buffers = tuple(buffer.to(self.device) for buffer in buffers)
+            buffers = on_device(buffers, self.device)
         if buffers:
-            self.buffers.install(buffers)
+            self.buffers.install(tuple(buffers.values()))
         self._arrivals += 1
         if account is self._front:  # one fetch counts once in τ, from however many shards
             self.version += 1
@@ -178,8 +180,10 @@ class ReplicaGate(GateActor):
             yield from account.exchange(self._buffers_for(account))
         yield from self._tell_watchers()
 
-    def _buffers_for(self, account: Account) -> tuple[Tensor, ...]:
-        return self.buffers.now if account is self._front and self.buffers.names else ()
+    def _buffers_for(self, account: Account) -> dict[str, Any]:
+        if account is not self._front:
+            return {}
+        return dict(zip(self.buffers.names, self.buffers.now, strict=True))
 
     # ── settling and ending ──────────────────────────────────────────────────────────────────────────
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from akkordeon.actor import Effect, Report, Send
 from akkordeon.compression import unpacked
 from akkordeon.learner import Learner, OptimizerFactory
-from akkordeon.merging import Merging
+from akkordeon.merging import Merging, on_device
 from akkordeon.messages import (
     Dropped,
     Fault,
@@ -84,7 +84,7 @@ class ShardActor(Stage):
         self._learner = Learner(self.weights, shard.optimizer, shard.staleness, None, self.label)
         self._keeps_lent = shard.staleness.uses_old_weights
         self._lent: dict[str, dict[int, Snapshot]] = {}  # by replica's gate and version
-        self._merging = Merging(self.buffers.now)
+        self._merging = Merging(self._buffers())
         self._warm_start = _WarmStart(shard.warm_start)
         self._speeds = Speeds(shard.steps_by_speed) if shard.steps_by_speed else None
         self._now_s = 0.0
@@ -121,11 +121,12 @@ class ShardActor(Stage):
         lent = self.weights.pin()
         now = tuple(lent[i].detach() for i in self.weights.trainable)
         self._counts["fetches"] += 1
-        buffers: tuple[Tensor, ...] = ()
+        buffers: dict[str, Any] = {}
         if not self._merging.knows(asker):
-            buffers = self.buffers.now
+            buffers = self._buffers()
             self._merging.lends(asker, buffers)
-        self._counts["bytes_out"] += sum(map(nbytes, (*now, *buffers)))
+        lent = (*now, *(buffer for buffer in buffers.values() if isinstance(buffer, Tensor)))
+        self._counts["bytes_out"] += sum(map(nbytes, lent))
         steps = None if self._speeds is None else self._speeds.steps(asker)
         return Send(asker, Parameters(self.address, self.version, now, steps, buffers))
 
@@ -173,10 +174,12 @@ class ShardActor(Stage):
         yield from self._tell_watchers()
 
     def _merge(self, message: Push) -> None:
-        theirs = message.buffers
-        if self.device is not None:
-            theirs = tuple(buffer.to(self.device) for buffer in theirs)
-        self.buffers.install(self._merging.merged(message.asker, self.buffers.now, theirs, message.steps))
+        theirs = message.buffers if self.device is None else on_device(message.buffers, self.device)
+        merged = self._merging.merged(message.asker, self._buffers(), theirs, message.steps)
+        self.buffers.install(tuple(merged.values()))
+
+    def _buffers(self) -> dict[str, Any]:
+        return dict(zip(self.buffers.names, self.buffers.now, strict=True))
 
     def _drop(self, message: Push, fault: Fault, reason: str) -> Effect:
         self.refusals[fault] += 1
