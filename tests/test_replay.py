@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
+import io
 import json
 import random
+from contextlib import suppress
 
 import pytest
 import torch
@@ -14,6 +17,7 @@ from torch.nn import functional as F
 
 import akkordeon as ak
 from akkordeon.errors import RecordError, ReplayError
+from akkordeon.metrics import EpochDone
 from akkordeon.record import Record
 
 
@@ -209,13 +213,151 @@ def test_a_record_that_breaks_off_is_refused(tmp_path):
     recorded(tmp_path / "r", ak.Threads(2))
     whole = (tmp_path / "r").read_bytes()
     (tmp_path / "r").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(RecordError, match="not a whole one"):
+    with pytest.raises(RecordError, match=r"breaks off after .* not a whole one.*partial=True"):
         ak.replay(tmp_path / "r", network(), sentinels())
+
+
+def test_a_record_that_was_cut_at_the_end_of_a_line_is_no_whole_one(tmp_path):
+    """It replayed "to the same bits": of nothing."""
+    recorded(tmp_path / "r", ak.Threads(2))
+    lines = gzip.decompress((tmp_path / "r").read_bytes()).splitlines(keepends=True)
+    for kept in (1, 2, len(lines) // 2, len(lines) - 1):
+        (tmp_path / "cut").write_bytes(gzip.compress(b"".join(lines[:kept])))
+        with pytest.raises(RecordError, match=f"breaks off after {kept - 1} lines"):
+            ak.replay(tmp_path / "cut", network(), sentinels())
+
+
+def test_the_record_of_a_run_that_was_killed_replays_as_far_as_it_goes(tmp_path):
+    """It could not be read at all."""
+    with ak.run(network(), engine=ak.Threads(2), record=tmp_path / "r") as session:
+        attached = session.attach_all(sentinels())
+        attached[1].wait(timeout=60)
+        (tmp_path / "killed").write_bytes((tmp_path / "r").read_bytes())  # what is on the disk then
+        session.wait(timeout=60)
+    record = Record(tmp_path / "killed")
+    assert not record.whole
+    found = ak.replay(record, network(), sentinels(), partial=True)
+    whole = ak.replay(tmp_path / "r", network(), sentinels())
+    assert (found.whole, whole.whole) == (False, True)
+    assert 500 < found.messages < whole.messages
+    assert found.states.keys() == whole.states.keys()
+    told = [report for report in found.reports if isinstance(report, EpochDone)]
+    assert told == [report for report in whole.reports if isinstance(report, EpochDone)][: len(told)]
+
+
+CHANGES = ("flip", "cut", "append", "drop a line", "double a line", "swap lines", "other line", "other field")
+
+
+def damaged(whole, change, rng):
+    """A record with some damage, to its bytes or to a line of it."""
+    if change == "flip":
+        at = rng.randrange(len(whole))
+        return whole[:at] + bytes([whole[at] ^ (1 << rng.randrange(8))]) + whole[at + 1 :]
+    if change == "cut":
+        return whole[: rng.randrange(len(whole))]
+    if change == "append":
+        return whole + rng.randbytes(rng.randint(1, 50))
+    lines = gzip.decompress(whole).decode().splitlines()
+    at, other = rng.sample(range(len(lines) - 1), 2)
+    if change == "drop a line":
+        del lines[at]
+    elif change == "double a line":
+        lines.insert(at, lines[at])
+    elif change == "swap lines":
+        lines[at], lines[other] = lines[other], lines[at]
+    elif change == "other line":
+        lines[at] = rng.choice(["5", "null", "{}", "[]", "NaN", "[[[", '"x"', "[0,1,2]"])
+    else:
+        content = json.loads(lines[at])
+        key = rng.choice(list(content)) if isinstance(content, dict) else rng.randrange(len(content))
+        content[key] = rng.choice([None, -1, 1.5, "7", [], {}, 10**9])
+        lines[at] = json.dumps(content)
+    return gzip.compress("\n".join(lines).encode() + b"\n", 1)
+
+
+@pytest.mark.parametrize("trailer", [True, False], ids=["whole", "breaking off"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_every_damage_to_a_record_is_told_in_a_sentence(change, trailer, tmp_path):
+    """Some gave tracebacks of zlib, IndexError or KeyError, and some passed."""
+    with ak.run(network(), engine=ak.Simulator(), record=tmp_path / "r") as session:
+        session.attach(ak.Sentinel.train(data(0, 3), F.cross_entropy, name="a"))
+        session.wait(timeout=60)
+    whole = (tmp_path / "r").read_bytes()
+    if not trailer:
+        whole = gzip.compress(b"".join(gzip.decompress(whole).splitlines(keepends=True)[:-1]))
+    recipe, rng = sentinels()[:1], random.Random(change)
+    for _ in range(15):
+        (tmp_path / "d").write_bytes(damaged(whole, change, rng))
+        found = None
+        with suppress(RecordError):
+            found = ak.replay(tmp_path / "d", network(), recipe, partial=not trailer)
+        if found is not None:
+            assert not trailer or change == "flip"  # a bit of gzip's own header says nothing
+            assert found.whole is trailer
+
+
+def test_views_that_numpy_does_not_know_are_recorded(tmp_path):
+    """The digest of a conjugate view raised, and the gate was blamed."""
+
+    class Wave(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(6, 6)
+
+        def forward(self, x):
+            return torch.fft.fft(self.linear(x)).conj()
+
+    class Length(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(6, 3)
+
+        def forward(self, wave):
+            return self.linear(wave.abs())
+
+    def row():
+        torch.manual_seed(0)
+        return ak.Network([ak.Gate(Wave(), momentum), ak.Gate(Length(), momentum)])
+
+    trainer = ak.Sentinel.train(data(0, 5), F.cross_entropy, name="a")
+    with ak.run(row(), record=tmp_path / "r") as session:
+        assert session.attach(trainer).wait(timeout=60).batches.trained == 5
+    assert_equal_bits(ak.replay(tmp_path / "r", row(), [trainer]).states, session.states())
+
+
+def test_a_full_disk_ends_the_record_and_not_the_run(tmp_path, caplog):
+    """The gate that was at work was blamed, and the session ended."""
+
+    class Full(io.RawIOBase):
+        def write(self, content):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with ak.run(network(), engine=ak.Threads(2), record=tmp_path / "r") as session:
+        session.attach(ak.Sentinel.train(data(0), F.cross_entropy, name="a")).wait(timeout=60)
+        session._recorder._file = Full()
+        training = session.attach(ak.Sentinel.train(data(0), F.cross_entropy, epochs=3, name="b"))
+        assert training.wait(timeout=60).batches.trained == 120
+    assert caplog.text.count("No space left on device") == 1
+    assert "breaks off, and the run goes on without" in caplog.text
+
+
+def test_a_record_that_cannot_be_begun_is_refused(tmp_path):
+    with pytest.raises(RecordError, match="cannot be written: No such file or directory"):
+        ak.run(network(), record=tmp_path / "none" / "r")
+    with pytest.raises(RecordError, match="cannot be written: No space left on device"):
+        ak.run(network(), record="/dev/full")
+
+
+def test_a_record_says_why_it_cannot_be_read(tmp_path):
+    (tmp_path / "r").write_bytes(gzip.compress(b"[" * 100_000 + b"\n"))
+    for path, match in ((tmp_path / "r", "line 1 is none"), (tmp_path / "none", "No such file")):
+        with pytest.raises(RecordError, match=match):
+            Record(path)
 
 
 def test_the_record_is_json_lines_and_small(tmp_path):
     recorded(tmp_path / "r", ak.Threads(2))
     with gzip.open(tmp_path / "r", "rt") as file:
-        handled = [line for line in map(json.loads, list(file)[1:]) if line[1] == "handle"]
+        handled = [line for line in map(json.loads, list(file)[1:-1]) if line[1] == "handle"]
     assert len(handled) > 1000
     assert (tmp_path / "r").stat().st_size / len(handled) < 60  # bytes a message

@@ -67,13 +67,16 @@ def replay(
     trust: Annotated[
         bool, typer.Option("--trust", help="Run the Python file that the record names, if it names one.")
     ] = False,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Replay a record that breaks off as far as it goes.")
+    ] = False,
     json: AsJson = False,
 ) -> None:
     """Run a recorded run again, message by message, to the same bits; or say where it differs, and why."""
     from akkordeon import job
     from akkordeon.record import Record
 
-    result = job.replay_of(Record(record), trust)
+    result = job.replay_of(Record(record), trust, partial)
     digest = hashlib.sha256()
     for gate in result.states.values():
         for tensor in gate.values():
@@ -81,7 +84,10 @@ def replay(
     for report in result.reports:
         scores = "".join(f"  {name} {value:.4f}" for name, value in report.scores.items())
         typer.echo(f"{report.sentinel}  loss {report.loss:.4f}{scores}")
-    typer.echo(f"{result.messages:,} messages replayed to the same bits; weights {digest.hexdigest()[:16]}")
+    as_far = "" if result.whole else ", as far as the record goes"
+    typer.echo(
+        f"{result.messages:,} messages replayed to the same bits{as_far}; weights {digest.hexdigest()[:16]}"
+    )
     if json:
         typer.echo(encoder.dumps({"messages": result.messages, "weights_sha256": digest.hexdigest()}))
 

@@ -338,15 +338,16 @@ def _check_trust(task: str, whose: object, trust: bool) -> None:
         )
 
 
-def replay_of(record: Record, trust: bool = False) -> Replayed:
+def replay_of(record: Record, trust: bool = False, partial: bool = False) -> Replayed:
     """Replay a run of :func:`train`.
 
     Args:
         record: of the run.
         trust: whether a Python file that it names may be run.
+        partial: replay a record that breaks off as far as it goes.
 
     Raises:
-        RecordError: the record is of something else.
+        RecordError: the record is of something else, or breaks off.
         TaskError: the record names a Python file, which is not trusted, or the task cannot be made again.
         ReplayError: the run cannot be repeated; where, and what may be why.
     """
@@ -363,7 +364,7 @@ def replay_of(record: Record, trust: bool = False) -> Replayed:
         raise
     except (ValueError, TypeError, OverflowError) as error:  # such as a Downpour's setting that is unknown
         raise RecordError(f"the record cannot be replayed: {error}") from error
-    return replay(record, recipe, sentinels)
+    return replay(record, recipe, sentinels, partial=partial)
 
 
 def kept(

@@ -38,12 +38,15 @@ class Replayed:
         messages: how many were handled.
         states: weights and buffers with which every gate ended, by address.
         reports: the epochs and rounds reported, in order.
+        whole: whether that is all there was; False where the record breaks off, and the states are those that
+            the gates had there.
     """
 
     messages: int = 0
     states: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     reports: list[EpochDone | RoundDone] = field(default_factory=list)
     network: Recipe | None = None
+    whole: bool = True
 
     def module(self) -> nn.Sequential:
         """The network with the weights it ended with."""
@@ -52,7 +55,11 @@ class Replayed:
 
 
 def replay(
-    record: str | Path | Record, network: Recipe, sentinels: Sequence[Training | Evaluation] = ()
+    record: str | Path | Record,
+    network: Recipe,
+    sentinels: Sequence[Training | Evaluation] = (),
+    *,
+    partial: bool = False,
 ) -> Replayed:
     """Run a recorded session again, message by message.
 
@@ -62,15 +69,18 @@ def replay(
         sentinels: recipes of the training, validating and testing sentinels with their data as new, under
             the names they had; those without a name in the order they were attached. What was predicted
             is in the record.
+        partial: take a record that breaks off, because its run was killed, as far as it goes.
 
     Returns:
         What it led to, bit for bit what it led to then (on one intra-op thread).
 
     Raises:
-        RecordError: the file is no record.
+        RecordError: the file is no record, or damaged, or breaks off.
         ReplayError: something is not as it was; the first message where that shows, and why it may be.
     """
     record = record if isinstance(record, Record) else Record(record)
+    if not partial:
+        record.require_whole()
     process = ProcessState()
     torch.set_num_threads(1)
     torch.manual_seed(record.header["seed"])
@@ -92,14 +102,16 @@ class _Replay:
         self.suspects = record.differences(network)
         self.actors: dict[str, Actor] = {}
         self.waiting: dict[str, dict[str, deque[Message]]] = defaultdict(lambda: defaultdict(deque))
-        self.result = Replayed(network=network)
+        self.result = Replayed(network=network, whole=record.whole)
         self._spawn(network.spawns(seed))
 
     def _spawn(self, spawns: Iterable[Spawn]) -> None:
         self.actors.update((spawn.address, spawn.make()) for spawn in spawns)
 
     def run(self) -> Replayed:
-        for _, what, address, *rest in self.record.lines:
+        for number, (serial, what, address, *rest) in enumerate(self.record.lines):
+            if self._is_beyond_the_break(number, serial, what, address, rest):
+                break
             if what == "attach":
                 self._attach(address, rest[0])
             elif what == "replica":
@@ -108,7 +120,18 @@ class _Replay:
                 self._put(address, message_of(rest[0]))
             else:
                 self._handle(address, *rest)
+        if not self.record.whole:
+            for actor in list(self.actors.values()):
+                self._carry_out_all(actor, actor.last_words())
         return self.result
+
+    def _is_beyond_the_break(
+        self, number: int, serial: int, what: str, address: str, rest: Sequence[Any]
+    ) -> bool:
+        """Whether a message came of one that was still being handled when the record broke off."""
+        if self.record.whole or serial == number or what != "handle":
+            return False
+        return address not in self.actors or not self.waiting[address][rest[0]]
 
     def _attach(self, address: str, what: dict[str, Any]) -> None:
         recipe = self._recipe(what)
