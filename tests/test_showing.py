@@ -28,6 +28,15 @@ def test_where_there_is_no_terminal_a_session_is_shown_in_lines(capsys):
     assert [line.split()[:3] for line in lines] == [["tdp", "epoch", "1"], ["tdp", "epoch", "2"]]
 
 
+@pytest.mark.parametrize("engine", ["threads", "simulator"])
+def test_a_run_with_progress_is_shown_until_it_is_closed(engine, capsys):
+    with ak.run(small_network(), engine, progress=True) as session:
+        session.attach(ak.Sentinel.train(batches_of(3), cross_entropy, epochs=2, name="tdp"))
+        session.wait(WAIT_S)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:3] for line in lines] == [["tdp", "epoch", "1"], ["tdp", "epoch", "2"]]
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True

@@ -15,6 +15,7 @@ from akkordeon.network import Network
 from akkordeon.record import Recorder
 from akkordeon.replicas import DownpourSession
 from akkordeon.session import Session
+from akkordeon.watch.showing import show
 
 __all__ = ["engine_named", "run"]
 
@@ -27,6 +28,7 @@ def run(
     seed: int = 0,
     record: str | Path | None = None,
     task: Mapping[str, Any] | None = None,
+    progress: bool = False,
 ) -> Session: ...
 @overload
 def run(
@@ -36,6 +38,7 @@ def run(
     seed: int = 0,
     record: str | Path | None = None,
     task: Mapping[str, Any] | None = None,
+    progress: bool = False,
 ) -> DownpourSession: ...
 def run(
     network: Network | Downpour,
@@ -44,6 +47,7 @@ def run(
     seed: int = 0,
     record: str | Path | None = None,
     task: Mapping[str, Any] | None = None,
+    progress: bool = False,
 ) -> Session:
     """Stage a network and start it.
 
@@ -53,6 +57,9 @@ def run(
         seed: of everything random that belongs to the run: masks, torch's generator while it lasts.
         record: a file that will say what every actor handled and did, for :func:`akkordeon.replay`.
         task: goes into the record: whatever is needed to make the network and its sentinels again.
+        progress: show how it goes until the session is closed: live on a terminal and in a notebook that has
+            ipywidgets, in lines elsewhere. Where a run is to be repeated (one worker, the simulator) it is
+            lines too, because to ask gates how they are would change it.
 
     Returns:
         The session, to be used in a ``with`` block or closed by hand.
@@ -69,9 +76,22 @@ def run(
         raise RecipeError(f"run stages a Network or a Downpour, got {type(network).__name__}")
     recorder = None if record is None else Recorder(record, network, seed, task)
     stage = engine_named(engine) if isinstance(engine, str) else engine
-    if isinstance(network, Network):
-        return Session(network, stage, seed, recorder)
-    return DownpourSession(network, stage, seed, recorder)
+    session = (
+        Session(network, stage, seed, recorder)
+        if isinstance(network, Network)
+        else DownpourSession(network, stage, seed, recorder)
+    )
+    if progress:
+        session.at_close(show(session, live=not _repeats(stage)).close)
+    return session
+
+
+def _repeats(engine: Engine) -> bool:
+    """Whether equal seeds give equal runs on it."""
+    from akkordeon.engines.simulator import Simulator
+    from akkordeon.engines.threads import Threads
+
+    return isinstance(engine, Simulator) or (isinstance(engine, Threads) and engine.workers == 1)
 
 
 def engine_named(name: str) -> Engine:

@@ -78,6 +78,7 @@ class Session:
         self._inline: list[Callable[[Any], None]] = []
         self._probes = itertools.count(1)
         self._closed = False
+        self._at_close: list[Callable[[], None]] = []
         self._roster = Roster(network.max_in_flight)
         self._supervisor = Supervisor(
             self._row,
@@ -434,6 +435,10 @@ class Session:
 
     # ── ending ───────────────────────────────────────────────────────────────────────────────────────
 
+    def at_close(self, do: Callable[[], None]) -> None:
+        """Have something done first thing when the session is closed."""
+        self._at_close.append(do)
+
     def close(self) -> None:
         """End everything now; batches in flight are lost. Doing it twice does nothing.
 
@@ -446,6 +451,8 @@ class Session:
                 return
             self._closed = True
         try:
+            for do in self._at_close:
+                do()
             self._close_actors()
             self._engine.wait_until(
                 lambda: self._all_left() and all(a.ended for a in self.attachments), CLOSE_S
