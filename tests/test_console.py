@@ -20,6 +20,7 @@ from akkordeon.metrics import (
     GateStatus,
     RoundDone,
     SentinelStatus,
+    TrainingProgress,
     Undelivered,
 )
 from akkordeon.session import Status
@@ -48,6 +49,18 @@ def test_a_round_is_a_line_with_the_version_it_saw():
 def test_refused_batches_and_the_best_round_are_told_in_their_lines():
     assert line_of(EpochDone("tdp", 1, 0.5, {}, 10, 1.0, 0.0, 0, refused=2)).endswith("max 0  refused 2")
     assert line_of(RoundDone("vdp", "validate", 1, 0.5, {}, 10, 1.0, 3, best=True)).endswith("best so far")
+
+
+def test_progress_within_an_epoch_is_a_line_with_the_batches_it_is_of():
+    progress = TrainingProgress("tdp", 3, 0.5, {"accuracy": 0.875}, 1200, 240_000, 10.0, 1.5, 4)
+    line = (
+        "tdp        epoch    3  loss 0.5000  accuracy 0.8750   10.00 s    24,000 samples/s  "
+        "τ mean 1.5 max 4  last 1,200 batches"
+    )
+    assert line_of(progress) == line
+    written = []
+    Lines(written.append).tell(progress)
+    assert written == [line]
 
 
 def test_lines_are_written_for_epochs_and_rounds_alone():

@@ -32,7 +32,7 @@ from akkordeon.keeping import (
     save_weights,
     whole_file,
 )
-from akkordeon.metrics import BatchRefused, EpochDone, RoundDone, Undelivered
+from akkordeon.metrics import BatchRefused, EpochDone, RoundDone, TrainingProgress, Undelivered
 from akkordeon.watch.journal import REFUSALS_MAX, REPORTS_MAX, Journal
 
 
@@ -319,17 +319,24 @@ def test_a_journal_has_a_line_for_each_epoch_round_and_refused_batch_and_the_sum
     journal = Journal(tmp_path)
     journal.tell(EpochDone("tdp", 1, 0.5, {"accuracy": 0.25}, 100, 2.0, 1.5, 4))
     journal.tell(Undelivered("nobody", None))
+    journal.tell(TrainingProgress("tdp", 2, 0.25, {}, 10, 100, 10.0, 1.5, 4))
     journal.tell(BatchRefused("tdp", 7, "gate/1", "not_finite", "its output is not finite"))
-    assert len((tmp_path / f"{REPORT}.part").read_text().splitlines()) == 2, "each line is there at once"
+    assert len((tmp_path / f"{REPORT}.part").read_text().splitlines()) == 3, "each line is there at once"
     journal.tell(RoundDone("vdp", "validate", 1, float("nan"), {}, 10, 0.5, 45))
     journal.close({"seconds": 2.5})
     lines = [json.loads(line) for line in (tmp_path / REPORT).read_text().splitlines()]
-    assert [line["record"] for line in lines] == ["EpochDone", "BatchRefused", "RoundDone", "Summary"]
+    assert [line["record"] for line in lines] == [
+        "EpochDone",
+        "TrainingProgress",
+        "BatchRefused",
+        "RoundDone",
+        "Summary",
+    ]
     assert lines[0]["scores"] == {"accuracy": 0.25}
     assert lines[0]["samples_per_s"] == 50.0
-    assert lines[1]["reason"] == "its output is not finite"
-    assert lines[2]["loss"] is None
-    assert lines[3]["seconds"] == 2.5
+    assert lines[2]["reason"] == "its output is not finite"
+    assert lines[3]["loss"] is None
+    assert lines[4]["seconds"] == 2.5
     assert not (tmp_path / f"{REPORT}.part").exists()
 
 

@@ -116,13 +116,15 @@ def digits() -> Task:
 def mnist(folder: str | Path) -> Task:
     """MNIST from the files in ``folder``, for 784-512-512-10 in three gates.
 
-    Adam's usual 1e-3 is too much for gradients a few updates old: the accuracy dips now and then.
+    Adam's usual 1e-3 is too much for gradients a few updates old: the accuracy dips now and then. At 3e-4 the
+    accuracy after 7 epochs, mean of 2 seeds, is 0.979 with 1, 0.980 with 2, 0.979 with 3 batches in flight.
     """
-    return _classification(_mlp(784, 512, 512, 10, lr=3e-4), datasets.mnist(folder), epochs=7)
+    network = _mlp(784, 512, 512, 10, lr=3e-4)
+    return _classification(network, datasets.mnist(folder), epochs=7, in_flight=3)
 
 
 def fashion_mnist(folder: str | Path) -> Task:
-    """Fashion-MNIST, as :func:`mnist`."""
+    """Fashion-MNIST, as :func:`mnist`, but with one batch in flight."""
     dataset = datasets.mnist(folder, name="fashion-mnist")
     return _classification(_mlp(784, 512, 512, 10, lr=3e-4), dataset, epochs=7)
 

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from akkordeon.errors import DataError
 from akkordeon.keeping import REPORT, as_json, to_disk
-from akkordeon.metrics import BatchRefused, EpochDone, RoundDone
+from akkordeon.metrics import BatchRefused, EpochDone, RoundDone, TrainingProgress
 from akkordeon.session import Session
 
 __all__ = ["Journal"]
@@ -68,8 +68,8 @@ class Journal:
         """Lines come from records alone."""
 
     def tell(self, record: Any) -> None:
-        """Write a record of an epoch, a round or a refused batch."""
-        if isinstance(record, EpochDone | RoundDone):
+        """Write a record of an epoch, a part of one, a round or a refused batch."""
+        if isinstance(record, EpochDone | RoundDone | TrainingProgress):
             self._report(record)
         elif isinstance(record, BatchRefused):
             self._refusals += 1
@@ -93,7 +93,7 @@ class Journal:
             os.replace(self._part, self._path)
             to_disk(self._path.parent)
 
-    def _report(self, record: EpochDone | RoundDone) -> None:
+    def _report(self, record: EpochDone | RoundDone | TrainingProgress) -> None:
         self._reports += 1
         who, now_s = record.sentinel, self._now_s()
         if self._reports > REPORTS_MAX and now_s - self._written_s.get(who, float("-inf")) < SPARSE_S:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
-from akkordeon.metrics import ActorFailed, BatchRefused, EpochDone, RoundDone
+from akkordeon.metrics import ActorFailed, BatchRefused, EpochDone, RoundDone, TrainingProgress
 from akkordeon.session import Session
 
 __all__ = ["Lines", "line_of"]
@@ -15,11 +15,13 @@ WARNINGS_MAX = 5
 """So many refused batches are told one by one; the others are counted."""
 
 
-def line_of(record: EpochDone | RoundDone) -> str:
-    """An epoch or a round in one line; numbers stand below each other from line to line."""
-    if isinstance(record, EpochDone):
+def line_of(record: EpochDone | RoundDone | TrainingProgress) -> str:
+    """An epoch, a part of one, or a round in one line; numbers stand below each other from line to line."""
+    if isinstance(record, EpochDone | TrainingProgress):
         what = f"epoch {record.epoch:>4}"
         end = f"τ mean {record.staleness_mean:.1f} max {record.staleness_max}"
+        if isinstance(record, TrainingProgress):
+            end += f"  last {record.batches:,} batches"
         if record.refused:
             end += f"  refused {record.refused}"
     else:
@@ -54,7 +56,7 @@ class Lines:
 
     def tell(self, record: Any) -> None:
         """Write the line of a record that has one."""
-        if isinstance(record, EpochDone | RoundDone):
+        if isinstance(record, EpochDone | RoundDone | TrainingProgress):
             self._write(line_of(record))
         elif isinstance(record, BatchRefused):
             self._refused += 1
