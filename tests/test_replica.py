@@ -156,6 +156,38 @@ def test_an_optimizer_that_writes_to_its_gradients_does_not_reach_the_push():
         assert push.payload[0].tolist() == X.tolist()
 
 
+class Overflows(torch.optim.SGD):
+    """Its second step makes weights that are not finite."""
+
+    steps = 0
+
+    def step(self, closure=None):
+        super().step()
+        self.steps += 1
+        if self.steps == 2:
+            self.param_groups[0]["params"][0].data.fill_(torch.inf)
+
+
+@pytest.mark.parametrize("differences", [False, True])
+def test_a_batch_whose_local_step_was_taken_back_is_refused_and_not_pushed(differences):
+    actor = ready(optimizer=partial(Overflows, lr=0.5), push_every=3, differences=differences)
+    sent = sends([effect for n in (1, 2, 3, 4) for effect in do(actor, forward(n, X), backward(n, G))])
+    assert [message.batch.number for message in sent if isinstance(message, Refused)] == [2]
+    (push,) = (message for message in sent if isinstance(message, Push))
+    assert [batch.number for batch in push.batches] == [1, 3, 4]
+    assert push.payload[0].tolist() == ([[1.5, 3.0]] if differences else [[3.0, 6.0]])
+
+
+def test_differences_of_a_sparse_table_are_not_lost_when_nothing_was_fetched_between():
+    module = nn.Embedding(3, 2, sparse=True)
+    actor = replica(module=module, push_every=1, fetch_every=100, differences=True)
+    do(actor, forward(0, torch.tensor([0])), Parameters("shard/0", 0, (torch.zeros(3, 2),)))
+    do(actor, Forget("s", 0))
+    for number in (1, 2, 3):
+        sent = sends(do(actor, forward(number, torch.tensor([1])), backward(number, torch.ones(1, 2))), Push)
+        assert sent[0].payload[0].tolist() == [[0, 0], [0.5, 0.5], [0, 0]]
+
+
 def test_pushes_are_clipped_as_the_gate_says():
     actor = ready(gate={"clip_norm": 1.0}, local_step=False)
     push = steps(actor, 1)[0]

@@ -88,9 +88,7 @@ class Account:
         self._learns = learns
         self._push_every = exchange.push_every
         self._gathering: Gathering = (
-            Differences(self._now())
-            if exchange.differences and learns
-            else Gradients(theirs=exchange.local_step)
+            Differences(self._now()) if exchange.differences and learns else Gradients()
         )
         self._compressor = Compressor(exchange.compression)
         self._since_push: list[Batch] = []
@@ -101,7 +99,9 @@ class Account:
         self._late = False  # whether the next one fell due before that
 
     def _now(self) -> tuple[Tensor, ...]:
-        return tuple(self._weights.now[i].detach() for i in self._places)
+        """The weights as they are, in memory that no later step writes to."""
+        now = self._weights.pin() if self._exchange.differences else self._weights.now
+        return tuple(now[i].detach() for i in self._places)
 
     # ── fetching ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -145,11 +145,11 @@ class Account:
     # ── pushing ──────────────────────────────────────────────────────────────────────────────────────
 
     def gather(self, batch: Batch, gradients: Sequence[Tensor | None], arrival: int) -> None:
-        """The gate is about to make a step.
+        """The gate has made a step, or made none and leaves it to the shard.
 
         Args:
-            batch: it learns from.
-            gradients: for all its weights.
+            batch: it learned from.
+            gradients: for all its weights, free to be worked on in place.
             arrival: the last one when the batch began.
         """
         base = next(version for arrived, version in reversed(self._lent) if arrived <= arrival)

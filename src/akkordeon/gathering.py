@@ -18,7 +18,7 @@ class Gathering(ABC):
 
     @abstractmethod
     def add(self, gradients: Sequence[Tensor | None]) -> None:
-        """A step is about to be made with these; they may be worked on in place afterwards."""
+        """A step was made with these; they are ours to work on in place."""
 
     @abstractmethod
     def take(self, now: Tensors) -> list[Tensor | None]:
@@ -33,34 +33,26 @@ class Gathering(ABC):
 
 
 class Gradients(Gathering):
-    """The sum of gradients, not their mean, as in Downpour (Dean et al. 2012).
+    """The sum of gradients, not their mean, as in Downpour (Dean et al. 2012)."""
 
-    Args:
-        theirs: whether somebody else works on the gradients as well, so that they must be copied.
-    """
-
-    def __init__(self, theirs: bool) -> None:
-        self._theirs = theirs
+    def __init__(self) -> None:
         self._sums: list[Tensor | None] = []
 
     def add(self, gradients: Sequence[Tensor | None]) -> None:
         """Add to the sums; where there was no gradient there is still none, which is not the same as 0."""
         if not self._sums:
-            self._sums = [self._first(gradient) for gradient in gradients]
+            self._sums = list(gradients)
             return
         for i, gradient in enumerate(gradients):
             sum_ = self._sums[i]
             if gradient is None:
                 continue
             if sum_ is None:
-                self._sums[i] = self._first(gradient)
+                self._sums[i] = gradient
             elif sum_.is_sparse == gradient.is_sparse:
                 sum_.add_(gradient)
             else:
                 self._sums[i] = sum_ + gradient if gradient.is_sparse else gradient + sum_
-
-    def _first(self, gradient: Tensor | None) -> Tensor | None:
-        return gradient.clone() if self._theirs and gradient is not None else gradient
 
     def take(self, now: Tensors) -> list[Tensor | None]:
         """The sums; see :class:`Gathering`."""

@@ -165,20 +165,26 @@ class ReplicaGate(GateActor):
     def _learn(
         self, batch: Batch, gradients: list[Tensor | None], stashed: Stashed, staleness: int
     ) -> Iterator[Effect]:
-        ours = gradients
-        if self._learns and self._clip_norm is not None:
-            ours = clipped(gradients, self._clip_norm)
-        for account in self._accounts.values():
-            account.gather(batch, ours, stashed.arrivals)
+        ours = self._to_push(gradients)
         if self._exchange.local_step:
             if not self._learner.learn(gradients, stashed.weights, staleness):
                 yield self._refuse_update(batch)
                 return
             self.version += 1
+        for account in self._accounts.values():
+            account.gather(batch, ours, stashed.arrivals)
         self.staleness_seen[staleness] += 1
         for account in self._accounts.values():
             yield from account.exchange(self._buffers_for(account))
         yield from self._tell_watchers()
+
+    def _to_push(self, gradients: list[Tensor | None]) -> list[Tensor | None]:
+        """The gradients for the shards, which a local optimizer must not get to write to."""
+        if self._learns and self._clip_norm is not None:
+            return clipped(gradients, self._clip_norm)
+        if self._learner.spares_gradients:
+            return gradients
+        return [None if gradient is None else gradient.clone() for gradient in gradients]
 
     def _buffers_for(self, account: Account) -> dict[str, Any]:
         if account is not self._front:
