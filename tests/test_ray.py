@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import psutil
 import pytest
@@ -14,9 +15,11 @@ import torch
 from engines import Note, Stage
 from torch import nn
 from torch.nn import functional as F
+from typer.testing import CliRunner
 
 import akkordeon as ak
 from akkordeon.actor import Actor, Report, Send
+from akkordeon.cli import app
 from akkordeon.engines.ray import engine as ray_engine
 from akkordeon.engines.ray.engine import HOME
 from akkordeon.errors import ClusterError, GateFailedError, RecipeError, SentinelFailedError, SessionError
@@ -206,21 +209,42 @@ def test_a_replica_that_fails_gives_its_process_back_and_a_new_one_gets_all_its_
 @pytest.fixture
 def founded(monkeypatch):
     """A network of the shared cluster: its address, its name and how to found it again."""
+    with founding(monkeypatch, "orphan", row(nn.Linear(6, 3))) as (address, found):
+        yield address, "orphan", found
+
+
+@pytest.fixture
+def founded_row(monkeypatch):
+    """Another, of two gates: its address and its name."""
+    with founding(monkeypatch, "row", row(nn.Linear(6, 6), nn.Linear(6, 3))) as (address, _):
+        yield address, "row"
+
+
+@pytest.fixture
+def founding_at(monkeypatch):
+    """The address of the shared cluster, for networks."""
+    import ray
+
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    return ray.get_runtime_context().gcs_address
+
+
+@contextlib.contextmanager
+def founding(monkeypatch, name, network):
     import ray
 
     from akkordeon.engines.ray import networks
 
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     address = ray.get_runtime_context().gcs_address
-    network = row(nn.Linear(6, 3))
 
     def found():
-        networks.found("orphan", network, [(s.address, s.make, s.resources) for s in network.spawns(0)])
+        networks.found(name, network, [(s.address, s.make, s.resources) for s in network.spawns(0)])
 
     found()
-    yield address, "orphan", found
+    yield address, found
     with contextlib.suppress(ClusterError):
-        networks.end(address, "orphan")
+        networks.end(address, name)
 
 
 def test_a_network_whose_keeper_was_killed_can_be_ended_and_founded_again(founded):
@@ -236,6 +260,103 @@ def test_a_network_whose_keeper_was_killed_can_be_ended_and_founded_again(founde
     assert networks._leftovers(name) == []
     with pytest.raises(ClusterError, match="no network 'orphan'"):
         networks.end(address, name)
+
+
+def test_the_weights_of_a_network_can_be_had_when_a_gate_has_failed_or_is_lost(founded_row):
+    """They were gone with the first failure, though the other gates were alive."""
+    from akkordeon.engines.ray import networks
+
+    address, name = founded_row
+    with ak.connect(f"{address}/{name}") as session:
+        assert not networks.unsaved(address, name)
+        session.attach(ak.Sentinel.train(problem(), F.cross_entropy)).wait(timeout=60)
+        trained = session.states(timeout=30)
+        kept = networks.weights(address, name)
+        assert kept.versions == {"gate/0": 40, "gate/1": 40}
+        assert kept.late == []
+        assert same(kept.states, trained)
+        assert not networks.unsaved(address, name)
+
+        session.attach(ak.Sentinel.train(problem(3), F.cross_entropy)).wait(timeout=60)
+        os.kill(session._engine.whereabouts()["gate/1"][1], signal.SIGKILL)
+        with pytest.raises(GateFailedError, match="gate/1 is lost"):
+            session.attach(ak.Sentinel.train(problem(), F.cross_entropy, epochs=10**6)).wait(timeout=30)
+        last = session.states(timeout=30)
+        assert same({"gate/1": last["gate/1"]}, {"gate/1": trained["gate/1"]})
+    kept = networks.weights(address, name)
+    assert kept.versions["gate/0"] >= 43
+    assert kept.versions["gate/1"] == 40
+    assert kept.late == ["gate/1"]
+    assert same(kept.states, last)
+
+
+def test_a_network_says_of_a_gate_that_hangs_for_how_long_and_where(monkeypatch):
+    """It said that it runs, with the last rate of a process that was stopped."""
+    from akkordeon.engines.ray import keeper as keeping
+    from akkordeon.engines.ray.keeper import Keeper, Plan
+
+    keeper = Keeper("net")
+    keeper._plan = Plan((b"", []), 0, {}, {"host": ("10.0.0.7", 42)}, {"gate/0": "host", "gate/1": "other"})
+    keeper._asked_s = {"host": time.monotonic() - 40.0, "other": time.monotonic()}
+    sentence = "gate/0 has not answered for 30 s or more (number 42 on 10.0.0.7)"
+    assert keeper.failure() == keeper.survey().failure == sentence
+    monkeypatch.setattr(keeping, "SILENT_S", 50.0)
+    assert keeper.failure() is keeper.survey().failure is None
+
+
+def test_a_network_is_saved_and_another_starts_from_what_was_saved(founding_at, tmp_path):
+    from akkordeon.keeping import WEIGHTS
+    from akkordeon.packing import unpacked
+
+    (tmp_path / "mine.py").write_text(RECIPE)
+    recipe, first, second = f"{tmp_path}/mine.py:network", tmp_path / "first", tmp_path / "second"
+    at = ("--listen", founding_at, "--placement", "pack", "--name")
+    says("network", "start", recipe, *at, "saved")
+    with ak.connect(f"{founding_at}/saved") as session:
+        session.attach(ak.Sentinel.train(problem(), F.cross_entropy)).wait(timeout=60)
+        trained = session.module(timeout=30)
+    told = says("network", "stop", f"{founding_at}/saved", "--save", str(first))
+    assert "updates behind them: gate/0 40, gate/1 40\n'saved' has ended\n" in told
+    assert "is gone" not in told
+
+    says("network", "start", recipe, *at, "saved", "--from", str(first))
+    assert "gate/0 0, gate/1 0" in says("network", "save", f"{founding_at}/saved", str(second))
+    network = row(nn.Linear(6, 6), nn.Linear(6, 3))
+    loaded = unpacked((second / WEIGHTS).read_bytes(), network, second).module().state_dict()
+    assert all(torch.equal(tensor, loaded[name]) for name, tensor in trained.state_dict().items())
+
+    with ak.connect(f"{founding_at}/saved") as session:
+        session.attach(ak.Sentinel.train(problem(1), F.cross_entropy)).wait(timeout=60)
+    told = says("network", "stop", f"{founding_at}/saved")
+    assert "what it learned since its weights were saved last is gone" in told
+
+
+RECIPE = """
+import torch
+from torch import nn
+import akkordeon as ak
+
+def sgd(params):
+    return torch.optim.SGD(params, lr=0.1)
+
+def network():
+    return ak.Network([ak.Gate(nn.Linear(6, 6), sgd), ak.Gate(nn.Linear(6, 3), sgd)])
+"""
+
+
+def says(*command):
+    """What a command says that succeeds."""
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def same(states, others):
+    return states.keys() == others.keys() and all(
+        torch.equal(tensor, others[gate][name])
+        for gate, state in states.items()
+        for name, tensor in state.items()
+    )
 
 
 def test_a_sentinel_that_has_ended_does_not_end_another_sessions_of_its_name(founded):

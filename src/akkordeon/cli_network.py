@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -56,6 +57,10 @@ def start(
     ] = 1,
     bf16: Annotated[bool, typer.Option(help="Send activations and gradients as bfloat16.")] = False,
     seed: Annotated[int, typer.Option(help="Of the first weights.")] = 0,
+    start_from: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="DIR", help="Start from the weights that were kept in this folder."),
+    ] = None,
     dashboard: Annotated[bool, typer.Option(help="Start Ray's dashboard, if Ray is started.")] = False,
 ) -> None:
     """Start a network, and Ray if none runs at that address. It goes on when this command has ended."""
@@ -63,6 +68,8 @@ def start(
 
     from akkordeon.choices import rule_named
     from akkordeon.engines.ray.cluster import join as join_cluster
+    from akkordeon.job import Plan, described
+    from akkordeon.keeping import WEIGHTS, load_weights
     from akkordeon.tasks import load_network
 
     if not name or set(name) & set("/:"):
@@ -71,6 +78,8 @@ def start(
     nodes.check_listen(listen)
     networks = _networks()
     made = load_network(recipe, seed).replacing(None if staleness is None else rule_named(staleness))
+    if start_from is not None:
+        made = load_weights(start_from / WEIGHTS, made)
     token = nodes.ensure_token()
     if token is not None:
         typer.echo("whoever joins needs the token of this cluster, which is shown only now:")
@@ -89,6 +98,7 @@ def start(
             seed=seed,
             placement=_placement(placement),
             wire_dtype=torch.bfloat16 if bf16 else None,
+            description=described(Plan(task="mnist" if recipe == "mlp" else recipe, seed=seed)),
         )
     except BaseException:
         leave()
@@ -99,25 +109,74 @@ def start(
     typer.echo(f"{name!r} runs with {len(made.gates)} gates; to reach it: --network {listen}/{name}")
 
 
+@network.command("save")
+def save(
+    target: Target,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to keep them in.")],
+) -> None:
+    """Keep the weights of a network, as they are now or were last; `network start --from` takes them up."""
+    address, name = _probed(target)
+    networks = _networks()
+    with _cluster(address):
+        _save(networks, address, name, folder)
+
+
+def _save(networks: Any, address: str, name: str, folder: Path) -> None:
+    from akkordeon.keeping import WEIGHTS, Folder
+
+    made, description = networks.recipe(address, name)
+    kept = networks.weights(address, name)
+    into = Folder(folder, description)
+    try:
+        into.save(WEIGHTS, made.module(kept.states))
+    finally:
+        into.close()
+    versions = ", ".join(f"{gate} {version:,}" for gate, version in kept.versions.items())
+    typer.echo(f"the weights of {name!r} are in {folder}; updates behind them: {versions}")
+    if kept.late:
+        typer.echo(f"those of {', '.join(kept.late)} are of the last cut before it was lost")
+
+
 @network.command("stop")
-def stop(target: Target) -> None:
+def stop(
+    target: Target,
+    out: Annotated[
+        Path | None, typer.Option("--save", metavar="DIR", help="Keep its weights in this folder first.")
+    ] = None,
+) -> None:
     """Stop a network; the last one takes the Ray that was started for it along."""
     address, name = _probed(target)
     networks, nodes = _networks(), _nodes()
     unknown: ClusterError | None = None
+    lost = False
     with _cluster(address):
+        if out is not None:
+            _save(networks, address, name, out)
         try:
+            lost = _unsaved(networks, address, name)
             networks.end(address, name)
         except ClusterError as error:
             unknown = error
         left = networks.names()
     if unknown is None:
         typer.echo(f"{name!r} has ended")
+    if lost:
+        typer.echo(
+            "what it learned since its weights were saved last is gone: `network stop --save DIR` keeps it"
+        )
     if not left and nodes.is_ours(address):
         ended = nodes.end_head(address)
         typer.echo(f"Ray at {address} {'has ended' if ended else 'is still ending'}, as no network is left")
     if unknown is not None:
         raise unknown
+
+
+def _unsaved(networks: Any, address: str, name: str) -> bool:
+    """Whether something is lost when it ends; nobody knows where its keeper has died."""
+    try:
+        return bool(networks.unsaved(address, name))
+    except ClusterError:
+        return False
 
 
 def join(

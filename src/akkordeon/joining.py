@@ -43,6 +43,10 @@ def connect(target: str) -> Session:
     return JoinedSession(Joined(address, name))
 
 
+LAST_S = 60.0
+"""How long the weights of a network that has failed may take."""
+
+
 class JoinedSession(Session):
     """One of perhaps many sessions of a network that outlives them.
 
@@ -74,11 +78,16 @@ class JoinedSession(Session):
     def states(self, timeout: float | None = None, *, partial: bool = False) -> dict[str, dict[str, Tensor]]:
         """Weights and buffers of one consistent cut; see :meth:`Session.states`.
 
+        When a gate has failed: those that the network knows of, of the gates' ends or of a cut before.
+
         Raises:
             SessionClosedError: the session has ended; the gates went on without it.
-            GateFailedError: a gate has failed.
+            ClusterError: a gate has failed, and its weights are not known.
             WaitTimeoutError: they did not come in time.
         """
+        if self._error is not None and not self._closed:
+            states: dict[str, dict[str, Tensor]] = self._joined.last_states(timeout or LAST_S)
+            return states
         self._check_open()
         return super().states(timeout, partial=partial)
 

@@ -24,6 +24,7 @@ through it, each with a home of its own, and leave.
     nodes.py       Ray's own processes on this machine
     hosts.py       what runs in a Ray actor
     engine.py      the engine: the user's side of it
+    snapshots.py   the weights of such a network, as its keeper knows them
     keeper.py      the keeper of a network that runs on its own
     networks.py    founding, joining, looking at and ending such networks
 """

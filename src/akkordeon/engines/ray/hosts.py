@@ -15,7 +15,7 @@ from akkordeon.engines.base import Load
 from akkordeon.engines.ray.wire import Letter, Opened, Parcel, pack, seal, tolerate_read_only, unpack
 from akkordeon.engines.threads import Threads
 from akkordeon.messages import Message
-from akkordeon.metrics import ActorFailed, EpochDone, GateStatus, RoundDone, SentinelEnded
+from akkordeon.metrics import ActorFailed, EpochDone, GateLeft, GateStatus, RoundDone, SentinelEnded
 
 __all__ = ["Dispatcher", "Home", "Host", "Routes"]
 
@@ -25,7 +25,7 @@ Routes = dict[str, Any]
 COLLECT_S = 1.0
 """How long ``collect`` waits for something to hand over."""
 
-MEMORABLE = ActorFailed | EpochDone | GateStatus | RoundDone | SentinelEnded
+MEMORABLE = ActorFailed | EpochDone | GateLeft | GateStatus | RoundDone | SentinelEnded
 """Records that a detached network keeps, so that whoever asks later can be told."""
 
 

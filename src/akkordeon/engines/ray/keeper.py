@@ -15,12 +15,24 @@ from typing import Any
 
 import ray
 
-from akkordeon.engines.ray.wire import Parcel, pack, seal, unpack
+from akkordeon.engines.ray.snapshots import KEEPER, Snapshots
+from akkordeon.engines.ray.wire import Letter, Opened, Parcel, pack, seal, unpack
 from akkordeon.errors import NameTakenError, NoSuchSentinelError
-from akkordeon.messages import Detach, Forget, Message, Probe, explain
-from akkordeon.metrics import ActorFailed, ActorLost, EpochDone, GateStatus, RoundDone, SentinelEnded
+from akkordeon.messages import Close, Detach, Forget, Message, Probe, explain
+from akkordeon.metrics import (
+    ActorFailed,
+    ActorLost,
+    EpochDone,
+    GateLeft,
+    GateStatus,
+    RoundDone,
+    SentinelEnded,
+)
 
 __all__ = ["GateLine", "Keeper", "Plan", "SentinelLine", "Survey"]
+
+READY_S = 60.0
+"""How long the hosts may take to know their keeper."""
 
 PULSE_S = 0.5
 """How often each process's pulse is felt."""
@@ -28,10 +40,25 @@ PULSE_S = 0.5
 PROBE_S = 2.0
 """How often the gates are asked how they are."""
 
+SILENT_S = 30.0
+"""How long a host may owe a sign of life: until it gives one, the network does not work."""
+
+SNAPSHOT_S = 60.0
+"""How often the gates are asked for their weights, if that is quick."""
+
+SNAPSHOT_SHARE = 0.05
+"""The part of the time that may go into it, if it is not."""
+
+WEIGHTS_S = 60.0
+"""How long somebody who asks for weights waits for those of now, before older ones must do."""
+
 
 @dataclass(frozen=True)
 class Plan:
-    """What a session must know to join. ``hosts`` are handles by name, ``places`` host names by address."""
+    """What a session must know to join. ``hosts`` are handles by name, ``places`` host names by address.
+
+    ``description``: how the network's task is made again, for those that keep its weights.
+    """
 
     recipe: Parcel
     seed: int
@@ -39,6 +66,7 @@ class Plan:
     where: dict[str, tuple[str, int]]
     places: dict[str, str]
     wire_dtype: Any = None
+    description: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -85,6 +113,7 @@ class Keeper:
     def __init__(self, name: str) -> None:
         self._name = name
         self._lock = threading.RLock()
+        self._told = threading.Condition(self._lock)  # by gates, how they are
         self._plan: Plan | None = None
         self._homes: dict[str, Any] = {}
         self._sentinels: dict[str, SentinelLine] = {}
@@ -96,6 +125,9 @@ class Keeper:
         self._failure: str | None = None
         self._left: list[str] = []
         self._awaited: dict[Any, str] = {}
+        self._asked_s: dict[str, float] = {}  # since when each owes an answer
+        self._snapshots: Snapshots | None = None
+        self._saved: dict[str, int] | None = None  # versions of the gates when weights were asked for last
         self._probes = itertools.count(1)
 
     # ── for sessions ─────────────────────────────────────────────────────────────────────────────────
@@ -103,7 +135,10 @@ class Keeper:
     def open(self, plan: Plan, myself: Any) -> None:
         """The gates are there: begin to keep watch."""
         self._plan = plan
-        ray.get([host.keep.remote(myself) for host in plan.hosts.values()])
+        self._snapshots = Snapshots(tuple(plan.places), self._send)
+        kept = [host.keep.remote(myself) for host in plan.hosts.values()]
+        routed = [host.route.remote({KEEPER: myself}) for host in plan.hosts.values()]
+        ray.get([*kept, *routed], timeout=READY_S)
         threading.Thread(target=self._watch, name="akkordeon-keeper", daemon=True).start()
 
     def plan(self) -> Plan | None:
@@ -111,8 +146,48 @@ class Keeper:
         return self._plan
 
     def failure(self) -> str | None:
-        """Why the network works no more, if so."""
-        return self._failure
+        """Why the network works no more, or not now, if so."""
+        if self._failure is not None:
+            return self._failure
+        now_s = time.monotonic()
+        with self._lock:
+            silent = {name for name, asked_s in self._asked_s.items() if now_s - asked_s > SILENT_S}
+            places = self._plan.places if self._plan else {}
+            gates = [address for address, host in places.items() if host in silent]
+        if not gates:
+            return None
+        node, pid = self._whereabouts(places[gates[0]])
+        return f"{', '.join(gates)} has not answered for {SILENT_S:g} s or more (number {pid} on {node})"
+
+    @ray.method(concurrency_group="desk")
+    def weights(self) -> Parcel | None:
+        """The weights of now, or the latest that are known; None if there are none yet."""
+        snapshots = self._snapshots
+        if snapshots is None:
+            return None
+        if self._failure is not None:
+            snapshots.wait_for_last(self._living_gates(), WEIGHTS_S / 4)
+        elif self.failure() is None:
+            snapshots.wait_for(snapshots.ask(), WEIGHTS_S)
+        kept = snapshots.kept()
+        if kept is None:
+            return None
+        self._saved = dict(kept.versions)
+        return pack(kept)
+
+    @ray.method(concurrency_group="desk")
+    def unsaved(self) -> bool:
+        """Whether the network was trained since its weights were asked for last."""
+        number, gates = self._probe_gates(), self._living_gates()
+        with self._told:
+            self._told.wait_for(lambda: all(self._answered(gate) >= number for gate in gates), PROBE_S)
+        saved = self._saved or {}
+        return any(gate.version > saved.get(address, 0) for address, gate in self._gates.items())
+
+    def _living_gates(self) -> list[str]:
+        with self._lock:
+            plan = self._plan
+            return [a for a, host in plan.places.items() if host in plan.hosts] if plan else []
 
     def admit(
         self, name: str | None, role: str, key: str, home: Any, where: tuple[str, int]
@@ -172,7 +247,7 @@ class Keeper:
                 )
                 for address, host in (self._plan.places.items() if self._plan else ())
             ]
-            return Survey(self._name, gates, list(self._sentinels.values()), self._failure, list(self._left))
+            return Survey(self._name, gates, list(self._sentinels.values()), self.failure(), list(self._left))
 
     def _whereabouts(self, host: str) -> tuple[str, int]:
         assert self._plan is not None
@@ -194,10 +269,17 @@ class Keeper:
     # ── for hosts ────────────────────────────────────────────────────────────────────────────────────
 
     @ray.method(num_returns=0)
+    def enqueue(self, letter: Letter) -> None:
+        """Take in what a gate sends to the keeper: its part of a cut."""
+        opened = Opened(letter, writable=True)
+        if self._snapshots is not None:
+            self._snapshots.hear(opened.message())
+
+    @ray.method(num_returns=0)
     def report(self, parcel: Parcel) -> None:
         """Remember what a gate or a sentinel tells."""
         try:
-            record = unpack(parcel)
+            record = unpack(parcel, writable=True)
         except Exception as error:
             self._note(f"a report could not be read: {explain(error)}")
             return
@@ -210,6 +292,8 @@ class Keeper:
                         line.last = record
         elif isinstance(record, SentinelEnded):
             self.dismiss(record.address)
+        elif isinstance(record, GateLeft) and self._snapshots is not None:
+            self._snapshots.keep(record)
         elif isinstance(record, ActorFailed):
             self._fail(record.address, f"failed on {record.doing}: {explain(record.error)}")
 
@@ -218,6 +302,7 @@ class Keeper:
         then_s, version = self._heard.get(status.address, (now_s, status.version))
         with self._lock:
             self._gates[status.address] = status
+            self._told.notify_all()
             if now_s - then_s >= PROBE_S / 2:
                 self._rates[status.address] = (status.version - version) / (now_s - then_s)
             if now_s - then_s >= PROBE_S / 2 or status.address not in self._heard:
@@ -225,6 +310,8 @@ class Keeper:
 
     def _fail(self, address: str, why: str) -> None:
         if self._plan is not None and address in self._plan.places:
+            if self._failure is None:
+                self._tell_gates(Close())  # nothing will come of them any more but their weights
             self._failure = self._failure or f"{address} {why}"
         self._note(f"{address} {why}")
 
@@ -237,13 +324,37 @@ class Keeper:
     def _watch(self) -> None:
         """Feel every pulse, and ask the gates how they are. Runs on a thread of its own, to the end."""
         probed_s = 0.0
+        snapshots = threading.Thread(target=self._take_snapshots, name="akkordeon-snapshots", daemon=True)
+        snapshots.start()
         while self._plan is not None:
             for name in self._dead():
                 self._lose(name)
             if time.monotonic() - probed_s >= PROBE_S:
                 probed_s = time.monotonic()
-                self._tell_gates(Probe(-next(self._probes)))
+                self._probe_gates()
             threading.Event().wait(PULSE_S)
+
+    def _probe_gates(self) -> int:
+        """Ask the gates how they are; the number of the question. Those of sessions are above 0."""
+        number = next(self._probes)
+        self._tell_gates(Probe(-number))
+        return number
+
+    def _answered(self, gate: str) -> int:
+        """The latest question of ours that a gate has answered."""
+        return -self._gates[gate].probe if gate in self._gates else 0
+
+    def _take_snapshots(self) -> None:
+        """Have the latest weights at hand, whatever happens to the gates. Runs on a thread of its own."""
+        assert self._snapshots is not None
+        taken: dict[str, int] | None = None
+        while self._plan is not None and self._failure is None:
+            began_s = time.monotonic()
+            versions = {address: status.version for address, status in self._gates.items()}
+            if versions != taken and self._snapshots.wait_for(self._snapshots.ask(), WEIGHTS_S):
+                taken = versions
+            took_s = time.monotonic() - began_s
+            threading.Event().wait(max(SNAPSHOT_S, took_s / SNAPSHOT_SHARE))
 
     def _dead(self) -> list[str]:
         """Ask everybody who owes no answer for a sign of life; the names of those who will give none."""
@@ -252,6 +363,7 @@ class Keeper:
         for name, handle in members.items():
             if name not in self._awaited.values():
                 self._awaited[handle.pulse.remote()] = name
+                self._asked_s[name] = time.monotonic()
         if not self._awaited:
             return []
         asked = list(self._awaited)
@@ -259,6 +371,8 @@ class Keeper:
         dead = []
         for ref in answered:
             name = self._awaited.pop(ref)
+            with self._lock:
+                self._asked_s.pop(name, None)
             try:
                 ray.get(ref)
             except ray.exceptions.ActorUnavailableError:
@@ -268,11 +382,15 @@ class Keeper:
         return dead
 
     def _tell_gates(self, message: Message) -> None:
+        for address in self._living_gates():
+            self._send(address, message)
+
+    def _send(self, address: str, message: Message) -> None:
+        """Put a message into a gate's mailbox, if its host is there."""
         plan = self._plan
-        if plan is not None:
-            for address, host in plan.places.items():
-                if host in plan.hosts:
-                    plan.hosts[host].enqueue.remote(seal(address, message))
+        host = None if plan is None else plan.hosts.get(plan.places.get(address, ""))
+        if host is not None:
+            host.enqueue.remote(seal(address, message))
 
     def _lose(self, name: str) -> None:
         """Somebody's process is gone: a home with its sentinels, or a host with its gates."""

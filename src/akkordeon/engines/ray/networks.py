@@ -14,13 +14,25 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from akkordeon.actor import Actor
 from akkordeon.engines.ray.cluster import NAMESPACE, join
 from akkordeon.engines.ray.engine import HOME, READY_S, UNRECORDED, Ray, Recipe
-from akkordeon.engines.ray.keeper import Keeper, Plan, Survey
+from akkordeon.engines.ray.keeper import WEIGHTS_S, Keeper, Plan, Survey
 from akkordeon.engines.ray.placement import Placement
+from akkordeon.engines.ray.snapshots import Kept
 from akkordeon.engines.ray.wire import pack, ship_by_value, unpack
 from akkordeon.errors import ClusterError, NameTakenError
 from akkordeon.messages import explain
 
-__all__ = ["Joined", "detach", "end", "found", "names", "survey", "wait_for_machines"]
+__all__ = [
+    "Joined",
+    "detach",
+    "end",
+    "found",
+    "names",
+    "recipe",
+    "survey",
+    "unsaved",
+    "wait_for_machines",
+    "weights",
+]
 
 PREFIX = "network/"
 
@@ -45,6 +57,7 @@ def found(
     seed: int = 0,
     placement: Placement = "spread",
     wire_dtype: torch.dtype | None = None,
+    description: Mapping[str, Any] | None = None,
 ) -> None:
     """Start a detached network on the cluster that this process is connected to.
 
@@ -55,6 +68,7 @@ def found(
         seed: see :func:`akkordeon.run`.
         placement: see :class:`Ray`.
         wire_dtype: likewise.
+        description: how its task is made again, for those that keep its weights.
 
     Raises:
         NameTakenError: there is a network of that name.
@@ -66,7 +80,8 @@ def found(
     try:
         _end_leftovers(name)
         founder.spawn_all(actors)
-        plan = Plan(pack(network), seed, founder._hosts, founder._where, founder._places, wire_dtype)
+        who = founder._hosts, founder._where, founder._places
+        plan = Plan(pack(network), seed, *who, wire_dtype, dict(description or {}))
         _answer(keeper.open.remote(plan, keeper), READY_S)
     except BaseException:
         for handle in [*founder._hosts.values(), keeper]:
@@ -96,7 +111,8 @@ def _end_leftovers(name: str) -> bool:
 def _new_keeper(name: str) -> Any:
     """A keeper, on this machine: others may leave the cluster."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    options = {**UNRECORDED, "num_cpus": 0, "scheduling_strategy": here, **_detached(PREFIX + name)}
+    desk = {"concurrency_groups": {"desk": 1}}
+    options = {**UNRECORDED, "num_cpus": 0, "scheduling_strategy": here, **desk, **_detached(PREFIX + name)}
     try:
         return ray.remote(**options)(Keeper).remote(name)
     except ValueError as error:
@@ -155,6 +171,45 @@ def survey(address: str, name: str) -> Survey:
     """
     found: Survey = _answer(_keeper(address, name).survey.remote())
     return found
+
+
+def weights(address: str, name: str) -> Kept:
+    """The weights of a network as they are now; of one that has failed, the last that are known.
+
+    Raises:
+        ClusterError: there is no such network, or none of its weights are known.
+    """
+    found: Kept = _weights(_keeper(address, name), name)
+    return found
+
+
+def _weights(keeper: Any, name: str, timeout_s: float = WEIGHTS_S + ANSWER_S) -> Kept:
+    parcel = _answer(keeper.weights.remote(), timeout_s)
+    if parcel is None:
+        raise ClusterError(f"of some gates of {name!r} no weights are known: they died before they gave any")
+    kept: Kept = unpack(parcel, writable=True)
+    return kept
+
+
+def unsaved(address: str, name: str) -> bool:
+    """Whether a network was trained since somebody asked for its weights.
+
+    Raises:
+        ClusterError: there is none of that name.
+    """
+    return bool(_answer(_keeper(address, name).unsaved.remote()))
+
+
+def recipe(address: str, name: str) -> tuple[Any, dict[str, Any]]:
+    """The network that was founded, with the weights it began with, and how its task is made again.
+
+    Raises:
+        ClusterError: there is none of that name, or it cannot be read on this machine.
+    """
+    plan: Plan | None = _answer(_keeper(address, name).plan.remote())
+    if plan is None:
+        raise ClusterError(f"the network {name!r} is being started or stopped; try again")
+    return _recipe(plan, name), plan.description
 
 
 def detach(address: str, name: str, sentinel: str, drop: bool = False) -> None:
@@ -228,6 +283,7 @@ class Joined(Ray):
             raise
         super().__init__(wire_dtype=plan.wire_dtype)  # on the cluster that was just joined
         self.seed = plan.seed
+        self._name = name
         self._plan = plan
 
     def start(self, on_report: Callable[[Any], None], seed: int) -> None:
@@ -273,6 +329,14 @@ class Joined(Ray):
         refusal = _answer(self._keeper.detach.remote(name, drop))
         if refusal is not None:
             _raise(refusal)
+
+    def last_states(self, timeout_s: float) -> Any:
+        """The weights that the gates of a network that has failed had last.
+
+        Raises:
+            ClusterError: they are not known.
+        """
+        return _weights(self._keeper, self._name, timeout_s).states
 
     def _end_host(self, name: str, handle: Any) -> None:
         if name == HOME:

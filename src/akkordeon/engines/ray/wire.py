@@ -109,14 +109,16 @@ def seal(to: str, message: Message, wire_dtype: torch.dtype | None = None) -> Le
 class Opened:
     """A letter that came: for whom it is, and then what is in it, which may not be readable."""
 
-    def __init__(self, letter: Letter) -> None:
+    def __init__(self, letter: Letter, writable: bool = False) -> None:
         head, buffers = (letter, []) if isinstance(letter, bytes) else letter
+        if writable:
+            buffers = [buffer.copy() for buffer in buffers]
         self._buffers = buffers
         self._file = io.BytesIO(head)
         self.to: str = pickle.load(self._file)
 
     def message(self) -> Any:
-        """What is in it; its tensors must not be written to."""
+        """What is in it; its tensors must not be written to, unless it was opened ``writable``."""
         return pickle.load(self._file, buffers=self._buffers)
 
 

@@ -1,0 +1,113 @@
+"""The weights of a network that runs on its own, as its keeper knows them.
+
+It asks the gates for consistent cuts as a sentinel does, and keeps the latest that is whole::
+
+    keeper ─ Cut ─▶ last gate ─▶ … ─▶ first gate ─ Cut ─▶ keeper ─ Export ─▶ every gate ─ Exported ─▶ keeper
+
+So of a gate whose process dies there are the weights of the last cut; one that raises leaves those it had.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from akkordeon.messages import Cut, CutId, Export, Exported, Message, Release
+from akkordeon.metrics import GateLeft
+
+__all__ = ["KEEPER", "Kept", "Snapshots"]
+
+KEEPER = "keeper"
+"""The keeper's address among the actors."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Weights and buffers by gate, and the version each is of. ``late``: gates that are of an earlier cut."""
+
+    states: Mapping[str, Mapping[str, Any]]
+    versions: Mapping[str, int]
+    late: Sequence[str] = ()
+
+
+class Snapshots:
+    """Cuts of a row of gates. Its methods may be called from any thread.
+
+    Args:
+        row: addresses of the gates, head first.
+        send: carries a message to a gate.
+    """
+
+    def __init__(self, row: Sequence[str], send: Callable[[str, Message], None]) -> None:
+        self._row = tuple(row)
+        self._send = send
+        self._changed = threading.Condition()
+        self._number = 0
+        self._versions: dict[str, int] = {}
+        self._states: dict[str, Mapping[str, Any]] = {}  # of the cut under way
+        self._latest: Kept | None = None
+        self._left: dict[str, GateLeft] = {}
+
+    def ask(self) -> int:
+        """Begin another cut; its number."""
+        with self._changed:
+            given_up, self._number = self._number, self._number + 1
+            self._versions, self._states = {}, {}
+            number = self._number
+        self._to_all(Release(CutId(KEEPER, given_up)))
+        self._send(self._row[-1], Cut(CutId(KEEPER, number), ()))
+        return number
+
+    def hear(self, message: Message) -> None:
+        """Take in what the gates answer; answers to cuts given up are dropped."""
+        if isinstance(message, Cut) and message.cut.number == self._number:
+            self._versions = dict(zip(reversed(self._row), message.versions, strict=True))
+            self._to_all(Export(message.cut))
+        elif isinstance(message, Exported) and message.cut.number == self._number:
+            with self._changed:
+                self._states[message.gate] = message.state
+                if len(self._states) < len(self._row):
+                    return
+                self._latest = Kept({gate: self._states[gate] for gate in self._row}, self._versions)
+                self._changed.notify_all()
+            self._to_all(Release(message.cut))
+
+    def keep(self, left: GateLeft) -> None:
+        """A gate has ended and left its weights."""
+        with self._changed:
+            self._left[left.address] = left
+            self._changed.notify_all()
+
+    def wait_for(self, number: int, timeout_s: float) -> bool:
+        """Wait until a cut is whole, or a gate has ended; whether it is."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._number != number or self._is_whole(), timeout_s)
+            return self._is_whole()
+
+    def wait_for_last(self, gates: Sequence[str], timeout_s: float) -> bool:
+        """Wait until these gates have left their weights; whether they have."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._left.keys() >= set(gates), timeout_s)
+
+    def kept(self) -> Kept | None:
+        """What gates left at their end, and of others those of the latest cut; None if some are not known."""
+        with self._changed:
+            left, latest = dict(self._left), self._latest
+        states = dict(latest.states if latest else {})
+        versions = dict(latest.versions if latest else {})
+        states.update({gate: each.state for gate, each in left.items()})
+        versions.update({gate: each.version for gate, each in left.items()})
+        if states.keys() != set(self._row):
+            return None
+        late = [gate for gate in self._row if left and gate not in left]
+        row = self._row
+        return Kept({gate: states[gate] for gate in row}, {gate: versions[gate] for gate in row}, late)
+
+    def _is_whole(self) -> bool:
+        return len(self._states) == len(self._row)
+
+    def _to_all(self, message: Message) -> None:
+        for gate in self._row:
+            self._send(gate, message)
