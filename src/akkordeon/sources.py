@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from operator import itemgetter
 from typing import Any
 
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from akkordeon.data import Batches, private_loader
+from akkordeon.dealing import Deal, FirstIndices, order_of, reordered
 from akkordeon.errors import DataError
 from akkordeon.payload import map_tensors, samples
 
@@ -44,6 +44,8 @@ def taken(source: Any, n: int) -> Any:
         raise DataError(f"cannot take {n} samples")
     if isinstance(source, list | tuple):
         return list(_first(iter(source), n))
+    if isinstance(source, DataLoader) and _deals(source):
+        return reordered(source, FirstIndices(source.batch_sampler, n))
     return _Derived(source, lambda batches: _first(batches, n))
 
 
@@ -61,13 +63,13 @@ def dealt(source: Any, n: int, seed: int = 0) -> list[Any]:
     """A source in ``n`` parts, disjoint and together all of it.
 
     Args:
-        source: :class:`Batches`, whose samples are dealt out; or another iterable of batches that can be
-            read again, of which each part gets every n-th batch.
+        source: :class:`Batches`, whose samples are dealt out; or a list of batches or a ``DataLoader``, of
+            which each part gets every n-th batch.
         n: at least 1.
         seed: of a ``DataLoader`` that brings no generator.
 
     Raises:
-        DataError: there is too little to deal, or it can be read only once.
+        DataError: there is too little to deal, or nobody knows whether each part would see the same order.
     """
     if n == 1:
         return [source]
@@ -77,20 +79,23 @@ def dealt(source: Any, n: int, seed: int = 0) -> list[Any]:
         if len(source) < n:
             raise DataError(f"cannot deal {len(source)} batches to {n} sentinels")
         return [source[i::n] for i in range(n)]
+    kind = type(source).__name__
     if isinstance(source, Iterator):
+        raise DataError(f"a {kind} can be read only once, so it cannot be dealt to {n} sentinels")
+    if not isinstance(source, DataLoader) or not _deals(source):
+        of = f" of a {type(source.dataset).__name__}" if isinstance(source, DataLoader) else ""
         raise DataError(
-            f"a {type(source).__name__} can be read only once, so it cannot be dealt to {n} sentinels"
+            f"a {kind}{of} cannot be dealt to {n} sentinels: nobody knows whether it gives each the same "
+            "order. Give Batches, a list, a DataLoader with a sampler, or to each one a source of its own"
         )
-    return [_Derived(_same_for_all(source, seed), _every(i, n)) for i in range(n)]
+    private = private_loader(source, seed)
+    deal = Deal(order_of(private))
+    return [reordered(private, deal.part(i, n), seed=i) for i in range(n)]
 
 
-def _every(i: int, n: int) -> Callable[[Iterator[Any]], Iterator[Any]]:
-    return lambda batches: islice(batches, i, None, n)
-
-
-def _same_for_all(source: Any, seed: int) -> Any:
-    """The source in an order that every part sees alike."""
-    return private_loader(source, seed) if isinstance(source, DataLoader) else source
+def _deals(loader: DataLoader[Any]) -> bool:
+    """Whether the loader's batches are lists of indices, which can be dealt without reading anything."""
+    return loader.batch_sampler is not None and not isinstance(loader.dataset, IterableDataset)
 
 
 def samples_of(source: Any) -> int | None:
