@@ -168,3 +168,10 @@ def test_a_module_that_a_sequential_has_twice_is_there_twice():
     x = torch.randn(2, 3)
     assert len(network.module()) == 4
     assert torch.equal(network.module()(x), model(x))
+
+
+def test_a_network_says_what_it_is_in_a_line():
+    """It was a page with every layer and option."""
+    assert repr(small_network()) == ("<Network of 3 gates (Sequential, Sequential, Linear), 165 weights>")
+    many = ak.Network([ak.Gate(nn.Linear(6, 6), name=f"g{i}") for i in range(40)])
+    assert repr(many) == "<Network of 40 gates (g0, g1, g2, g3, g4, …, g39), 1,680 weights>"

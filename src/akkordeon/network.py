@@ -22,6 +22,9 @@ from akkordeon.staleness import Rule, Stash
 
 __all__ = ["Network", "Recipe", "Spawn"]
 
+NAMED_MAX = 6
+"""Gates that a network names in one line."""
+
 
 @dataclass(frozen=True)
 class Spawn:
@@ -69,7 +72,7 @@ class Recipe(Protocol):
         """All of it as one plain module, with these states by address of the row."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Network:
     """A row of gates, head first. It can be run many times and starts equal each time.
 
@@ -105,6 +108,14 @@ class Network:
         if self.flat and not all(isinstance(gate.module, nn.Sequential) for gate in self.gates):
             raise RecipeError("a flat network has gates of nn.Sequential alone; leave flat=False")
         _refuse_shared(self.gates)
+
+    def __repr__(self) -> str:
+        """The gates by name or module, and how large they are."""
+        gates = [gate.name or type(gate.module).__name__ for gate in self.gates]
+        if len(gates) > NAMED_MAX:
+            gates[NAMED_MAX - 1 : -1] = ["…"]
+        weights = sum(p.numel() for gate in self.gates for p in gate.module.parameters())
+        return f"<Network of {len(self.gates)} gates ({', '.join(gates)}), {weights:,} weights>"
 
     @classmethod
     def from_module(
