@@ -176,10 +176,12 @@ def test_many_sentinels_with_many_batches_in_flight_have_room():
     akkordeon("train", *QUICK, "--sentinels", 4, "--in-flight", 100)
 
 
-def test_one_worker_and_a_seed_give_the_same_run_again(tmp_path):
+@pytest.mark.parametrize("sentinels", [1, 3])
+def test_one_worker_and_a_seed_give_the_same_run_again(sentinels, tmp_path):
     def weights(seed: int) -> dict:
         folder = tmp_path / f"of {seed}"
-        akkordeon("train", *QUICK, "--workers", 1, "--seed", seed, "--out", folder)
+        options = ("--workers", 1, "--seed", seed, "--sentinels", sentinels, "--out", folder)
+        akkordeon("train", *QUICK, *options)
         return safetensors.torch.load_file(folder / WEIGHTS)
 
     one, again, other = weights(1), weights(1), weights(2)

@@ -255,8 +255,7 @@ def _followed(
     """Attach the sentinels and see them end: how long that took, and what failed."""
     follower = Follower(session, views)
     began_s = time.monotonic()
-    for sentinel in sentinels:
-        session.attach(sentinel)
+    session.attach_all(sentinels)
     try:
         follower.until_end(interrupts)
     except ActorFailedError as failed:
