@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from akkordeon.generator import Use
 from akkordeon.messages import Kind, Message
 
 __all__ = ["Actor", "After", "Effect", "Mailbox", "Report", "Send", "Stop"]
@@ -51,6 +52,8 @@ class Actor(ABC):
     address: str
     may_block: bool = False
     """Whether ``receive`` may wait for the world outside (a stalled stream): engines give it a thread."""
+    use: Use = Use.NONE
+    """Of the process's random generator, in forwards and backwards: who may be at work at the same time."""
 
     @abstractmethod
     def receive(self, message: Any, now_s: float) -> Iterator[Effect]:

@@ -17,6 +17,7 @@ from torch.nn.parameter import UninitializedParameter
 from akkordeon.actor import Effect, Send
 from akkordeon.derivative import accumulated, gradients, runs_backward_inside
 from akkordeon.errors import RecipeError
+from akkordeon.generator import Habits
 from akkordeon.learner import Learner, OptimizerFactory
 from akkordeon.messages import Backward, Batch, Fault, Forward, Scored, Settle, Settled
 from akkordeon.payload import Payload, all_finite, map_tensors, memory, same_form, signature, tensors
@@ -85,6 +86,8 @@ class GateActor(Stage):
         self._learner = Learner(self.weights, gate.optimizer, gate.staleness, gate.clip_norm, self.label)
         self._last_shape: torch.Size | None = None
         self._derive = gradients
+        self._habits = Habits()
+        self.use = self._habits.use
         self._handlers |= {
             Forward: self._forward,
             Backward: self._backward,
@@ -156,7 +159,7 @@ class GateActor(Stage):
     def _through(self, payload: Payload) -> tuple[Payload, Payload]:
         with torch.enable_grad():
             x, given = self._door.open(self._here(payload))
-            y = self._called(given)
+            y = self._habits.forward(self._called, given)
         self._door.close()
         return x, y if isinstance(y, Tensor) else output_of(y, _itself)
 
@@ -230,7 +233,8 @@ class GateActor(Stage):
         inputs = [x for x in tensors(stashed.x) if x.requires_grad]
         weights = [stashed.weights[i] for i in self.weights.trainable]
         outputs, seeds = _differentiable(stashed.y, gradient)
-        found = self._derive(outputs, inputs + weights, seeds)
+        found = self._habits.backward(self._derive, outputs, inputs + weights, seeds)
+        self.use = self._habits.use
         to_previous: Payload | None = None
         if inputs:
             by_input = iter(found)

@@ -33,14 +33,19 @@ import torch
 
 from akkordeon.actor import Actor, After, Mailbox, Report, Send, Stop
 from akkordeon.engines.base import Engine, Listener, Load, ProcessState, bounded
+from akkordeon.engines.turns import TURNS
 from akkordeon.errors import RecipeError, SessionError
-from akkordeon.messages import Message, describe
+from akkordeon.generator import Use
+from akkordeon.messages import Kind, Message, describe
 from akkordeon.metrics import ActorFailed, Undelivered
 
 __all__ = ["Threads"]
 
 JOIN_S = 5.0
 """How long ``stop`` waits for a worker that is in the middle of something."""
+
+IN_TURN = (Kind.BACKWARD, Kind.FORWARD)
+"""The messages whose handling may draw from the generator of the process, or rewind it."""
 
 STALLED_S = 1.0
 """How long it waits for an actor that may block; it is left behind then, and ends when it wakes up."""
@@ -352,6 +357,9 @@ class _Floor:
         """Have an actor handle a message, and carry out what it yields as it yields it."""
         actor = cell.actor
         began_s = time.monotonic()
+        in_turn = actor.use is not Use.NONE and message.kind in IN_TURN
+        if in_turn:
+            TURNS.begin(actor.use)
         try:
             receive = actor.receive if self._recorder is None else partial(self._recorder.listen, actor)
             for effect in receive(message, began_s):
@@ -367,6 +375,9 @@ class _Floor:
                     break
         except BaseException as error:  # SystemExit too: a worker that died of it would leave all waiting
             self._fail(cell, message, error)
+        finally:
+            if in_turn:
+                TURNS.end()
         cell.handled += 1
         cell.busy_s += time.monotonic() - began_s
 
