@@ -282,6 +282,15 @@ def test_the_others_begin_when_the_first_has_no_more_to_push(leaving):
     assert [m.version for m in sends(do(actor, leaving), Parameters)] == [0]
 
 
+def test_who_settles_while_waiting_still_waits():
+    """One sentinel of a replica ended, and another waited for ever for its replica's first weights."""
+    actor = shard(warm_start=1)
+    fetched(actor, "r/1")
+    do(actor, Fetch("r/0"), Settle("r/0"))
+    (released,) = do(actor, push(0, torch.ones(1, 2), asker="r/1"))
+    assert released.to == "r/0"
+
+
 def test_who_leaves_while_waiting_is_sent_nothing():
     actor = shard(warm_start=1)
     fetched(actor, "r/1")

@@ -223,7 +223,7 @@ class ShardActor(Stage):
 
     def _settle(self, message: Settle) -> Iterator[Effect]:
         yield Send(message.asker, Settled(self.address))
-        if self._warm_start.leaves(message.asker):
+        if self._warm_start.has_no_more(message.asker):
             yield from self._release_waiting()
 
     def _forget(self, message: Forget) -> Iterator[Effect]:
@@ -288,9 +288,13 @@ class _WarmStart:
         return version >= self._pushes
 
     def leaves(self, who: str) -> bool:
-        """Somebody leaves, or has no more to push; whether that ends the warm start."""
+        """Somebody leaves; whether that ends the warm start."""
         if who in self.waiting:
             self.waiting.remove(who)
+        return self.has_no_more(who)
+
+    def has_no_more(self, who: str) -> bool:
+        """Somebody has no more to push, for now; whether that ends the warm start."""
         if self._first is None or who != self._first:
             return False
         self._pushes = 0
