@@ -511,3 +511,21 @@ def test_autocast_around_a_session_reaches_its_modules_its_loss_and_its_predicti
     assert all(torch.equal(ours, theirs) for ours, theirs in states)
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
         assert torch.equal(predicted, plain(batches[0][0]))
+
+
+# Adam without its epsilon divides 0 by 0 where an input is always 0. The weights became NaN, were published,
+# and every batch after the first was refused, of which wait() said nothing.
+@pytest.mark.parametrize("gates", [1, 2])
+def test_updates_that_are_never_finite_end_training_with_the_weights_it_began_with(gates):
+    x = torch.randn(40, 8, 6)
+    x[:, :, 0] = 0
+    layers = [nn.Linear(6, 6) for _ in range(gates)]
+    network = ak.Network([ak.Gate(layer, lambda p: torch.optim.Adam(p, eps=0.0)) for layer in layers])
+    with ak.run(network, engine=ak.Threads(workers=1)) as session:
+        training = session.attach(ak.Sentinel.train([(b, b) for b in x], nn.functional.mse_loss))
+        with pytest.raises(SentinelFailedError, match="would make the weights not finite"):
+            training.wait(WAIT_S)
+        assert same_bits(session.module()[0], layers[0])
+    sent, trained, refused, lost = training.batches.as_tuple()
+    assert (trained, lost) == (0, 0)
+    assert sent == refused >= 10

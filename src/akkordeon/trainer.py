@@ -10,7 +10,7 @@ Every batch sent ends as trained, refused or lost, and is counted once.
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -61,6 +61,9 @@ READ_AHEAD = 2
 
 HOPELESS = 10
 """Batches refused in a row after which a sentinel gives up; as many as are in flight, where that is more."""
+
+NOT_TRAINED_MAX = 4096
+"""Of so many batches that did not end as trained it is known that they did not."""
 
 NEARLY_ALL = 0.9
 """The share of batches refused from which a sentinel that has come to its end has failed."""
@@ -150,10 +153,11 @@ class Trainer(Actor):
         self._wrong: Refused | None = None  # the last refusal; none of these three
         self._refused_in_a_row = 0  # counts staleness, which says that others are faster,
         self._refused_at_all = 0  # not that something is wrong
+        self._refused_before = 0  # in a row, before the latest that came home
         self._loss_checked = False
         self.batches = BatchCount()
         self._unsettled: set[str] = set()
-        self._not_trained: set[int] = set()  # of a replica's batches, those counted as refused or lost
+        self._not_trained: OrderedDict[int, None] = OrderedDict()  # the latest batches refused or lost
         self._handlers: dict[type, Callable[[Any, float], Iterator[Effect]]] = {
             Attach: self._attach,
             Item: self._read,
@@ -264,7 +268,7 @@ class Trainer(Actor):
         if flight is None:
             return
         self.batches.trained += 1
-        self._refused_in_a_row = 0
+        self._refused_before, self._refused_in_a_row = self._refused_in_a_row, 0
         self._samples_trained += flight.samples
         epoch = flight.epoch
         epoch.under_way -= 1
@@ -285,18 +289,20 @@ class Trainer(Actor):
             until = self._row.index(message.gate) if message.gate in self._row else len(self._row)
             # The gate that refused a forward holds nothing of it; one that refused a backward does.
             yield from self._give_up(message, self._row[: until + flight.turned], now_s)
-        elif self._recipe.replica is not None and message.batch.number not in self._not_trained:
+        elif message.batch.number not in self._not_trained:
             yield from self._revoked(message)
 
     def _revoked(self, why: Refused) -> Iterator[Effect]:
-        """A batch came home, but a shard dropped the push it was in: it counts as refused after all."""
-        self._not_trained.add(why.batch.number)
+        """A batch came home, but a gate could not publish its update, or a shard dropped its push: refused."""
+        self._keep_in_mind(why.batch)
         self.batches.trained -= 1
         self.batches.refused += 1
         yield Report(self._record_of(why))
         if why.fault is not Fault.TOO_STALE:
             self._wrong = why
             self._refused_at_all += 1
+            self._refused_in_a_row = self._refused_before = self._refused_before + 1
+            self._raise_if_hopeless()
 
     def _give_up(self, why: Refused, holders: tuple[str, ...], now_s: float) -> Iterator[Effect]:
         """Count a batch as refused and have the gates that hold it forget it."""
@@ -408,9 +414,10 @@ class Trainer(Actor):
                 yield Send(gate, Forget(self.address))
 
     def _keep_in_mind(self, batch: Batch) -> None:
-        """A batch of a replica did not come home: no shard can take it from those that did."""
-        if self._recipe.replica is not None:
-            self._not_trained.add(batch.number)
+        """A batch is not among those trained: nothing that is still to come can take it from them again."""
+        self._not_trained[batch.number] = None
+        if len(self._not_trained) > NOT_TRAINED_MAX:
+            self._not_trained.popitem(last=False)
 
     def _end(self) -> Iterator[Effect]:
         """End; a replica's gates first bring to the shards what is not there yet."""
