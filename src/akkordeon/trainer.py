@@ -293,7 +293,7 @@ class Trainer(Actor):
             yield from self._revoked(message)
 
     def _revoked(self, why: Refused) -> Iterator[Effect]:
-        """A batch came home, but a gate could not publish its update, or a shard dropped its push: refused."""
+        """A batch came home, but a gate took its update back, or a shard dropped its push: it is refused."""
         self._keep_in_mind(why.batch)
         self.batches.trained -= 1
         self.batches.refused += 1
