@@ -84,7 +84,7 @@ def is_as_it_was(gate, was: dict) -> bool:
         same_bits(now["state"], was["state"])
         and now["weights"] is was["weights"]
         and all(torch.equal(a, b) for a, b in zip(now["masters"], was["masters"], strict=True))
-        and all(a is b for a, b in zip(now["buffers"], was["buffers"], strict=True))
+        and all(a is b for a, b in zip(now["buffers"].values(), was["buffers"].values(), strict=True))
         and repr(now["optimizer"]) == repr(was["optimizer"])
         and all(now[name] == was[name] for name in ("stash", "pins", "version", "seen", "training"))
     )

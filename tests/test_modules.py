@@ -30,16 +30,8 @@ BATCHES, HALF = 6, 3
 BY_NAME = {row.name: row for row in ROWS}
 
 WRONG = {
-    "non-persistent buffer in place": "it is not in module()",
-    "non-persistent buffer assigned": "it is not in module()",
-    "buffer that begins as None": "it is not in module()",
-    "buffer that begins as None, non-persistent": "it is not in module()",
-    "buffer registered late": "it is not in module()",
-    "extra state": "it is not in module()",
+    "buffer registered late": "kept weights of it are refused",
     "weight hook": "hooks of parameters are lost",
-    "marks on parameters for the optimizer": "attributes of parameters are lost",
-    "old weight_norm": "results of a forward cannot be copied",
-    "pruned": "results of a forward cannot be copied",
     "parameter of a class of its own": "the module computes on plain tensors",
     "low-rank adaptation, merged in evaluation mode": "an evaluation writes to the weights of training",
     "embedding with max_norm": "an evaluation writes to the weights of training",

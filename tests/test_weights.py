@@ -10,7 +10,7 @@ from tests.harness import bits, same_bits
 from torch import nn
 
 from akkordeon.payload import memory
-from akkordeon.weights import Buffers, Weights
+from akkordeon.weights import Weights
 
 
 def update(weights: Weights, by: float = 1.0) -> None:
@@ -154,52 +154,3 @@ def test_a_module_without_parameters_has_versions_too():
     weights = Weights(nn.ReLU())
     update(weights)
     assert weights.now == weights.pin() == ()
-
-
-def test_renewed_buffers_are_written_to_without_harm_to_the_old_and_can_be_put_back():
-    module = nn.BatchNorm1d(3)
-    buffers, was = Buffers(module), bits(module)
-    before = buffers.now
-    buffers.renew()
-    module(torch.randn(8, 3))
-    assert equal(before, [was[name] for name in buffers.names])
-    assert not torch.equal(module.running_mean, was["running_mean"])
-    after = buffers.now
-    buffers.roll_back()
-    assert all(a is b for a, b in zip(buffers.now, before, strict=True))
-    buffers.install(after)
-    assert module.num_batches_tracked == 1
-
-
-def test_a_buffer_shared_by_two_modules_stays_shared():
-    class Shares(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.one, self.other = nn.Module(), nn.Module()
-            self.one.register_buffer("scale", torch.ones(2))
-            self.other.register_buffer("scale", self.one.scale)
-
-    module = Shares()
-    buffers = Buffers(module)
-    buffers.renew()
-    assert len(buffers.now) == 1
-    assert module.one.scale is module.other.scale
-
-
-def test_a_buffer_that_a_forward_replaces_is_the_one_that_counts():
-    class Counts(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.register_buffer("seen", torch.zeros(()))
-
-        def forward(self, x):
-            self.seen = self.seen + len(x)
-            return x
-
-    module = Counts()
-    buffers = Buffers(module)
-    buffers.renew()
-    module(torch.ones(3))
-    assert buffers.now[0] == 3
-    buffers.roll_back()
-    assert module.seen == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from akkordeon.actor import Actor
 from akkordeon.errors import RecipeError, SharedParameterError
 from akkordeon.gate import Gate, GateActor
 from akkordeon.learner import OptimizerFactory
+from akkordeon.module_state import copied, write
 from akkordeon.sentinel import Evaluation, Sentinel, Training
 from akkordeon.stage import Place
 from akkordeon.staleness import Rule, Stash
@@ -215,10 +215,10 @@ class Network:
         Args:
             states: weights and buffers by gate address and name in the module; the recipe's if not given.
         """
-        modules = [copy.deepcopy(gate.module) for gate in self.gates]
+        modules = [copied(gate.module) for gate in self.gates]
         for address, module in zip(self.row(), modules, strict=True):
             if states is not None:
-                module.load_state_dict(states[address], strict=False)  # buffers may be non-persistent
+                write(states[address], module)
         if self.flat:
             return nn.Sequential(OrderedDict(child for module in modules for child in _children(module)))
         return nn.Sequential(*modules)

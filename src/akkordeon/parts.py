@@ -123,7 +123,7 @@ class FrontActor(ShardActor):
                     self.weights.adopt(payload, self._parts[part])
             yield from super()._cut(self._cuts.popleft())
 
-    def _named(self, weights: Snapshot, buffers: tuple[Tensor, ...]) -> Iterator[tuple[str, Tensor]]:
+    def _named(self, weights: Snapshot) -> Iterator[tuple[str, Tensor]]:
         """What no part has: of theirs, these are copies, and may be old ones."""
         theirs = {self.weights.names[i] for places in self._parts.values() for i in places}
-        return (named for named in super()._named(weights, buffers) if named[0] not in theirs)
+        return (named for named in super()._named(weights) if named[0] not in theirs)

@@ -132,7 +132,7 @@ class ReplicaGate(GateActor):
             payload = tuple(tensor.to(self.device) for tensor in payload)
             buffers = on_device(buffers, self.device)
         if buffers:
-            self.buffers.install(tuple(buffers.values()))
+            self.buffers.install(buffers)
         self._arrivals += 1
         if account is self._front:  # one fetch counts once in τ, from however many shards
             self.version += 1
@@ -187,9 +187,7 @@ class ReplicaGate(GateActor):
         return [None if gradient is None else gradient.clone() for gradient in gradients]
 
     def _buffers_for(self, account: Account) -> dict[str, Any]:
-        if account is not self._front:
-            return {}
-        return dict(zip(self.buffers.names, self.buffers.now, strict=True))
+        return self.buffers.now if account is self._front else {}
 
     # ── settling and ending ──────────────────────────────────────────────────────────────────────────
 

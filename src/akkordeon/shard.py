@@ -84,7 +84,7 @@ class ShardActor(Stage):
         self._learner = Learner(self.weights, shard.optimizer, shard.staleness, None, self.label)
         self._keeps_lent = shard.staleness.uses_old_weights
         self._lent: dict[str, dict[int, Snapshot]] = {}  # by replica's gate and version
-        self._merging = Merging(self._buffers())
+        self._merging = Merging(self.buffers.now)
         self._warm_start = _WarmStart(shard.warm_start)
         self._speeds = Speeds(shard.steps_by_speed) if shard.steps_by_speed else None
         self._now_s = 0.0
@@ -123,7 +123,7 @@ class ShardActor(Stage):
         self._counts["fetches"] += 1
         buffers: dict[str, Any] = {}
         if not self._merging.knows(asker):
-            buffers = self._buffers()
+            buffers = self.buffers.now
             self._merging.lends(asker, buffers)
         lent = (*now, *(buffer for buffer in buffers.values() if isinstance(buffer, Tensor)))
         self._counts["bytes_out"] += sum(map(nbytes, lent))
@@ -175,11 +175,8 @@ class ShardActor(Stage):
 
     def _merge(self, message: Push) -> None:
         theirs = message.buffers if self.device is None else on_device(message.buffers, self.device)
-        merged = self._merging.merged(message.asker, self._buffers(), theirs, message.steps)
-        self.buffers.install(tuple(merged.values()))
-
-    def _buffers(self) -> dict[str, Any]:
-        return dict(zip(self.buffers.names, self.buffers.now, strict=True))
+        merged = self._merging.merged(message.asker, self.buffers.now, theirs, message.steps)
+        self.buffers.install(merged)
 
     def _drop(self, message: Push, fault: Fault, reason: str) -> Effect:
         self.refusals[fault] += 1

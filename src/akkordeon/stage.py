@@ -6,10 +6,8 @@ evaluations and questions. How the weights come to change is theirs.
 
 from __future__ import annotations
 
-import copy
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,9 +36,10 @@ from akkordeon.messages import (
     explain,
 )
 from akkordeon.metrics import GateLeft, GateStatus
+from akkordeon.module_state import Kept, Statistics, as_tensors, copied, evaluating
 from akkordeon.nn import Marks, Seeded
 from akkordeon.payload import Forms, Payload, map_tensors, signature, tensors
-from akkordeon.weights import Buffers, Snapshot, Weights
+from akkordeon.weights import Snapshot, Weights
 
 __all__ = ["Place", "Stage", "Stashed", "output_of"]
 
@@ -88,19 +87,6 @@ def _ready(module: nn.Module) -> nn.Module:
     return module
 
 
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Have the module in evaluation mode, and every part of it in its own mode afterwards."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        module.train()  # a part may do something on this way, as on the other
-        for part, mode in modes:
-            part.training = mode
-
-
 class _OutputError(ProtocolError):
     """A module gave something that cannot travel."""
 
@@ -125,7 +111,7 @@ class _Pin:
     """What a gate keeps for a cut."""
 
     weights: Snapshot
-    buffers: tuple[Tensor, ...]
+    buffers: Kept
 
 
 class Stage(Actor):
@@ -150,13 +136,13 @@ class Stage(Actor):
         self.address = place.address
         self.place = place
         self.label = name or place.address
-        self.module = _ready(copy.deepcopy(module))
+        self.module = _ready(copied(module))
         if device is not None:
             self.module.to(device)
         self.device = None if device is None else torch.device(device)
         self._seeded = [m for m in self.module.modules() if isinstance(m, Seeded)]
         self.weights = Weights(self.module, keep)
-        self.buffers = Buffers(self.module)
+        self.buffers = Statistics(self.module)
         self.version = 0
         self.stash: dict[Batch, Stashed] = {}
         self.pins: dict[CutId, _Pin] = {}
@@ -252,11 +238,11 @@ class Stage(Actor):
     def _run_pinned(self, pin: _Pin, batch: Batch, payload: Payload) -> Payload:
         training = self.buffers.now
         self.weights.install(pin.weights)
-        self.buffers.install(tuple(buffer.clone() for buffer in pin.buffers))  # it may write to them
+        self.buffers.install_copies(pin.buffers)  # it may write to them
         for module, key in self._keys(batch):
             module.reseed(key)
         try:
-            with torch.no_grad(), _evaluating(self.module):
+            with torch.no_grad(), evaluating(self.module):
                 _, given = self._evaluation_door.open(self._here(payload))
                 y = self._called(given)
                 self._evaluation_door.close()
@@ -285,13 +271,13 @@ class Stage(Actor):
         self.pins.pop(message.cut, None)
         yield from ()
 
-    def _state(self, weights: Snapshot, buffers: tuple[Tensor, ...]) -> dict[str, Tensor]:
-        return {name: tensor.detach().clone() for name, tensor in self._named(weights, buffers)}
+    def _state(self, weights: Snapshot, buffers: Kept) -> dict[str, Tensor]:
+        state = as_tensors(self._named(weights), buffers)
+        return {name: tensor.detach().clone() for name, tensor in state.items()}
 
-    def _named(self, weights: Snapshot, buffers: tuple[Tensor, ...]) -> Iterator[tuple[str, Tensor]]:
-        """What is handed out of these, by name in the module."""
+    def _named(self, weights: Snapshot) -> Iterator[tuple[str, Tensor]]:
+        """The weights that are handed out of these, by name in the module."""
         yield from zip(self.weights.names, weights, strict=True)
-        yield from zip(self.buffers.names, buffers, strict=True)
 
     # ── control ──────────────────────────────────────────────────────────────────────────────────────
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from akkordeon.payload import all_finite
 
-__all__ = ["Buffers", "Snapshot", "Weights"]
+__all__ = ["Snapshot", "Weights"]
 
 Snapshot = tuple[Tensor, ...]
 
@@ -122,40 +122,3 @@ class Weights:
         if self.keep:
             for master, weight in zip(self.masters, self.now, strict=True):
                 master.data = weight.detach()
-
-
-class Buffers:
-    """A module's buffers; every training forward writes to new ones, so the old can be kept or put back."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.names = [name for name, _ in module.named_buffers()]
-        tensors_now = list(module.buffers())
-        place = {id(buffer): i for i, buffer in enumerate(tensors_now)}
-        self._slots = [
-            (owner._buffers, name, place[id(buffer)])
-            for owner in module.modules()
-            for name, buffer in owner._buffers.items()
-            if buffer is not None
-        ]
-        self._before: tuple[Tensor, ...] = tuple(tensors_now)
-
-    @property
-    def now(self) -> tuple[Tensor, ...]:
-        """The buffers the module has."""
-        found: dict[int, Tensor] = {i: owner[name] for owner, name, i in self._slots}  # type: ignore[misc]
-        return tuple(found[i] for i in range(len(found)))
-
-    def install(self, buffers: tuple[Tensor, ...]) -> None:
-        """Make the module use these buffers."""
-        for owner, name, i in self._slots:
-            owner[name] = buffers[i]
-
-    def renew(self) -> None:
-        """Give the module copies to write to."""
-        if self._slots:
-            self._before = self.now
-            self.install(tuple(buffer.clone() for buffer in self._before))
-
-    def roll_back(self) -> None:
-        """Put back what was there before :meth:`renew`."""
-        self.install(self._before)

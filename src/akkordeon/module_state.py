@@ -1,0 +1,393 @@
+"""What the state of a module is, in one place: how it is copied, read by name, kept and put back.
+
+    parameters      by name, each once; with their Python attributes and hooks
+    buffers         of every kind: persistent or not, None at first, registered late, one under two names
+    extra state     what ``get_extra_state`` gives: tensors, and what JSON can say
+    training flag   of every submodule
+
+Everything that copies, exports, keeps or loads a module does it by what is here. As tensors by name, extra
+state is ``…_extra_state`` (its JSON, as bytes) and ``…_extra_state.0``, … (the tensors in it).
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from akkordeon.errors import RecipeError
+from akkordeon.payload import memory
+
+__all__ = [
+    "Kept",
+    "Statistics",
+    "as_tensors",
+    "copied",
+    "evaluating",
+    "overlapping",
+    "tensors_of",
+    "write",
+]
+
+EXTRA = "_extra_state"
+
+Kept = dict[str, Any]
+"""Buffers by name (a tensor, or None), and extra state under names that end in ``_extra_state``."""
+
+
+# ── copying ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def copied(module: nn.Module, structure_only: bool = False) -> nn.Module:
+    """A deep copy with all that ``copy.deepcopy`` leaves behind.
+
+    That is: attributes and hooks of parameters, memory that parameters share, and functions that a module
+    keeps and that close over it or its parts, such as ``self.act = lambda x: x * self.scale``. Generators
+    are cloned, results of a forward that it keeps are detached.
+
+    Args:
+        module: what to copy.
+        structure_only: use its own parameters and buffers instead of copies, to see whether it can be copied.
+    """
+    memo: dict[int, Any] = {}
+    parameters = list(module.parameters())
+    if structure_only:
+        memo.update((id(tensor), tensor) for tensor in (*parameters, *module.buffers()))
+    else:
+        memo.update(zip(map(id, parameters), _copied_parameters(parameters), strict=True))
+    for thing in _kept_in(module):
+        if isinstance(thing, torch.Generator):
+            memo[id(thing)] = thing.clone_state()
+        elif isinstance(thing, Tensor) and thing.grad_fn is not None:
+            memo[id(thing)] = thing.detach().clone()
+    twin = copy.deepcopy(module, memo)
+    if not structure_only:
+        for parameter in parameters:
+            _copy_attributes(parameter, memo)
+    for owner in twin.modules():
+        _rebind(vars(owner), memo)
+    return twin
+
+
+def _copied_parameters(parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
+    """Copies that share memory where the originals do."""
+    twins = [copy.deepcopy(parameter) for parameter in parameters]
+    for group in overlapping(parameters):
+        storage = parameters[group[0]].untyped_storage().clone()  # type: ignore[no-untyped-call]
+        for i in group:
+            original = parameters[i].detach()
+            twins[i].data = original.new_empty(0).set_(
+                storage, original.storage_offset(), original.size(), original.stride()
+            )
+    return twins
+
+
+def overlapping(tensors: Sequence[Tensor]) -> list[list[int]]:
+    """Groups of those, by their places, that have memory in common; tensors alone are left out."""
+    by_storage: dict[int, list[tuple[int, int, int]]] = {}
+    for i, tensor in enumerate(tensors):
+        if tensor.layout is torch.strided and tensor.numel() and tensor.device.type != "meta":
+            last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+            start = tensor.data_ptr()
+            end = start + (last + 1) * tensor.element_size()
+            by_storage.setdefault(memory(tensor), []).append((start, end, i))
+    groups: list[list[int]] = []
+    for spans in by_storage.values():
+        reach = -1
+        for start, end, i in sorted(spans):
+            if start < reach:
+                groups[-1].append(i)
+            else:
+                groups.append([i])
+            reach = max(reach, end)
+    return [group for group in groups if len(group) > 1]
+
+
+def _copy_attributes(parameter: nn.Parameter, memo: dict[int, Any]) -> None:
+    twin = memo[id(parameter)]
+    vars(twin).update(copy.deepcopy(vars(parameter), memo))
+    hooks = parameter._backward_hooks
+    if hooks:
+        twin._backward_hooks = _rebound(hooks.copy(), memo)
+
+
+def _kept_in(module: nn.Module) -> Iterator[object]:
+    """What the attributes of a module and its parts are, and what is in their lists, tuples and dicts."""
+    for owner in module.modules():
+        for name, thing in vars(owner).items():
+            if name not in ("_parameters", "_buffers", "_modules"):
+                yield from _in(thing)
+
+
+def _in(thing: object) -> Iterator[object]:
+    yield thing
+    if isinstance(thing, dict):
+        yield from thing.values()
+    elif isinstance(thing, list | tuple):
+        yield from thing
+
+
+def _rebind(attributes: dict[str, Any], memo: Mapping[int, Any]) -> None:
+    """Have the functions in these attributes close over the copies."""
+    for name, thing in attributes.items():
+        if isinstance(thing, types.FunctionType):
+            attributes[name] = _rebound_function(thing, memo)
+        elif isinstance(thing, dict) and name not in ("_parameters", "_buffers", "_modules"):
+            _rebound(thing, memo)
+        elif isinstance(thing, list):
+            thing[:] = [_rebound_one(each, memo) for each in thing]
+
+
+def _rebound(functions: Any, memo: Mapping[int, Any]) -> Any:
+    for key, thing in functions.items():
+        functions[key] = _rebound_one(thing, memo)
+    return functions
+
+
+def _rebound_one(thing: Any, memo: Mapping[int, Any]) -> Any:
+    return _rebound_function(thing, memo) if isinstance(thing, types.FunctionType) else thing
+
+
+def _rebound_function(function: types.FunctionType, memo: Mapping[int, Any]) -> types.FunctionType:
+    """The same function, closing over the copies of what was copied; itself, if it is nothing."""
+    cells = function.__closure__ or ()
+    defaults = function.__defaults__ or ()
+    inside = [*(cell.cell_contents for cell in cells if _is_filled(cell)), *defaults]
+    if not any(_twin(thing, memo) is not thing for thing in inside):
+        return function
+    twin = types.FunctionType(
+        function.__code__,
+        function.__globals__,
+        function.__name__,
+        tuple(_twin(thing, memo) for thing in defaults) or None,
+        tuple(
+            types.CellType(_twin(cell.cell_contents, memo)) if _is_filled(cell) else cell for cell in cells
+        ),
+    )
+    twin.__kwdefaults__, twin.__qualname__ = function.__kwdefaults__, function.__qualname__
+    vars(twin).update(vars(function))
+    return twin
+
+
+def _is_filled(cell: types.CellType) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018 - an empty cell raises
+    except ValueError:
+        return False
+    return True
+
+
+def _twin(thing: Any, memo: Mapping[int, Any]) -> Any:
+    return memo.get(id(thing), thing)
+
+
+# ── what a forward may change besides weights ────────────────────────────────────────────────────────
+
+
+class Statistics:
+    """A module's buffers and extra state; every training forward writes to new ones.
+
+    So the old can be kept, or put back. Buffers may appear, vanish and be None.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._owners = [
+            (f"{prefix}." if prefix else "", owner._buffers) for prefix, owner in module.named_modules()
+        ]
+        self._owner_of = dict(self._owners)
+        self._extra = {f"{prefix}{EXTRA}": owner for prefix, owner in _with_extra_state(module)}
+        self._before: Kept = self.now
+
+    @property
+    def now(self) -> Kept:
+        """What the module has."""
+        kept: Kept = {
+            prefix + name: buffer for prefix, owner in self._owners for name, buffer in owner.items()
+        }
+        for name, module in self._extra.items():
+            kept[name] = _copied_extra(name, module.get_extra_state())
+        return kept
+
+    def install(self, kept: Mapping[str, Any]) -> None:
+        """Make the module use these, and no others."""
+        for _, owner in self._owners:
+            if owner:
+                owner.clear()
+        for name, thing in kept.items():
+            if name in self._extra:
+                self._extra[name].set_extra_state(copy.deepcopy(thing))
+            else:
+                prefix, dot, last = name.rpartition(".")
+                self._owner_of[prefix + dot][last] = thing
+
+    def renew(self) -> None:
+        """Give the module copies to write to."""
+        self._before = self.now
+        self.install_copies(self._before)
+
+    def install_copies(self, kept: Mapping[str, Any]) -> None:
+        """Make the module use copies of these; what was one tensor stays one."""
+        if kept:
+            twins = {id(b): b.clone() for b in kept.values() if isinstance(b, Tensor)}
+            self.install({name: twins.get(id(thing), thing) for name, thing in kept.items()})
+
+    def roll_back(self) -> None:
+        """Put back what was there before :meth:`renew`."""
+        self.install(self._before)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Have the module in evaluation mode, and every part of it in its own mode afterwards."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train()  # a part may do something on this way, as on the other
+        for part, mode in modes:
+            part.training = mode
+
+
+# ── by name, as tensors ──────────────────────────────────────────────────────────────────────────────
+
+
+def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """All of a module's state as tensors by name, its own and not copied.
+
+    Raises:
+        RecipeError: extra state that cannot be carried.
+    """
+    return as_tensors(module.named_parameters(), Statistics(module).now)
+
+
+def as_tensors(weights: Iterable[tuple[str, Tensor]], kept: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Weights by name and statistics as tensors by name.
+
+    Raises:
+        RecipeError: extra state that cannot be carried.
+    """
+    state = dict(weights)
+    for name, thing in kept.items():
+        if name.rpartition(".")[2] == EXTRA:
+            state.update(_packed(name, thing))
+        elif thing is not None:
+            state[name] = thing
+    return state
+
+
+def write(state: Mapping[str, Tensor], module: nn.Module) -> None:
+    """Put tensors by name into a module's parameters, buffers and extra state; what has no name here stays.
+
+    Raises:
+        RecipeError: the module has no place for one of them.
+    """
+    parts = dict(module.named_modules())
+    like = next((t for t in (*module.parameters(), *module.buffers())), None)
+    device = None if like is None else like.device
+    extra = {prefix + EXTRA: part for prefix, part in _with_extra_state(module)}
+    for name, part in extra.items():
+        if name in state:
+            part.set_extra_state(_unpacked(name, state))
+    for name, tensor in state.items():
+        prefix, _, last = name.rpartition(".")
+        if name in extra or prefix in extra:
+            continue
+        if prefix not in parts:
+            raise RecipeError(f"the module has no part {prefix!r} for {name!r}")
+        _write_one(parts[prefix], last, tensor, device)
+
+
+def _write_one(part: nn.Module, name: str, tensor: Tensor, device: torch.device | None) -> None:
+    parameter = part._parameters.get(name)
+    there: Tensor | None = part._buffers.get(name) if parameter is None else parameter
+    if there is not None and there.shape == tensor.shape and there.dtype == tensor.dtype:
+        with torch.no_grad():
+            there.copy_(tensor)  # in place: what was tied stays tied
+    elif parameter is not None:
+        parameter.data = tensor.detach().to(device, copy=True)
+    elif name in part._buffers:
+        part._buffers[name] = tensor.detach().to(device, copy=True)
+    else:
+        part.register_buffer(name, tensor.detach().to(device, copy=True))
+
+
+# ── extra state ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def _with_extra_state(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    for prefix, part in module.named_modules():
+        if type(part).get_extra_state is not nn.Module.get_extra_state:
+            yield f"{prefix}." if prefix else "", part
+
+
+def _packed(name: str, value: object) -> Iterator[tuple[str, Tensor]]:
+    """Extra state as tensors: first what JSON says of it, as bytes, then the tensors in it."""
+    inside: list[Tensor] = []
+    try:
+        text = json.dumps(_said(value, inside.append, inside))
+    except TypeError as error:
+        raise _cannot_carry(name, error) from None
+    yield name, torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+    for i, tensor in enumerate(inside):
+        yield f"{name}.{i}", tensor
+
+
+def _copied_extra(name: str, value: Any) -> Any:
+    try:
+        return copy.deepcopy(value)
+    except TypeError as error:
+        raise _cannot_carry(name, error) from error
+
+
+def _cannot_carry(name: str, why: object) -> RecipeError:
+    return RecipeError(
+        f"the extra state {name!r} cannot be carried: {why}; it may hold tensors, numbers, strings, bytes, "
+        "None, and lists, tuples and dicts of them"
+    )
+
+
+def _said(value: Any, keep: Callable[[Tensor], None], kept: Sequence[Tensor]) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Tensor):
+        keep(value.detach())
+        return {"tensor": len(kept) - 1}
+    if isinstance(value, bytes):
+        return {"bytes": value.hex()}
+    if isinstance(value, list):
+        return [_said(each, keep, kept) for each in value]
+    if isinstance(value, tuple):
+        return {"tuple": [_said(each, keep, kept) for each in value]}
+    if isinstance(value, dict):
+        return {"dict": [[_said(k, keep, kept), _said(v, keep, kept)] for k, v in value.items()]}
+    raise TypeError(f"it holds a {type(value).__name__}")
+
+
+def _unpacked(name: str, state: Mapping[str, Tensor]) -> Any:
+    return _meant(json.loads(bytes(state[name].cpu().tolist())), name, state)
+
+
+def _meant(said: Any, name: str, state: Mapping[str, Tensor]) -> Any:
+    if isinstance(said, list):
+        return [_meant(each, name, state) for each in said]
+    if not isinstance(said, dict):
+        return said
+    ((kind, content),) = said.items()
+    if kind == "tensor":
+        return state[f"{name}.{content}"].clone()
+    if kind == "bytes":
+        return bytes.fromhex(content)
+    if kind == "tuple":
+        return tuple(_meant(each, name, state) for each in content)
+    return {_key(_meant(k, name, state)): _meant(v, name, state) for k, v in content}
+
+
+def _key(key: Any) -> Any:
+    return tuple(key) if isinstance(key, list) else key
