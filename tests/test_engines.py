@@ -692,3 +692,19 @@ def test_of_engines_that_overlap_the_last_leaves_the_process_as_the_first_found_
     thread.join()
     assert seen == [2]
     assert torch.equal(torch.get_rng_state(), random_before)
+
+
+@pytest.mark.parametrize("awake", [True, False])
+def test_the_generators_of_cuda_are_put_back_where_cuda_is_in_use(awake, monkeypatch, engine_name):
+    """They were not, and where CUDA was not in use yet it would have begun with the seed of the run."""
+    state, seeds = ["before"], []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: awake)
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: list(state))
+    monkeypatch.setattr(torch.cuda, "set_rng_state_all", lambda to: state.__setitem__(slice(None), to))
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    torch.manual_seed(11)
+    stage = Stage(ALL_ENGINES[engine_name]())
+    state[0] = "of the run"
+    stage.engine.stop()
+    assert state == (["before"] if awake else ["of the run"])
+    assert seeds[-1] == (0 if awake else 11)

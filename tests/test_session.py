@@ -668,7 +668,10 @@ def test_leaving_the_block_while_training_goes_on_is_said(caplog):
     """Training ended in silence, after as many epochs as there happened to be time for."""
     with running() as session:
         session.attach(training(Endless(), epochs=500))
-    assert "the session ends while 'tdp' trains, after 0 of 500 epochs; session.wait() waits" in caplog.text
+        session.attach(training(Endless(), "other", samples=10**9))
+    assert (
+        "ends before its training does ('tdp' after 0 of 500 epochs, 'other' after 0 epochs)" in caplog.text
+    )
     caplog.clear()
     with running() as session:
         session.attach(endless_training())

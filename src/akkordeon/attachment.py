@@ -118,9 +118,14 @@ class Attachment:
         """The weights of its best round, as ``session.states()`` has them; None if it kept none."""
         return self._session._states_of(self.best)
 
-    def __repr__(self) -> str:
+    @property
+    def _done_in_words(self) -> str:
+        """How many epochs or rounds are done, of how many, as in ``3 of 10 epochs``."""
         done, what = (self.epochs_done, "epochs") if self.role == "train" else (self.rounds_done, "rounds")
         of = getattr(self.recipe, "epochs", None)
+        return f"{done} of {of} {what}" if of else f"{done} {what}"
+
+    def __repr__(self) -> str:
         how = (
             "at work"
             if not self.ended
@@ -130,7 +135,7 @@ class Attachment:
             if self.stopped
             else "ended"
         )
-        return f"<Attachment {self.name!r}: {self.role}, {done}{f' of {of}' if of else ''} {what}, {how}>"
+        return f"<Attachment {self.name!r}: {self.role}, {self._done_in_words}, {how}>"
 
     # ── what its session tells it ────────────────────────────────────────────────────────────────────
 

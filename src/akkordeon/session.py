@@ -120,15 +120,12 @@ class Session:
 
     def _say_what_is_cut_short(self) -> None:
         """Leaving the block ends everything; who did not mean that should know."""
-        for a in self.attachments:
-            if a.role == "train" and not a.ended and not a._told_to_end and not self._closed:
-                epochs = getattr(a.recipe, "epochs", None)
-                done = f"{a.epochs_done} of {epochs} epochs" if epochs else f"{a.epochs_done} epochs"
-                logging.getLogger(__name__).warning(
-                    "the session ends while %r trains, after %s; session.wait() waits for the end",
-                    a.name,
-                    done,
-                )
+        cut_short = [a for a in self.attachments if a.role == "train" and not (a.ended or a._told_to_end)]
+        if cut_short and not self._closed:
+            logging.getLogger(__name__).warning(
+                "the session ends before its training does (%s); session.wait() waits for the end",
+                ", ".join(f"{a.name!r} after {a._done_in_words}" for a in cut_short),
+            )
 
     @property
     def attachments(self) -> list[Attachment]:
@@ -418,6 +415,8 @@ class Session:
         )
 
     def _ask(self, attachment: Attachment) -> None:
+        if self._closed:
+            return
         number = next(self._probes)
         self._send(attachment.address, Probe(number))
         answered = self._supervisor.answered
@@ -538,7 +537,7 @@ class Session:
         for watcher in list(self._inline):
             try:
                 watcher(record)
-            except Exception:  # it must not harm the actor that reported
+            except (Exception, SystemExit):  # it must not harm the actor that reported
                 self._inline.remove(watcher)
                 logging.getLogger(__name__).exception("a watcher of the session raised and was unsubscribed")
 
