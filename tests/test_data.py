@@ -19,7 +19,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from akkordeon.data import Batches, as_batches, is_indexable, private_loader
+from akkordeon.data import Batches, as_batches, gives_new_tensors, is_indexable, private_loader
 from akkordeon.errors import DataError
 
 
@@ -331,3 +331,28 @@ def test_a_private_loader_starts_workers_of_its_own() -> None:
         next(running)
     assert len(labels_of(private_loader(loader))) == 30
     assert len(labels_of(running)) == 22  # nobody has read from them in the meantime
+
+
+def test_only_sources_that_give_new_tensors_each_time_are_not_copied() -> None:
+    surely = [[(X, Y)], Batches(X, Y, 4), DataLoader(NUMBERED, 4)]
+    assert all(map(gives_new_tensors, surely))
+    perhaps = [
+        iter([(X, Y)]),
+        DataLoader(NUMBERED, 4, collate_fn=list),
+        DataLoader(NUMBERED, batch_size=None),
+    ]
+    assert not any(map(gives_new_tensors, perhaps))
+
+
+def test_batches_go_on_from_any_epoch() -> None:
+    def epochs(batches: Batches, n: int) -> list[list[int]]:
+        return [labels_of(batches) for _ in range(n)]
+
+    def fresh() -> Batches:
+        return Batches(X, Y, 4, shuffle=True)
+
+    assert epochs(fresh(), 2) + epochs(fresh().from_epoch(2), 2) == epochs(fresh(), 4)
+    part = fresh().part(1, 2)
+    assert epochs(part, 3)[2:] == epochs(fresh().from_epoch(2).part(1, 2), 1)
+    with pytest.raises(DataError, match="epochs are counted from 0, got -1"):
+        fresh().from_epoch(-1)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+
+import numpy as np
 import pytest
 import torch
 from tests.harness import do, sends, stops
@@ -121,7 +124,7 @@ NO_BATCHES = {
     "three things": ((1, 2, 3), "must give (x, y) pairs, got a tuple of 3 as batch 0"),
     "text for inputs": (
         ("x", 1),
-        "inputs of batch 0 cannot travel: a payload is a tensor, or a tuple or dict",
+        "inputs of batch 0 cannot travel: a payload is a tensor, or a tuple, list or dict",
     ),
     "text in inputs": ((["x"], 1), "inputs of batch 0 cannot travel: a payload holds tensors alone; got str"),
     "nothing for inputs": (((), 1), "inputs of batch 0 are a tuple of 0; there is no tensor in them"),
@@ -140,7 +143,7 @@ def test_unlabelled_items_are_inputs_alone_in_any_form():
     x = torch.ones(1)
     reader = reader_of([x, [x, x], {"a": x}], labelled=False)
     items = sends(do(reader, Pull(3)), Item)
-    assert [type(item.x) for item in items] == [torch.Tensor, tuple, dict]
+    assert [type(item.x) for item in items] == [torch.Tensor, list, dict]
     assert all(item.y is None for item in items)
 
 
@@ -157,3 +160,45 @@ def test_closing_lets_go_of_the_source_and_stops():
     do(reader, Pull(1))
     assert stops(do(reader, Close()))
     assert closed == [True]
+
+
+# ── batches of other forms, and of arrays that are filled again ──────────────────────────────────────
+
+
+def test_split_makes_pairs_of_batches_of_another_form():
+    source = [{"input": torch.ones(2), "label": 7}, {"input": torch.zeros(2), "label": 8}]
+    reader = reader_of(source, split=lambda batch: (batch["input"], batch["label"]))
+    assert told(reader, Pull(2)) == [7, 8]
+
+
+@pytest.mark.parametrize(
+    ("split", "why"),
+    [
+        (None, "must give .* pairs, got a dict as batch 0; for batches of another form give split="),
+        (lambda batch: batch["input"], r"split must give a pair \(x, y\), got a Tensor as batch 0"),
+    ],
+)
+def test_what_is_no_pair_is_refused_with_what_to_do(split, why):
+    reader = reader_of([{"input": torch.ones(2), "label": 7}], split=split)
+    (error,) = told(reader, Pull(1))
+    assert isinstance(error, DataError)
+    assert re.search(why, str(error))
+
+
+def test_an_error_in_split_is_an_error_of_the_source():
+    (error,) = told(reader_of([{}], split=lambda batch: batch["x"]), Pull(1))
+    assert isinstance(error, KeyError)
+
+
+def test_batches_are_copied_where_the_source_may_fill_its_arrays_again():
+    x, y, more = torch.zeros(2), np.zeros(2), torch.zeros(2)
+
+    def source(epoch):
+        for i in (1, 2):
+            x.fill_(i), y.fill(i), more.fill_(i)
+            yield x, {"y": y, "more": [more, "text"]}
+
+    first, second = sends(do(reader_of(source, copies=True), Pull(2)))
+    assert (first.x.tolist(), second.x.tolist()) == ([1, 1], [2, 2])
+    assert first.y["y"].tolist() == first.y["more"][0].tolist() == [1, 1]
+    assert first.y["more"][1] == "text"

@@ -7,6 +7,7 @@ import gc
 import sys
 import threading
 import time
+import traceback
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -970,3 +971,103 @@ def test_an_endless_stream_tells_how_it_goes_and_its_metrics_keep_little():
     assert training.progress.batches == 10
     assert training.progress.loss > 0
     assert max(most) == 10
+
+
+# ── data ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("engine", [lambda: ak.Threads(1), ak.Simulator])
+def test_three_epochs_and_three_more_are_six(engine):
+    x, y = torch.randn(24, 6), torch.randint(4, (24,))
+
+    def trained(*runs):
+        batches = ak.Batches(x, y, 8, shuffle=True)
+        with ak.run(network, engine=engine()) as session:
+            for epochs in runs:
+                session.attach(ak.Sentinel.train(batches, F.cross_entropy, epochs=epochs)).wait(WAIT_S)
+            return session.module()
+
+    network = small_network()
+    assert same_bits(trained(3, 3), trained(6))
+    assert same_bits(trained(3, 2, 1), trained(6))
+
+
+def test_a_new_session_begins_with_the_first_epoch_again():
+    batches, network = (
+        ak.Batches(torch.randn(24, 6), torch.randint(4, (24,)), 8, shuffle=True),
+        small_network(),
+    )
+    made = []
+    for _ in range(2):
+        with ak.run(network, engine=ak.Threads(1)) as session:
+            session.attach(ak.Sentinel.train(batches, F.cross_entropy, epochs=2)).wait(WAIT_S)
+            made.append(session.module())
+    assert same_bits(*made)
+
+
+def test_a_generator_that_fills_one_array_again_trains_as_in_a_plain_loop():
+    torch.manual_seed(3)
+    targets = [torch.randint(4, (8,)) for _ in range(30)]
+
+    def source(array):
+        for y in targets:
+            array[:] = torch.eye(6)[y]
+            yield array, y
+
+    module = nn.Linear(6, 4)
+    with ak.run(ak.Network([ak.Gate(module, sgd)]), engine=ak.Threads(1)) as session:
+        session.attach(ak.Sentinel.train(source(torch.zeros(8, 6)), F.cross_entropy)).wait(WAIT_S)
+        ours = session.module()[0]
+    optimizer = sgd(module.parameters())
+    for x, y in source(torch.zeros(8, 6)):
+        optimizer.zero_grad()
+        F.cross_entropy(module(x), y).backward()
+        optimizer.step()
+    assert same_bits(ours, module)
+
+
+def test_batches_of_another_form_train_validate_and_test_with_split():
+    batches = [{"pixels": x, "label": y, "id": [str(i)]} for i, (x, y) in enumerate(batches_of(4))]
+    how = {"split": lambda batch: (batch["pixels"], batch["label"])}
+    with ak.run(small_network()) as session:
+        session.attach(ak.Sentinel.validate(batches, F.cross_entropy, **how, every_epoch=1))
+        done = session.attach(ak.Sentinel.train(batches, F.cross_entropy, **how)).wait(WAIT_S)
+        test = session.attach(ak.Sentinel.test(batches, F.cross_entropy, **how)).wait(WAIT_S)
+        session.wait(WAIT_S)
+    assert done.batches.trained == 4
+    assert test.rounds[0].samples == 32
+
+
+class Broken(torch.utils.data.Dataset):
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, i):
+        raise KeyError("no such picture")
+
+
+def test_an_error_in_a_worker_of_a_loader_is_one_sentence_with_its_traceback_as_the_cause():
+    loader = torch.utils.data.DataLoader(Broken(), 4, num_workers=1)
+    with ak.run(small_network()) as session:
+        bad = session.attach(ak.Sentinel.train(loader, F.cross_entropy))
+        with pytest.raises(SentinelFailedError, match=r"no such picture.*DataLoader worker") as told:
+            bad.wait(WAIT_S)
+    assert "Traceback" not in str(told.value)
+    assert "__getitem__" in str(told.value.__cause__)
+
+
+def test_a_bug_in_the_users_forward_is_the_cause_with_its_traceback():
+    class Wrong(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) + self.nothing_of_that_name
+
+    with ak.run(ak.Network([ak.Gate(Wrong(6, 4), sgd)])) as session:
+        bad = session.attach(ak.Sentinel.train(batches_of(20), F.cross_entropy))
+        with pytest.raises(SentinelFailedError) as told:
+            bad.wait(WAIT_S)
+    error = told.value
+    while error.__cause__ is not None:
+        error = error.__cause__
+    assert isinstance(error, AttributeError)
+    assert "nothing_of_that_name" in "".join(traceback.format_exception(error))
+    assert "in forward" in "".join(traceback.format_exception(error))

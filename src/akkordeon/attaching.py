@@ -12,7 +12,7 @@ from torch import Tensor
 
 from akkordeon.actor import Actor
 from akkordeon.autocast import autocast_here
-from akkordeon.data import Batches, as_batches, has_length, is_indexable
+from akkordeon.data import Batches, as_batches, gives_new_tensors, has_length, is_indexable
 from akkordeon.errors import DataError
 from akkordeon.evaluator import Evaluator
 from akkordeon.payload import map_tensors, tensors
@@ -47,7 +47,7 @@ def _source_of(sentinel: Training | Evaluation, name: str, seed: int) -> Any:
     try:
         if sentinel.loss is None:
             return _inputs(sentinel)
-        return as_batches(sentinel.batches, sentinel.batch_size, seed)
+        return as_batches(sentinel.batches, sentinel.batch_size, seed, pairs=sentinel.split is None)
     except DataError as error:
         raise DataError(f"sentinel {name!r} has nothing to read: {error}") from error
 
@@ -74,6 +74,8 @@ def _reader_of(
         times,
         labelled=sentinel.loss is not None,
         may_block=not is_indexable(source),
+        split=sentinel.split,
+        copies=not gives_new_tensors(source),
     )
 
 

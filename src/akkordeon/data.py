@@ -13,11 +13,22 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 from akkordeon.errors import DataError
+from akkordeon.payload import map_nested
 
-__all__ = ["Batches", "Tensors", "as_batches", "has_length", "is_indexable", "permutation", "private_loader"]
+__all__ = [
+    "Batches",
+    "Tensors",
+    "as_batches",
+    "copied",
+    "gives_new_tensors",
+    "has_length",
+    "is_indexable",
+    "permutation",
+    "private_loader",
+]
 
 Tensors: TypeAlias = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
 """What x or y of a batch may be; in a tuple or dict every tensor has the same length."""
@@ -41,6 +52,7 @@ class Batches:
         shuffle: a new order in every epoch.
         seed: of the permutations, any integer.
         drop_last: leave out a last batch that is smaller than B.
+        first_epoch: the epoch to begin with, where others were read before; see :meth:`from_epoch`.
 
     Raises:
         DataError: x or y is no tensor, they differ in length or are empty, ``batch_size`` is below 1,
@@ -53,6 +65,7 @@ class Batches:
     shuffle: bool = False
     seed: int = 0
     drop_last: bool = False
+    first_epoch: int = 0
     samples: int = field(init=False)
     """N, the samples of one epoch; with ``drop_last`` up to B - 1 of them are left out."""
     _next_epoch: int = field(init=False, repr=False, default=0)
@@ -79,14 +92,14 @@ class Batches:
         return self.epoch(k)
 
     def epoch(self, k: int) -> Iterator[tuple[Tensors, Tensors]]:
-        """The batches of epoch ``k``, the same ones at every call; does not move ``iter``.
+        """The batches of epoch ``k`` from the first, the same ones at every call; does not move ``iter``.
 
         Raises:
             DataError: ``k`` is negative.
         """
         if k < 0:
             raise DataError(f"epochs are counted from 0, got {k}")
-        order = permutation(self.samples, self.seed, k) if self.shuffle else None
+        order = permutation(self.samples, self.seed, self.first_epoch + k) if self.shuffle else None
         cuts = (slice(b * self.batch_size, (b + 1) * self.batch_size) for b in range(len(self)))
         return ((_rows(self.x, cut, order), _rows(self.y, cut, order)) for cut in cuts)
 
@@ -113,6 +126,16 @@ class Batches:
             raise DataError(f"cannot give part {i} of {n} of {self.samples} samples (parts count from 0)")
         x, y = (_map(lambda t: t[i::n].contiguous(), tensors) for tensors in (self.x, self.y))
         return replace(self, x=x, y=y, seed=_derived_seed(self.seed, i, n) if n > 1 else self.seed)
+
+    def from_epoch(self, k: int) -> Batches:
+        """The same batches from epoch ``k`` (counted from 0) on, to go on where another run ended.
+
+        Raises:
+            DataError: ``k`` is negative.
+        """
+        if k < 0:
+            raise DataError(f"epochs are counted from 0, got {k}")
+        return replace(self, first_epoch=k)
 
     def with_batch_size(self, batch_size: int) -> Batches:
         """The same samples in batches of another size, from epoch 0."""
@@ -179,7 +202,7 @@ def _common_length(x: object, y: object) -> int:
 # --- sources of other forms --------------------------------------------------------------------------
 
 
-def as_batches(source: object, batch_size: int, seed: int = 0) -> Iterable[Any]:
+def as_batches(source: object, batch_size: int, seed: int = 0, pairs: bool = True) -> Iterable[Any]:
     """Makes of ``source`` something that can be iterated to get (x, y) batches.
 
     Args:
@@ -188,6 +211,7 @@ def as_batches(source: object, batch_size: int, seed: int = 0) -> Iterable[Any]:
             list, a generator, an endless stream), which stays as it is.
         batch_size: for a tuple (x, y) only: everything else has batches already.
         seed: for a tuple (x, y) and a ``DataLoader``.
+        pairs: whether the batches of a list must be pairs, and not of another form, to be split later.
 
     Raises:
         DataError: ``source`` cannot be a source of batches.
@@ -198,7 +222,7 @@ def as_batches(source: object, batch_size: int, seed: int = 0) -> Iterable[Any]:
         x, y = source
         return Batches(x, y, batch_size, seed=seed)
     if isinstance(source, list | tuple):
-        _check_pairs(source)
+        _check_batches(source, pairs)
         return source
     # These can be iterated as well, but never to (x, y) batches.
     if not isinstance(source, Iterable) or isinstance(source, Tensor | str | bytes | Mapping):
@@ -222,6 +246,24 @@ def has_length(source: object) -> bool:
         return False
 
 
+def gives_new_tensors(source: object) -> bool:
+    """Whether a batch of ``source`` surely stays as it is when the next one is read.
+
+    In a plain loop a batch is done with by then; here some are kept, and an iterable that fills one array
+    again and again would change them.
+    """
+    if isinstance(source, DataLoader):
+        return source.num_workers > 0 or source.collate_fn is default_collate
+    return is_indexable(source)
+
+
+def copied(batch: Any) -> Any:
+    """A batch with copies of all tensors and arrays in it."""
+    if isinstance(batch, Tensor):
+        return batch.clone()
+    return batch.copy() if isinstance(batch, np.ndarray) else map_nested(copied, batch)
+
+
 def _is_examples(source: tuple[object, ...]) -> bool:
     if len(source) != 2 or not isinstance(source[0], Tensor | tuple | dict):
         return False
@@ -233,14 +275,15 @@ def _is_examples(source: tuple[object, ...]) -> bool:
     return True
 
 
-def _check_pairs(batches: Sequence[object]) -> None:
+def _check_batches(batches: Sequence[object], pairs: bool) -> None:
     if not batches:
         raise DataError(f"a {type(batches).__name__} of 0 batches is no source; give at least one batch")
     for b, batch in enumerate(batches):
-        if not isinstance(batch, list | tuple) or len(batch) != 2:
+        if pairs and (not isinstance(batch, list | tuple) or len(batch) != 2):
             raise DataError(
                 f"item {b} of the {type(batches).__name__} is a {type(batch).__name__}, not a batch (x, y); "
-                "tensors that are to be cut into batches are given as a tuple (x, y)"
+                "tensors that are to be cut into batches are given as a tuple (x, y), "
+                "and batches of another form with split=, a function from a batch to (x, y)"
             )
 
 

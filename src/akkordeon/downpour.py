@@ -191,7 +191,7 @@ class Downpour:
         Raises:
             DataError: the batches cannot be dealt out.
         """
-        batches = as_batches(sentinel.batches, sentinel.batch_size, seed)
+        batches = as_batches(sentinel.batches, sentinel.batch_size, seed, pairs=sentinel.split is None)
         samples = None if sentinel.samples is None else math.ceil(sentinel.samples / len(replicas))
         name = sentinel.name or sentinel.role
         return [

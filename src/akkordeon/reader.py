@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from akkordeon.actor import Actor, Effect, Send, Stop
+from akkordeon.data import copied
 from akkordeon.errors import DataError, ProtocolError
 from akkordeon.messages import Close, EpochEnd, Item, SourceFailed
 from akkordeon.payload import Payload, map_tensors, tensors
@@ -23,6 +24,8 @@ class Reader(Actor):
         epochs: how often to read the source through; None for ever.
         labelled: whether the source gives (x, y) pairs, or x alone.
         may_block: whether reading may wait for something outside.
+        split: makes (x, y) of what the source gives; None where it gives that.
+        copies: whether a batch must be copied, as reading the next may change it.
     """
 
     def __init__(
@@ -33,6 +36,8 @@ class Reader(Actor):
         epochs: int | None,
         labelled: bool = True,
         may_block: bool = True,
+        split: Callable[[Any], Any] | None = None,
+        copies: bool = False,
     ) -> None:
         self.address = address
         self.may_block = may_block
@@ -40,6 +45,8 @@ class Reader(Actor):
         self._open_epoch = open_epoch
         self._epochs = epochs
         self._labelled = labelled
+        self._split = split
+        self._copies = copies
         self._epoch = 0
         self._read = 0
         self._batches: Iterator[Any] | None = None
@@ -91,10 +98,19 @@ class Reader(Actor):
 
     def _item(self, item: Any) -> Item:
         if not self._labelled:
-            return Item(self._checked(item), None)
+            return Item(self._own(self._checked(item)), None)
+        if self._split is not None:
+            item, source = self._split(item), "split must give a pair (x, y)"
+        else:
+            source = "its source must give (x, y) pairs"
         if not isinstance(item, tuple | list) or len(item) != 2:
-            raise DataError(f"its source must give (x, y) pairs, got {_what(item)} as batch {self._read}")
-        return Item(self._checked(item[0]), item[1])
+            hint = "" if self._split else "; for batches of another form give split=, a function to (x, y)"
+            raise DataError(f"{source}, got {_what(item)} as batch {self._read}{hint}")
+        x, y = item
+        return Item(self._own(self._checked(x)), self._own(y))
+
+    def _own(self, part: Any) -> Any:
+        return copied(part) if self._copies else part
 
     def _checked(self, x: Any) -> Payload:
         """The inputs as a payload."""

@@ -36,6 +36,7 @@ from torch import Tensor
 
 from akkordeon import messages
 from akkordeon.actor import Actor, Effect
+from akkordeon.data import Batches
 from akkordeon.errors import RecordError
 from akkordeon.messages import Batch, CutId, Message, explain
 from akkordeon.network import Recipe
@@ -159,6 +160,8 @@ class Recorder:
                 what["batch_size"], what["in_flight"] = recipe.batch_size, recipe.in_flight
             elif recipe.role != "export":
                 what["data"] = data_fingerprint(recipe.batches)
+            if isinstance(recipe.batches, Batches):
+                what["first_epoch"] = recipe.batches.first_epoch
         except Exception as error:
             self._give_up(error)
         self._write([next(self._serial), "attach", address, what])

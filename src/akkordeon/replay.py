@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from akkordeon.actor import Actor, After, Effect, Report, Send, Stop
 from akkordeon.attaching import actors_of
+from akkordeon.data import Batches
 from akkordeon.engines.base import ProcessState
 from akkordeon.errors import ReplayError
 from akkordeon.messages import Message, explain
@@ -135,6 +136,8 @@ class _Replay:
 
     def _attach(self, address: str, what: dict[str, Any]) -> None:
         recipe = self._recipe(what)
+        if isinstance(recipe.batches, Batches) and "first_epoch" in what:
+            recipe = replace(recipe, batches=recipe.batches.from_epoch(what["first_epoch"]))
         if what.get("data") and what["data"] != data_fingerprint(recipe.batches):
             self.suspects.append(f"the data of {what['name']!r}")
         row = self.network.row_of(recipe)

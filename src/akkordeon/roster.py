@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import itertools
 import threading
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 from akkordeon.attachment import Attachment, Host
+from akkordeon.data import Batches
 from akkordeon.errors import NameTakenError, RecipeError
 from akkordeon.sentinel import Sentinel, Training
 
 __all__ = ["Roster"]
+
+AnySentinel = TypeVar("AnySentinel", bound=Sentinel)
 
 
 class Roster:
@@ -29,6 +36,8 @@ class Roster:
         self.living: dict[str, Attachment] = {}
         self.incarnations: dict[str, int] = {}
         self._max_in_flight = max_in_flight
+        self._came_of: WeakKeyDictionary[Batches, Batches] = WeakKeyDictionary()
+        self._epochs_read: WeakKeyDictionary[Batches, int] = WeakKeyDictionary()
         self._lock = threading.Lock()
 
     def register(self, sentinel: Sentinel, row: tuple[str, ...], host: Host) -> Attachment:
@@ -59,6 +68,37 @@ class Roster:
                 f"with {name!r} up to {in_flight} batches would be in flight, but the network allows "
                 f"{self._max_in_flight}: give it a smaller in_flight or raise Network(max_in_flight=…)"
             )
+
+    # ── how often data was read ──────────────────────────────────────────────────────────────────────────
+
+    def going_on(self, sentinel: AnySentinel) -> AnySentinel:
+        """The sentinel, to go on with its ``Batches`` where those that trained on them before have ended."""
+        batches = sentinel.batches
+        if not isinstance(sentinel, Training) or not isinstance(batches, Batches):
+            return sentinel
+        with self._lock:
+            read = self._epochs_read.get(batches, 0)
+        if not read:
+            return sentinel
+        following = batches.from_epoch(batches.first_epoch + read)
+        self.derive([following], batches)
+        return replace(sentinel, batches=following)
+
+    def derive(self, parts: Iterable[Any], batches: Any) -> None:
+        """Have what is read of the parts count as read of the batches they were made of."""
+        if isinstance(batches, Batches):
+            with self._lock:
+                origin = self._came_of.get(batches, batches)
+                self._came_of.update((part, origin) for part in parts if part is not origin)
+
+    def has_read(self, attachment: Attachment) -> None:
+        """A sentinel has ended: remember how far it came in its data."""
+        batches = attachment.recipe.batches
+        if attachment.role == "train" and isinstance(batches, Batches):
+            with self._lock:
+                origin = self._came_of.get(batches, batches)
+                reached = batches.first_epoch - origin.first_epoch + attachment.epochs_done
+                self._epochs_read[origin] = max(self._epochs_read.get(origin, 0), reached)
 
     def named(self, name: str) -> Attachment | None:
         """The sentinel of that name, at work or ended."""

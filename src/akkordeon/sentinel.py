@@ -12,10 +12,13 @@ from akkordeon.errors import RecipeError
 from akkordeon.metrics import Score
 from akkordeon.payload import Payload
 
-__all__ = ["Best", "Evaluation", "Loss", "Sentinel", "Training"]
+__all__ = ["Best", "Evaluation", "Loss", "Sentinel", "Split", "Training"]
 
 Loss = Callable[[Any, Any], Tensor]
 """From (outputs, targets) to one number, the mean over the batch."""
+
+Split = Callable[[Any], tuple[Any, Any]]
+"""From a batch, as its source gives it, to (x, y)."""
 
 OWN_WEIGHTS = (
     "its loss has a trainable weight of its own, {}, which no optimizer has, so it would never learn; "
@@ -56,7 +59,8 @@ class Sentinel:
     """The recipe of a sentinel; make one with :meth:`train`, :meth:`validate`, :meth:`test`, :meth:`predict`.
 
     ``batches`` is any iterable of (x, y): a ``DataLoader``, a list, a generator, an endless stream; or a
-    pair of tensors (x, y), cut into batches of ``batch_size`` by slicing.
+    pair of tensors (x, y), cut into batches of ``batch_size`` by slicing. Batches of any other form, such as
+    one dict with the labels in it, are made (x, y) by ``split``.
     """
 
     role: ClassVar[str] = "sentinel"
@@ -64,11 +68,14 @@ class Sentinel:
     name: str | None = None
     batch_size: int = 128
     in_flight: int | None = None
+    split: Split | None = None
 
     def __post_init__(self) -> None:
         """Refuse what could only fail later."""
         if self.in_flight is not None and self.in_flight < 1:
             raise RecipeError(f"in_flight is at least 1, got {self.in_flight}")
+        if self.split is not None and not callable(self.split):
+            raise RecipeError(f"split is a function from a batch to (x, y), got {type(self.split).__name__}")
         if self.batch_size < 1:
             raise RecipeError(f"batch_size is at least 1, got {self.batch_size}")
         if self.name is not None and (not self.name or set(self.name) & set("/#")):
@@ -85,6 +92,7 @@ class Sentinel:
         seconds: float | None = None,
         scores: Mapping[str, Score] | None = None,
         report_every: float | None = 10.0,
+        split: Split | None = None,
         batch_size: int = 128,
         name: str | None = None,
         replica: int | None = None,
@@ -102,6 +110,7 @@ class Sentinel:
             scores: what else to report, by name: torchmetrics metrics or functions of (outputs, y).
             report_every: within an epoch, report progress after so many seconds (a float) or trained batches
                 (an int), as an epoch may be long, or endless; None never does.
+            split: from a batch to (x, y), where the source gives batches of another form.
             batch_size: for a pair of tensors.
             name: for reports and ``detach``.
             replica: of a Downpour, the one to train. None deals the batches out to one sentinel each.
@@ -120,6 +129,7 @@ class Sentinel:
             seconds=seconds,
             scores=dict(scores or {}),
             report_every=report_every,
+            split=split,
             batch_size=batch_size,
             name=name,
             replica=replica,
@@ -137,6 +147,7 @@ class Sentinel:
         best: Best | None = None,
         schedule_by: str | None = None,
         keep_last: bool = False,
+        split: Split | None = None,
         in_flight: int | None = None,
         batch_size: int = 1024,
         name: str | None = None,
@@ -158,6 +169,7 @@ class Sentinel:
             schedule_by: ``"loss"`` or the name of a score, handed after each round to the schedulers of gates
                 that want one (``ReduceLROnPlateau``).
             keep_last: report the weights of every round, as a ``LastKept``, for those who write them down.
+            split: from a batch to (x, y), where the source gives batches of another form.
             in_flight: evaluation batches under way at once.
             batch_size: for a pair of tensors.
             name: for reports and ``detach``.
@@ -176,6 +188,7 @@ class Sentinel:
             best=best,
             schedule_by=schedule_by,
             keep_last=keep_last,
+            split=split,
             in_flight=in_flight,
             batch_size=batch_size,
             name=name,
@@ -187,6 +200,7 @@ class Sentinel:
         loss: Loss,
         *,
         scores: Mapping[str, Score] | None = None,
+        split: Split | None = None,
         in_flight: int | None = None,
         batch_size: int = 1024,
         name: str | None = None,
@@ -197,6 +211,7 @@ class Sentinel:
             batches=batches,
             loss=loss,
             scores=dict(scores or {}),
+            split=split,
             in_flight=in_flight,
             batch_size=batch_size,
             name=name,

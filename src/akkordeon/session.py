@@ -169,7 +169,7 @@ class Session:
         placed: list[Attachment] = []
         try:
             for sentinel in sentinels:
-                placed.append(self._place(sentinel))
+                placed.append(self._place(self._roster.going_on(sentinel)))
         except BaseException:
             for attachment in placed:
                 self._withdraw(attachment)

@@ -148,6 +148,7 @@ class Supervisor:
         attachment = self._roster.living.pop(record.address, None)
         if attachment is None:
             return
+        self._roster.has_read(attachment)
         attachment._end(record.batches, record.result)
 
     # ── failures ─────────────────────────────────────────────────────────────────────────────────────
