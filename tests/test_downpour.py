@@ -315,23 +315,28 @@ def test_what_attach_gives_offers_what_one_attachment_does_for_all_together():
     batches = batches_of(30, size=4)
     scores = {"accuracy": ak.accuracy}
     with ak.run(downpour(replicas=3), engine=ak.Simulator()) as session:
-        recipe = ak.Sentinel.train(batches, F.cross_entropy, epochs=3, scores=scores, name="t")
+        recipe = ak.Sentinel.train(
+            batches, F.cross_entropy, epochs=3, scores=scores, name="t", report_every=4
+        )
         training = session.attach(recipe)
         assert repr(training) == "<Attachments 't': train, 3 replicas, 3 at work>"
         training.wait(timeout=WAIT_S)
         assert repr(training) == "<Attachments 't': train, 3 replicas, ended>"
         assert [epoch.epoch for epoch in training.epochs] == [1, 2, 3]
-        assert {(epoch.sentinel, epoch.samples, epoch.refused) for epoch in training.epochs} == {
-            ("t", 120, 0)
-        }
+        assert {(e.sentinel, e.samples, e.refused) for e in training.epochs} == {("t", 120, 0)}
         for whole, *parts in zip(training.epochs, *(member.epochs for member in training), strict=True):
             assert whole.loss == pytest.approx(sum(part.loss for part in parts) / 3)
             mean = sum(part.scores["accuracy"] for part in parts) / 3
             assert whole.scores["accuracy"] == pytest.approx(mean)
             assert whole.staleness_max == max(part.staleness_max for part in parts)
         assert (training.epochs_done, training.samples, len(training)) == (3, 360, 3)
-        assert (training.rounds, training.refusals, training.error) == ([], [], None)
+        assert (training.refusals, training.error, training.best_states()) == ([], None, None)
         assert (training.ended, training.stopped) == (True, False)
+        progress = training.progress
+        assert (progress.sentinel, progress.epoch, progress.batches, progress.samples) == ("t", 3, 12, 48)
+        assert progress.loss == pytest.approx(sum(member.progress.loss for member in training) / 3)
+        offered = {name for name in dir(training[0]) if not name.startswith("_")}
+        assert offered - set(dir(training)) == {"address", "recipe", "row"}
 
 
 def test_one_replica_can_be_trained_by_name():

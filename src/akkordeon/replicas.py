@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Self, cast, overload
+from typing import Self, TypeVar, cast, overload
 
 from torch import Tensor
 
@@ -14,12 +14,14 @@ from akkordeon.downpour import Downpour
 from akkordeon.engines.base import Engine
 from akkordeon.errors import ActorFailedError, GateFailedError, NameTakenError, RecipeError
 from akkordeon.messages import Close, Forget, Left
-from akkordeon.metrics import BatchCount, BatchRefused, BestKept, EpochDone, RoundDone
+from akkordeon.metrics import BatchCount, BatchRefused, BestKept, EpochDone, RoundDone, TrainingProgress
 from akkordeon.record import Recorder
 from akkordeon.sentinel import Evaluation, Training
 from akkordeon.session import Session
 
 __all__ = ["Attachments", "DownpourSession"]
+
+Record = TypeVar("Record", EpochDone, TrainingProgress)
 
 
 class Attachments(Sequence[Attachment]):
@@ -32,6 +34,10 @@ class Attachments(Sequence[Attachment]):
     """
 
     role = "train"
+    rounds: Sequence[RoundDone] = ()
+    rounds_done = 0
+    best: BestKept | None = None
+    result = None
 
     def __init__(self, name: str, members: Sequence[Attachment], session: Session) -> None:
         self.name = name
@@ -79,9 +85,14 @@ class Attachments(Sequence[Attachment]):
         return min(under_way, default=max(member.epochs_done for member in self._members))
 
     @property
-    def rounds(self) -> list[RoundDone]:
-        """None: these train."""
-        return []
+    def progress(self) -> TrainingProgress | None:
+        """What they told last within the earliest epoch that any told of; None before the first report."""
+        told = [member.progress for member in self._members if member.progress is not None]
+        epoch = min((record.epoch for record in told), default=0)
+        told = [record for record in told if record.epoch == epoch]
+        if not told:
+            return None
+        return replace(_together(self.name, told), batches=sum(record.batches for record in told))
 
     @property
     def refusals(self) -> list[BatchRefused]:
@@ -92,6 +103,11 @@ class Attachments(Sequence[Attachment]):
     def samples(self) -> int:
         """Of all epochs of all of them."""
         return sum(member.samples for member in self._members)
+
+    @property
+    def seconds(self) -> float:
+        """That the epochs took whoever took longest."""
+        return max(member.seconds for member in self._members)
 
     @property
     def stopped(self) -> bool:
@@ -135,6 +151,9 @@ class Attachments(Sequence[Attachment]):
         for member in self._members:
             member.detach(drop)
 
+    def best_states(self) -> None:
+        """None: those that train keep no best weights; whoever validates with ``Best`` does."""
+
     def __repr__(self) -> str:
         at_work = sum(not member.ended for member in self._members)
         how = f"{at_work} at work" if at_work else "ended"
@@ -142,22 +161,22 @@ class Attachments(Sequence[Attachment]):
         return f"<Attachments {self.name!r}: train, {len(self)} replicas, {how}{failed}>"
 
 
-def _together(name: str, records: Sequence[EpochDone]) -> EpochDone:
-    """What several sentinels report of an epoch, as one report: means count by samples."""
+def _together(name: str, records: Sequence[Record]) -> Record:
+    """What several sentinels report, as one report: means count by samples."""
     samples = [record.samples for record in records]
 
-    def mean(values: Iterable[float]) -> float:
+    def mean(values: Iterable[float], of_none: float = float("nan")) -> float:
         counted = sum(value * n for value, n in zip(values, samples, strict=True) if n)
-        return counted / sum(samples) if any(samples) else float("nan")
+        return counted / sum(samples) if any(samples) else of_none
 
-    return EpochDone(
+    return replace(
+        records[0],
         sentinel=name,
-        epoch=records[0].epoch,
         loss=mean(record.loss for record in records),
         scores={score: mean(record.scores[score] for record in records) for score in records[0].scores},
         samples=sum(samples),
         seconds=max(record.seconds for record in records),
-        staleness_mean=mean(record.staleness_mean for record in records) if any(samples) else 0.0,
+        staleness_mean=mean((record.staleness_mean for record in records), of_none=0.0),
         staleness_max=max(record.staleness_max for record in records),
         refused=sum(record.refused for record in records),
     )
