@@ -808,3 +808,21 @@ def test_every_forward_is_answered_for_its_own_batch():
         (out,) = sends(do(gate, forward(n, x_of(n + 1))), Forward)
         assert out.batch == Batch("s", n)
         assert len(out.payload) == n + 1
+
+
+@pytest.mark.parametrize("refused_in", ["another gate", "the backward here"])
+def test_a_forgotten_batch_leaves_no_statistics_where_nothing_has_come_after_it(refused_in):
+    """A batch that a later gate refused stayed in the statistics of the gates before."""
+    gate = gate_alone(normed())
+    do(gate, forward(0, x_of()), backward(0, torch.randn(SIZE, 4)))
+    was = bits(gate.module)
+    do(gate, forward(1, 1e3 * x_of()))
+    if refused_in == "the backward here":
+        refusal(gate, backward(1, torch.full((SIZE, 4), NAN)))
+    assert not same_bits(gate.module, was)
+    do(gate, Forget("s", 1))
+    assert same_bits(gate.module, was)
+    do(gate, forward(2, x_of()), forward(3, x_of()))
+    was = bits(gate.module)
+    do(gate, Forget("s", 2), Forget("s", 2))
+    assert same_bits(gate.module, was)

@@ -19,7 +19,8 @@ from akkordeon.derivative import accumulated, gradients, runs_backward_inside
 from akkordeon.errors import RecipeError
 from akkordeon.generator import Habits
 from akkordeon.learner import Learner, OptimizerFactory
-from akkordeon.messages import Backward, Batch, Fault, Forward, Scored, Settle, Settled
+from akkordeon.messages import Backward, Batch, Fault, Forget, Forward, Scored, Settle, Settled
+from akkordeon.module_state import Kept
 from akkordeon.payload import Payload, all_finite, map_tensors, memory, same_form, signature, tensors
 from akkordeon.stage import Place, Stage, Stashed, output_of
 from akkordeon.staleness import Rule, Stash
@@ -70,6 +71,21 @@ class Gate:
             raise RecipeError(f"clip_norm is above 0, got {self.clip_norm}")
 
 
+@dataclass(frozen=True, slots=True)
+class _LastForward:
+    """The buffers around the forward of a batch, which may have to be undone."""
+
+    batch: Batch
+    before: Kept
+    left: Kept
+
+    def is_last(self, now: Kept) -> bool:
+        """Whether the buffers are those that it left; copies of them are others."""
+        return now.keys() == self.left.keys() and all(
+            now[name] is thing for name, thing in self.left.items() if isinstance(thing, Tensor)
+        )
+
+
 class GateActor(Stage):
     """A gate at work. The recipe's module is copied: a recipe can be run many times.
 
@@ -87,6 +103,7 @@ class GateActor(Stage):
         self._last_shape: torch.Size | None = None
         self._derive = gradients
         self._habits = Habits()
+        self._last: _LastForward | None = None
         self.use = self._habits.use
         self._handlers |= {
             Forward: self._forward,
@@ -126,6 +143,8 @@ class GateActor(Stage):
         self.stash[batch] = stashed = self._stashed(x, y)
         if self._seeded:
             stashed.marks = tuple(module.marks() for module in self._seeded)
+        if self.buffers.before:
+            self._last = _LastForward(batch, self.buffers.before, self.buffers.now)
         yield Send(self.place.next or batch.sentinel, Forward(batch, map_tensors(Tensor.detach, y)))
 
     def _stashed(self, x: Payload, y: Payload) -> Stashed:
@@ -200,6 +219,8 @@ class GateActor(Stage):
             yield self._refuse(batch, Fault.NOT_FINITE, why)
             return
         del self.stash[batch]
+        if self._last is not None and self._last.batch == batch:
+            self._last = None
         passed = (*message.staleness, staleness)
         yield Send(self.place.previous or batch.sentinel, Backward(batch, to_previous, passed))
         yield from self._learn(batch, of_weights, stashed, staleness)
@@ -222,6 +243,15 @@ class GateActor(Stage):
     def _scored(self, message: Scored) -> Iterator[Effect]:
         self._learner.scored(message.value)
         yield from ()
+
+    def _forget(self, message: Forget) -> Iterator[Effect]:
+        """Drop a batch, and what it left in the buffers where nothing has come after it."""
+        last = self._last
+        if last is not None and last.batch == (message.sentinel, message.number) and last.batch in self.stash:
+            self._last = None
+            if last.is_last(self.buffers.now):
+                self.buffers.install(last.before)
+        return super()._forget(message)
 
     def _settle(self, message: Settle) -> Iterator[Effect]:
         yield Send(message.asker, Settled(self.address))

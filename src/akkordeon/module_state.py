@@ -202,7 +202,8 @@ class Statistics:
         ]
         self._owner_of = dict(self._owners)
         self._extra = {f"{prefix}{EXTRA}": owner for prefix, owner in _with_extra_state(module)}
-        self._before: Kept = self.now
+        self.before: Kept = self.now
+        """What :meth:`roll_back` puts back."""
 
     @property
     def now(self) -> Kept:
@@ -228,8 +229,8 @@ class Statistics:
 
     def renew(self) -> None:
         """Give the module copies to write to."""
-        self._before = self.now
-        self.install_copies(self._before)
+        self.before = self.now
+        self.install_copies(self.before)
 
     def install_copies(self, kept: Mapping[str, Any]) -> None:
         """Make the module use copies of these; what was one tensor stays one."""
@@ -239,7 +240,7 @@ class Statistics:
 
     def roll_back(self) -> None:
         """Put back what was there before :meth:`renew`."""
-        self.install(self._before)
+        self.install(self.before)
 
 
 @contextmanager
