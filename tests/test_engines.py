@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import signal
 import subprocess
@@ -708,3 +709,46 @@ def test_the_generators_of_cuda_are_put_back_where_cuda_is_in_use(awake, monkeyp
     stage.engine.stop()
     assert state == (["before"] if awake else ["of the run"])
     assert seeds[-1] == (0 if awake else 11)
+
+
+def test_of_losses_that_ask_the_network_on_every_worker_the_last_is_told_so():
+    """All workers waited for each other, for ever."""
+    both, calls = threading.Barrier(2, timeout=20), itertools.count()
+    with ak.run(network(), engine=ak.Threads(2)) as session:
+
+        def loss(outputs, targets):
+            if next(calls) < 2:
+                both.wait()
+                session.predict(torch.ones(1, 6))
+            return F.cross_entropy(outputs, targets)
+
+        trainings = session.attach_all(
+            [ak.Sentinel.train(problem(3), loss, name=name) for name in ("one", "two")]
+        )
+        errors = []
+        for training in trainings:
+            try:
+                training.wait(timeout=20)
+            except SentinelFailedError as error:
+                errors.append(str(error))
+        assert len(errors) == 1
+        assert "the last worker that is free" in errors[0]
+
+
+def test_a_second_interrupt_of_a_simulation_waits_for_nobody_and_costs_no_weights():
+    class Interrupted(nn.Linear):
+        calls = 0
+
+        def forward(self, x):
+            self.calls += 1
+            if self.calls == 20:
+                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)
+            return super().forward(x)
+
+    row = ak.Network([ak.Gate(Interrupted(6, 3), sgd)])
+    with ak.run(row, engine=ak.Simulator()) as session:
+        training = session.attach(ak.Sentinel.train(problem(), F.cross_entropy, epochs=1000))
+        with pytest.raises(KeyboardInterrupt):
+            training.wait(timeout=60)
+        assert session.module(timeout=20)(torch.ones(1, 6)).shape == (1, 3)
