@@ -479,7 +479,7 @@ def test_the_version_is_that_of_the_package():
 # ── a process of its own ─────────────────────────────────────────────────────────────────────────────
 
 
-ALONE = [sys.executable, "-c", "from akkordeon.cli import main; main()"]
+ALONE = [sys.executable, "-c", "from akkordeon_command import main; main()"]
 
 
 def alone(*arguments: object) -> subprocess.Popen[str]:
@@ -626,6 +626,26 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path):
     assert "Traceback" not in errors
     batches = json.loads(output.splitlines()[-1])["batches"]
     assert batches["sent"] == batches["trained"] + batches["lost"]
+
+
+EARLY = """
+import os, signal, sys
+
+class Interrupts:
+    def find_spec(self, name, path, target=None):
+        if name == "torch":
+            os.kill(os.getpid(), signal.SIGINT)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # as on a terminal, whoever runs the tests
+sys.meta_path.insert(0, Interrupts())
+from akkordeon_command import main
+main()
+"""
+
+
+def test_ctrl_c_while_the_package_is_loaded_is_no_traceback():
+    done = subprocess.run([sys.executable, "-c", EARLY], capture_output=True, text=True, timeout=WAIT_S)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 
 def test_ctrl_c_before_the_training_is_no_traceback(tmp_path):

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from harness import same_bits, small_network
+from harness import batches_of, same_bits, sgd, small_network
 from torch import nn
+from torch.nn.functional import cross_entropy
 
 import akkordeon as ak
 from akkordeon.errors import DataError
@@ -196,6 +197,32 @@ def test_all_buffers_and_extra_state_are_kept(tmp_path):
         assert torch.equal(getattr(loaded, name), getattr(everything, name)), name
     assert loaded.to_go is None
     assert loaded.steps == 7
+
+
+class Averaging(Everything):
+    """Its outputs depend on buffers and extra state that change in training."""
+
+    def forward(self, x):
+        if self.training:
+            self.not_persistent = 0.9 * self.not_persistent + x.detach().mean(0)
+            self.to_come = 2 * self.not_persistent
+            self.steps += 1
+        return x + self.not_persistent + self.steps + (0 if self.to_come is None else self.to_come)
+
+
+def test_what_is_kept_predicts_what_the_session_did(tmp_path):
+    def make():
+        parts = [nn.Sequential(nn.Linear(6, 3), Averaging()), nn.Linear(3, 4)]
+        return ak.Network([ak.Gate(part, sgd) for part in parts])
+
+    torch.manual_seed(0)
+    network, x = make(), torch.randn(5, 6)
+    with ak.run(network, "simulator") as session:
+        session.attach(ak.Sentinel.train(batches_of(10), cross_entropy)).wait()
+        predicted = session.predict(x)
+        save_weights(tmp_path / "w.safetensors", session.module())
+    with ak.run(load_weights(tmp_path / "w.safetensors", make()), "simulator") as session:
+        assert torch.equal(session.predict(x), predicted)
 
 
 def test_extra_state_that_is_no_plain_data_is_left_out_and_missed(tmp_path):

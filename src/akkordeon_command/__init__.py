@@ -1,0 +1,29 @@
+"""The command ``akkordeon``, which is there before the package is: to load that takes seconds.
+
+A Ctrl-C meanwhile ends the process at once, as any program that has not begun, instead of a traceback from
+wherever PyTorch's own loading happens to be. So this cannot be a part of the package.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+__all__ = ["main"]
+
+INTERRUPTED = 128 + signal.SIGINT
+"""Exit code after Ctrl-C, as shells have it."""
+
+
+def main() -> None:
+    """The entry point."""
+    try:
+        handler = signal.getsignal(signal.SIGINT)
+        if handler is signal.default_int_handler:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+        from akkordeon import cli
+
+        signal.signal(signal.SIGINT, handler)
+        cli.main()
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
