@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import re
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -207,3 +209,18 @@ def test_what_cannot_be_trained_is_refused_in_a_sentence(refusal):
 def test_every_module_has_a_name_of_its_own():
     assert len(BY_NAME) == len(ROWS)
     assert {*DOWNPOUR, *RAY} <= BY_NAME.keys()
+
+
+def test_what_the_documents_name_for_each_feature_is_there():
+    here = Path(__file__).parent
+    table = (here.parent / "docs" / "modules.md").read_text().split("features: begin")[1]
+    rows = [
+        line.split("|")[3] for line in table.split("features: end")[0].splitlines() if line.startswith("| ")
+    ]
+    named = {name for row in rows[1:] for name in re.findall("`([^`]+)`", row)}
+    tests = {
+        name for file in here.glob("test_*.py") for name in re.findall(r"def (test_\w+)", file.read_text())
+    }
+    assert len(rows) > 40
+    assert all("`" in row for row in rows[1:])
+    assert named <= tests | BY_NAME.keys() | {refusal.name for refusal in REFUSED}
