@@ -18,9 +18,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.ao.quantization import FakeQuantize, MovingAverageMinMaxObserver
 from torch.autograd import Function
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize, prune
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
 import akkordeon as ak
@@ -743,6 +745,113 @@ class FrozenNorm(nn.Module):
         return self.layer(self.norm(x))
 
 
+class Teacher(nn.Module):
+    """A frozen copy that follows a layer by moving averages."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.student = nn.Linear(8, 8)
+        self.teacher = AveragedModel(self.student, multi_avg_fn=get_ema_multi_avg_fn(0.9)).requires_grad_(
+            False
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.teacher.update_parameters(self.student)
+        return self.student(x) + 0.1 * self.teacher(x)
+
+
+class KeepsItsOwn(nn.Module):
+    """Reaches its layer by way of what it kept of it."""
+
+    def __init__(self, keep: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+        self.kept = keep(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.kept[0](x) if isinstance(self.kept, list) else self.kept(x)
+
+
+class KeepsAList(nn.Module):
+    """Has its weight in a list too, where nobody looks for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+        self.kept = [self.layer.weight]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.kept[0], self.layer.bias)
+
+
+class TiedByData(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.two.weight.data = self.one.weight.data
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.two(torch.relu(self.one(x)))
+
+
+class ViewsOfOne(nn.Module):
+    """Parameters that lie in one piece of memory, apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        both = torch.randn(2, 8)
+        self.scale, self.shift = nn.Parameter(both[0]), nn.Parameter(both[1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale + self.shift
+
+
+class Listening(nn.Module):
+    """Takes what it gives from a hook on its layer, and keeps it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.heard = nn.Linear(8, 8), None
+        self.layer.register_forward_hook(lambda module, inputs, output: setattr(self, "heard", output))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.layer(x)
+        return self.heard
+
+
+class Remembering(nn.Module):
+    """Begins with the state that the batch before ended with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.GRUCell(8, 8)
+        self.register_buffer("h", torch.zeros(SIZE, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.cell(x, self.h)
+        if self.training:
+            self.h = h.detach()
+        return h
+
+
+class CachedWeights(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = parametrizations.weight_norm(nn.Linear(8, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with parametrize.cached():
+            return self.layer(torch.relu(self.layer(x)))
+
+
+def hook_accumulated(module: nn.Module) -> None:
+    def halve(parameter: Tensor) -> None:
+        parameter.grad.mul_(0.5)
+
+    module.weight.register_post_accumulate_grad_hook(halve)
+
+
 class Lowered(nn.Module):
     """Low-rank adaptation of a frozen layer, merged into its weights in evaluation mode."""
 
@@ -951,6 +1060,8 @@ ROWS = [
     Row("buffer registered late", between(LateBuffer)),
     Row("integer counter and bool mask", between(Counting)),
     Row("one buffer twice", between(OneBufferTwice)),
+    Row("state carried to the next batch", between(Remembering)),
+    Row("quantisation in training", between(quietly(partial(FakeQuantize, MovingAverageMinMaxObserver)))),
     Row("sparse buffer", between(Neighbours)),
     Row("counter as a plain attribute", between(CountingInPython)),
     Row("extra state", between(ExtraState)),
@@ -986,6 +1097,17 @@ ROWS = [
     Row("layers in a plain list", between(ListOfLayers)),
     Row("ensemble of stacked weights", between(Ensemble)),
     Row("low-rank adaptation, merged in evaluation mode", between(Lowered)),
+    Row("weight_norm, cached", between(CachedWeights)),
+    Row("teacher by moving averages", between(Teacher)),
+    Row("weight in a plain list too", between(KeepsAList)),
+    Row("function over the module", between(lambda: KeepsItsOwn(lambda self: lambda x: self.layer(x)))),
+    Row("bound method of a part", between(lambda: KeepsItsOwn(lambda self: self.layer.forward))),
+    Row("layer in a plain list too", between(lambda: KeepsItsOwn(lambda self: [self.layer]))),
+    Row("partial over a weight", between(lambda: KeepsItsOwn(lambda self: partial(F.linear, weight=self.layer.weight)))),
+    Row("tied by data", between(TiedByData)),
+    Row("views of one piece of memory", between(ViewsOfOne)),
+    Row("hook after a gradient", between(changed(linear, hook_accumulated))),
+    Row("output kept by a hook", between(Listening)),
     Row("hypernetwork", between(Hypernetwork)),
     Row("functional call", between(Functional)),
     Row("lazy, initialised", between(lambda: warmed(nn.LazyLinear(8)))),
