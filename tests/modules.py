@@ -1179,7 +1179,6 @@ ROWS = [
     Row("compiled", between(lambda: torch.compile(nn.Sequential(linear(), nn.Tanh()), backend="eager"))),
     Row("compiled in place", between(changed(linear, lambda m: m.compile(backend="eager")))),
     Row("traced by fx", between(lambda: torch.fx.symbolic_trace(nn.Sequential(linear(), nn.Tanh())))),
-    Row("TorchScript", between(quietly(lambda: torch.jit.script(nn.Sequential(linear(), nn.Tanh()))))),
 ]  # fmt: skip
 """Each trains as the plain loop does, bit for bit."""
 
@@ -1221,6 +1220,7 @@ CANNOT_TRAVEL = "the output of its module for .* cannot travel: a payload "
 
 REFUSED = [
     Refusal("lazy", lambda: [nn.LazyLinear(8)], "lazy parameters; send one batch through it first"),
+    Refusal("TorchScript", first(quietly(lambda: nn.Sequential(torch.jit.script(linear())))), "the part '0' of a gate's module is TorchScript"),
     Refusal("no module", lambda: [torch.tanh], "a gate holds an nn.Module, got builtin_function_or_method"),
     Refusal("shared between gates", two_gates_share, "'0.weight' of gate 1 is also '0.weight' of gate 0", SharedParameterError),
     Refusal("optimizer that needs a closure", first(linear), "LBFGS, whose step needs a closure", optimizer=torch.optim.LBFGS),

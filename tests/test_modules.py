@@ -35,11 +35,14 @@ WRONG = {
     "buffer registered late": "kept weights of it are refused",
     "weight hook": "hooks of parameters are lost",
     "parameter of a class of its own": "the module computes on plain tensors",
-    "low-rank adaptation, merged in evaluation mode": "an evaluation writes to the weights of training",
-    "embedding with max_norm": "an evaluation writes to the weights of training",
+    "weight in a plain list too": "it stays at the first version",
+    "function over the module": "it computes on the recipe's module",
+    "partial over a weight": "it stays at the first version",
+    "tied by data": "copies come apart",
+    "hook after a gradient": "hooks of parameters are lost",
+    "output kept by a hook": "it writes to the recipe's module",
     "codebook in a parameter by data": "what a forward assigns is lost",
     "codebook in a parameter assigned": "what a forward assigns is lost",
-    "TorchScript": "its parameters are not those of its submodules",
 }
 """What is not right yet, and why."""
 

@@ -60,6 +60,7 @@ class Gate:
             raise RecipeError(f"a gate holds an nn.Module, got {type(self.module).__name__}")
         if any(isinstance(p, UninitializedParameter) for p in self.module.parameters()):
             raise RecipeError("a gate's module has lazy parameters; send one batch through it first")
+        _refuse_torchscript(self.module)
         if self.optimizer is not None and not callable(self.optimizer):
             raise RecipeError(
                 "a gate's optimizer is a function from parameters to an optimizer, as in "
@@ -84,6 +85,16 @@ class _LastForward:
         return now.keys() == self.left.keys() and all(
             now[name] is thing for name, thing in self.left.items() if isinstance(thing, Tensor)
         )
+
+
+def _refuse_torchscript(module: nn.Module) -> None:
+    for name, part in module.named_modules():
+        if isinstance(part, torch.jit.ScriptModule):
+            which = f"the part {name!r} of a gate's module" if name else "a gate's module"
+            raise RecipeError(
+                f"{which} is TorchScript, which holds its weights where a gate cannot give it versions of "
+                "them; use the Python module that it was made from"
+            )
 
 
 class GateActor(Stage):
