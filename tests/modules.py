@@ -1249,7 +1249,7 @@ DOWNPOUR = [
 RAY = [
     "namedtuple out",
     "integer counter and bool mask",
-    "weight_norm",
+    "tied within a gate",
     "small GPT with a tied head",
     "ResNet block",
 ]

@@ -15,6 +15,7 @@ from modules import DOWNPOUR, RAY, REFUSED, ROWS, SIZE, Row, squared
 from torch import Tensor, nn
 
 import akkordeon as ak
+from akkordeon.errors import RecipeError
 from akkordeon.keeping import load_weights, save_weights
 from akkordeon.nn import Seeded
 from akkordeon.payload import map_tensors
@@ -186,6 +187,15 @@ def test_processes_of_a_cluster_train_a_module_as_in_the_plain_loop(name):
     row = BY_NAME[name]
     network = ak.Network([ak.Gate(module, row.optimizer) for module in made(row)])
     assert_same(all_state(trained(network, row, warm_engine())), plain(name)[0], "module()")
+
+
+@WITHOUT_RAY
+def test_a_module_that_cannot_be_pickled_is_refused_on_a_cluster():
+    network = ak.Network(
+        [ak.Gate(module, BY_NAME["weight_norm"].optimizer) for module in made(BY_NAME["weight_norm"])]
+    )
+    with pytest.raises(RecipeError, match=r"gate/1 cannot travel to its host: .*parametrized modules"):
+        ak.run(network, engine=warm_engine())
 
 
 def trained(recipe: Any, row: Row, engine: Any) -> nn.Module:
