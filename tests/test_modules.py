@@ -37,11 +37,9 @@ WRONG = {
     "weight hook": "hooks of parameters are lost",
     "parameter of a class of its own": "the module computes on plain tensors",
     "weight in a plain list too": "it stays at the first version",
-    "function over the module": "it computes on the recipe's module",
     "partial over a weight": "it stays at the first version",
     "tied by data": "copies come apart",
     "hook after a gradient": "hooks of parameters are lost",
-    "output kept by a hook": "it writes to the recipe's module",
     "codebook in a parameter by data": "what a forward assigns is lost",
     "codebook in a parameter assigned": "what a forward assigns is lost",
 }
