@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from types import SimpleNamespace
 
@@ -132,6 +133,14 @@ def test_a_training_sentinel_is_a_bar_with_its_epoch_share_rate_and_time_left():
     assert "50%" in line
     assert "50 samples/s" in line
     assert "0:00:06 left" in line
+
+
+def test_the_live_view_says_what_more_batches_in_flight_cost_and_buy():
+    several = attachment()
+    several.recipe = dataclasses.replace(several.recipe, in_flight=3)
+    told = "3 batches in flight: gates work side by side, with gradients τ updates old; 1 is the plain loop"
+    assert told in drawn(([several], status(10.0, 180)), width=120)
+    assert "in flight" not in drawn(([attachment()], status(10.0, 180)), width=120)
 
 
 def test_a_gate_is_a_row_with_version_staleness_queue_and_busy_share():

@@ -98,7 +98,7 @@ class LiveView:
                 bar.look(status)
                 bars.add_row(*bar.cells())
         table = self._shards.table(status) if self._shards.fits(status) else self._gates(status)
-        return Group("", bars, "", table)
+        return Group("", bars, "", table, *_in_flight(attachments))
 
     def _gates(self, status: Status) -> Table:
         table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
@@ -121,6 +121,15 @@ class LiveView:
                 Text(_blocks(min(1.0, busy.value), BUSY_CELLS), style="cyan"),
             )
         return table
+
+
+def _in_flight(attachments: list[Attachment]) -> list[RenderableType]:
+    """What more than one batch in flight costs and buys, where there are more."""
+    most = max((a.recipe.in_flight or 1 for a in attachments if a.role == "train"), default=1)
+    if most == 1:
+        return []
+    cost = "gates work side by side, with gradients τ updates old; 1 is the plain loop"
+    return ["", Text(f"{most} batches in flight: {cost}", style="dim")]
 
 
 class _Bar:
