@@ -361,3 +361,19 @@ def test_the_record_is_json_lines_and_small(tmp_path):
         handled = [line for line in map(json.loads, list(file)[1:-1]) if line[1] == "handle"]
     assert len(handled) > 1000
     assert (tmp_path / "r").stat().st_size / len(handled) < 60  # bytes a message
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_a_record_is_of_its_own_session_alone(name, tmp_path):
+    """A second session on an engine that was at work took the first one's record from it."""
+    engine = ENGINES[name]()
+    trainer = ak.Sentinel.train(data(0), F.cross_entropy, name="a")
+    with ak.run(network(), engine=engine, record=tmp_path / "r") as session:
+        with pytest.raises(ak.AkkordeonError, match="session"):
+            ak.run(network(), engine=engine, record=tmp_path / "other")
+        session.attach(trainer).wait(timeout=60)
+    with ak.run(network(), engine=engine) as unrecorded:
+        unrecorded.attach(trainer).wait(timeout=60)
+    assert engine.recorder is None
+    assert_equal_bits(ak.replay(tmp_path / "r", network(), [trainer]).states, session.states())
+    assert Record(tmp_path / "other").lines == []

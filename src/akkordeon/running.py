@@ -74,8 +74,8 @@ def run(
         )
     if not isinstance(network, Network | Downpour):
         raise RecipeError(f"run stages a Network or a Downpour, got {type(network).__name__}")
-    recorder = None if record is None else Recorder(record, network, seed, task)
     stage = engine_named(engine) if isinstance(engine, str) else engine
+    recorder = None if record is None else Recorder(record, network, seed, task)
     session = (
         Session(network, stage, seed, recorder)
         if isinstance(network, Network)

@@ -88,9 +88,14 @@ class Session:
             other_failed=self._other_failed,
         )
         self._recorder = recorder
-        if recorder is not None:
-            engine.recorder = recorder
-        engine.start(self._on_report, seed)
+        of_another, engine.recorder = engine.recorder, recorder
+        try:
+            engine.start(self._on_report, seed)
+        except BaseException:  # the engine may carry another session
+            engine.recorder = of_another
+            if recorder is not None:
+                recorder.close()
+            raise
         try:
             engine.spawn_all((s.address, s.make, s.resources) for s in network.spawns(seed))
         except BaseException:
