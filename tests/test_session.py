@@ -945,6 +945,12 @@ def test_a_module_is_no_network_and_says_so():
         ak.run([nn.Linear(6, 4)])
 
 
+@pytest.mark.parametrize("seed", [2**63, -(10**30)])
+def test_a_seed_of_more_than_64_bits_is_refused(seed):
+    with pytest.raises(RecipeError, match=f"a seed is a whole number of 64 bits, got {seed}"):
+        ak.run(small_network(), seed=seed)
+
+
 @pytest.mark.timeout(60)
 def test_an_endless_stream_tells_how_it_goes_and_its_metrics_keep_little():
     most = []

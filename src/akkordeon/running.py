@@ -74,6 +74,8 @@ def run(
         )
     if not isinstance(network, Network | Downpour):
         raise RecipeError(f"run stages a Network or a Downpour, got {type(network).__name__}")
+    if not -(2**63) <= seed < 2**63:
+        raise RecipeError(f"a seed is a whole number of 64 bits, got {seed}")
     stage = engine_named(engine) if isinstance(engine, str) else engine
     recorder = None if record is None else Recorder(record, network, seed, task)
     session = (
