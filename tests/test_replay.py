@@ -14,6 +14,7 @@ import torch
 from engines import ENGINES
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
 
 import akkordeon as ak
 from akkordeon.errors import RecordError, ReplayError
@@ -108,6 +109,18 @@ def test_what_comes_from_outside_is_replayed_too(tmp_path):
     again = ak.replay(tmp_path / "r", network(), [*sentinels(), *more])
     assert_equal_bits(again.states, states)
     assert {report.sentinel for report in again.reports} >= {"a", "b", "v"}
+
+
+@pytest.mark.parametrize("loader", [False, True])
+def test_sentinels_that_go_on_with_the_same_data_are_replayed(loader, tmp_path):
+    x, y = torch.randn(24, 6), torch.randint(3, (24,))
+    source = DataLoader(TensorDataset(x, y), 8, shuffle=True) if loader else ak.Batches(x, y, 8, shuffle=True)
+    recipes = [ak.Sentinel.train(source, F.cross_entropy, name=name) for name in "ab"]
+    with ak.run(network(), engine=ak.Threads(1), record=tmp_path / "run") as session:
+        for recipe in recipes:
+            session.attach(recipe).wait(60)
+    replayed = ak.replay(tmp_path / "run", network(), recipes)
+    assert_equal_bits(replayed.states, session.states())
 
 
 def test_sentinels_without_names_are_taken_in_their_order(tmp_path):

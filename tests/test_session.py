@@ -983,11 +983,22 @@ def test_an_endless_stream_tells_how_it_goes_and_its_metrics_keep_little():
 
 
 @pytest.mark.parametrize("engine", [lambda: ak.Threads(1), ak.Simulator])
-def test_three_epochs_and_three_more_are_six(engine):
+@pytest.mark.parametrize(
+    "source",
+    [
+        lambda x, y: ak.Batches(x, y, 8, shuffle=True),
+        lambda x, y: DataLoader(TensorDataset(x, y), 8, shuffle=True),
+        lambda x, y: DataLoader(
+            TensorDataset(x, y), 8, shuffle=True, generator=torch.Generator().manual_seed(3)
+        ),
+    ],
+    ids=["Batches", "DataLoader", "DataLoader with a generator"],
+)
+def test_three_epochs_and_three_more_are_six(engine, source):
     x, y = torch.randn(24, 6), torch.randint(4, (24,))
 
     def trained(*runs):
-        batches = ak.Batches(x, y, 8, shuffle=True)
+        batches = source(x, y)
         with ak.run(network, engine=engine()) as session:
             for epochs in runs:
                 session.attach(ak.Sentinel.train(batches, F.cross_entropy, epochs=epochs)).wait(WAIT_S)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import threading
 import weakref
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from torch.utils.data import (
     BatchSampler,
     DataLoader,
     Dataset,
+    IterableDataset,
     RandomSampler,
     SequentialSampler,
     SubsetRandomSampler,
@@ -27,7 +29,7 @@ from torch.utils.data import (
 
 from akkordeon.errors import DataError
 
-__all__ = ["Deal", "FirstIndices", "order_of", "reordered"]
+__all__ = ["Deal", "FirstIndices", "advanced", "order_of", "reordered"]
 
 SEEDED = (SequentialSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler, list, tuple, range)
 """Samplers that give the same order wherever they are asked, given a generator of the same state."""
@@ -150,6 +152,14 @@ def order_of(loader: DataLoader[Any]) -> DataLoader[Any]:
         _iterator=None,
     )
     return order
+
+
+def advanced(loader: DataLoader[Any], epochs: int) -> DataLoader[Any]:
+    """The loader, its generator where it is after so many epochs; nothing is loaded for that."""
+    if not isinstance(loader.dataset, IterableDataset):
+        for _ in range(epochs):
+            deque(order_of(loader), maxlen=0)
+    return loader
 
 
 def reordered(loader: DataLoader[Any], batches: Iterable[Any], seed: int | None = None) -> DataLoader[Any]:

@@ -36,7 +36,6 @@ from torch import Tensor
 
 from akkordeon import messages
 from akkordeon.actor import Actor, Effect
-from akkordeon.data import Batches
 from akkordeon.errors import RecordError
 from akkordeon.messages import Batch, CutId, Message, explain
 from akkordeon.network import Recipe
@@ -151,8 +150,8 @@ class Recorder:
         except OSError as error:
             raise RecordError(f"{path} cannot be written: {error.strerror or error}") from error
 
-    def attached(self, address: str, name: str, recipe: Sentinel) -> None:
-        """A sentinel joins."""
+    def attached(self, address: str, name: str, recipe: Sentinel, epochs_before: int = 0) -> None:
+        """A sentinel joins; of its data so many epochs were read by others before."""
         what: dict[str, Any] = {"name": name, "role": recipe.role}
         try:
             if recipe.role == "predict":
@@ -160,8 +159,8 @@ class Recorder:
                 what["batch_size"], what["in_flight"] = recipe.batch_size, recipe.in_flight
             elif recipe.role != "export":
                 what["data"] = data_fingerprint(recipe.batches)
-            if isinstance(recipe.batches, Batches):
-                what["first_epoch"] = recipe.batches.first_epoch
+            if epochs_before:
+                what["epochs_before"] = epochs_before
         except Exception as error:
             self._give_up(error)
         self._write([next(self._serial), "attach", address, what])

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from akkordeon.actor import Actor, After, Effect, Report, Send, Stop
 from akkordeon.attaching import actors_of
-from akkordeon.data import Batches
 from akkordeon.engines.base import ProcessState
 from akkordeon.errors import ReplayError
 from akkordeon.messages import Message, explain
@@ -27,6 +26,7 @@ from akkordeon.metrics import EpochDone, GateLeft, RoundDone
 from akkordeon.network import Recipe, Spawn
 from akkordeon.record import Digest, Record, data_fingerprint, key_of, message_of, unpacked
 from akkordeon.sentinel import Evaluation, Sentinel, Training
+from akkordeon.sources import after
 
 __all__ = ["Replayed", "replay"]
 
@@ -136,8 +136,8 @@ class _Replay:
 
     def _attach(self, address: str, what: dict[str, Any]) -> None:
         recipe = self._recipe(what)
-        if isinstance(recipe.batches, Batches) and "first_epoch" in what:
-            recipe = replace(recipe, batches=recipe.batches.from_epoch(what["first_epoch"]))
+        before = what.get("epochs_before", 0)
+        recipe = replace(recipe, batches=after(recipe.batches, before, self.record.header["seed"]))
         if what.get("data") and what["data"] != data_fingerprint(recipe.batches):
             self.suspects.append(f"the data of {what['name']!r}")
         row = self.network.row_of(recipe)

@@ -245,7 +245,7 @@ class DownpourSession(Session):
         if not self._replicas:
             raise RecipeError("no replica is left; add one with session.add_replica()")
         name = sentinel.name or self._free_base(sentinel.role)
-        sentinel = self._roster.going_on(replace(sentinel, name=name))
+        sentinel = self._roster.going_on(replace(sentinel, name=name), self.seed)
         parts = self.network.parts(sentinel, self.replicas, self.seed)
         self._roster.derive([part.batches for part in parts], sentinel.batches)
         living = {a.name for a in self.attachments if not a.ended}

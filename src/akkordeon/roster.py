@@ -9,10 +9,13 @@ from dataclasses import replace
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
+from torch.utils.data import DataLoader
+
 from akkordeon.attachment import Attachment, Host
 from akkordeon.data import Batches
 from akkordeon.errors import NameTakenError, RecipeError
 from akkordeon.sentinel import Sentinel, Training
+from akkordeon.sources import after
 
 __all__ = ["Roster"]
 
@@ -36,8 +39,8 @@ class Roster:
         self.living: dict[str, Attachment] = {}
         self.incarnations: dict[str, int] = {}
         self._max_in_flight = max_in_flight
-        self._came_of: WeakKeyDictionary[Batches, Batches] = WeakKeyDictionary()
-        self._epochs_read: WeakKeyDictionary[Batches, int] = WeakKeyDictionary()
+        self._came_of: WeakKeyDictionary[Any, tuple[Any, int]] = WeakKeyDictionary()  # and from which epoch
+        self._epochs_read: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
         self._lock = threading.Lock()
 
     def register(self, sentinel: Sentinel, row: tuple[str, ...], host: Host) -> Attachment:
@@ -71,33 +74,43 @@ class Roster:
 
     # ── how often data was read ──────────────────────────────────────────────────────────────────────────
 
-    def going_on(self, sentinel: AnySentinel) -> AnySentinel:
-        """The sentinel, to go on with its ``Batches`` where those that trained on them before have ended."""
-        batches = sentinel.batches
-        if not isinstance(sentinel, Training) or not isinstance(batches, Batches):
+    def going_on(self, sentinel: AnySentinel, seed: int) -> AnySentinel:
+        """The sentinel, to go on with its data where those that trained on it before have ended."""
+        source = sentinel.batches
+        if not isinstance(sentinel, Training) or not isinstance(source, Batches | DataLoader):
             return sentinel
         with self._lock:
-            read = self._epochs_read.get(batches, 0)
+            read = self._epochs_read.get(source, 0)
         if not read:
             return sentinel
-        following = batches.from_epoch(batches.first_epoch + read)
-        self.derive([following], batches)
+        following = after(source, read, seed)
+        self._note(following, source, read)
         return replace(sentinel, batches=following)
 
-    def derive(self, parts: Iterable[Any], batches: Any) -> None:
-        """Have what is read of the parts count as read of the batches they were made of."""
-        if isinstance(batches, Batches):
+    def epochs_before(self, source: Any) -> int:
+        """How many epochs of its data were read before a source began."""
+        known = isinstance(source, Batches | DataLoader)
+        return self._came_of.get(source, (source, 0))[1] if known else 0
+
+    def derive(self, parts: Iterable[Any], source: Any) -> None:
+        """Have what is read of the parts count as read of the data they were made of."""
+        if isinstance(source, Batches | DataLoader):
+            origin, began = self._came_of.get(source, (source, 0))
+            for part in parts:
+                self._note(part, origin, began)
+
+    def _note(self, source: Any, origin: Any, began: int) -> None:
+        if source is not origin:
             with self._lock:
-                origin = self._came_of.get(batches, batches)
-                self._came_of.update((part, origin) for part in parts if part is not origin)
+                self._came_of[source] = origin, began
 
     def has_read(self, attachment: Attachment) -> None:
         """A sentinel has ended: remember how far it came in its data."""
-        batches = attachment.recipe.batches
-        if attachment.role == "train" and isinstance(batches, Batches):
+        source = attachment.recipe.batches
+        if attachment.role == "train" and isinstance(source, Batches | DataLoader):
             with self._lock:
-                origin = self._came_of.get(batches, batches)
-                reached = batches.first_epoch - origin.first_epoch + attachment.epochs_done
+                origin, began = self._came_of.get(source, (source, 0))
+                reached = began + attachment.epochs_done
                 self._epochs_read[origin] = max(self._epochs_read.get(origin, 0), reached)
 
     def named(self, name: str) -> Attachment | None:

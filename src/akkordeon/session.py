@@ -174,7 +174,7 @@ class Session:
         placed: list[Attachment] = []
         try:
             for sentinel in sentinels:
-                placed.append(self._place(self._roster.going_on(sentinel)))
+                placed.append(self._place(self._roster.going_on(sentinel, self.seed)))
         except BaseException:
             for attachment in placed:
                 self._withdraw(attachment)
@@ -197,7 +197,8 @@ class Session:
             self._withdraw(attachment)
             raise
         if self._recorder is not None:
-            self._recorder.attached(attachment.address, attachment.name, sentinel)
+            before = self._roster.epochs_before(sentinel.batches)
+            self._recorder.attached(attachment.address, attachment.name, sentinel, before)
         return attachment
 
     def _withdraw(self, attachment: Attachment) -> None:

@@ -10,11 +10,11 @@ from typing import Any
 from torch.utils.data import DataLoader, IterableDataset
 
 from akkordeon.data import Batches, private_loader
-from akkordeon.dealing import Deal, FirstIndices, order_of, reordered
+from akkordeon.dealing import Deal, FirstIndices, advanced, order_of, reordered
 from akkordeon.errors import DataError
 from akkordeon.payload import map_tensors, samples
 
-__all__ = ["dealt", "samples_of", "taken"]
+__all__ = ["after", "dealt", "samples_of", "taken"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +91,21 @@ def dealt(source: Any, n: int, seed: int = 0) -> list[Any]:
     private = private_loader(source, seed)
     deal = Deal(order_of(private))
     return [reordered(private, deal.part(i, n), seed=i) for i in range(n)]
+
+
+def after(source: Any, epochs: int, seed: int = 0) -> Any:
+    """``Batches`` or a ``DataLoader``, to be read on after so many epochs.
+
+    Args:
+        source: one of these; anything else stays as it is.
+        epochs: that were read before.
+        seed: of a ``DataLoader`` that brings no generator.
+    """
+    if isinstance(source, Batches) and epochs:
+        return source.from_epoch(source.first_epoch + epochs)
+    if isinstance(source, DataLoader) and epochs:
+        return advanced(private_loader(source, seed), epochs)
+    return source
 
 
 def _deals(loader: DataLoader[Any]) -> bool:
