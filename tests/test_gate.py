@@ -826,3 +826,16 @@ def test_a_forgotten_batch_leaves_no_statistics_where_nothing_has_come_after_it(
     was = bits(gate.module)
     do(gate, Forget("s", 2), Forget("s", 2))
     assert same_bits(gate.module, was)
+
+
+def test_a_last_gate_that_lets_no_gradient_through_is_refused():
+    """The loss was differentiated by the output as it came, and no gate ever learned, without a word."""
+
+    class Detaches(nn.Linear):
+        def forward(self, x):
+            return super().forward(x).detach()
+
+    last = gate_alone(Detaches(6, 4), place={"next": None})
+    assert "does it detach its result" in refusal(last, forward(0, x_of())).reason
+    between = gate_alone(Detaches(6, 4))
+    assert not sends(do(between, forward(0, x_of())), Refused)

@@ -28,6 +28,13 @@ from akkordeon.staleness import Rule, Stash
 __all__ = ["Gate", "GateActor"]
 
 
+DETACHED = (
+    "no gradient can come back through the output of its module; does it detach its result, work under "
+    "no_grad, or give whole numbers?"
+)
+"""Where PyTorch says that a loss does not require grad."""
+
+
 @dataclass(frozen=True)
 class Gate:
     """The recipe of a gate.
@@ -113,6 +120,7 @@ class GateActor(Stage):
         self._learner = Learner(self.weights, gate.optimizer, gate.staleness, gate.clip_norm, self.label)
         self._last_shape: torch.Size | None = None
         self._derive = gradients
+        self._ends_a_row = place.next is None and place.previous is not None
         self._habits = Habits()
         self._last: _LastForward | None = None
         self.use = self._habits.use
@@ -150,6 +158,10 @@ class GateActor(Stage):
             came_so = not all_finite(tensors(message.payload))
             why = "its input is not finite" if came_so else "its output is not finite, though its input is"
             yield self._refuse(batch, Fault.NOT_FINITE, why)
+            return
+        if self._ends_a_row and not any(tensor.requires_grad for tensor in tensors(y)):
+            self.buffers.roll_back()
+            yield self._refuse(batch, Fault.FORM, DETACHED)
             return
         self.stash[batch] = stashed = self._stashed(x, y)
         if self._seeded:
