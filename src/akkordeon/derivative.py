@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["accumulated", "gradients", "runs_backward_inside"]
+__all__ = ["accumulated", "gradients", "graph_behind"]
 
 
 def gradients(
@@ -55,16 +55,13 @@ def accumulated(
             leaf.grad = None
 
 
-def runs_backward_inside(outputs: Sequence[Tensor]) -> bool:
-    """Whether these come out of ``torch.utils.checkpoint(…, use_reentrant=True)``; walks the whole graph."""
+def graph_behind(outputs: Sequence[Tensor]) -> Iterator[Any]:
+    """Every node of the graph that these came out of, once."""
     waiting: list[Any] = [output.grad_fn for output in outputs]
     seen: set[Any] = {None}
     while waiting:
         node = waiting.pop()
-        if node in seen:
-            continue
-        if node.name() == "CheckpointFunctionBackward":
-            return True
-        seen.add(node)
-        waiting.extend(next_node for next_node, _ in node.next_functions)
-    return False
+        if node not in seen:
+            yield node
+            seen.add(node)
+            waiting.extend(next_node for next_node, _ in node.next_functions)

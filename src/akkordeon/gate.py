@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from akkordeon.actor import Effect, Send
-from akkordeon.derivative import accumulated, gradients, runs_backward_inside
+from akkordeon.derivative import accumulated, gradients, graph_behind
 from akkordeon.errors import RecipeError
 from akkordeon.generator import Habits
 from akkordeon.learner import Learner, OptimizerFactory
@@ -68,6 +68,7 @@ class Gate:
         if any(isinstance(p, UninitializedParameter) for p in self.module.parameters()):
             raise RecipeError("a gate's module has lazy parameters; send one batch through it first")
         _refuse_torchscript(self.module)
+        _refuse_late_hooks(self.module)
         if self.optimizer is not None and not callable(self.optimizer):
             raise RecipeError(
                 "a gate's optimizer is a function from parameters to an optimizer, as in "
@@ -92,6 +93,15 @@ class _LastForward:
         return now.keys() == self.left.keys() and all(
             now[name] is thing for name, thing in self.left.items() if isinstance(thing, Tensor)
         )
+
+
+def _refuse_late_hooks(module: nn.Module) -> None:
+    for name, parameter in module.named_parameters():
+        if parameter._post_accumulate_grad_hooks:
+            raise RecipeError(
+                f"the parameter {name!r} has a hook for after its gradient is accumulated, and a gate "
+                "accumulates none; use register_hook"
+            )
 
 
 def _refuse_torchscript(module: nn.Module) -> None:
@@ -192,11 +202,27 @@ class GateActor(Stage):
             x, y = self._through(payload)
         if type(payload) is not Tensor or payload.shape != self._last_shape:
             if payload not in self._accepted:
+                self._look_at_graph_of(y)
                 self._accepted.add(payload)
-                if runs_backward_inside(list(tensors(y))):
-                    self._derive = accumulated
             self._last_shape = payload.shape if isinstance(payload, Tensor) else None
         return x, y
+
+    def _look_at_graph_of(self, y: Payload) -> None:
+        """Find out what is special about the module from its first graph of a form.
+
+        Raises:
+            RecipeError: it computes with parameters that it keeps where a gate cannot exchange them.
+        """
+        masters = {id(master): i for i, master in enumerate(self.weights.masters)}
+        for node in graph_behind(list(tensors(y))):
+            if node.name() == "CheckpointFunctionBackward":  # a reentrant one
+                self._derive = accumulated
+            place = masters.get(id(getattr(node, "variable", None)))
+            if place is not None:
+                raise RecipeError(
+                    f"it reaches its parameter {self.weights.names[place]!r} past its attribute, as by a "
+                    "functools.partial, where it would never learn; have the forward read the attribute"
+                )
 
     def _through(self, payload: Payload) -> tuple[Payload, Payload]:
         with torch.enable_grad():
