@@ -17,6 +17,7 @@ from akkordeon.messages import (
     Cut,
     CutId,
     Dropped,
+    Evaluate,
     Export,
     Exported,
     Fault,
@@ -229,6 +230,20 @@ def test_a_cut_pins_the_master_weights():
     do(actor, push(0, torch.ones(1, 2)))
     (exported,) = sends(do(actor, Export(cut)), Exported)
     assert torch.equal(exported.state["weight"], before)
+
+
+def test_evaluating_a_module_that_writes_to_its_weights_leaves_those_of_all_others_alone():
+    """An embedding with max_norm scales the rows it looks up, in evaluation mode as well."""
+    actor = shard(nn.Embedding(4, 3, max_norm=0.1))
+    lent = fetched(actor).payload[0]
+    before, cut = lent.clone(), CutId("v", 0)
+    do(actor, Cut(cut))
+    outputs = [
+        sends(do(actor, Evaluate(Batch("v", i), torch.tensor([0, 1]), cut)), Evaluate)[0].payload
+        for i in range(2)
+    ]
+    assert torch.equal(lent, before)
+    assert all(output.norm(dim=1).max() < 0.11 for output in outputs)
 
 
 def test_it_leaves_the_master_weights_as_its_last_words():
