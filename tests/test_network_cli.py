@@ -11,9 +11,13 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from akkordeon.errors import ClusterError
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install '.[ray]'")
 
@@ -138,12 +142,17 @@ def test_sentinels_train_and_validate_a_network_that_outlives_them(terminals, tm
         "network", "start", "recipe/mine.py:network", "--listen", at, "--name", "digits-net"
     ).end()
     assert re.search(r"export RAY_AUTH_TOKEN=\w{64}\n", start)
+    assert "Ray listens on all interfaces of this machine" in start
 
     killed = terminals("sentinel", "train", *feed, "--epochs", "100000", "--name", "killed")
+    ended = terminals("sentinel", "train", *feed, "--epochs", "100000", "--name", "ended")
     validator = terminals("sentinel", "validate", *feed, "--every", "1", "--name", "vdp")
     trainer = terminals("sentinel", "train", *feed, "--take", "1000", "--epochs", "12", "--name", "tdp")
     killed.until("epoch +1 ")
     killed.process.send_signal(signal.SIGKILL)
+    ended.until("epoch +1 ")
+    ended.process.send_signal(signal.SIGTERM)
+    assert re.search(r"ended: ([\d,]+) batches sent, \1 trained, .*\nended by SIGTERM\n", ended.end(143))
     assert re.search(r"tdp: ([\d,]+) batches sent, \1 trained, 0 refused, 0 lost", trainer.end())
     validator.until(r"accuracy (0\.9[5-9]|1\.)")
 
@@ -183,6 +192,47 @@ def test_sentinels_train_and_validate_a_network_that_outlives_them(terminals, tm
     )
     ray.get(neighbour.pulse.remote(), timeout=10)  # another cluster of this machine
     says(terminals("status", at), f"nothing answers at {at}")
+
+
+def test_of_two_who_start_ray_at_one_address_the_second_finds_that_of_the_first(monkeypatch, tmp_path):
+    """Both failed: each saw the port of the other before anything answered there."""
+    from akkordeon.engines.ray import nodes
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    at = f"127.0.0.1:{free_port()}"
+    starting, both_asked = threading.Event(), threading.Event()
+    running: list[str] = []
+
+    def started(address, dashboard):
+        starting.set()
+        both_asked.wait(10)
+        running.append(address)
+        return True
+
+    monkeypatch.setattr(nodes, "_started", started)
+    monkeypatch.setattr(nodes, "_listens", lambda address: address in running)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(nodes.start_head, at)
+        assert starting.wait(10)
+        second = pool.submit(nodes.start_head, at)
+        assert not wait([second], 0.2).done
+        both_asked.set()
+        assert (first.result(10), second.result(10)) == (True, False)
+
+
+def test_a_machine_outside_the_cluster_is_told_to_join_at_once(monkeypatch):
+    """Ray looks for a minute, and does not say for what."""
+    import psutil
+
+    from akkordeon.engines.ray.cluster import _check_member
+
+    raylet = SimpleNamespace(info={"cmdline": ["/ray/raylet/raylet", "--gcs-address=10.0.0.7:25520"]})
+    monkeypatch.setattr(psutil, "process_iter", lambda attributes: [raylet])
+    _check_member("10.0.0.7:25520")
+    with pytest.raises(
+        ClusterError, match=r"no part of the cluster at 10.0.0.7:1234: run `akkordeon join 10"
+    ):
+        _check_member("10.0.0.7:1234")
 
 
 def test_a_port_that_is_taken_is_told_of_at_once(terminals):

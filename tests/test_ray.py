@@ -485,6 +485,25 @@ def test_parts_of_a_position_are_in_several_hosts_and_validators_see_all_of_them
         assert len({warm.whereabouts()[shard] for shard in ("shard/1", "shard/1.1", "shard/1.2")}) == 2
 
 
+def test_modules_that_this_process_finds_are_found_by_hosts(monkeypatch, tmp_path):
+    """Hosts did not look into the folders of sys.path that the user had added."""
+    (tmp_path / "found_by_path.py").write_text("from torch import nn\nclass Doubled(nn.Linear): ...\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import found_by_path
+
+    with ak.run(row(found_by_path.Doubled(6, 3)), engine=ak.Ray()) as session:
+        assert session.predict(torch.randn(4, 6), timeout=60).shape == (4, 3)
+
+
+def test_a_module_that_hosts_do_not_find_is_told_of_in_a_sentence(warm, monkeypatch, tmp_path):
+    (tmp_path / "known_here_alone.py").write_text("from torch import nn\nclass Own(nn.Linear): ...\n")
+    monkeypatch.syspath_prepend(str(tmp_path))  # the warm hosts are older
+    import known_here_alone
+
+    with pytest.raises(RecipeError, match=r"gate/0 cannot be made in another process: No module named 'kno"):
+        ak.run(row(known_here_alone.Own(6, 3)), engine=warm)
+
+
 def test_a_gate_that_cannot_travel_is_refused_by_name(warm):
     class Locked(nn.Module):
         def __init__(self):

@@ -88,6 +88,11 @@ def start(
     leave: Callable[[], None] = lambda: None  # noqa: E731
     try:
         if began:
+            if nodes.is_loopback(listen):
+                typer.echo(
+                    "Ray listens on all interfaces of this machine, not on this address alone: "
+                    "the token keeps others out, and a firewall should"
+                )
             typer.echo(f"Ray runs; other machines join with: akkordeon join {listen}")
         leave = join_cluster(listen)
         networks.wait_for_machines(machines)
@@ -101,12 +106,21 @@ def start(
             description=described(Plan(task="mnist" if recipe == "mlp" else recipe, seed=seed)),
         )
     except BaseException:
+        alone = began and _is_unused(networks)
         leave()
-        if began:
+        if alone:
             nodes.end_head(listen)
         raise
     leave()
     typer.echo(f"{name!r} runs with {len(made.gates)} gates; to reach it: --network {listen}/{name}")
+
+
+def _is_unused(networks: Any) -> bool:
+    """Whether the cluster has no network, of somebody who started one at the same time."""
+    try:
+        return not networks.names()
+    except Exception:  # of Ray's, or because this process has not joined
+        return True
 
 
 @network.command("save")
@@ -284,7 +298,7 @@ def train(
     task = load_task(data, data_dir)
     batches = task.train_batches(batch_size, seed)
     recipe = partial(Sentinel.train, batches if take is None else taken(batches, take), task.loss)
-    ended = _attach(
+    ended, number = _attach(
         target,
         recipe(in_flight=in_flight, epochs=epochs or task.epochs, scores=task.scores, name=name),
     )
@@ -292,6 +306,7 @@ def train(
     typer.echo(
         f"{ended.name}: {sent:,} batches sent, {trained:,} trained, {refused:,} refused, {lost:,} lost"
     )
+    _exit_if_terminated(number)
 
 
 @sentinel.command("validate")
@@ -312,25 +327,39 @@ def validate(
     _probed(target)
     task = load_task(data, data_dir)
     batches = task.validate if take is None else taken(as_batches(task.validate, 1024), take)
-    _attach(target, Sentinel.validate(batches, task.loss, scores=task.scores, every_s=every, name=name))
+    _, number = _attach(
+        target, Sentinel.validate(batches, task.loss, scores=task.scores, every_s=every, name=name)
+    )
+    _exit_if_terminated(number)
 
 
-def _attach(target: str, recipe: Any) -> Any:
-    """Attach a sentinel and follow it to its end; Ctrl-C has it end, twice at once."""
+def _exit_if_terminated(number: int | None) -> None:
+    """Ctrl-C is how a sentinel is ended; who sends another signal is told that it was obeyed."""
+    if number is not None and number != signal.SIGINT:
+        typer.echo(f"ended by {signal.Signals(number).name}")
+        raise typer.Exit(128 + number)
+
+
+def _attach(target: str, recipe: Any) -> tuple[Any, int | None]:
+    """Attach a sentinel and follow it to its end; Ctrl-C or SIGTERM has it end, twice at once.
+
+    What a sentinel came to when SIGTERM ended it is told on its way out.
+    """
     from akkordeon.joining import connect
     from akkordeon.watch.following import Interrupts
     from akkordeon.watch.lines import Lines
 
     echo: Callable[[str], None] = typer.echo
     view = Lines(echo, partial(typer.echo, err=True))
-    with Interrupts() as interrupts, view, connect(target) as session:
+    with view, connect(target) as session, Interrupts() as interrupts:  # Ray takes SIGTERM when it begins
         session.subscribe(view.tell)
         attachment = session.attach(recipe)
         typer.echo(f"{attachment.name!r} is attached to {target}; Ctrl-C ends it")
         answered = 0
         while True:
             try:
-                return attachment.wait(POLL_S)
+                attachment.wait(POLL_S)
+                return attachment, interrupts.first
             except WaitTimeoutError:
                 if answered < interrupts.count:
                     answered = interrupts.count

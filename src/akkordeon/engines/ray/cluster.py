@@ -76,6 +76,7 @@ def join(address: str | None) -> Callable[[], None]:
         return lambda: None
     if address is not None:
         probe(address)
+        _check_member(address)
     with _token_mode():
         try:
             ray.init(
@@ -103,6 +104,23 @@ def _check_same(ray: ModuleType, address: str | None) -> None:
             f"this process is connected to the Ray cluster at {here} already; "
             f"end that (ray.shutdown()) before it joins {address}"
         )
+
+
+def _check_member(address: str) -> None:
+    """Refuse at once where Ray would look for a minute for a process of its own that is of this cluster."""
+    import psutil  # comes with Ray
+
+    _, port = parse_address(address)
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or [""]
+        if words[0].endswith("raylet") and any(
+            word.startswith("--gcs-address=") and word.endswith(f":{port}") for word in words
+        ):
+            return
+    raise ClusterError(
+        f"this machine is no part of the cluster at {address}: run `akkordeon join {address}` on it first, "
+        "in another terminal"
+    )
 
 
 def _why(error: Exception, address: str | None) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 import time
 import uuid
@@ -204,7 +206,7 @@ class Ray(Engine):
         seed = (self._seed + zlib.crc32(name.encode())) % 2**63
         # The gates of a replica mostly wait for each other: a second worker would take turns with the first.
         workers = self.workers or (1 if is_replica(name) else None)
-        return make.remote(seed, workers, self.wire_dtype)
+        return make.remote(seed, workers, self.wire_dtype, [os.path.abspath(folder) for folder in sys.path])
 
     def _options(self, name: str, needs: Mapping[str, float]) -> dict[str, Any]:
         """What Ray is to know of a host: what it needs, and where it may be."""
@@ -324,7 +326,7 @@ class Ray(Engine):
             raise ClusterError(f"no host took {moving} in within {READY_S:g} s") from error
         for outcome in outcomes:
             if outcome is not None:
-                raise unpack(outcome)
+                raise _as_told(unpack(outcome), moving)
 
     def _spawn_here(self, address: str, make: Callable[[], Actor]) -> None:
         """Make an actor in this process, which the others reach through the home."""
@@ -566,6 +568,18 @@ class Ray(Engine):
         with self._reported:
             self._moving = False
             self._reported.notify_all()
+
+
+def _as_told(error: BaseException, moving: str) -> BaseException:
+    """What a host raised when it made an actor; what is missing there is not missing here."""
+    if not isinstance(error, ModuleNotFoundError):
+        return error
+    told = RecipeError(
+        f"{moving} cannot be made in another process: {error}. What a gate or a sentinel imports must be "
+        "installed on every machine, or lie in a folder that is there under the same name"
+    )
+    told.__cause__ = error
+    return told
 
 
 def _ray_options(needs: Mapping[str, float]) -> dict[str, Any]:

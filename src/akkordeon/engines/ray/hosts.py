@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -54,10 +55,18 @@ class Host:
         seed: of torch's generator here.
         workers: of the dispatcher.
         wire_dtype: see :func:`akkordeon.engines.ray.wire.pack`.
+        folders: where the user's process finds modules; they are looked through last.
     """
 
-    def __init__(self, seed: int, workers: int | None = None, wire_dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        seed: int,
+        workers: int | None = None,
+        wire_dtype: torch.dtype | None = None,
+        folders: Iterable[str] = (),
+    ) -> None:
         tolerate_read_only()
+        sys.path.extend(folder for folder in folders if folder not in sys.path)
         self._wire_dtype = wire_dtype
         self._routes: Routes = {}
         self._homes: dict[str, Any] = {}
@@ -142,10 +151,16 @@ class Host:
 class Home(Host):
     """The host of a process's own sentinels, on its node; it gathers what the process is to hear of."""
 
-    def __init__(self, seed: int, workers: int | None = None, wire_dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        seed: int,
+        workers: int | None = None,
+        wire_dtype: torch.dtype | None = None,
+        folders: Iterable[str] = (),
+    ) -> None:
         self._outbox: deque[tuple[str | None, Parcel]] = deque()
         self._waiting = threading.Condition()
-        super().__init__(seed, workers, wire_dtype)
+        super().__init__(seed, workers, wire_dtype, folders)
 
     @ray.method(num_returns=0)
     def report(self, parcel: Parcel) -> None:

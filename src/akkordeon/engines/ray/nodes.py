@@ -14,6 +14,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from akkordeon.engines.ray.cluster import (
@@ -26,7 +28,7 @@ from akkordeon.engines.ray.cluster import (
 )
 from akkordeon.errors import ClusterError
 
-__all__ = ["check_listen", "end_head", "ensure_token", "is_ours", "member", "start_head"]
+__all__ = ["check_listen", "end_head", "ensure_token", "is_loopback", "is_ours", "member", "start_head"]
 
 START_S = 60.0
 """How long a head may take to answer."""
@@ -63,6 +65,11 @@ def check_listen(address: str) -> bool:
     Raises:
         ClusterError: the port is taken, or the address is not of this machine, or the token is wrong.
     """
+    with _alone(address):
+        return _listens(address)
+
+
+def _listens(address: str) -> bool:
     host, port = parse_address(address)
     if _answers(host, port):
         _check_is_cluster(address)
@@ -81,8 +88,11 @@ def start_head(address: str, dashboard: bool = False) -> bool:
         ClusterError: the port is taken, or the address is not of this machine, or Ray does not start.
     """
     require_ray()
-    if check_listen(address):
-        return False
+    with _alone(address):
+        return False if _listens(address) else _started(address, dashboard)
+
+
+def _started(address: str, dashboard: bool) -> bool:
     host, port = parse_address(address)
     log = _note(address).with_suffix(".log")
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -110,6 +120,27 @@ def start_head(address: str, dashboard: bool = False) -> bool:
         end_head(address)
         raise
     return True
+
+
+@contextmanager
+def _alone(address: str) -> Iterator[None]:
+    """Have others of this machine who would start a head there wait until it answers."""
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    lock = _note(address).with_suffix(".lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # ends with the process
+        yield
+
+
+def is_loopback(address: str) -> bool:
+    """Whether an address is one that other machines could not reach."""
+    host, _ = parse_address(address)
+    return host == "localhost" or host.startswith("127.")
 
 
 def member(address: str, resources: str | None = None) -> subprocess.Popen[bytes]:
