@@ -86,6 +86,7 @@ def start(
         typer.echo(f"  export RAY_AUTH_TOKEN={token}")
     began = nodes.start_head(listen, dashboard)
     leave: Callable[[], None] = lambda: None  # noqa: E731
+    joined = False
     try:
         if began:
             if nodes.is_loopback(listen):
@@ -95,6 +96,7 @@ def start(
                 )
             typer.echo(f"Ray runs; other machines join with: akkordeon join {listen}")
         leave = join_cluster(listen)
+        joined = True
         networks.wait_for_machines(machines)
         networks.found(
             name,
@@ -106,7 +108,7 @@ def start(
             description=described(Plan(task="mnist" if recipe == "mlp" else recipe, seed=seed)),
         )
     except BaseException:
-        alone = began and _is_unused(networks)
+        alone = began and (not joined or _is_unused(networks))
         leave()
         if alone:
             nodes.end_head(listen)
@@ -119,7 +121,7 @@ def _is_unused(networks: Any) -> bool:
     """Whether the cluster has no network, of somebody who started one at the same time."""
     try:
         return not networks.names()
-    except Exception:  # of Ray's, or because this process has not joined
+    except Exception:  # of Ray's
         return True
 
 

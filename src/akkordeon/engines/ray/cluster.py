@@ -21,6 +21,7 @@ __all__ = [
     "NAMESPACE",
     "SYSTEM_CONFIG",
     "Vitals",
+    "is_member",
     "join",
     "own_address",
     "parse_address",
@@ -106,8 +107,8 @@ def _check_same(ray: ModuleType, address: str | None) -> None:
         )
 
 
-def _check_member(address: str) -> None:
-    """Refuse at once where Ray would look for a minute for a process of its own that is of this cluster."""
+def is_member(address: str) -> bool:
+    """Whether a process of Ray's on this machine is part of the cluster there."""
     import psutil  # comes with Ray
 
     _, port = parse_address(address)
@@ -116,7 +117,14 @@ def _check_member(address: str) -> None:
         if words[0].endswith("raylet") and any(
             word.startswith("--gcs-address=") and word.endswith(f":{port}") for word in words
         ):
-            return
+            return True
+    return False
+
+
+def _check_member(address: str) -> None:
+    """Refuse at once where Ray would look for a minute for such a process."""
+    if is_member(address):
+        return
     raise ClusterError(
         f"this machine is no part of the cluster at {address}: run `akkordeon join {address}` on it first, "
         "in another terminal"

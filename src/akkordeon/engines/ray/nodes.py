@@ -20,6 +20,7 @@ from pathlib import Path
 
 from akkordeon.engines.ray.cluster import (
     SYSTEM_CONFIG,
+    is_member,
     own_address,
     parse_address,
     probe,
@@ -110,7 +111,7 @@ def _started(address: str, dashboard: bool) -> bool:
     _note(address).write_text(json.dumps({"pid": process.pid, "began": _began(process.pid)}))
     deadline_s = time.monotonic() + START_S
     try:
-        while not _answers(host, port):
+        while not (_answers(host, port) and is_member(address)):
             if process.poll() is not None or time.monotonic() > deadline_s:
                 last = " ".join(log.read_text().split())[-300:]
                 raise ClusterError(f"Ray did not start at {address}; its log {log} ends: {last}")
