@@ -574,6 +574,7 @@ def test_a_full_disk_does_not_end_the_training_and_is_told_once_and_at_the_end(m
     assert outcome["sentinels"]["train"]["rounds"] == 50
     assert done.stderr.count("the report has failed and is left out from now on") == 1
     assert "report.jsonl cannot be written" in done.stderr
+    assert "kept in" not in done.stdout
     assert "Traceback" not in done.stderr
     akkordeon("test", tmp_path / "out", "--trust")  # its weights were small enough
 

@@ -185,7 +185,7 @@ def test_weights_are_written_as_they_come_and_at_most_once_a_second(saving):
     saver.look(saving.session)
     assert saving.disk.saved[2:] == [("weights.safetensors", "last 3")]
     saver.finish()
-    assert saving.disk.saved[3:] == [("best.safetensors", "best"), ("weights.safetensors", "last")]
+    assert saving.disk.saved[3:] == [("weights.safetensors", "last"), ("best.safetensors", "best")]
 
 
 def test_a_full_disk_is_told_once_and_tried_again(saving):

@@ -173,7 +173,7 @@ def _carry_out(plan: Any, out: Path | None, record: Path | None, json: bool) -> 
     _say(f"\n{_in_words(outcome.summary)}")
     if outcome.best is not None:
         _say(_best_in_words(outcome.best, plan.keep_best or "loss"))
-    if out is not None:
+    if outcome.kept:
         _say(f"kept in {out}")
     if json:
         _say(as_json(outcome.summary))

@@ -124,12 +124,14 @@ class Outcome:
         best: the best round of validation, where the best was to be kept.
         signal: that ended it, if one did.
         complaints: what went wrong, in sentences.
+        kept: whether all that was to be kept is.
     """
 
     summary: Mapping[str, Any]
     best: RoundDone | None
     signal: int | None
     complaints: Sequence[str]
+    kept: bool
 
 
 # ── from a plan to recipes ───────────────────────────────────────────────────────────────────────────
@@ -241,9 +243,12 @@ def train(
             seconds, complaints = _followed(session, sentinels, views, interrupts)
         told = summary(session, seconds)
         complaints += ending.complaints(session)
+        unkept: list[str] = []
         if keeper is not None:
-            complaints += keeper.finish(told)
-    return Outcome(told, ending.best, interrupts.first, complaints)
+            unkept = keeper.finish(told)
+            complaints += unkept
+    kept_all = keeper is not None and not unkept
+    return Outcome(told, ending.best, interrupts.first, complaints, kept_all)
 
 
 def _followed(

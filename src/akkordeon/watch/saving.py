@@ -98,10 +98,12 @@ class Saver:
         Raises:
             AkkordeonError: they cannot be had or written; what was written so far is there still.
         """
-        best = self._session.best_states()
-        if best is not None:
-            self._folder.save(BEST, self._session.network.module(best))
-        self._folder.save(WEIGHTS, self._session.module())
+        try:
+            self._folder.save(WEIGHTS, self._session.module())
+        finally:
+            best = self._session.best_states()
+            if best is not None:
+                self._folder.save(BEST, self._session.network.module(best))
 
     def _ask(self) -> None:
         self._came_s = self._now_s()
