@@ -154,3 +154,81 @@ def test_a_module_without_parameters_has_versions_too():
     weights = Weights(nn.ReLU())
     update(weights)
     assert weights.now == weights.pin() == ()
+
+
+def test_a_forward_that_writes_to_its_weights_leaves_a_pinned_cut_alone():
+    module = nn.Embedding(4, 2, max_norm=0.1)
+    weights = Weights(module)
+    for _ in range(2):
+        pinned = weights.pin()
+        was = [weight.detach().clone() for weight in pinned]
+        weights.begin_forward()
+        module(torch.arange(4))
+        weights.end_forward()
+        assert equal(pinned, was)
+        assert torch.equal(weights.masters[0], module.weight)
+        weights.masters[0].data.mul_(100)
+        weights.publish()
+
+
+def test_a_forward_that_is_undone_has_written_nothing():
+    module = nn.Embedding(4, 2, max_norm=0.1)
+    weights, was = Weights(module), bits(module)
+    before = weights.now
+    weights.begin_forward()
+    module(torch.arange(4))
+    weights.undo_forward()
+    assert weights.now is before
+    assert torch.equal(module.weight, was["weight"])
+    assert torch.equal(weights.masters[0], was["weight"])
+
+
+def test_a_parameter_put_in_place_of_another_is_taken_in_and_not_learned_any_more():
+    module = nn.Linear(2, 1, bias=False)
+    weights = Weights(module)
+    weights.begin_forward()
+    module.weight = nn.Parameter(torch.full((1, 2), 7.0))
+    weights.end_forward()
+    assert weights.masters[0].tolist() == [[7.0, 7.0]]
+    assert module.weight is weights.now[0]
+    assert weights.trainable == []
+
+
+def test_weights_that_share_memory_share_it_after_an_update():
+    one, other = nn.Linear(2, 1, bias=False), nn.Linear(2, 1, bias=False)
+    other.weight.data = one.weight.data
+    weights = Weights(nn.Sequential(one, other))
+    weights.prepare_update([None, None])
+    weights.masters[0].data.fill_(5.0)
+    weights.publish()
+    assert other.weight.tolist() == [[5.0, 5.0]]
+
+
+def test_a_list_of_its_own_parameters_follows_the_versions():
+    module = nn.Linear(2, 1)
+    module.own = [module.weight]
+    weights = Weights(module)
+    assert module.own[0] is weights.now[0]
+    update(weights)
+    assert module.own[0] is weights.now[0]
+
+
+def test_an_evaluation_that_writes_to_weights_is_forgotten():
+    module = nn.Embedding(4, 2, max_norm=0.1)
+    weights, was = Weights(module), bits(module)
+    for _ in range(2):
+        with torch.no_grad(), weights.evaluated_on(weights.now):
+            module(torch.arange(4))
+        assert torch.equal(module.weight, was["weight"])
+
+
+def test_weights_pass_for_parameters_with_attributes_and_hooks():
+    module = nn.Linear(2, 1, bias=False)
+    module.weight.mark = "x"
+    module.weight.register_hook(lambda gradient: gradient * 0)
+    weights = Weights(module)
+    update(weights)
+    assert isinstance(module.weight, nn.Parameter)
+    assert module.weight.mark == "x"
+    (gradient,) = torch.autograd.grad(module(torch.ones(1, 2)).sum(), [weights.now[0]])
+    assert not gradient.any()

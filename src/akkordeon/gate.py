@@ -156,15 +156,19 @@ class GateActor(Stage):
             )
             return
         self._begin(batch)
+        self.weights.begin_forward()
         try:
             x, y = self._run(batch, message.payload)
+            is_finite = all_finite(tensors(y))
+            if is_finite:
+                self.weights.end_forward()
         except Exception as error:
-            self.buffers.roll_back()
+            self._undo_forward()
             reason = self._cannot("work on", message.payload, error)
             yield self._refuse(batch, self._fault_of(message.payload), reason, error)
             return
-        if not all_finite(tensors(y)):
-            self.buffers.roll_back()
+        if not is_finite:
+            self._undo_forward()
             came_so = not all_finite(tensors(message.payload))
             why = "its input is not finite" if came_so else "its output is not finite, though its input is"
             yield self._refuse(batch, Fault.NOT_FINITE, why)
@@ -182,6 +186,10 @@ class GateActor(Stage):
 
     def _stashed(self, x: Payload, y: Payload) -> Stashed:
         return Stashed(x, y, self.weights.now, self.version)
+
+    def _undo_forward(self) -> None:
+        self.buffers.roll_back()
+        self.weights.undo_forward()
 
     def _begin(self, batch: Batch) -> None:
         """Give the batch its masks, and the module buffers that it may write to."""

@@ -30,6 +30,7 @@ __all__ = [
     "as_tensors",
     "copied",
     "evaluating",
+    "in_fresh_memory",
     "overlapping",
     "tensors_of",
     "write",
@@ -79,13 +80,18 @@ def _copied_parameters(parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]
     """Copies that share memory where the originals do."""
     twins = [copy.deepcopy(parameter) for parameter in parameters]
     for group in overlapping(parameters):
-        storage = parameters[group[0]].untyped_storage().clone()  # type: ignore[no-untyped-call]
-        for i in group:
-            original = parameters[i].detach()
-            twins[i].data = original.new_empty(0).set_(
-                storage, original.storage_offset(), original.size(), original.stride()
-            )
+        for i, fresh in zip(group, in_fresh_memory([parameters[i].data for i in group]), strict=True):
+            twins[i].data = fresh
     return twins
+
+
+def in_fresh_memory(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Copies of tensors that share one memory, which share one alike."""
+    storage = tensors[0].untyped_storage().clone()  # type: ignore[no-untyped-call]
+    return [
+        tensor.new_empty(0).set_(storage, tensor.storage_offset(), tensor.size(), tensor.stride())
+        for tensor in tensors
+    ]
 
 
 def overlapping(tensors: Sequence[Tensor]) -> list[list[int]]:

@@ -87,20 +87,6 @@ def _ready(module: nn.Module) -> nn.Module:
     return module
 
 
-def _may_write_in_evaluation(module: nn.Module) -> bool:
-    """Whether a part may write to weights in evaluation mode, as merged adapters and ``max_norm`` do."""
-    return any(
-        type(part).train is not nn.Module.train
-        or type(part).eval is not nn.Module.eval
-        or getattr(part, "max_norm", None) is not None
-        for part in module.modules()
-    )
-
-
-def _copies_of(weights: Snapshot) -> Snapshot:
-    return tuple(weight.detach().clone().requires_grad_(weight.requires_grad) for weight in weights)
-
-
 class _OutputError(ProtocolError):
     """A module gave something that cannot travel."""
 
@@ -164,7 +150,6 @@ class Stage(Actor):
         self.refusals: Counter[Fault] = Counter()
         self._door = Door(needs_gradient=place.previous is not None)
         # Whether no evaluation writes to the weights; None until one has shown it.
-        self._evaluates_cleanly = False if _may_write_in_evaluation(self.module) else None
         self._evaluation_door = Door(needs_gradient=False)  # a module may work in place there alone
         self._accepted = Forms()  # of payloads that the module has worked on
         self._forgotten: OrderedDict[tuple[str, int | None], None] = OrderedDict()
@@ -253,22 +238,17 @@ class Stage(Actor):
 
     def _run_pinned(self, pin: _Pin, batch: Batch, payload: Payload) -> Payload:
         training = self.buffers.now
-        weights = pin.weights if self._evaluates_cleanly else _copies_of(pin.weights)
-        self.weights.install(weights)
         self.buffers.install_copies(pin.buffers)  # it may write to them
         for module, key in self._keys(batch):
             module.reseed(key)
         try:
-            with torch.no_grad(), evaluating(self.module):
+            with torch.no_grad(), self.weights.evaluated_on(pin.weights), evaluating(self.module):
                 _, given = self._evaluation_door.open(self._here(payload))
                 y = self._called(given)
                 self._evaluation_door.close()
                 return output_of(y, Tensor.detach)
         finally:
             self.buffers.install(training)
-            self.weights.install(self.weights.now)
-            if self._evaluates_cleanly is None:
-                self._evaluates_cleanly = all(map(torch.equal, weights, pin.weights))
 
     def _called(self, given: Payload) -> Any:
         """What the module gives for this, under the autocast of whoever staged the network."""
