@@ -676,6 +676,17 @@ def test_an_interrupt_while_a_gate_works_ends_waiting_and_costs_no_weights(name)
 # ── the process around ───────────────────────────────────────────────────────────────────────────────
 
 
+def test_an_engine_that_is_never_stopped_keeps_no_other_from_putting_back_what_it_found():
+    forgotten = Stage(ak.Simulator())
+    torch.set_num_threads(2)
+    random_before = torch.get_rng_state()
+    stage = Stage(ak.Threads(2))
+    stage.engine.stop()
+    assert torch.get_num_threads() == 2
+    assert torch.equal(torch.get_rng_state(), random_before)
+    forgotten.engine.stop()
+
+
 def test_of_engines_that_overlap_the_last_leaves_the_process_as_the_first_found_it(engine_name):
     """Each put back what it had found: the second had found what the first had made of it."""
     torch.set_num_threads(2)

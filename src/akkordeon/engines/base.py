@@ -121,28 +121,28 @@ class Engine(ABC):
 class ProcessState:
     """What an engine may change in the user's process, and puts back.
 
-    A process has one number of intra-op threads and one generator for each device, so engines that run at
-    the same time share what is put back: it is as it was before the first of them, once the last has ended.
+    A process has one number of intra-op threads and one generator for each device. Of engines that run at
+    the same time the latest puts back what it found; one that ends before a later one leaves that to it. So
+    in the end all is as the first found it, and an engine that is never stopped keeps no other from it.
     """
 
     _lock: ClassVar[threading.Lock] = threading.Lock()
-    _holders: ClassVar[int] = 0
-    _before: ClassVar[Callable[[], None]]
+    _at_work: ClassVar[list[ProcessState]] = []
 
     def __init__(self) -> None:
-        cls = ProcessState
-        with cls._lock:
-            if not cls._holders:
-                cls._before = _restoring()
-            cls._holders += 1
+        with self._lock:
+            self._put_back = _restoring()
+            self._at_work.append(self)
 
     def restore(self) -> None:
         """Put back the number of intra-op threads and the state of the random generators."""
-        cls = ProcessState
-        with cls._lock:
-            cls._holders -= 1
-            if not cls._holders:
-                cls._before()
+        with self._lock:
+            place = self._at_work.index(self)
+            del self._at_work[place]
+            if place == len(self._at_work):
+                self._put_back()
+            else:
+                self._at_work[place]._put_back = self._put_back
 
 
 def _restoring() -> Callable[[], None]:
