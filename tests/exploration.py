@@ -227,9 +227,9 @@ def violations(world: World) -> list[str]:
         compute=Compute({"*": Cost(message_s=1)}, spread=InTurn(world.costs)),
         faults=world.faults,
     )
-    engine.recorder = witness
     with _patched(cells, "Mailbox", watched_mailbox(cells.Mailbox, witness)):
         session = ak.run(network, engine=engine)
+        engine.recorder = witness  # a session brings its own, or none; nothing has been handled yet
         try:
             found = _live(world, session, engine)
             if session._error is None:
