@@ -32,19 +32,6 @@ WAIT_S = 30.0
 BATCHES, HALF = 6, 3
 BY_NAME = {row.name: row for row in ROWS}
 
-WRONG: dict[str, str] = {}
-"""What is not right yet, and why."""
-
-
-def marked(names: Any) -> list[Any]:
-    """The names, those in ``WRONG`` expected to fail."""
-    return [
-        pytest.param(name, marks=pytest.mark.xfail(strict=True, reason=WRONG[name]))
-        if name in WRONG
-        else name
-        for name in names
-    ]
-
 
 def made(row: Row) -> list[nn.Module]:
     torch.manual_seed(1)
@@ -138,7 +125,7 @@ def assert_same(got: Any, expected: Any, what: str) -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("name", marked(BY_NAME))
+@pytest.mark.parametrize("name", BY_NAME)
 def test_a_module_trains_as_in_the_plain_loop_and_is_kept_whole(name, engine, tmp_path):
     row, batches = BY_NAME[name], data(name)
     expected, half_way, at_the_end = plain(name)
@@ -165,7 +152,7 @@ def test_a_module_trains_as_in_the_plain_loop_and_is_kept_whole(name, engine, tm
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("name", marked(DOWNPOUR))
+@pytest.mark.parametrize("name", DOWNPOUR)
 def test_one_waiting_replica_trains_a_module_as_in_the_plain_loop(name, engine):
     row = BY_NAME[name]
     network = ak.Network([ak.Gate(module, row.optimizer) for module in made(row)])
