@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import threading
 from collections import OrderedDict
 
 import pytest
@@ -175,3 +176,21 @@ def test_a_network_says_what_it_is_in_a_line():
     assert repr(small_network()) == ("<Network of 3 gates (Sequential, Sequential, Linear), 165 weights>")
     many = ak.Network([ak.Gate(nn.Linear(6, 6), name=f"g{i}") for i in range(40)])
     assert repr(many) == "<Network of 40 gates (g0, g1, g2, g3, g4, …, g39), 1,680 weights>"
+
+
+def test_a_module_that_cannot_be_copied_is_refused_with_its_gate_and_the_reason():
+    locked = nn.Linear(2, 2)
+    locked.lock = threading.Lock()
+    with pytest.raises(ak.errors.RecipeError, match=r"of gate 1 \(Linear\) cannot be copied: TypeError"):
+        ak.Network([ak.Gate(nn.Linear(2, 2)), ak.Gate(locked)])
+
+
+def test_lazy_buffers_are_refused_too():
+    with pytest.raises(ak.errors.RecipeError, match="lazy"):
+        ak.Gate(nn.LazyBatchNorm1d(affine=False))
+
+
+def test_statistics_of_one_layer_in_two_gates_are_refused():
+    norm = nn.BatchNorm1d(2, affine=False)
+    with pytest.raises(ak.errors.SharedParameterError, match="the statistics of '0' of gate 1"):
+        ak.Network([ak.Gate(nn.Sequential(norm)), ak.Gate(nn.Sequential(norm))])

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
+from torch.nn.parameter import is_lazy
 
 from akkordeon.actor import Effect, Send
 from akkordeon.derivative import accumulated, gradients, graph_behind
@@ -65,7 +65,7 @@ class Gate:
         """Refuse what could only fail later."""
         if not isinstance(self.module, nn.Module):
             raise RecipeError(f"a gate holds an nn.Module, got {type(self.module).__name__}")
-        if any(isinstance(p, UninitializedParameter) for p in self.module.parameters()):
+        if any(map(is_lazy, (*self.module.parameters(), *self.module.buffers()))):
             raise RecipeError("a gate's module has lazy parameters; send one batch through it first")
         _refuse_torchscript(self.module)
         _refuse_late_hooks(self.module)

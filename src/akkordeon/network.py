@@ -10,12 +10,14 @@ from functools import partial
 from typing import Protocol
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from akkordeon.actor import Actor
 from akkordeon.errors import RecipeError, SharedParameterError
 from akkordeon.gate import Gate, GateActor
 from akkordeon.learner import OptimizerFactory
-from akkordeon.module_state import copied, write
+from akkordeon.messages import explain
+from akkordeon.module_state import copied, tensors_of, write
 from akkordeon.sentinel import Evaluation, Sentinel, Training
 from akkordeon.stage import Place
 from akkordeon.staleness import Rule, Stash
@@ -107,6 +109,8 @@ class Network:
             raise RecipeError(f"max_in_flight is at least 1, got {self.max_in_flight}")
         if self.flat and not all(isinstance(gate.module, nn.Sequential) for gate in self.gates):
             raise RecipeError("a flat network has gates of nn.Sequential alone; leave flat=False")
+        for i, gate in enumerate(self.gates):
+            _refuse_uncopyable(i, gate)
         _refuse_shared(self.gates)
 
     def __repr__(self) -> str:
@@ -249,9 +253,30 @@ def _parts(module: nn.Sequential, gates: int) -> Iterator[list[tuple[str, nn.Mod
         yield list(itertools.islice(children, len(part)))
 
 
+def _refuse_uncopyable(i: int, gate: Gate) -> None:
+    """Refuse a module that no gate could have a copy of, or that could not be handed out again."""
+    try:
+        copied(gate.module, structure_only=True)
+    except Exception as error:  # whatever its own copying raises
+        raise RecipeError(
+            f"the module of gate {i} ({type(gate.module).__name__}) cannot be copied: {explain(error)}; keep "
+            "what cannot be copied out of its attributes"
+        ) from error
+    tensors_of(gate.module)
+
+
 def _refuse_shared(gates: Sequence[Gate]) -> None:
     owners: dict[int, tuple[int, str]] = {}
+    norms: dict[int, int] = {}
     for i, gate in enumerate(gates):
+        for name, part in gate.module.named_modules():
+            if isinstance(part, _NormBase) and part.track_running_stats:
+                j = norms.setdefault(id(part), i)
+                if j != i:
+                    raise SharedParameterError(
+                        f"the statistics of {name!r} of gate {i} are also those of gate {j}; copy the layer, "
+                        "or put both uses into one gate"
+                    )
         for name, parameter in gate.module.named_parameters():
             j, other = owners.setdefault(id(parameter), (i, name))
             if j != i:
