@@ -839,3 +839,10 @@ def test_a_last_gate_that_lets_no_gradient_through_is_refused():
     assert "does it detach its result" in refusal(last, forward(0, x_of())).reason
     between = gate_alone(Detaches(6, 4))
     assert not sends(do(between, forward(0, x_of())), Refused)
+
+
+def test_a_module_compiled_in_place_is_told_to_run_uncompiled():
+    module = nn.Sequential(nn.Linear(2, 2))
+    module[0].compile(backend="eager")
+    with pytest.warns(UserWarning, match=r"the part '0' of a gate's module was compiled in place"):
+        ak.Gate(module)

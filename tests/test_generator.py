@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import cProfile
+import sys
 import threading
 
 import pytest
@@ -13,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 import akkordeon as ak
 from akkordeon.engines.turns import Turns
-from akkordeon.generator import Use
+from akkordeon.generator import Habits, Use
 
 
 class Checkpointed(nn.Module):
@@ -112,3 +114,14 @@ def test_a_checkpoint_gives_its_masks_again_while_other_workers_draw():
         session.attach(ak.Sentinel.train(batches, F.cross_entropy, in_flight=4)).wait(WAIT_S)
     assert len(Watched.masks) == 300
     assert all(len(masks) == 2 and torch.equal(*masks) for masks in Watched.masks.values())
+
+
+def test_a_profiler_that_is_at_work_is_left_alone_and_the_backward_taken_to_rewind():
+    habits, profile = Habits(), cProfile.Profile()
+    profile.enable()
+    try:
+        assert habits.backward(lambda: 7) == 7
+        assert sys.getprofile() is profile
+    finally:
+        profile.disable()
+    assert habits.use is Use.REWINDS

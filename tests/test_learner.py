@@ -349,3 +349,23 @@ def test_it_warns_where_nobody_gives_that_scheduler_a_score(monkeypatch):
 def test_schedule_by_names_a_score_that_is_there():
     with pytest.raises(RecipeError, match="schedule_by is by 'accuracy', but the scores are loss"):
         ak.Sentinel.validate([], nn.functional.mse_loss, schedule_by="accuracy")
+
+
+def test_an_optimizer_function_of_named_parameters_gets_their_names():
+    def factory(named_parameters):
+        decayed, others = [], []
+        for name, parameter in named_parameters:
+            (others if name.endswith("bias") else decayed).append(parameter)
+        groups = [{"params": decayed, "weight_decay": 0.5}, {"params": others, "weight_decay": 0.0}]
+        return torch.optim.SGD(groups, lr=0.1)
+
+    module = nn.Linear(3, 2)
+    plain = copy.deepcopy(module)
+    weights, learner = learner_of(module, factory)
+    optimizer = factory(plain.named_parameters())
+    gradients = gradients_like(plain)
+    learn(weights, learner, gradients)
+    for parameter, gradient in zip(plain.parameters(), gradients, strict=True):
+        parameter.grad = gradient
+    optimizer.step()
+    assert same_bits(module, plain)

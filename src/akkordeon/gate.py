@@ -7,6 +7,7 @@ Whatever can be refused is refused before the first effect and leaves the gate a
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -41,7 +42,8 @@ class Gate:
 
     Args:
         module: called as ``module(payload)`` with a tensor, or a tuple, list or dict of tensors.
-        optimizer: from parameters to a ``torch.optim.Optimizer``, or to (optimizer, scheduler). None
+        optimizer: from parameters to a ``torch.optim.Optimizer``, or to (optimizer, scheduler); a function of
+            ``named_parameters`` gets (name, parameter) pairs. None
             for a gate without parameters, or one whose parameters stay as they are.
         staleness: the rule for stale gradients.
         clip_norm: largest norm of this gate's gradient; larger ones are scaled down to it.
@@ -69,6 +71,7 @@ class Gate:
             raise RecipeError("a gate's module has lazy parameters; send one batch through it first")
         _refuse_torchscript(self.module)
         _refuse_late_hooks(self.module)
+        _warn_of_compiled(self.module)
         if self.optimizer is not None and not callable(self.optimizer):
             raise RecipeError(
                 "a gate's optimizer is a function from parameters to an optimizer, as in "
@@ -101,6 +104,17 @@ def _refuse_late_hooks(module: nn.Module) -> None:
             raise RecipeError(
                 f"the parameter {name!r} has a hook for after its gradient is accumulated, and a gate "
                 "accumulates none; use register_hook"
+            )
+
+
+def _warn_of_compiled(module: nn.Module) -> None:
+    for name, part in module.named_modules():
+        if getattr(part, "_compiled_call_impl", None) is not None:
+            which = f"the part {name!r} of a gate's module" if name else "a gate's module"
+            warnings.warn(
+                f"{which} was compiled in place by compile(), which no copy keeps: it will run as it was; "
+                "give the gate torch.compile(module) instead",
+                stacklevel=4,
             )
 
 

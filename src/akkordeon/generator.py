@@ -73,17 +73,21 @@ class Habits:
 
 
 def _rewinds(run: Callable[..., T], *args: Any) -> tuple[T, bool]:
-    """The result, and whether anything set the generator's state meanwhile."""
+    """The result, and whether anything set the generator's state meanwhile, or might have.
+
+    A profiler that is at work already, such as cProfile, leaves no room for a look.
+    """
+    if sys.getprofile() is not None:
+        return run(*args), True
     rewound = False
 
     def look(frame: FrameType, event: str, arg: object) -> None:
         nonlocal rewound
         rewound = rewound or frame.f_code is REWINDING
 
-    profiler = sys.getprofile()
     sys.setprofile(look)
     try:
         result = run(*args)
     finally:
-        sys.setprofile(profiler)
+        sys.setprofile(None)
     return result, rewound

@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +25,14 @@ __all__ = ["Learner", "OptimizerFactory", "clipped"]
 UPDATES_WITHOUT_SCORE = 1000
 """After so many it is said that a scheduler waits for a score."""
 
-OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer | tuple[Optimizer, LRScheduler]]
+NAMED = "named_parameters"
+"""What an optimizer function calls its argument that wants (name, parameter) pairs."""
+
+OptimizerFactory = Callable[[Iterable[Any]], Optimizer | tuple[Optimizer, LRScheduler]]
 """From parameters to an optimizer, or to (optimizer, scheduler); the scheduler steps once per update.
 
+A function whose argument is called ``named_parameters`` gets (name, parameter) pairs, as
+``nn.Module.named_parameters`` gives them: for groups that go by name, as without weight decay for biases.
 A ``ReduceLROnPlateau`` steps once per round of a validator that has ``schedule_by``.
 """
 
@@ -167,7 +173,7 @@ _LABELLING = Optimizer.profile_hook_step(lambda optimizer: None).__code__
 
 def _built(factory: OptimizerFactory, weights: Weights, label: str) -> tuple[Optimizer, LRScheduler | None]:
     try:
-        built = factory(weights.masters)
+        built = factory(_as_asked(factory, weights))
     except AkkordeonError:
         raise
     except Exception as error:
@@ -188,6 +194,17 @@ def _built(factory: OptimizerFactory, weights: Weights, label: str) -> tuple[Opt
                     "not the gate's; build it from the parameters it is given: lambda params: SGD(params, …)"
                 )
     return optimizer, scheduler
+
+
+def _as_asked(factory: OptimizerFactory, weights: Weights) -> list[Any]:
+    """The parameters, or pairs of name and parameter for a function of ``named_parameters``."""
+    try:
+        wants_names = NAMED in inspect.signature(factory).parameters
+    except (TypeError, ValueError):  # what is not written in Python may have none
+        wants_names = False
+    if wants_names:
+        return list(zip(weights.names, weights.masters, strict=True))
+    return list(weights.masters)
 
 
 def _refuse_unfit(optimizer: Optimizer, label: str) -> None:

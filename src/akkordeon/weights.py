@@ -121,7 +121,7 @@ class Weights:
         A table whose gradient is sparse is looked up alone, and the backward of a lookup needs no weights:
         it is updated in place, rather than copied as a whole for a few rows, unless a cut holds it.
         """
-        tied = {i for group in self._tied for i in group}
+        tied = {i for group in self._tied for i in group} if self._tied else ()
         for i in self.trainable:
             master, gradient = self.masters[i], gradients[i]
             if gradient is not None and gradient.is_sparse and i not in self._pinned and i not in tied:
