@@ -190,6 +190,17 @@ def test_an_error_in_split_is_an_error_of_the_source():
     assert isinstance(error, KeyError)
 
 
+def test_a_stop_iteration_in_split_is_an_error_and_not_the_end_of_the_epoch():
+    def first_of(batch):
+        return next(iter(batch))
+
+    pair = (torch.ones(2), 7)
+    given = told(reader_of([[pair], [], [pair]], split=first_of), Pull(3))
+    assert given[0] == 7
+    assert isinstance(given[1], StopIteration)
+    assert len(given) == 2
+
+
 def test_batches_are_copied_where_the_source_may_fill_its_arrays_again():
     x, y, more = torch.zeros(2), np.zeros(2), torch.zeros(2)
 

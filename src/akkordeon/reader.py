@@ -13,6 +13,9 @@ from akkordeon.payload import Payload, map_tensors, tensors
 
 __all__ = ["Reader"]
 
+_END = object()
+"""Stands for the end of an epoch: a StopIteration that anything but the source raises is an error."""
+
 
 class Reader(Actor):
     """Reads as many batches as it was asked for, epoch after epoch.
@@ -69,17 +72,17 @@ class Reader(Actor):
             try:
                 if self._batches is None:
                     self._batches = iter(self._open_epoch(self._epoch))
-                item = next(self._batches)
-                message = self._item(item)
-            except StopIteration:
-                yield from self._end_epoch()
-                if stop_at_end:
-                    return
-                continue
+                item = next(self._batches, _END)
+                message = None if item is _END else self._item(item)
             except Exception as error:
                 self._over = True
                 yield Send(self._sentinel, SourceFailed(error))
                 return
+            if message is None:
+                yield from self._end_epoch()
+                if stop_at_end:
+                    return
+                continue
             self._read += 1
             yield Send(self._sentinel, message)
             return
