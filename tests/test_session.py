@@ -477,6 +477,15 @@ def test_waiting_takes_a_timeout_and_what_is_waited_for_goes_on():
         assert tdp.wait(WAIT_S).batches.trained == 3
 
 
+def test_a_timeout_that_is_no_number_is_refused():
+    """It was waited for without end, and without rest."""
+    with running() as session:
+        tdp = session.attach(training(Endless(open_at_once=False), samples=10))
+        for wait in (tdp.wait, session.module, session.status):
+            with pytest.raises(RecipeError, match="a timeout is a number of seconds, got nan"):
+                wait(float("nan"))
+
+
 def test_whoever_waits_is_told_that_the_session_has_ended():
     told = []
     with running() as session:

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,6 +19,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 
 from akkordeon.actor import Actor, Effect
+from akkordeon.errors import RecipeError
 from akkordeon.messages import Message
 
 __all__ = ["Engine", "Listener", "Load", "ProcessState", "bounded"]
@@ -162,5 +164,13 @@ def _restoring() -> Callable[[], None]:
 
 
 def bounded(timeout_s: float | None) -> float | None:
-    """A time that a thread can wait: there is a longest one, of some centuries."""
-    return None if timeout_s is None else min(timeout_s, threading.TIMEOUT_MAX)
+    """A time that a thread can wait: there is a longest one, of some centuries.
+
+    Raises:
+        RecipeError: it is no number, which a thread would wait for without end, and without rest.
+    """
+    if timeout_s is None:
+        return None
+    if math.isnan(timeout_s):
+        raise RecipeError("a timeout is a number of seconds, got nan")
+    return min(timeout_s, threading.TIMEOUT_MAX)
