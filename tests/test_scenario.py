@@ -104,6 +104,27 @@ def test_a_timeline_is_drawn(tmp_path):
     assert "backward" in (tmp_path / "u.svg").read_text()
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--timeline", "{}/none/t.svg"), "t.svg cannot be written: No such file or directory"),
+        (
+            ("--timeline", "{}/t.svg", "--window", 5, 1),
+            "--window goes from a time to a later one, got 5",
+        ),
+        (("--timeline", "{}/t.svg", "--window", "nan", 1), "a later one, got nan to 1"),
+        (("--timeline", "{}/t.svg", "--window", 0, "inf"), "a later one, got 0 to inf"),
+    ],
+)
+def test_a_timeline_that_cannot_be_drawn_is_refused_before_anything_is_computed(tmp_path, options, said):
+    arguments = [str(option).format(tmp_path) for option in options]
+    result = CliRunner().invoke(app, ["simulate", str(written(tmp_path, DRY)), *arguments])
+    assert result.exit_code == 1
+    assert result.stderr.startswith("akkordeon: ")
+    assert said in result.stderr
+    assert not result.stdout
+
+
 def test_a_simulation_and_a_training_can_be_recorded_and_replayed(tmp_path):
     command("simulate", written(tmp_path, REAL), "--record", tmp_path / "r")
     assert "messages replayed to the same bits" in command("replay", tmp_path / "r")

@@ -54,6 +54,13 @@ def test_a_window_cuts_what_is_outside_it():
     assert titles == ["gate/1 forward 77", "gate/1 backward 77"]
 
 
+@pytest.mark.parametrize("end_s", [1e-12, 0.3, 1.0, 9.0, 1e12, 1e300])
+def test_an_axis_has_a_few_marks_whatever_its_length(end_s):
+    root = ElementTree.fromstring(two_gates().svg("", 0.0, end_s))
+    marks = [line for line in root.iter(f"{SVG}line") if line.get("x1") == line.get("x2")]
+    assert 4 <= len(marks) <= 11
+
+
 def test_lanes_are_in_the_order_of_the_row():
     spans = [Span(f"gate/{i}", "forward", 0, 0.0, 1.0) for i in (10, 2, 0)]
     root = ElementTree.fromstring(svg([Span("sentinel/a", "other", None, 0.0, 1.0), *spans]))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json as encoder
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -45,6 +46,10 @@ def simulate(
     if seed is not None:
         world = replace(world, seed=seed)
     seen = None if timeline is None else Timeline()
+    if timeline is not None:
+        _write(timeline, "a", "")  # or all is computed before it turns out that it cannot be written
+    if window is not None and not -math.inf < window[0] < window[1] < math.inf:
+        raise ScenarioError(f"--window goes from a time to a later one, got {window[0]:g} to {window[1]:g}")
     if world.row is not None:
         if record is not None:
             raise ScenarioError("nothing is computed in a dry scenario, so there is nothing to record")
@@ -56,7 +61,7 @@ def simulate(
         typer.echo(_training(report))
     if seen is not None and timeline is not None:
         begin_s, end_s = window or seen.telling()
-        timeline.write_text(seen.svg(world.title, begin_s, end_s), encoding="utf-8")
+        _write(timeline, "w", seen.svg(world.title, begin_s, end_s))
         typer.echo(f"timeline of {begin_s:.4g} to {end_s:.4g} s in {timeline}")
     if json:
         typer.echo(encoder.dumps(report, sort_keys=True))
@@ -90,6 +95,16 @@ def replay(
     )
     if json:
         typer.echo(encoder.dumps({"messages": result.messages, "weights_sha256": digest.hexdigest()}))
+
+
+def _write(path: Path, mode: Literal["a", "w"], text: str) -> None:
+    from akkordeon.errors import DataError
+
+    try:
+        with path.open(mode, encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise DataError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def _comparison(title: str, outcomes: Iterable[Any]) -> str:

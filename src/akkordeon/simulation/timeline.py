@@ -169,7 +169,9 @@ def _legend(used: set[str]) -> list[str]:
 
 def _axis(begin_s: float, end_s: float, scale: float, y: int) -> list[str]:
     span_s = (end_s - begin_s) or 1.0
-    step_s = min(m * 10.0**e for e in range(-9, 9) for m in (1, 2, 5) if span_s / (m * 10.0**e) <= 10)
+    size = math.floor(math.log10(span_s))
+    steps_s = (m * 10.0**e for e in (size - 1, size) for m in (1, 2, 5))
+    step_s = next(step_s for step_s in steps_s if span_s / step_s <= 10)
     unit, factor = ("ms", 1e3) if span_s < 1 else ("s", 1.0)
     parts = [f'<line x1="{LEFT}" y1="{y}" x2="{LEFT + WIDTH}" y2="{y}" stroke="#555"/>']
     first = math.ceil(begin_s / step_s - 1e-9)
