@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import TensorDataset
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -26,6 +27,7 @@ from akkordeon.errors import (
     ForeignParameterError,
     GateFailedError,
     NameTakenError,
+    RecipeError,
     SentinelFailedError,
 )
 
@@ -139,6 +141,16 @@ def a_gradient_that_is_nan(session):
 @case("sentinel 'bad' has nothing to read", "a list of 0 batches is no source; give at least one batch")
 def an_empty_list_for_a_source(session):
     return failure(session, [], kind=DataError)
+
+
+@case("sentinel 'bad' has nothing to read", "TensorDataset is a data set", "DataLoader(…, batch_size=128")
+def a_data_set_without_a_loader(session):
+    return failure(session, TensorDataset(torch.randn(SIZE, 6), TARGETS), kind=DataError)
+
+
+@case("sentinel 'bad' has nothing to read", "item 0 of the tuple is a NumPy ndarray", "torch.from_numpy(…)")
+def arrays_for_tensors(session):
+    return failure(session, (torch.randn(SIZE, 6).numpy(), TARGETS.numpy()), kind=DataError)
 
 
 @case("sentinel 'bad' failed on reading", "its source gave no batches (epoch 1)")
@@ -294,6 +306,33 @@ def test_bad_input_is_told_in_one_sentence_and_the_others_go_on(what):
     assert "\n" not in sentence
     for words in must_say:
         assert words in sentence
+
+
+@pytest.mark.parametrize(
+    ("mistaken", "sentence"),
+    [
+        ({"loss": nn.CrossEntropyLoss}, "got the class CrossEntropyLoss; make one of it: CrossEntropyLoss()"),
+        ({"scores": ak.accuracy}, 'as in {"accuracy": akkordeon.accuracy}; got accuracy'),
+        ({"scores": [ak.accuracy]}, 'as in {"accuracy": akkordeon.accuracy}; got list'),
+        ({"best": "loss"}, "best is a Best, as in Best('loss', patience=5), got 'loss'"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused_where_the_sentinel_is_made(mistaken, sentence):
+    given = {"batches": batches_of(1), "loss": F.cross_entropy} | mistaken
+    for make in [ak.Sentinel.validate] + [ak.Sentinel.train] * ("best" not in mistaken):
+        assert sentence in error_of(RecipeError, make, **given)
+
+
+def test_training_where_no_gate_has_an_optimizer_is_warned_about(caplog):
+    with ak.run(ak.Network([ak.Gate(nn.Linear(6, 4))])) as session:
+        session.attach(ak.Sentinel.train(batches_of(1), F.cross_entropy)).wait(WAIT_S)
+    assert "no gate has an optimizer, so training changes no weights" in caplog.text
+
+
+def test_training_where_some_gates_have_no_optimizer_is_not(caplog):
+    with ak.run(ak.Network([ak.Gate(nn.Linear(6, 6)), ak.Gate(nn.Linear(6, 4), sgd)])) as session:
+        session.attach(ak.Sentinel.train(batches_of(1), F.cross_entropy)).wait(WAIT_S)
+    assert not caplog.records
 
 
 def test_a_module_that_raises_on_the_50th_batch_ends_the_session_with_its_last_good_weights():

@@ -267,6 +267,10 @@ def test_training_of_which_most_was_refused_has_failed(mine):
 
 SENTENCES = {
     "no such task": (["cifar"], "there is no task 'cifar'"),
+    "a file without its function": (
+        ["absent.py"],
+        "name the function that makes the task too",
+    ),
     "no such file": (["absent.py:make"], "there is no file absent.py"),
     "no such function": (["{mine}:absent"], "has no function 'absent'"),
     "no folder": (["mnist"], "mnist needs the folder of its files"),

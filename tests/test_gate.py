@@ -618,6 +618,7 @@ def test_an_optimizer_over_foreign_parameters_is_refused_before_anything_runs():
         ({"optimizer": sgd(nn.Linear(1, 1).parameters())}, "is a function from parameters to an optimizer"),
         ({"staleness": "stash"}, "is a rule such as"),
         ({"clip_norm": 0}, "clip_norm is above 0, got 0"),
+        ({"clip_norm": "1"}, "clip_norm is above 0, got '1'"),
         ({"clip_norm": NAN}, "clip_norm is above 0, got nan"),
     ],
 )

@@ -51,6 +51,13 @@ def test_from_module_gives_a_network_that_computes_what_the_module_does():
     assert torch.equal(network.module()(x), module(x))
 
 
+def test_a_module_in_place_of_gates_is_refused_with_the_way_to_make_gates_of_it():
+    with pytest.raises(RecipeError, match=r"module Sequential; cut it into gates: Network\.from_module"):
+        ak.Network(nn.Sequential(nn.Linear(2, 2)))
+    with pytest.raises(RecipeError, match=r"got Bilinear; another module is one gate: Network\(\[Gate\("):
+        ak.Network.from_module(nn.Bilinear(2, 2, 2), 1, sgd)
+
+
 def test_from_module_refuses_what_it_cannot_cut():
     with pytest.raises(RecipeError, match=r"cuts an nn.Sequential, got Linear"):
         ak.Network.from_module(nn.Linear(2, 2), 1, sgd)

@@ -169,4 +169,4 @@ def test_what_is_wrong_in_a_scenario_is_named(tmp_path, change, sentence):
 
 
 def test_a_scenario_that_is_not_there_is_named(tmp_path):
-    assert "cannot be read" in command("simulate", tmp_path / "none.toml", expect=1)
+    assert "none.toml cannot be read: No such file" in command("simulate", tmp_path / "none.toml", expect=1)

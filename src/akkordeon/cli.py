@@ -92,7 +92,7 @@ OfBest = Annotated[bool, typer.Option("--best", help="Use the best weights inste
 @app.command()
 def train(
     task: Annotated[
-        str, typer.Argument(metavar="[TASK]", help="digits, mnist, fashion-mnist or FILE.py:FUNCTION.")
+        str, typer.Argument(metavar="[TASK]", help="digits, mnist, fashion-mnist, xor or FILE.py:FUNCTION.")
     ] = "digits",
     data_dir: DataDir = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Times to read the training data.")] = None,

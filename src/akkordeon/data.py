@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from akkordeon.errors import DataError
 from akkordeon.payload import map_nested
@@ -221,6 +221,11 @@ def as_batches(source: object, batch_size: int, seed: int = 0, pairs: bool = Tru
     if isinstance(source, tuple) and _is_examples(source):
         x, y = source
         return Batches(x, y, batch_size, seed=seed)
+    if isinstance(source, Dataset) and not isinstance(source, Iterable):
+        raise DataError(
+            f"{type(source).__name__} is a data set, which gives one sample at a time; "
+            f"have a DataLoader make batches of it: DataLoader(…, batch_size={batch_size}, shuffle=True)"
+        )
     if isinstance(source, list | tuple):
         _check_batches(source, pairs)
         return source
@@ -280,6 +285,11 @@ def _check_batches(batches: Sequence[object], pairs: bool) -> None:
         raise DataError(f"a {type(batches).__name__} of 0 batches is no source; give at least one batch")
     for b, batch in enumerate(batches):
         if pairs and (not isinstance(batch, list | tuple) or len(batch) != 2):
+            if isinstance(batch, np.ndarray):
+                raise DataError(
+                    f"item {b} of the {type(batches).__name__} is a NumPy ndarray; "
+                    "give (x, y) as tensors: torch.from_numpy(…)"
+                )
             raise DataError(
                 f"item {b} of the {type(batches).__name__} is a {type(batch).__name__}, not a batch (x, y); "
                 "tensors that are to be cut into batches are given as a tuple (x, y), "

@@ -79,8 +79,9 @@ class Gate:
             )
         if not isinstance(self.staleness, Rule):
             raise RecipeError(f"a gate's staleness is a rule such as Stash(), got {self.staleness!r}")
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise RecipeError(f"clip_norm is above 0, got {self.clip_norm}")
+        norm = self.clip_norm
+        if norm is not None and not (isinstance(norm, int | float) and norm > 0):
+            raise RecipeError(f"clip_norm is above 0, got {norm!r}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,6 +97,11 @@ class Network:
 
     def __post_init__(self) -> None:
         """Refuse what could only fail later."""
+        if isinstance(self.gates, nn.Module):
+            raise RecipeError(
+                f"a network is made of gates, got the module {type(self.gates).__name__}; "
+                "cut it into gates: Network.from_module(module, gates=…, optimizer=…)"
+            )
         object.__setattr__(self, "gates", tuple(self.gates))
         if not self.gates:
             raise RecipeError("a network needs at least one gate, got none")
@@ -145,7 +150,10 @@ class Network:
             RecipeError: not a Sequential, or fewer children than gates.
         """
         if not isinstance(module, nn.Sequential):
-            raise RecipeError(f"from_module cuts an nn.Sequential, got {type(module).__name__}")
+            raise RecipeError(
+                f"from_module cuts an nn.Sequential, got {type(module).__name__}; "
+                "another module is one gate: Network([Gate(module, optimizer)])"
+            )
         if not 1 <= gates <= len(module):
             raise RecipeError(f"{len(module)} layers cannot be cut into {gates} gates")
         rule = staleness or Stash()

@@ -127,7 +127,7 @@ class Sentinel:
             epochs=epochs,
             samples=samples,
             seconds=seconds,
-            scores=dict(scores or {}),
+            scores=_by_name(scores),
             report_every=report_every,
             split=split,
             batch_size=batch_size,
@@ -181,7 +181,7 @@ class Sentinel:
             kind="validate",
             batches=batches,
             loss=loss,
-            scores=dict(scores or {}),
+            scores=_by_name(scores),
             every_s=every_s,
             every_epoch=every_epoch,
             every_updates=every_updates,
@@ -210,7 +210,7 @@ class Sentinel:
             kind="test",
             batches=batches,
             loss=loss,
-            scores=dict(scores or {}),
+            scores=_by_name(scores),
             split=split,
             in_flight=in_flight,
             batch_size=batch_size,
@@ -293,6 +293,8 @@ class Evaluation(Sentinel):
             _check_callable(self.loss)
         for what in ("every_s", "every_epoch", "every_updates"):
             _check_positive(what, getattr(self, what))
+        if not isinstance(self.best, Best | None):
+            raise RecipeError(f"best is a Best, as in Best('loss', patience=5), got {self.best!r}")
         by = {"best": self.best.score if self.best is not None else None, "schedule_by": self.schedule_by}
         for what, score in by.items():
             if score is not None and score.partition("/")[0] not in {"loss", *self.scores}:
@@ -311,8 +313,25 @@ class Evaluation(Sentinel):
 
 
 def _check_callable(loss: object) -> None:
+    if isinstance(loss, type) and issubclass(loss, nn.Module):
+        raise RecipeError(
+            f"loss is a function of (outputs, targets), got the class {loss.__name__}; "
+            f"make one of it: {loss.__name__}()"
+        )
     if not callable(loss):
         raise RecipeError(f"loss is a function of (outputs, targets), got {type(loss).__name__}")
+
+
+def _by_name(scores: Mapping[str, Score] | None) -> dict[str, Score]:
+    if scores is None:
+        return {}
+    if not hasattr(scores, "keys"):  # a MetricCollection is no Mapping, but has names
+        got = getattr(scores, "__name__", type(scores).__name__)
+        raise RecipeError(
+            "scores is a dict from names to functions of (outputs, y) or torchmetrics metrics, "
+            f'as in {{"accuracy": akkordeon.accuracy}}; got {got}'
+        )
+    return dict(scores)
 
 
 def _check_positive(what: str, number: float | None) -> None:

@@ -132,6 +132,14 @@ class Session:
                 ", ".join(f"{a.name!r} after {a._done_in_words}" for a in cut_short),
             )
 
+    def _say_if_nothing_learns(self, sentinels: Sequence[Training | Evaluation]) -> None:
+        """A forgotten optimizer would pass for training that gets nowhere."""
+        trains = any(isinstance(sentinel, Training) for sentinel in sentinels)
+        if trains and all(gate.optimizer is None for gate in self.network.gates):
+            logging.getLogger(__name__).warning(
+                "no gate has an optimizer, so training changes no weights; Gate(module, optimizer) has one"
+            )
+
     @property
     def attachments(self) -> list[Attachment]:
         """The sentinels attached so far, of every name the latest."""
@@ -179,6 +187,7 @@ class Session:
             for attachment in placed:
                 self._withdraw(attachment)
             raise
+        self._say_if_nothing_learns(sentinels)
         addresses = [attachment.address for attachment in placed]
         self._send_all([(address, Attach()) for address in addresses])
         if self._closed or self._error is not None:  # too late to have been closed with the others

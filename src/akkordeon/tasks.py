@@ -189,6 +189,10 @@ def load_task(name: str, data_dir: str | Path | None = None, seed: int = 0) -> T
 
 def _named(name: str, data_dir: str | Path | None) -> Task:
     if name not in NAMED:
+        if name.endswith(".py"):
+            raise TaskError(
+                f"{name} is a file; name the function that makes the task too, as in {name}:my_task"
+            )
         raise TaskError(f"there is no task {name!r}; there are {', '.join(NAMED)}, and FILE.py:FUNCTION")
     if name in ("digits", "xor"):
         return NAMED[name]()
