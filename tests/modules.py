@@ -775,6 +775,58 @@ class KeepsItsOwn(nn.Module):
         return self.kept[0](x) if isinstance(self.kept, list) else self.kept(x)
 
 
+class Holder:
+    """An object that nobody knows how to look into."""
+
+    def __init__(self, thing: Any) -> None:
+        self.thing = thing
+
+
+def around_forward(module: nn.Module) -> None:
+    """Replace its forward by a function that calls it, as wrappers of whole libraries do."""
+    forward = module.forward
+    module.forward = lambda x: 2 * forward(x)  # type: ignore[method-assign]
+
+
+def over_functions(self: nn.Module) -> Any:
+    """A function in a partial in a list, over a function that calls itself, over a list of the module's."""
+    layers = {"some": [self.layer]}
+
+    def twice(x: Tensor, times: int) -> Tensor:
+        return x if times == 0 else twice(layers["some"][0](x), times - 1)
+
+    return [partial(lambda x, times: twice(x, times), times=2)]
+
+
+def over_an_object(self: nn.Module) -> Any:
+    holder = Holder(self)
+    return lambda x: holder.thing.layer(x)
+
+
+def thaw(self: Any, x: Tensor) -> Tensor:
+    self.requires_grad_(not self.training)
+    return self.layer(x)
+
+
+def late_weight(self: Any, x: Tensor) -> Tensor:
+    self.scale = nn.Parameter(torch.ones(8))
+    return self.layer(x) * self.scale
+
+
+def late_statistics(self: Any, x: Tensor) -> Tensor:
+    self.norm = nn.BatchNorm1d(8, affine=False)
+    return self.norm(self.layer(x))
+
+
+def flat(params: Any) -> torch.optim.Optimizer:
+    """An optimizer whose parameters are views of one tensor that it made."""
+    params = list(params)
+    parts = torch.cat([p.data.flatten() for p in params]).split([p.numel() for p in params])
+    for param, part in zip(params, parts, strict=True):
+        param.data = part.view_as(param)
+    return torch.optim.SGD(params, lr=0.1)
+
+
 class KeepsAList(nn.Module):
     """Has its weight in a list too, where nobody looks for it."""
 
@@ -1103,6 +1155,8 @@ ROWS = [
     Row("teacher by moving averages", between(Teacher)),
     Row("weight in a plain list too", between(KeepsAList)),
     Row("function over the module", between(lambda: KeepsItsOwn(lambda self: lambda x: self.layer(x)))),
+    Row("functions over functions over the module", between(lambda: KeepsItsOwn(over_functions))),
+    Row("forward replaced by a function that calls it", between(changed(linear, around_forward))),
     Row("bound method of a part", between(lambda: KeepsItsOwn(lambda self: self.layer.forward))),
     Row("layer in a plain list too", between(lambda: KeepsItsOwn(lambda self: [self.layer]))),
     Row("tied by data", between(TiedByData)),
@@ -1223,6 +1277,11 @@ REFUSED = [
     Refusal("TorchScript", first(quietly(lambda: nn.Sequential(torch.jit.script(linear())))), "the part '0' of a gate's module is TorchScript"),
     Refusal("hook after a gradient", lambda: [changed(linear, hook_accumulated)()], "the parameter 'weight' has a hook for after its gradient is accumulated"),
     Refusal("partial over a weight", lambda: [nn.Linear(6, 8), KeepsItsOwn(lambda self: partial(F.linear, weight=self.layer.weight))], "reaches its parameter 'layer.weight' past its attribute", SentinelFailedError),
+    Refusal("object over the module in a function", lambda: [nn.Linear(6, 8), KeepsItsOwn(over_an_object)], "reaches its parameter 'layer.weight' past its attribute", SentinelFailedError),
+    Refusal("frozen in the forward", gives(thaw), "changed whether its parameter 'layer.weight' requires a gradient", SentinelFailedError),
+    Refusal("parameter made in the forward", gives(late_weight), "its forward has made 'scale'", SentinelFailedError),
+    Refusal("statistics made in the forward", gives(late_statistics), "its forward has made 'norm.running_mean', 'norm.running_var'", SentinelFailedError),
+    Refusal("optimizer with memory of its own", first(linear), "gave its parameters other memory", optimizer=flat),
     Refusal("no module", lambda: [torch.tanh], "a gate holds an nn.Module, got builtin_function_or_method"),
     Refusal("shared between gates", two_gates_share, "'0.weight' of gate 1 is also '0.weight' of gate 0", SharedParameterError),
     Refusal("optimizer that needs a closure", first(linear), "LBFGS, whose step needs a closure", optimizer=torch.optim.LBFGS),

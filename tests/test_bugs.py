@@ -483,6 +483,40 @@ def test_modules_that_change_the_dict_they_are_given_learn_as_in_a_plain_loop():
     assert same_bits(module, nn.Sequential(*parts))
 
 
+class LaterInPlace(nn.Module):
+    """Counts in a frozen parameter, and works in place from its third batch on; it may draw."""
+
+    def __init__(self, draws):
+        super().__init__()
+        self.seen = nn.Parameter(torch.zeros(()), requires_grad=False)
+        self.draws = draws
+
+    def forward(self, x):
+        with torch.no_grad():
+            self.seen += 1
+        noise = torch.rand(()) if self.draws else 1
+        return x.mul_(2) * noise if self.seen > 2 else x * noise
+
+
+# Its forward ran once more on copies: what it wrote to its parameter it wrote twice, and what it drew it drew
+# twice, so that every later batch had other masks than in the plain loop. Nobody was told.
+def test_a_forward_that_is_run_again_on_copies_has_happened_once():
+    parts, batches = [nn.Linear(6, 9), LaterInPlace(draws=False), nn.Linear(9, 4)], batches_of(10)
+    with ak.run(ak.Network([ak.Gate(part, sgd) for part in parts])) as session:
+        tdp = session.attach(training(batches, in_flight=1)).wait(WAIT_S)
+        assert session.module()[1].seen == 10
+    assert tdp.batches.as_tuple() == (10, 10, 0, 0)
+
+
+def test_a_forward_that_draws_is_not_run_again_but_its_batch_refused():
+    parts, batches = [nn.Linear(6, 9), LaterInPlace(draws=True), nn.Linear(9, 4)], batches_of(10)
+    with ak.run(ak.Network([ak.Gate(part, sgd) for part in parts])) as session:
+        tdp = session.attach(training(batches, in_flight=1)).wait(WAIT_S)
+        assert session.module()[1].seen == 9
+    assert tdp.batches.as_tuple() == (10, 9, 1, 0)
+    assert "in-place" in str(tdp.refusals[0])
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_autocast_around_a_session_reaches_its_modules_its_loss_and_its_predictions(workers):
     """PyTorch keeps it by thread, and the workers are others: it was ignored without a word."""

@@ -6,7 +6,7 @@ from collections import Counter
 
 from torch import Tensor
 
-from akkordeon.payload import Payload, is_floating, map_tensors, memory, tensors
+from akkordeon.payload import Payload, copy_of, is_floating, map_tensors, memory, tensors
 
 __all__ = ["Door"]
 
@@ -43,10 +43,10 @@ class Door:
         """The leaves to differentiate by, and what to give the module: the leaves or copies of them."""
         leaves = map_tensors(self._leaf, payload)
         if isinstance(leaves, Tensor):
-            one = leaves.clone() if self.copies else leaves
+            one = copy_of(leaves) if self.copies else leaves
             self._leaves, self._given, self._versions = (leaves,), (one,), [one._version]
             return leaves, one
-        given = map_tensors(Tensor.clone if self.copies else _itself, leaves)
+        given = map_tensors(copy_of if self.copies else _itself, leaves)
         self._leaves, self._given = tuple(tensors(leaves)), tuple(tensors(given))
         self._versions = [tensor._version for tensor in self._given]
         return leaves, given

@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from torch.nn.parameter import is_lazy
 from akkordeon.actor import Effect, Send
 from akkordeon.derivative import accumulated, gradients, graph_behind
 from akkordeon.errors import RecipeError
-from akkordeon.generator import Habits
+from akkordeon.generator import Habits, Use
 from akkordeon.learner import Learner, OptimizerFactory
 from akkordeon.messages import Backward, Batch, Fault, Forget, Forward, Scored, Settle, Settled
 from akkordeon.module_state import Kept
@@ -143,6 +144,7 @@ class GateActor(Stage):
     def __init__(self, gate: Gate, place: Place) -> None:
         super().__init__(gate.module, place, gate.name, gate.device, gate.staleness.keeps_weights)
         self._learner = Learner(self.weights, gate.optimizer, gate.staleness, gate.clip_norm, self.label)
+        self._originals = {id(p): (name, ref(p)) for name, p in gate.module.named_parameters()}
         self._last_shape: torch.Size | None = None
         self._derive = gradients
         self._ends_a_row = place.next is None and place.previous is not None
@@ -220,7 +222,10 @@ class GateActor(Stage):
             if self._door.copies or "a leaf Variable that requires grad" not in str(error):
                 raise
             self._door.copy_from_now_on()
-            self.buffers.roll_back()
+            if self._habits.use is not Use.NONE:  # what it has drawn cannot be drawn again
+                raise
+            self._undo_forward()
+            self.weights.begin_forward()
             self._begin(batch)
             x, y = self._through(payload)
         if type(payload) is not Tensor or payload.shape != self._last_shape:
@@ -236,16 +241,37 @@ class GateActor(Stage):
         Raises:
             RecipeError: it computes with parameters that it keeps where a gate cannot exchange them.
         """
-        masters = {id(master): i for i, master in enumerate(self.weights.masters)}
+        self._refuse_latecomers()
+        names = self.weights.names
+        masters = {id(master): name for name, master in zip(names, self.weights.masters, strict=True)}
         for node in graph_behind(list(tensors(y))):
             if node.name() == "CheckpointFunctionBackward":  # a reentrant one
                 self._derive = accumulated
-            place = masters.get(id(getattr(node, "variable", None)))
-            if place is not None:
+            variable = getattr(node, "variable", None)
+            past = masters.get(id(variable))
+            original, its = self._originals.get(id(variable), ("", None))
+            if its is not None and its() is variable:
+                past = original
+            if past is not None:
                 raise RecipeError(
-                    f"it reaches its parameter {self.weights.names[place]!r} past its attribute, as by a "
-                    "functools.partial, where it would never learn; have the forward read the attribute"
+                    f"it reaches its parameter {past!r} past its attribute, as by a functools.partial, where "
+                    "it would never learn; have the forward read the attribute"
                 )
+
+    def _refuse_latecomers(self) -> None:
+        """Refuse parameters, and parts with state, that the first forwards have made.
+
+        Raises:
+            RecipeError: there are some.
+        """
+        known = set(self.weights.names)
+        late = [repr(name) for name, _ in self.module.named_parameters() if name not in known]
+        late += [repr(name) for name in self.buffers.out_of_reach(self.module)]
+        if late:
+            raise RecipeError(
+                f"its forward has made {', '.join(late)}, which its optimizer does not have and nobody would "
+                "be handed; make it in __init__, or send one batch through first"
+            )
 
     def _through(self, payload: Payload) -> tuple[Payload, Payload]:
         with torch.enable_grad():

@@ -172,6 +172,7 @@ _LABELLING = Optimizer.profile_hook_step(lambda optimizer: None).__code__
 
 
 def _built(factory: OptimizerFactory, weights: Weights, label: str) -> tuple[Optimizer, LRScheduler | None]:
+    lay = [master.data_ptr() for master in weights.masters]
     try:
         built = factory(_as_asked(factory, weights))
     except AkkordeonError:
@@ -185,6 +186,11 @@ def _built(factory: OptimizerFactory, weights: Weights, label: str) -> tuple[Opt
             "torch.optim.Optimizer, or (optimizer, scheduler)"
         )
     _refuse_unfit(optimizer, label)
+    if lay != [master.data_ptr() for master in weights.masters]:
+        raise RecipeError(
+            f"the optimizer function of {label} gave its parameters other memory, as for one flat tensor of "
+            "them all; a gate moves its weights with every update, so have it update its parameters"
+        )
     own = {id(master) for master in weights.masters}
     for group in optimizer.param_groups:
         for parameter in group["params"]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import json
-import types
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from akkordeon.errors import RecipeError
 from akkordeon.payload import memory
+from akkordeon.rebinding import Rebinding
 
 __all__ = [
     "Kept",
@@ -49,7 +50,7 @@ def copied(module: nn.Module, structure_only: bool = False) -> nn.Module:
     """A deep copy with all that ``copy.deepcopy`` leaves behind.
 
     That is: attributes and hooks of parameters, memory that parameters share, and functions that a module
-    keeps and that close over it or its parts, such as ``self.act = lambda x: x * self.scale``. Generators
+    keeps and that reach it or its parts, such as ``self.act = lambda x: x * self.scale``. Generators
     are cloned, results of a forward that it keeps are detached.
 
     Args:
@@ -68,11 +69,11 @@ def copied(module: nn.Module, structure_only: bool = False) -> nn.Module:
         elif isinstance(thing, Tensor) and thing.grad_fn is not None:
             memo[id(thing)] = thing.detach().clone()
     twin = copy.deepcopy(module, memo)
+    rebinding = Rebinding(memo)
     if not structure_only:
         for parameter in parameters:
-            _copy_attributes(parameter, memo)
-    for owner in twin.modules():
-        _rebind(vars(owner), memo)
+            _copy_attributes(parameter, memo, rebinding)
+    rebinding.apply()
     return twin
 
 
@@ -115,12 +116,12 @@ def overlapping(tensors: Sequence[Tensor]) -> list[list[int]]:
     return [group for group in groups if len(group) > 1]
 
 
-def _copy_attributes(parameter: nn.Parameter, memo: dict[int, Any]) -> None:
+def _copy_attributes(parameter: nn.Parameter, memo: dict[int, Any], rebinding: Rebinding) -> None:
     twin = memo[id(parameter)]
     vars(twin).update(copy.deepcopy(vars(parameter), memo))
     hooks = parameter._backward_hooks
     if hooks:
-        twin._backward_hooks = _rebound(hooks.copy(), memo)
+        twin._backward_hooks = OrderedDict((key, rebinding.of(hook)) for key, hook in hooks.items())
 
 
 def _kept_in(module: nn.Module) -> Iterator[object]:
@@ -137,60 +138,6 @@ def _in(thing: object) -> Iterator[object]:
         yield from thing.values()
     elif isinstance(thing, list | tuple):
         yield from thing
-
-
-def _rebind(attributes: dict[str, Any], memo: Mapping[int, Any]) -> None:
-    """Have the functions in these attributes close over the copies."""
-    for name, thing in attributes.items():
-        if isinstance(thing, types.FunctionType):
-            attributes[name] = _rebound_function(thing, memo)
-        elif isinstance(thing, dict) and name not in ("_parameters", "_buffers", "_modules"):
-            _rebound(thing, memo)
-        elif isinstance(thing, list):
-            thing[:] = [_rebound_one(each, memo) for each in thing]
-
-
-def _rebound(functions: Any, memo: Mapping[int, Any]) -> Any:
-    for key, thing in functions.items():
-        functions[key] = _rebound_one(thing, memo)
-    return functions
-
-
-def _rebound_one(thing: Any, memo: Mapping[int, Any]) -> Any:
-    return _rebound_function(thing, memo) if isinstance(thing, types.FunctionType) else thing
-
-
-def _rebound_function(function: types.FunctionType, memo: Mapping[int, Any]) -> types.FunctionType:
-    """The same function, closing over the copies of what was copied; itself, if it is nothing."""
-    cells = function.__closure__ or ()
-    defaults = function.__defaults__ or ()
-    inside = [*(cell.cell_contents for cell in cells if _is_filled(cell)), *defaults]
-    if not any(_twin(thing, memo) is not thing for thing in inside):
-        return function
-    twin = types.FunctionType(
-        function.__code__,
-        function.__globals__,
-        function.__name__,
-        tuple(_twin(thing, memo) for thing in defaults) or None,
-        tuple(
-            types.CellType(_twin(cell.cell_contents, memo)) if _is_filled(cell) else cell for cell in cells
-        ),
-    )
-    twin.__kwdefaults__, twin.__qualname__ = function.__kwdefaults__, function.__qualname__
-    vars(twin).update(vars(function))
-    return twin
-
-
-def _is_filled(cell: types.CellType) -> bool:
-    try:
-        cell.cell_contents  # noqa: B018 - an empty cell raises
-    except ValueError:
-        return False
-    return True
-
-
-def _twin(thing: Any, memo: Mapping[int, Any]) -> Any:
-    return memo.get(id(thing), thing)
 
 
 # ── what a forward may change besides weights ────────────────────────────────────────────────────────
@@ -220,6 +167,11 @@ class Statistics:
         for name, module in self._extra.items():
             kept[name] = _copied_extra(name, module.get_extra_state())
         return kept
+
+    def out_of_reach(self, module: nn.Module) -> list[str]:
+        """Names of buffers in parts that the module did not have when this was made."""
+        names = (name for name, _ in module.named_buffers())
+        return [name for name in names if "".join(name.rpartition(".")[:2]) not in self._owner_of]
 
     def install(self, kept: Mapping[str, Any]) -> None:
         """Make the module use these, and no others."""

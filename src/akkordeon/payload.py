@@ -19,6 +19,7 @@ __all__ = [
     "Forms",
     "Payload",
     "all_finite",
+    "copy_of",
     "form",
     "is_floating",
     "map_nested",
@@ -226,6 +227,19 @@ class Forms:
 def memory(tensor: Tensor) -> int:
     """Where the tensor's elements lie: two tensors with equal answers may share them."""
     return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else id(tensor)
+
+
+def copy_of(tensor: Tensor) -> Tensor:
+    """A copy to write to, laid out alike: a sum goes through its elements in the order they lie in.
+
+    What has elements at one place in memory nobody can write to, so that a view of it will do.
+    """
+    twin = tensor.clone()
+    if tensor.layout is not torch.strided or twin.stride() == tensor.stride():
+        return twin
+    if any(step == 0 < size - 1 for size, step in zip(tensor.shape, tensor.stride(), strict=True)):
+        return tensor.view_as(tensor)
+    return tensor.new_empty_strided(tensor.shape, tensor.stride()).copy_(tensor)
 
 
 def nbytes(tensor: Tensor) -> int:

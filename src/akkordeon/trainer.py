@@ -51,7 +51,7 @@ from akkordeon.metrics import (
     Tally,
     TrainingProgress,
 )
-from akkordeon.payload import Payload, is_floating, map_nested, map_tensors, samples, tensors
+from akkordeon.payload import Payload, copy_of, is_floating, map_nested, map_tensors, samples, tensors
 from akkordeon.sentinel import OWN_WEIGHTS, Loss, Training
 
 __all__ = ["LossInputs", "Trainer", "loss_of", "to_targets_device"]
@@ -501,7 +501,7 @@ class LossInputs:
 
     def __init__(self, outputs: Payload) -> None:
         self._outputs = outputs
-        self.payload = map_tensors(Tensor.clone, outputs)
+        self.payload = map_tensors(copy_of, outputs)
         self._copies = tuple(tensors(self.payload))
 
     def unchanged(self) -> Payload:
@@ -518,7 +518,7 @@ def _leaf(output: Tensor) -> Tensor:
 
 
 def _copy(output: Tensor) -> Tensor:
-    return output.detach().clone()
+    return copy_of(output.detach())
 
 
 def _check_graph(loss: Tensor, leaves: Payload) -> None:

@@ -209,6 +209,11 @@ class Weights:
             assert before is not None, "a forward began"
             written = {i for i, was in enumerate(before) if not _same(was, now[i])}
         for i, weight in enumerate(now):
+            if weight.requires_grad is not self.masters[i].requires_grad:
+                raise RecipeError(
+                    f"the forward changed whether its parameter {self.names[i]!r} requires a gradient, which "
+                    "is decided when a gate is made; to freeze it for a while, set its learning rate to 0"
+                )
             if weight._version:
                 written.add(i)
             if weight.data_ptr() != self.masters[i].data_ptr() and i not in moved:  # by ``p.data = …``
