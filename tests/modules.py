@@ -245,6 +245,28 @@ class Scaled(nn.Module):
         return x if self.scale is None else x / (1 + self.scale)
 
 
+class HeldElsewhere(nn.Module):
+    """A running mean in a buffer, which is written to by way of what keeps it as well."""
+
+    def __init__(self, keep: Callable[[Tensor], Any], reach: Callable[[Any], Tensor]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(8))
+        self.kept = keep(self.mean)
+        self.reach = reach
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            kept = self.reach(self.kept)
+            kept.mul_(0.9).add_(x.detach().mean(0)[: len(kept)], alpha=0.1)
+        return x - self.mean
+
+
+class ViewInABuffer(HeldElsewhere):
+    def __init__(self) -> None:
+        super().__init__(lambda mean: None, lambda _: self.front)
+        self.register_buffer("front", self.mean[:4])
+
+
 class LateBuffer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not hasattr(self, "mean"):
@@ -1155,6 +1177,10 @@ ROWS = [
     Row("teacher by moving averages", between(Teacher)),
     Row("weight in a plain list too", between(KeepsAList)),
     Row("function over the module", between(lambda: KeepsItsOwn(lambda self: lambda x: self.layer(x)))),
+    Row("buffer in a list too", between(lambda: HeldElsewhere(lambda mean: [mean], lambda kept: kept[0]))),
+    Row("buffer in an object too", between(lambda: HeldElsewhere(Holder, lambda kept: kept.thing))),
+    Row("view of a buffer", between(lambda: HeldElsewhere(lambda mean: mean[:4], lambda kept: kept))),
+    Row("view of a buffer in a buffer", between(ViewInABuffer)),
     Row("functions over functions over the module", between(lambda: KeepsItsOwn(over_functions))),
     Row("forward replaced by a function that calls it", between(changed(linear, around_forward))),
     Row("bound method of a part", between(lambda: KeepsItsOwn(lambda self: self.layer.forward))),

@@ -93,12 +93,6 @@ class _LastForward:
     before: Kept
     left: Kept
 
-    def is_last(self, now: Kept) -> bool:
-        """Whether the buffers are those that it left; copies of them are others."""
-        return now.keys() == self.left.keys() and all(
-            now[name] is thing for name, thing in self.left.items() if isinstance(thing, Tensor)
-        )
-
 
 def _refuse_late_hooks(module: nn.Module) -> None:
     for name, parameter in module.named_parameters():
@@ -347,7 +341,7 @@ class GateActor(Stage):
         last = self._last
         if last is not None and last.batch == (message.sentinel, message.number) and last.batch in self.stash:
             self._last = None
-            if last.is_last(self.buffers.now):
+            if self.buffers.unchanged_since(last.left):
                 self.buffers.install(last.before)
         return super()._forget(message)
 

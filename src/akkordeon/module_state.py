@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import copy
 import json
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from akkordeon.errors import RecipeError
 from akkordeon.payload import memory
-from akkordeon.rebinding import Rebinding
+from akkordeon.rebinding import KEEPS_OTHERS, Rebinding, inside
 
 __all__ = [
     "Kept",
@@ -147,6 +148,7 @@ class Statistics:
     """A module's buffers and extra state; every training forward writes to new ones.
 
     So the old can be kept, or put back. Buffers may appear, vanish and be None.
+    What something else in the module has too, or a view of, stays the tensor it is, and is written to.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -155,6 +157,7 @@ class Statistics:
         ]
         self._owner_of = dict(self._owners)
         self._extra = {f"{prefix}{EXTRA}": owner for prefix, owner in _with_extra_state(module)}
+        self._held = dict(_held_elsewhere(module))
         self.before: Kept = self.now
         """What :meth:`roll_back` puts back."""
 
@@ -164,9 +167,23 @@ class Statistics:
         kept: Kept = {
             prefix + name: buffer for prefix, owner in self._owners for name, buffer in owner.items()
         }
+        for name, buffer in list(self._held.items()):
+            if kept.get(name) is buffer:
+                kept[name] = buffer.clone()
+            else:  # the module has put another in its place
+                del self._held[name]
         for name, module in self._extra.items():
             kept[name] = _copied_extra(name, module.get_extra_state())
         return kept
+
+    def unchanged_since(self, left: Kept) -> bool:
+        """Whether the module has the buffers of then; copies of them are others."""
+        now = self.now
+        return now.keys() == left.keys() and all(
+            now[name] is thing or (name in self._held and torch.equal(now[name], thing))
+            for name, thing in left.items()
+            if isinstance(thing, Tensor)
+        )
 
     def out_of_reach(self, module: nn.Module) -> list[str]:
         """Names of buffers in parts that the module did not have when this was made."""
@@ -183,6 +200,11 @@ class Statistics:
                 self._extra[name].set_extra_state(copy.deepcopy(thing))
             else:
                 prefix, dot, last = name.rpartition(".")
+                if name in self._held and _alike(
+                    thing, self._held[name]
+                ):  # past autograd: to whom a backward needs it, it is what it was
+                    self._held[name].data.copy_(thing)
+                    thing = self._held[name]
                 self._owner_of[prefix + dot][last] = thing
 
     def renew(self) -> None:
@@ -193,12 +215,53 @@ class Statistics:
     def install_copies(self, kept: Mapping[str, Any]) -> None:
         """Make the module use copies of these; what was one tensor stays one."""
         if kept:
-            twins = {id(b): b.clone() for b in kept.values() if isinstance(b, Tensor)}
+            twins = {
+                id(b): b.clone()
+                for name, b in kept.items()
+                if isinstance(b, Tensor) and name not in self._held
+            }
             self.install({name: twins.get(id(thing), thing) for name, thing in kept.items()})
 
     def roll_back(self) -> None:
         """Put back what was there before :meth:`renew`."""
         self.install(self.before)
+
+
+def _alike(thing: Tensor | None, held: Tensor) -> bool:
+    return thing is not None and (thing.shape, thing.dtype) == (held.shape, held.dtype)
+
+
+def _held_elsewhere(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The buffers whose memory something else in the module has too: a list, an object, another buffer."""
+    buffers = [(name, b) for name, b in module.named_buffers() if b.layout is torch.strided and b.numel()]
+    if not buffers:
+        return
+    others = {memory(thing) for thing in _tensors_beside(module)}
+    shared = {i for group in overlapping([buffer for _, buffer in buffers]) for i in group}
+    for i, (name, buffer) in enumerate(buffers):
+        if i in shared or memory(buffer) in others:
+            yield name, buffer
+
+
+def _tensors_beside(module: nn.Module) -> Iterator[Tensor]:
+    """The tensors in a module's attributes, and in objects there, that are none of its state."""
+    own = ("_parameters", "_buffers", "_modules")
+    parts = list(module.modules())
+    waiting: list[Any] = [thing for part in parts for name, thing in vars(part).items() if name not in own]
+    seen = {id(part) for part in parts}
+    while waiting:
+        thing = waiting.pop()
+        if id(thing) in seen or isinstance(thing, type | ModuleType):
+            continue
+        seen.add(id(thing))
+        if isinstance(thing, Tensor):
+            yield thing
+        elif isinstance(thing, KEEPS_OTHERS):
+            waiting.extend(inside(thing))
+        elif isinstance(thing, set | deque):
+            waiting.extend(thing)
+        else:
+            waiting.extend(getattr(thing, "__dict__", {}).values())
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["Rebinding"]
+__all__ = ["KEEPS_OTHERS", "Rebinding", "inside"]
 
 
 class Rebinding:
@@ -42,7 +42,7 @@ class Rebinding:
 
     def of(self, thing: Any) -> Any:
         """What stands for it in the copy; itself, where it reaches nothing that was copied."""
-        if not isinstance(thing, _LOOKED_INTO) or id(thing) in self._memo or not self._reaches(thing):
+        if not isinstance(thing, KEEPS_OTHERS) or id(thing) in self._memo or not self._reaches(thing):
             return self._memo.get(id(thing), thing)
         if id(thing) not in self._made:
             self._kept.append(thing)
@@ -56,9 +56,9 @@ class Rebinding:
             one = waiting.pop()
             if self._memo.get(id(one), one) is not one:
                 return True
-            if isinstance(one, _LOOKED_INTO) and id(one) not in seen:
+            if isinstance(one, KEEPS_OTHERS) and id(one) not in seen:
                 seen.add(id(one))
-                waiting.extend(_inside(one))
+                waiting.extend(inside(one))
         return False
 
     def _again(self, thing: Any) -> Any:
@@ -108,10 +108,12 @@ class Rebinding:
         return cell, self._made[id(cell)]
 
 
-_LOOKED_INTO = (types.FunctionType, types.MethodType, partial, tuple, list, dict)
+KEEPS_OTHERS = (types.FunctionType, types.MethodType, partial, tuple, list, dict)
+"""What can be looked into, whoever wrote it."""
 
 
-def _inside(thing: Any) -> Iterable[Any]:
+def inside(thing: Any) -> Iterable[Any]:
+    """What is directly in one of these."""
     if isinstance(thing, types.FunctionType):
         return _inside_function(thing)
     if isinstance(thing, types.MethodType):
