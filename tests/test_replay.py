@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import random
+import re
 from contextlib import suppress
 
 import pytest
@@ -15,8 +16,11 @@ from engines import ENGINES
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
+from typer.testing import CliRunner
 
 import akkordeon as ak
+from akkordeon import record
+from akkordeon.cli import app
 from akkordeon.errors import RecordError, ReplayError
 from akkordeon.metrics import EpochDone
 from akkordeon.record import Record
@@ -352,6 +356,28 @@ def test_a_full_disk_ends_the_record_and_not_the_run(tmp_path, caplog):
         assert training.wait(timeout=60).batches.trained == 120
     assert caplog.text.count("No space left on device") == 1
     assert "breaks off, and the run goes on without" in caplog.text
+
+
+@pytest.mark.parametrize("what", ["train", "simulate"])
+def test_a_command_whose_record_breaks_off_has_not_succeeded(tmp_path, monkeypatch, what):
+    """It ended with exit code 0, though what it was asked to keep cannot be replayed."""
+    line = record._line
+
+    def full(content):
+        if isinstance(content, list):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return line(content)
+
+    monkeypatch.setattr(record, "_line", full)
+    world = tmp_path / "world.toml"
+    world.write_text(
+        'title = "small"\n[train]\ntask = "digits"\nepochs = 1\n[cost]\nforward_s = 0.1\nbackward_s = 0.2\n'
+    )
+    arguments = {"train": ["train", "--epochs", "1"], "simulate": ["simulate", str(world)]}[what]
+    result = CliRunner().invoke(app, [*arguments, "--record", str(tmp_path / "r")])
+    assert result.exit_code == 1
+    assert "batches" in result.stdout
+    assert re.search(r"akkordeon: the record .* breaks off.*No space left", result.stderr)
 
 
 def test_a_record_that_cannot_be_begun_is_refused(tmp_path):

@@ -39,7 +39,7 @@ def simulate(
     from dataclasses import replace
 
     from akkordeon import scenario as scenarios
-    from akkordeon.errors import ScenarioError
+    from akkordeon.errors import RecordError, ScenarioError
     from akkordeon.simulation.timeline import Timeline
 
     world = scenarios.load(scenario)
@@ -65,6 +65,8 @@ def simulate(
         typer.echo(f"timeline of {begin_s:.4g} to {end_s:.4g} s in {timeline}")
     if json:
         typer.echo(encoder.dumps(report, sort_keys=True))
+    if "record_failure" in report:
+        raise RecordError(report["record_failure"])
 
 
 def replay(

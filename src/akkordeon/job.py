@@ -243,6 +243,8 @@ def train(
             seconds, complaints = _followed(session, sentinels, views, interrupts)
         told = summary(session, seconds)
         complaints += ending.complaints(session)
+        if session.record_failure is not None:
+            complaints.append(session.record_failure)
         unkept: list[str] = []
         if keeper is not None:
             unkept = keeper.finish(told)

@@ -128,6 +128,9 @@ class Recorder:
         seed: of the session.
         task: whatever is needed to make network and sentinels again; kept as it is.
 
+    Attributes:
+        failure: why the record breaks off, in a sentence, if it does.
+
     Raises:
         RecordError: the file cannot be written.
     """
@@ -135,6 +138,7 @@ class Recorder:
     def __init__(
         self, path: str | Path, network: Recipe, seed: int, task: Mapping[str, Any] | None = None
     ) -> None:
+        self.failure: str | None = None
         self._path = path
         self._lock = threading.Lock()
         self._serial = itertools.count()
@@ -224,9 +228,8 @@ class Recorder:
             self._over = True
             with suppress(OSError):
                 self._file.close()
-        logging.getLogger(__name__).error(
-            "the record %s breaks off, and the run goes on without: %s", self._path, explain(error)
-        )
+        self.failure = f"the record {self._path} breaks off, and the run goes on without: {explain(error)}"
+        logging.getLogger(__name__).error("%s", self.failure)
 
     def close(self) -> None:
         """End the record; what is still handled is not in it."""

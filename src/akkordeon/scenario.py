@@ -215,7 +215,8 @@ def train(
     """Train the scenario's task in its world, with real gradients.
 
     Returns:
-        What it came to: everything in it is the same each time.
+        What it came to: everything in it is the same each time, but for ``record_failure``, which is there
+        only where the record breaks off.
     """
     plan = scenario.train
     assert plan is not None
@@ -247,8 +248,10 @@ def train(
     digest = hashlib.sha256()
     for parameter in session.module().state_dict().values():
         digest.update(parameter.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    failure = session.record_failure
     return {
         "title": scenario.title,
+        **({} if failure is None else {"record_failure": failure}),
         **report,
         "utilisation": {a: status.loads[a].busy_s / (seconds or 1.0) for a in network.row()},
         "staleness": {g.address: {str(t): n for t, n in sorted(g.staleness.items())} for g in status.gates},

@@ -146,6 +146,11 @@ class Session:
         return self._roster.attachments
 
     @property
+    def record_failure(self) -> str | None:
+        """Why the record of this run breaks off, in a sentence; None where it does not, or there is none."""
+        return None if self._recorder is None else self._recorder.failure
+
+    @property
     def _error(self) -> GateFailedError | None:
         return self._supervisor.error
 
