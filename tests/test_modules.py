@@ -21,6 +21,7 @@ from akkordeon.nn import Seeded
 from akkordeon.payload import map_tensors
 
 pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*was compiled in place by compile"),
     pytest.mark.filterwarnings("ignore:Complex modules are a new feature"),
     pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN"),
     pytest.mark.filterwarnings(
