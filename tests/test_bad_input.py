@@ -314,6 +314,9 @@ def test_bad_input_is_told_in_one_sentence_and_the_others_go_on(what):
         ({"loss": nn.CrossEntropyLoss}, "got the class CrossEntropyLoss; make one of it: CrossEntropyLoss()"),
         ({"scores": ak.accuracy}, 'as in {"accuracy": akkordeon.accuracy}; got accuracy'),
         ({"scores": [ak.accuracy]}, 'as in {"accuracy": akkordeon.accuracy}; got list'),
+        ({"scores": {"f1": "f1"}}, "the score 'f1' is a function of (outputs, y) or a metric, got 'f1'"),
+        ({"in_flight": 2.5}, "in_flight is a whole number, got 2.5"),
+        ({"batch_size": "32"}, "batch_size is at least 1, got '32'"),
         ({"best": "loss"}, "best is a Best, as in Best('loss', patience=5), got 'loss'"),
     ],
 )

@@ -68,7 +68,9 @@ def test_the_metrics_of_a_collection_are_scores_each():
     board.add(0.0, torch.randn(40, 3).softmax(1), torch.randint(3, (40,)), 40)
     assert board.scores().keys() == {"all/MulticlassRecall", "all/MulticlassAUROC"}
     assert ak.Best("all/MulticlassRecall").is_better(0.5, 0.4)
-    ak.Sentinel.validate([], None, scores={"all": metrics}, best=ak.Best("all/MulticlassRecall"))
+    ak.Sentinel.validate(
+        [], None, scores={"all": torchmetrics.MetricCollection(metrics)}, best=ak.Best("all/MulticlassRecall")
+    )
 
 
 class Kept:

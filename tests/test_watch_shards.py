@@ -25,8 +25,16 @@ def test_a_shard_shows_versions_staleness_and_rates():
     table.table(status(0.0, 100))
     with console.capture() as capture:
         console.print(table.table(status(2.0, 200)))
-    words = capture.get().splitlines()[1].split()
+    words = capture.get().splitlines()[2].split()
     assert words == ["first", "▁█▄", "197", "3", "3", "50", "100", "50.0", "100.0", "50%"]
+
+
+def test_the_shards_fit_a_terminal_of_80_columns():
+    console, table = Console(width=80), ShardTable()
+    with console.capture() as capture:
+        console.print(table.table(status(0.0, 100)))
+    assert len(capture.get().splitlines()) == 3
+    assert "…" not in capture.get().replace("4–7 …", "")
 
 
 @pytest.mark.parametrize(

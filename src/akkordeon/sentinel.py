@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from akkordeon.errors import RecipeError
-from akkordeon.metrics import Score
+from akkordeon.metrics import Score, StreamingScore
 from akkordeon.payload import Payload
 
 __all__ = ["Best", "Evaluation", "Loss", "Sentinel", "Split", "Training"]
@@ -72,12 +73,10 @@ class Sentinel:
 
     def __post_init__(self) -> None:
         """Refuse what could only fail later."""
-        if self.in_flight is not None and self.in_flight < 1:
-            raise RecipeError(f"in_flight is at least 1, got {self.in_flight}")
+        for what in ("in_flight", "batch_size"):
+            _check_whole(what, getattr(self, what))
         if self.split is not None and not callable(self.split):
             raise RecipeError(f"split is a function from a batch to (x, y), got {type(self.split).__name__}")
-        if self.batch_size < 1:
-            raise RecipeError(f"batch_size is at least 1, got {self.batch_size}")
         if self.name is not None and (not self.name or set(self.name) & set("/#")):
             raise RecipeError(f"a sentinel's name has no '/' and no '#' and is not empty, got {self.name!r}")
 
@@ -331,9 +330,19 @@ def _by_name(scores: Mapping[str, Score] | None) -> dict[str, Score]:
             "scores is a dict from names to functions of (outputs, y) or torchmetrics metrics, "
             f'as in {{"accuracy": akkordeon.accuracy}}; got {got}'
         )
+    for name, score in scores.items():
+        if not (callable(score) or isinstance(score, StreamingScore)):
+            raise RecipeError(f"the score {name!r} is a function of (outputs, y) or a metric, got {score!r}")
     return dict(scores)
 
 
 def _check_positive(what: str, number: float | None) -> None:
-    if number is not None and not number > 0:
-        raise RecipeError(f"{what} is above 0, got {number}")
+    if number is not None and not (isinstance(number, Real) and number > 0):
+        raise RecipeError(f"{what} is above 0, got {number!r}")
+
+
+def _check_whole(what: str, number: int | None) -> None:
+    if number is not None and not (isinstance(number, Real) and number >= 1):
+        raise RecipeError(f"{what} is at least 1, got {number!r}")
+    if number is not None and not isinstance(number, Integral):
+        raise RecipeError(f"{what} is a whole number, got {number!r}")

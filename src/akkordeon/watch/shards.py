@@ -1,7 +1,8 @@
 """A row for each parameter shard in the live view.
 
-shard     version   τ 0 1 2–3 4–7 …   τ max   dropped   pushes/s   fetches/s   MB/s in   MB/s out   busy
-shard/0      1208   ▂█▄▁                  9         3        231         231      18.4       18.4   61 %
+         τ 0 1                               pushes  fetches  MB/s  MB/s
+shard    2–3 4–7 …  version  τ max  dropped      /s       /s    in   out  busy
+shard/0  ▂█▄▁         1,208      9        3     231      231  18.4  18.4   61%
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from akkordeon.watch.slope import Slope
 __all__ = ["ShardTable", "histogram"]
 
 BARS = " ▁▂▃▄▅▆▇█"
-HEADINGS = ("version", "τ max", "dropped", "pushes/s", "fetches/s", "MB/s in", "MB/s out", "busy")
+HEADINGS = ("version", "τ max", "dropped", "pushes\n/s", "fetches\n/s", "MB/s\nin", "MB/s\nout", "busy")
+"""In two lines, so that all of them fit a terminal of 80 columns."""
 
 
 class ShardTable:
@@ -34,8 +36,8 @@ class ShardTable:
     def table(self, status: Status) -> Table:
         """A row for each shard."""
         table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-        table.add_column("shard")
-        table.add_column("τ 0 1 2–3 4–7 …", style="cyan")
+        table.add_column("shard", no_wrap=True, min_width=max(len(shard.name) for shard in status.gates))
+        table.add_column("τ 0 1\n2–3 4–7 …", style="cyan")
         for heading in HEADINGS:
             table.add_column(heading, justify="right")
         for shard in status.gates:
