@@ -160,8 +160,8 @@ def test_a_gate_gives_the_rule_the_weights_then_and_now_and_the_measured_stalene
             return gradients
 
     gate = gate_alone(nn.Linear(4, 3), staleness=Spy())
-    versions = [gate.weights.now[0]]
     do(gate, *(forward(n, torch.randn(2, 4)) for n in range(3)))
+    versions = [gate.weights.now[0]]
     for n in range(3):
         do(gate, backward(n, torch.randn(2, 3)))
         versions.append(gate.weights.now[0])
