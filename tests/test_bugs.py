@@ -563,3 +563,39 @@ def test_updates_that_are_never_finite_end_training_with_the_weights_it_began_wi
     sent, trained, refused, lost = training.batches.as_tuple()
     assert (trained, lost) == (0, 0)
     assert sent == refused >= 10
+
+
+# A sentinel detached in its last or only epoch said that it had come to its end: the epoch that was cut off
+# counts as one.
+def test_training_that_is_detached_in_its_last_epoch_was_stopped():
+    begun = threading.Event()
+
+    def loss(outputs, targets):
+        begun.set()
+        return nn.functional.mse_loss(outputs, targets)
+
+    with ak.run(ak.Network([ak.Gate(nn.Linear(2, 2), sgd)]), engine=ak.Threads(workers=2)) as session:
+        endless = ((torch.ones(1, 2), torch.zeros(1, 2)) for _ in iter(int, 1))
+        training = session.attach(ak.Sentinel.train(endless, loss, epochs=1))
+        assert begun.wait(WAIT_S)
+        training.detach()
+        assert training.wait(WAIT_S).stopped
+        whole = session.attach(ak.Sentinel.train([(torch.ones(1, 2), torch.zeros(1, 2))], loss))
+        assert not whole.wait(WAIT_S).stopped
+
+
+# A loss that closed its session had the block left at once, and the counts of its sentinel read as zeros.
+def test_a_block_is_left_when_its_session_has_ended_whoever_closes_it(monkeypatch):
+    monkeypatch.setattr(session_module, "CLOSE_S", 0.2)
+    closing = threading.Event()
+
+    def loss(outputs, targets):
+        closing.set()
+        session.close()
+        return nn.functional.mse_loss(outputs, targets)
+
+    with ak.run(ak.Network([ak.Gate(nn.Linear(2, 2), sgd)]), engine=ak.Threads(workers=2)) as session:
+        training = session.attach(ak.Sentinel.train([(torch.ones(1, 2), torch.zeros(1, 2))] * 3, loss))
+        assert closing.wait(WAIT_S)
+    assert training.ended
+    assert training.batches.as_tuple() == (1, 0, 0, 1)

@@ -11,7 +11,7 @@ from torch import Tensor
 from akkordeon.errors import ActorFailedError, again
 from akkordeon.messages import Detach, Message
 from akkordeon.metrics import BatchCount, BatchRefused, BestKept, EpochDone, RoundDone, TrainingProgress
-from akkordeon.sentinel import Sentinel, Training
+from akkordeon.sentinel import Sentinel
 
 __all__ = ["KEPT_MAX", "Attachment", "Host"]
 
@@ -79,6 +79,7 @@ class Attachment:
     result: Any = None
     _batches: BatchCount = field(default_factory=BatchCount)
     _told_to_end: bool = False
+    _cut_short: bool = False
     _error_is_known: bool = False
 
     @property
@@ -91,8 +92,7 @@ class Attachment:
     @property
     def stopped(self) -> bool:
         """Whether it was told to end before it was done: detached, for want of better rounds, or closed."""
-        epochs = self.recipe.epochs if isinstance(self.recipe, Training) else None
-        return self.ended and self._told_to_end and (epochs is None or self.epochs_done < epochs)
+        return self.ended and self._told_to_end and (self._cut_short or self.role != "train")
 
     def wait(self, timeout: float | None = None) -> Self:
         """Wait until the sentinel has ended.
@@ -151,8 +151,9 @@ class Attachment:
         self.samples += record.samples
         self.seconds += record.seconds
 
-    def _end(self, batches: BatchCount | None = None, result: Any = None) -> None:
+    def _end(self, batches: BatchCount | None = None, result: Any = None, cut_short: bool = False) -> None:
         """It has ended; without its last count, what was under way is lost."""
+        self._cut_short = cut_short or batches is None
         if batches is None:
             known = self._batches
             batches = replace(known, lost=known.sent - known.trained - known.refused)

@@ -193,11 +193,15 @@ class BatchRefused:
 
 @dataclass(frozen=True, slots=True)
 class SentinelEnded:
-    """A sentinel has stopped, of itself or because it was detached. ``result``: what it was asked for."""
+    """A sentinel has stopped, of itself or because it was detached.
+
+    ``result``: what it was asked for. ``cut_short``: it did not send all that it was to train.
+    """
 
     address: str
     batches: BatchCount
     result: Any = None
+    cut_short: bool = False
 
 
 @dataclass(frozen=True, slots=True)

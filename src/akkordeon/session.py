@@ -78,6 +78,8 @@ class Session:
         self._inline: list[Callable[[Any], None]] = []
         self._probes = itertools.count(1)
         self._closed = False
+        self._closed_by: int | None = None  # a thread's identity
+        self._has_ended = threading.Event()
         self._at_close: list[Callable[[], None]] = []
         self._roster = Roster(network.max_in_flight)
         self._supervisor = Supervisor(
@@ -111,6 +113,9 @@ class Session:
         if error is None:
             self._say_what_is_cut_short()
         self.close()
+        if self._closed_by != threading.get_ident():  # as in a loss, whose sentinel ends when that returns
+            self._has_ended.wait()
+            self._engine.wait_until(self._all_ended, CLOSE_S)
 
     def __repr__(self) -> str:
         at_work = sum(not a.ended for a in self.attachments)
@@ -468,14 +473,12 @@ class Session:
         with self._lock:
             if self._closed:
                 return
-            self._closed = True
+            self._closed, self._closed_by = True, threading.get_ident()
         try:
             for do in self._at_close:
                 do()
             self._close_actors()
-            self._engine.wait_until(
-                lambda: self._all_left() and all(a.ended for a in self.attachments), CLOSE_S
-            )
+            self._engine.wait_until(lambda: self._all_left() and self._all_ended(), CLOSE_S)
         finally:
             self._engine.stop()
             self._drain()
@@ -483,6 +486,10 @@ class Session:
                 subscription.end()
             if self._recorder is not None:
                 self._recorder.close()
+            self._has_ended.set()
+
+    def _all_ended(self) -> bool:
+        return all(a.ended for a in self.attachments)
 
     def _all_left(self) -> bool:
         return not self._supervisor.missing()

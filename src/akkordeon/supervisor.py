@@ -149,7 +149,7 @@ class Supervisor:
         if attachment is None:
             return
         self._roster.has_read(attachment)
-        attachment._end(record.batches, record.result)
+        attachment._end(record.batches, record.result, record.cut_short)
 
     # ── failures ─────────────────────────────────────────────────────────────────────────────────────
 

@@ -150,6 +150,7 @@ class Trainer(Actor):
         self._samples_sent = 0
         self._samples_trained = 0
         self._all_sent = False
+        self._cut_short = False
         self._wrong: Refused | None = None  # the last refusal; none of these three
         self._refused_in_a_row = 0  # counts staleness, which says that others are faster,
         self._refused_at_all = 0  # not that something is wrong
@@ -398,6 +399,7 @@ class Trainer(Actor):
 
     def _detach(self, message: Detach, now_s: float) -> Iterator[Effect]:
         if not self._all_sent:
+            self._cut_short = True
             yield from self._all_of_epoch_sent(True, now_s)
         if message.drop:
             yield from self._drop()
@@ -406,6 +408,7 @@ class Trainer(Actor):
 
     def _drop(self) -> Iterator[Effect]:
         if self._flights:
+            self._cut_short = True
             self.batches.lost += len(self._flights)
             for batch in self._flights:
                 self._keep_in_mind(batch)
@@ -436,7 +439,7 @@ class Trainer(Actor):
 
     def _end_now(self) -> Iterator[Effect]:
         yield Send(self._reader, Close())
-        yield Report(SentinelEnded(self.address, self.batches))
+        yield Report(SentinelEnded(self.address, self.batches, cut_short=self._cut_short))
         yield Stop()
 
     def _close(self, message: Close, now_s: float) -> Iterator[Effect]:
@@ -445,9 +448,10 @@ class Trainer(Actor):
 
     def last_words(self) -> Iterator[Effect]:
         """Leave nothing behind in the gates, and say what was lost."""
+        self._cut_short = self._cut_short or not self._all_sent
         yield from self._drop()
         yield Send(self._reader, Close())
-        yield Report(SentinelEnded(self.address, self.batches))
+        yield Report(SentinelEnded(self.address, self.batches, cut_short=self._cut_short))
 
     def _probe(self, message: Probe, now_s: float) -> Iterator[Effect]:
         yield Report(
