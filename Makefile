@@ -3,6 +3,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable
+# In two processes; the blocks of a document, as the tests of a file, stay in one.
+TEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help train test slow check clean
@@ -14,7 +16,7 @@ train: .venv/.ready ## set everything up and train on the digits that come with 
 	$(BIN)/akkordeon train digits
 
 test: .venv/.ready-dev ## set everything up and run the tests
-	$(BIN)/python -m pytest
+	$(TEST)
 
 slow: .venv/.ready-dev ## run the studies that take minutes
 	$(BIN)/python -m pytest -m slow --timeout 1800
@@ -24,7 +26,7 @@ check: .venv/.ready-dev ## lint, types, layers, then the tests
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest
+	$(TEST)
 
 clean: ## remove what these commands made
 	rm -rf .venv build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
