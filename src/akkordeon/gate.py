@@ -204,8 +204,9 @@ class GateActor(Stage):
 
     def _begin(self, batch: Batch) -> None:
         """Give the batch its masks, and the module buffers that it may write to."""
-        for module, key in self._keys(batch):
-            module.reseed(key)
+        if self._seeded:
+            for module, key in self._keys(batch):
+                module.reseed(key)
         self.buffers.renew()
 
     def _run(self, batch: Batch, payload: Payload) -> tuple[Payload, Payload]:
@@ -293,8 +294,9 @@ class GateActor(Stage):
             yield self._refuse(batch, Fault.TOO_STALE, f"it is {staleness} updates old, at most {limit}")
             return
         # A checkpointed module runs again in its backward: on the weights and masks of its forward.
-        for (module, key), marks in zip(self._keys(batch), stashed.marks, strict=True):
-            module.replay(key, marks)
+        if self._seeded:
+            for (module, key), marks in zip(self._keys(batch), stashed.marks, strict=True):
+                module.replay(key, marks)
         self.buffers.renew()
         self.weights.install(stashed.weights)
         try:

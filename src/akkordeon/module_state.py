@@ -164,10 +164,11 @@ class Statistics:
     @property
     def now(self) -> Kept:
         """What the module has."""
-        kept: Kept = {
-            prefix + name: buffer for prefix, owner in self._owners for name, buffer in owner.items()
-        }
-        for name, buffer in list(self._held.items()):
+        kept: Kept = {}
+        for prefix, owner in self._owners:
+            if owner:
+                kept.update((prefix + name, buffer) for name, buffer in owner.items())
+        for name, buffer in list(self._held.items()) if self._held else ():
             if kept.get(name) is buffer:
                 kept[name] = buffer.clone()
             else:  # the module has put another in its place

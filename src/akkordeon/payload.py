@@ -151,9 +151,10 @@ def all_finite(some: Iterable[Tensor | None]) -> bool:
     A sum passes any NaN or infinity on, in one cheap read; only where it is not finite (or overflowed)
     is it worth looking at every element.
     """
+    strided = torch.strided
     for tensor in some:
         if tensor is not None:
-            if tensor.layout is not torch.strided:
+            if tensor.layout is not strided:
                 tensor = tensor._values() if tensor.layout is torch.sparse_coo else tensor.values()
             total = tensor.sum().item()
             if total - total != 0 and not bool(tensor.isfinite().all()):  # inf − inf and NaN are not 0

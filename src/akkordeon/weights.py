@@ -143,11 +143,14 @@ class Weights:
 
     def are_finite(self) -> bool:
         """Whether no NaN and no infinity is in what was updated."""
-        return all_finite(self._updated(i) for i in self.trainable)
-
-    def _updated(self, i: int) -> Tensor:
-        weight = self.masters[i].data
-        return weight.index_select(0, self._rows[i][0]) if i in self._rows else weight
+        rows = self._rows
+        updated = [self.masters[i].data for i in self.trainable]
+        if rows:
+            updated = [
+                weight.index_select(0, rows[i][0]) if i in rows else weight
+                for i, weight in zip(self.trainable, updated, strict=True)
+            ]
+        return all_finite(updated)
 
     def publish(self) -> None:
         """Make the updated masters the current version."""
