@@ -47,6 +47,8 @@ JOIN_S = 5.0
 IN_TURN = (Kind.BACKWARD, Kind.FORWARD)
 """The messages whose handling may draw from the generator of the process, or rewind it."""
 
+NO_USE = Use.NONE  # looked up for every message, and a member of an enum is looked up slowly
+
 STALLED_S = 1.0
 """How long it waits for an actor that may block; it is left behind then, and ends when it wakes up."""
 
@@ -357,7 +359,7 @@ class _Floor:
         """Have an actor handle a message, and carry out what it yields as it yields it."""
         actor = cell.actor
         began_s = time.monotonic()
-        in_turn = actor.use is not Use.NONE and message.kind in IN_TURN
+        in_turn = actor.use is not NO_USE and message.kind in IN_TURN
         if in_turn:
             TURNS.begin(actor.use)
         try:
