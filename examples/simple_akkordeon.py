@@ -26,8 +26,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import akkordeon as ak
-from akkordeon.datasets import Dataset, mnist
-from akkordeon.metrics import EpochDone, RoundDone, ScoreBoard
+from akkordeon.core.reports import EpochDone, RoundDone, ScoreBoard
+from akkordeon.data.datasets import Dataset, mnist
 from akkordeon.watch.lines import line_of
 
 SIZES = (784, 50, 20, 10)

@@ -22,8 +22,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import akkordeon as ak
-from akkordeon.datasets import Dataset, mnist
-from akkordeon.metrics import EpochDone, RoundDone
+from akkordeon.core.reports import EpochDone, RoundDone
+from akkordeon.data.datasets import Dataset, mnist
 from akkordeon.watch.lines import line_of
 
 SIZES = (784, 100, 40, 10)

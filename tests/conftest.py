@@ -43,5 +43,5 @@ def random_state() -> Iterator[None]:
 def ray_cluster_ends() -> Iterator[None]:
     """End the Ray cluster that the tests share, if any of them started it."""
     yield
-    if "warm" in sys.modules:
-        sys.modules["warm"].end_cluster()
+    if "tests.support.warm" in sys.modules:
+        sys.modules["tests.support.warm"].end_cluster()

@@ -28,10 +28,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import akkordeon as ak
-from akkordeon.datasets import Dataset, mnist
-from akkordeon.metrics import RoundDone, ShardStatus
-from akkordeon.simulation.compute import Compute, Cost, Slowdown
-from akkordeon.simulation.links import Link
+from akkordeon.core.reports import RoundDone, ShardStatus
+from akkordeon.data.datasets import Dataset, mnist
+from akkordeon.engines.simulator.compute import Compute, Cost, Slowdown
+from akkordeon.engines.simulator.links import Link
 
 BATCH = 128
 LR = 0.1

@@ -12,9 +12,9 @@ import ray
 import torch
 
 import akkordeon as ak
-from akkordeon.actor import Actor, Effect, Report, Send
+from akkordeon.core.actor import Actor, Effect, Report, Send
+from akkordeon.core.messages import Batch, Forward
 from akkordeon.engines.threads import Threads
-from akkordeon.messages import Batch, Forward
 
 ACTORS = 3
 TOKENS = 4

@@ -21,9 +21,9 @@ import psutil
 import torch.nn.functional as F
 
 import akkordeon as ak
-from akkordeon.engines.ray import networks
-from akkordeon.engines.ray.cluster import join
-from akkordeon.tasks import digits
+from akkordeon.engines.ray import detached as networks
+from akkordeon.engines.ray.connection import join
+from akkordeon.experiments.tasks import digits
 
 NAME = "soak"
 

@@ -21,15 +21,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import akkordeon as ak
-from akkordeon.comparison import asynchronous, compare, enough_in_flight
-from akkordeon.messages import Attach
-from akkordeon.simulation.compute import Compute, Cost, Slowdown
-from akkordeon.simulation.dry import dry_row
-from akkordeon.simulation.faults import Crash
-from akkordeon.simulation.hosts import Host
-from akkordeon.simulation.links import PRESETS, Link
-from akkordeon.simulation.measure import measure
-from akkordeon.simulation.plan import Plan
+from akkordeon.core.messages import Attach
+from akkordeon.engines.simulator.compute import Compute, Cost, Slowdown
+from akkordeon.engines.simulator.faults import Crash
+from akkordeon.engines.simulator.hosts import Host
+from akkordeon.engines.simulator.links import PRESETS, Link
+from akkordeon.experiments.schedules.compare import asynchronous, compare, enough_in_flight
+from akkordeon.experiments.schedules.dry_actors import dry_row
+from akkordeon.experiments.schedules.measure_costs import measure
+from akkordeon.experiments.schedules.world import Plan
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "throughput"))
 from ring import messages_per_s

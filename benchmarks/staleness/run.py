@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import akkordeon as ak
-from akkordeon.datasets import mnist
+from akkordeon.data.datasets import mnist
 
 ARMS: dict[str, tuple[ak.Rule, int]] = {
     "one in flight": (ak.Stash(), 1),

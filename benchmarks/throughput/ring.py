@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from akkordeon.actor import Actor, Effect, Report, Send, Stop
+from akkordeon.core.actor import Actor, Effect, Report, Send, Stop
+from akkordeon.core.messages import Kind, Message
 from akkordeon.engines.threads import Threads
-from akkordeon.messages import Kind, Message
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ import torch
 from settings import SETTINGS, Setting, dataset
 
 import akkordeon as ak
-from akkordeon.datasets import mnist
+from akkordeon.data.datasets import mnist
 
 LR = 0.01
 PEERS: dict[str, Callable[..., list[float]]] = {

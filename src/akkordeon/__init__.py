@@ -1,25 +1,26 @@
 """Trains PyTorch models with actors: a row of gates, each with its own optimizer; nobody waits."""
 
-from akkordeon import nn
-from akkordeon.attachment import Attachment
-from akkordeon.data import Batches
-from akkordeon.downpour import Downpour
+from akkordeon.core import errors
+from akkordeon.core.errors import AkkordeonError
+from akkordeon.core.reports import accuracy
+from akkordeon.data.batches import Batches
+from akkordeon.downpour.delayed_nesterov import DelayedNesterov
+from akkordeon.downpour.recipe import Downpour
 from akkordeon.engines.ray import Ray
-from akkordeon.engines.simulator import Simulator
+from akkordeon.engines.simulator.engine import Simulator
 from akkordeon.engines.threads import Threads
-from akkordeon.errors import AkkordeonError
-from akkordeon.gate import Gate
-from akkordeon.joining import connect
-from akkordeon.metrics import accuracy
-from akkordeon.network import Network
-from akkordeon.outer import DelayedNesterov
-from akkordeon.replay import replay
-from akkordeon.replicas import Attachments, DownpourSession
-from akkordeon.running import run
-from akkordeon.sentinel import Best, Sentinel
-from akkordeon.session import Session
-from akkordeon.staleness import DelayCompensation, InverseStaleness, Latest, Rule, Stash
-from akkordeon.tasks import Task
+from akkordeon.experiments.run import run
+from akkordeon.experiments.tasks import Task
+from akkordeon.pipeline import nn
+from akkordeon.pipeline.gate import Gate
+from akkordeon.pipeline.network import Network
+from akkordeon.pipeline.staleness import DelayCompensation, InverseStaleness, Latest, Rule, Stash
+from akkordeon.sentinels.recipes import Best, Sentinel
+from akkordeon.session.attachment import Attachment
+from akkordeon.session.downpour_session import Attachments, DownpourSession
+from akkordeon.session.remote_session import connect
+from akkordeon.session.replay import replay
+from akkordeon.session.session import Session
 
 __all__ = [
     "AkkordeonError",
@@ -45,6 +46,7 @@ __all__ = [
     "Threads",
     "accuracy",
     "connect",
+    "errors",
     "nn",
     "replay",
     "run",

@@ -21,7 +21,7 @@ def main() -> None:
         handler = signal.getsignal(signal.SIGINT)
         if handler is signal.default_int_handler:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
-        from akkordeon import cli
+        from akkordeon.cli import main as cli
 
         signal.signal(signal.SIGINT, handler)
         cli.main()

@@ -18,9 +18,9 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 
-from akkordeon.actor import Actor, Effect
-from akkordeon.errors import RecipeError
-from akkordeon.messages import Message
+from akkordeon.core.actor import Actor, Effect
+from akkordeon.core.errors import RecipeError
+from akkordeon.core.messages import Message
 
 __all__ = ["Engine", "Listener", "Load", "ProcessState", "bounded"]
 

@@ -31,13 +31,13 @@ from typing import Any
 
 import torch
 
-from akkordeon.actor import Actor, After, Mailbox, Report, Send, Stop
+from akkordeon.core.actor import Actor, After, Mailbox, Report, Send, Stop
+from akkordeon.core.errors import RecipeError, SessionError
+from akkordeon.core.generator import Use
+from akkordeon.core.messages import Kind, Message, describe
+from akkordeon.core.reports import ActorFailed, Undelivered
 from akkordeon.engines.base import Engine, Listener, Load, ProcessState, bounded
 from akkordeon.engines.turns import TURNS
-from akkordeon.errors import RecipeError, SessionError
-from akkordeon.generator import Use
-from akkordeon.messages import Kind, Message, describe
-from akkordeon.metrics import ActorFailed, Undelivered
 
 __all__ = ["Threads"]
 

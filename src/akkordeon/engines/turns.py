@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 
-from akkordeon.generator import Use
+from akkordeon.core.generator import Use
 
 __all__ = ["TURNS", "Turns"]
 

@@ -7,9 +7,9 @@ from collections import Counter
 from types import TracebackType
 from typing import Any, Self
 
-from akkordeon.messages import Fault
-from akkordeon.metrics import BatchRefused, EpochDone, RoundDone
-from akkordeon.session import Session
+from akkordeon.core.messages import Fault
+from akkordeon.core.reports import BatchRefused, EpochDone, RoundDone
+from akkordeon.session.session import Session
 
 __all__ = ["Ending"]
 

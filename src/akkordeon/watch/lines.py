@@ -6,8 +6,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
-from akkordeon.metrics import ActorFailed, BatchRefused, EpochDone, RoundDone, TrainingProgress
-from akkordeon.session import Session
+from akkordeon.core.reports import ActorFailed, BatchRefused, EpochDone, RoundDone, TrainingProgress
+from akkordeon.session.session import Session
 
 __all__ = ["Lines", "line_of"]
 

@@ -10,8 +10,8 @@ from importlib.util import find_spec
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from akkordeon.session import Session
-from akkordeon.watch.following import POLL_S, Careful, View
+from akkordeon.session.session import Session
+from akkordeon.watch.follower import POLL_S, Careful, View
 from akkordeon.watch.lines import Lines
 
 __all__ = ["Showing", "show", "view_for"]
@@ -31,7 +31,7 @@ def view_for(write: Callable[[str], None], warn: Callable[[str], None], live: bo
     if live and (sys.stdout.isatty() or "ipykernel" in sys.modules):
         from rich.console import Console
 
-        from akkordeon.watch.console import LiveView
+        from akkordeon.watch.live_view import LiveView
 
         console = Console()
         if (console.is_terminal and not console.is_dumb_terminal) or (

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from akkordeon.attachment import Attachment
-from akkordeon.metrics import BatchCount
-from akkordeon.session import Session
+from akkordeon.core.reports import BatchCount
+from akkordeon.session.attachment import Attachment
+from akkordeon.session.session import Session
 
 __all__ = ["summary"]
 

@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from akkordeon.actor import Actor
+from akkordeon.core.actor import Actor
+from akkordeon.core.errors import ClusterError, RecipeError, SessionError
+from akkordeon.core.messages import Message, explain
+from akkordeon.core.reports import ActorFailed, ActorLost, ClusterLost, SentinelEnded, Undelivered
 from akkordeon.engines.base import Engine, Load, ProcessState, bounded
-from akkordeon.engines.ray.cluster import Vitals, join, require_ray, within
+from akkordeon.engines.ray.connection import Vitals, join, require_ray, within
 from akkordeon.engines.ray.placement import Placement, host_of, is_replica, is_visitor, sum_of_resources
-from akkordeon.errors import ClusterError, RecipeError, SessionError
-from akkordeon.messages import Message, explain
-from akkordeon.metrics import ActorFailed, ActorLost, ClusterLost, SentinelEnded, Undelivered
 
 if TYPE_CHECKING:
     from akkordeon.engines.ray.hosts import Dispatcher, Routes
-    from akkordeon.engines.ray.wire import Parcel
+    from akkordeon.engines.ray.serialization import Parcel
 
 __all__ = ["Ray"]
 
@@ -298,7 +298,7 @@ class Ray(Engine):
 
     def _shipped(self, address: str, make: Callable[[], Actor]) -> Parcel | None:
         """An actor's recipe as a parcel; None if it cannot travel."""
-        from akkordeon.engines.ray.wire import pack, ship_by_value
+        from akkordeon.engines.ray.serialization import pack, ship_by_value
 
         ship_by_value()
         try:
@@ -309,7 +309,7 @@ class Ray(Engine):
 
     def _ship(self, places: Mapping[str, str], parcels: Mapping[str, Parcel]) -> None:
         """Have the hosts make the actors; what making one raises, this raises."""
-        from akkordeon.engines.ray.wire import unpack
+        from akkordeon.engines.ray.serialization import unpack
 
         ray = require_ray()
         with self._lock:
@@ -406,7 +406,7 @@ class Ray(Engine):
 
     def _post(self, to: str, message: Message) -> bool:
         """Send a message to another process; False if nobody there has that address."""
-        from akkordeon.engines.ray.wire import seal
+        from akkordeon.engines.ray.serialization import seal
 
         handle = None if to in self._local_addresses else self._hosts.get(self._places.get(to, ""))
         if handle is None:
@@ -531,7 +531,7 @@ class Ray(Engine):
             self._lose(name, why)
 
     def _take_in(self, to: str | None, parcel: Parcel) -> None:
-        from akkordeon.engines.ray.wire import unpack
+        from akkordeon.engines.ray.serialization import unpack
 
         try:
             thing = unpack(parcel, writable=True)

@@ -12,11 +12,11 @@ from typing import Any
 import ray
 import torch
 
+from akkordeon.core.messages import Message
+from akkordeon.core.reports import ActorFailed, EpochDone, GateLeft, GateStatus, RoundDone, SentinelEnded
 from akkordeon.engines.base import Load
-from akkordeon.engines.ray.wire import Letter, Opened, Parcel, pack, seal, tolerate_read_only, unpack
+from akkordeon.engines.ray.serialization import Letter, Opened, Parcel, pack, seal, tolerate_read_only, unpack
 from akkordeon.engines.threads import Threads
-from akkordeon.messages import Message
-from akkordeon.metrics import ActorFailed, EpochDone, GateLeft, GateStatus, RoundDone, SentinelEnded
 
 __all__ = ["Dispatcher", "Home", "Host", "Routes"]
 
@@ -54,7 +54,7 @@ class Host:
     Args:
         seed: of torch's generator here.
         workers: of the dispatcher.
-        wire_dtype: see :func:`akkordeon.engines.ray.wire.pack`.
+        wire_dtype: see :func:`akkordeon.engines.ray.serialization.pack`.
         folders: where the user's process finds modules; they are looked through last.
     """
 

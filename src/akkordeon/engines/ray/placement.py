@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
-from akkordeon.errors import RecipeError
+from akkordeon.core.errors import RecipeError
 
 __all__ = ["Placement", "host_of", "is_replica", "is_visitor", "sum_of_resources"]
 

@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from akkordeon.messages import Cut, CutId, Export, Exported, Message, Release
-from akkordeon.metrics import GateLeft
+from akkordeon.core.messages import Cut, CutId, Export, Exported, Message, Release
+from akkordeon.core.reports import GateLeft
 
 __all__ = ["KEEPER", "Kept", "Snapshots"]
 

@@ -1,0 +1,1 @@
+"""The protocol: actors, messages, payloads, errors, reports. No thread, clock or socket."""

@@ -1,0 +1,250 @@
+"""What travels between gates: a tensor, or a tuple, list or dict of payloads, and what can be asked of it.
+
+A namedtuple stays one, and so does a dict or tuple of a class of its own: the module that takes it may ask
+for its fields.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from akkordeon.core.errors import ProtocolError
+
+__all__ = [
+    "Forms",
+    "Payload",
+    "all_finite",
+    "copy_of",
+    "form",
+    "is_floating",
+    "map_nested",
+    "map_tensors",
+    "memory",
+    "nbytes",
+    "rebuilt",
+    "same_form",
+    "samples",
+    "signature",
+    "tensors",
+]
+
+Container = TypeVar("Container", bound="tuple[Any, ...] | list[Any] | dict[Any, Any]")
+
+FORMS_MAX = 64
+"""Kinds of payloads that :class:`Forms` remembers: dtypes and numbers of dimensions."""
+
+Payload = Tensor | tuple[Any, ...] | list[Any] | dict[Any, Any]
+"""What a gate takes and gives. ``None`` stands where there is nothing, or no gradient."""
+
+
+def tensors(payload: Payload | None) -> Iterator[Tensor]:
+    """The tensors of a payload, in its own order, without the ``None``s."""
+    if payload is None:
+        return
+    if isinstance(payload, Tensor):
+        yield payload
+        return
+    for part in payload.values() if isinstance(payload, dict) else payload:
+        if isinstance(part, Tensor):
+            yield part
+        elif isinstance(part, tuple | list | dict):
+            yield from tensors(part)
+
+
+def map_tensors(function: Callable[[Tensor], Tensor | None], payload: Payload) -> Payload:
+    """A payload of the same form, in new containers, with ``function`` applied to every tensor in it.
+
+    Raises:
+        ProtocolError: the payload is neither a tensor nor a tuple, list or dict of such.
+    """
+    if isinstance(payload, Tensor):
+        return function(payload)  # type: ignore[return-value]  # None stays None, inside and outside
+    if isinstance(payload, tuple | list | dict):
+        parts = payload.values() if isinstance(payload, dict) else payload
+        return rebuilt(payload, [_mapped(function, part) for part in parts])
+    raise ProtocolError(
+        f"a payload is a tensor, or a tuple, list or dict of tensors; got {type(payload).__name__}"
+    )
+
+
+def _mapped(function: Callable[[Tensor], Tensor | None], part: object) -> Any:
+    if part is None:
+        return None
+    if isinstance(part, Tensor | tuple | list | dict):
+        return map_tensors(function, part)
+    raise ProtocolError(f"a payload holds tensors alone; got {type(part).__name__} inside it")
+
+
+def map_nested(function: Callable[[object], object], some: Any) -> Any:
+    """``some`` with ``function`` applied to all that is in it, if it is a tuple, list or dict of anything."""
+    if isinstance(some, tuple | list):
+        return rebuilt(some, [function(part) for part in some])
+    if isinstance(some, MutableMapping):
+        changed = copy.copy(some)
+        changed.update((name, function(part)) for name, part in some.items())
+        return changed
+    return some
+
+
+def rebuilt(like: Container, parts: list[Any]) -> Container:
+    """A container of the same class and with the same names around other parts."""
+    kind: Any = type(like)
+    made: Any
+    if kind is list:
+        made = parts
+    elif kind is dict:
+        made = dict(zip(like, parts, strict=True))
+    elif isinstance(like, dict):
+        made = copy.copy(like)
+        for name, part in zip(like, parts, strict=True):
+            made[name] = part
+    else:
+        made = kind._make(parts) if hasattr(kind, "_make") else kind(parts)
+    return made  # type: ignore[no-any-return]  # of the class that like has
+
+
+def same_form(gradient: Payload | None, output: Payload | None) -> bool:
+    """Whether ``gradient`` can be a gradient of ``output``: same form, shapes and dtypes, or None."""
+    if gradient is None:
+        return True
+    if isinstance(gradient, Tensor):
+        return (
+            isinstance(output, Tensor) and gradient.shape == output.shape and gradient.dtype == output.dtype
+        )
+    if isinstance(gradient, dict):
+        return (
+            isinstance(output, dict)
+            and gradient.keys() == output.keys()
+            and all(same_form(part, output[name]) for name, part in gradient.items())
+        )
+    return (
+        isinstance(output, tuple | list)
+        and len(gradient) == len(output)
+        and all(same_form(g, o) for g, o in zip(gradient, output, strict=True))
+    )
+
+
+def signature(payload: Payload | None) -> str:
+    """Shape and dtype of a payload in words, as in ``float32 (128, 784)``."""
+    if isinstance(payload, Tensor):
+        return f"{str(payload.dtype).removeprefix('torch.')} {tuple(payload.shape)}"
+    if isinstance(payload, dict):
+        return f"{{{', '.join(f'{name}: {signature(part)}' for name, part in payload.items())}}}"
+    if isinstance(payload, tuple | list):
+        return f"({', '.join(map(signature, payload))})"
+    return "None" if payload is None else type(payload).__name__
+
+
+def is_floating(tensor: Tensor) -> bool:
+    """Whether a gradient can exist for this tensor."""
+    return torch.is_floating_point(tensor) or torch.is_complex(tensor)
+
+
+def all_finite(some: Iterable[Tensor | None]) -> bool:
+    """Whether no NaN and no infinity is in any of these tensors.
+
+    A sum passes any NaN or infinity on, in one cheap read; only where it is not finite (or overflowed)
+    is it worth looking at every element.
+    """
+    strided = torch.strided
+    for tensor in some:
+        if tensor is not None:
+            if tensor.layout is not strided:
+                tensor = tensor._values() if tensor.layout is torch.sparse_coo else tensor.values()
+            total = tensor.sum().item()
+            if total - total != 0 and not bool(tensor.isfinite().all()):  # inf − inf and NaN are not 0
+                return False
+    return True
+
+
+def samples(payload: Payload) -> int:
+    """Samples in a batch: the length of its first tensor; 1 for a tensor without dimensions."""
+    first = next(tensors(payload))
+    return len(first) if first.dim() else 1
+
+
+def form(payload: Payload) -> str:
+    """Shape without the batch dimension, and dtype, of every tensor, as in ``float32 (*, 784)``."""
+    return ", ".join(_form(t.dtype, map(str, t.shape[1:])) for t in tensors(payload))
+
+
+def _form(dtype: torch.dtype, sizes: Iterable[str]) -> str:
+    return f"{str(dtype).removeprefix('torch.')} ({', '.join(['*', *sizes])})"
+
+
+class Forms:
+    """The forms of payloads that a module has worked on, few whatever their number.
+
+    A dimension that was not always the same counts as any: images of a thousand sizes are one form,
+    ``float32 (*, 3, *, *)``.
+    """
+
+    def __init__(self) -> None:
+        self._sizes: dict[tuple[tuple[torch.dtype, int], ...], list[list[int | None]]] = {}
+
+    def add(self, payload: Payload) -> None:
+        """The module has worked on this one."""
+        some = list(tensors(payload))
+        kind = tuple((t.dtype, t.dim()) for t in some)
+        known = self._sizes.get(kind)
+        if known is None:
+            if len(self._sizes) < FORMS_MAX:
+                self._sizes[kind] = [list(t.shape[1:]) for t in some]
+            return
+        for sizes, tensor in zip(known, some, strict=True):
+            for i, size in enumerate(tensor.shape[1:]):
+                if sizes[i] != size:
+                    sizes[i] = None
+
+    def __contains__(self, payload: Payload) -> bool:
+        some = list(tensors(payload))
+        known = self._sizes.get(tuple((t.dtype, t.dim()) for t in some))
+        return known is not None and all(
+            size is None or size == there
+            for sizes, tensor in zip(known, some, strict=True)
+            for size, there in zip(sizes, tensor.shape[1:], strict=True)
+        )
+
+    def __len__(self) -> int:
+        return len(self._sizes)
+
+    def __str__(self) -> str:
+        """The first of them, in words."""
+        forms = [
+            ", ".join(
+                _form(dtype, ["*" if size is None else str(size) for size in sizes])
+                for (dtype, _), sizes in zip(kind, of_kind, strict=True)
+            )
+            for kind, of_kind in self._sizes.items()
+        ]
+        return " and ".join(sorted(forms)[:3])
+
+
+def memory(tensor: Tensor) -> int:
+    """Where the tensor's elements lie: two tensors with equal answers may share them."""
+    return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else id(tensor)
+
+
+def copy_of(tensor: Tensor) -> Tensor:
+    """A copy to write to, laid out alike: a sum goes through its elements in the order they lie in.
+
+    What has elements at one place in memory nobody can write to, so that a view of it will do.
+    """
+    twin = tensor.clone()
+    if tensor.layout is not torch.strided or twin.stride() == tensor.stride():
+        return twin
+    if any(step == 0 < size - 1 for size, step in zip(tensor.shape, tensor.stride(), strict=True)):
+        return tensor.view_as(tensor)
+    return tensor.new_empty_strided(tensor.shape, tensor.stride()).copy_(tensor)
+
+
+def nbytes(tensor: Tensor) -> int:
+    """Bytes of its elements; of a sparse tensor, of what there is of it."""
+    if tensor.layout is torch.sparse_coo:
+        return tensor._indices().nbytes + tensor._values().nbytes
+    return tensor.nbytes

@@ -1,0 +1,1 @@
+"""Replicas and shards: many rows that train one model."""

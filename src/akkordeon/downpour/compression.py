@@ -1,0 +1,124 @@
+"""Smaller pushes: bf16, or int8 with one scale per tensor; what was lost is added to the next push.
+
+Error feedback (Seide et al. 2014; Karimireddy et al. 2019, arXiv:1901.09847), for each tensor::
+
+    x ← gathered + e,    send q(x),    e ← x − q(x)
+
+so that nothing is lost for good, only late. What is not finite is sent as it is, for the receiver to
+refuse, and never remembered: e would not be finite from then on, nor any later push.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from akkordeon.core.errors import RecipeError
+from akkordeon.core.payload import all_finite
+
+__all__ = ["COMPRESSIONS", "Compressor", "Packed", "unpacked"]
+
+COMPRESSIONS = (None, "bf16", "int8")
+
+INT8_MAX = 127
+
+SCALE_MIN = torch.finfo(torch.float32).tiny
+"""Below it a scale may be zero where it is divided by; all of the tensor is then sent later."""
+
+BF16_MAX = torch.finfo(torch.bfloat16).max
+
+Packed = tuple[tuple[Tensor | None, ...], tuple[float, ...] | None]
+"""Tensors as they travel, and what to multiply each by if that is needed."""
+
+
+class Compressor:
+    """Packs what one replica's gate pushes, and remembers what packing lost.
+
+    Args:
+        kind: ``None`` sends tensors as they are; ``"bf16"`` or ``"int8"``.
+
+    Raises:
+        RecipeError: another kind.
+    """
+
+    def __init__(self, kind: str | None) -> None:
+        if kind not in COMPRESSIONS:
+            raise RecipeError(f"compression is None, 'bf16' or 'int8', got {kind!r}")
+        self._kind = kind
+        self._errors: list[Tensor | None] = []
+
+    def pack(self, gathered: Sequence[Tensor | None]) -> Packed:
+        """Tensors as they are to travel; ``gathered`` is ours to keep."""
+        if self._kind is None:
+            return tuple(gathered), None
+        if not self._errors:
+            self._errors = [None] * len(gathered)
+        dense = [None if t is None else t.to_dense() if t.is_sparse else t for t in gathered]
+        wanted = [_sum(tensor, error) for tensor, error in zip(dense, self._errors, strict=True)]
+        if not all_finite(wanted):
+            return self._packed(dense)
+        packed = self._packed(wanted)
+        self._errors = [
+            error if x is None or sent is None else x - sent
+            for x, sent, error in zip(wanted, unpacked(packed, wanted), self._errors, strict=True)
+        ]
+        return packed
+
+    def _packed(self, tensors: Sequence[Tensor | None]) -> Packed:
+        return _as_bf16(tensors) if self._kind == "bf16" else _as_int8(tensors)
+
+
+def unpacked(packed: Packed, like: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """The tensors that were meant, in the dtype of ``like`` and in memory that a receiver may write to.
+
+    A tensor that travelled as it is stays the one it was: it belongs to the message.
+    """
+    tensors, scales = packed
+    found: list[Tensor | None] = []
+    for i, (tensor, model) in enumerate(zip(tensors, like, strict=True)):
+        if tensor is None or model is None:
+            found.append(None)
+        elif tensor.dtype == torch.int8 and scales is not None:
+            found.append(tensor.to(model.dtype).mul_(scales[i]))
+        else:
+            found.append(tensor.to(model.dtype))
+    return found
+
+
+def _sum(tensor: Tensor | None, error: Tensor | None) -> Tensor | None:
+    """What is to be sent; a tensor that is missing stays missing, and what was lost of it waits."""
+    return tensor if tensor is None or error is None else tensor + error
+
+
+def _as_bf16(tensors: Sequence[Tensor | None]) -> Packed:
+    """Complex numbers stay as they are: bfloat16 has none."""
+    return tuple(t if t is None or t.is_complex() else _bf16(t) for t in tensors), None
+
+
+def _bf16(tensor: Tensor) -> Tensor:
+    """Rounded; finite numbers that are too large for bfloat16 become its largest."""
+    rounded = tensor.to(torch.bfloat16)
+    return torch.where(tensor.isfinite(), rounded.clamp(-BF16_MAX, BF16_MAX), rounded)
+
+
+def _as_int8(tensors: Sequence[Tensor | None]) -> Packed:
+    """Q = round(x / s) with s = max|x| / 127. Complex numbers stay as they are."""
+    scales = tuple(map(_scale, tensors))
+    whole = tuple(
+        t if t is None or t.is_complex() else (t / (scale or 1.0)).round_().to(torch.int8)
+        for t, scale in zip(tensors, scales, strict=True)
+    )
+    return whole, scales
+
+
+def _scale(tensor: Tensor | None) -> float:
+    if tensor is None or tensor.is_complex() or not tensor.numel():
+        return 0.0
+    limits, largest = torch.finfo(tensor.dtype), tensor.abs().max().item()
+    if not math.isfinite(largest):
+        return math.nan
+    scale = min(largest, limits.max * (1 - limits.eps)) / INT8_MAX  # 127·s is finite, even rounded up
+    return 0.0 if scale < SCALE_MIN else scale

@@ -1,0 +1,277 @@
+"""The recipe of Downpour: replicas of a row of gates, and a row of shards that holds the master weights.
+
+replica/0/gate/0 ⇄ replica/0/gate/1     each trained by a sentinel with data of its own
+⇅                  ⇅
+shard/0            shard/1          cuts, evaluations and checkpoints: the master weights
+⇅                  ⇅
+replica/1/gate/0 ⇄ replica/1/gate/1
+
+A position may have several shards (parts.py); the row of shards then has all of them, the front of each
+position before its parts.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from akkordeon.core.errors import RecipeError
+from akkordeon.data.batches import as_batches
+from akkordeon.data.sources import dealt
+from akkordeon.downpour.replica_gate import Exchange, ReplicaGate, writes_sentence
+from akkordeon.downpour.shard import ParameterShard, ShardActor
+from akkordeon.downpour.split_shard import FrontActor, PartActor, Places, divided, part_of
+from akkordeon.pipeline.gate import Gate, GateActor
+from akkordeon.pipeline.network import Network, Spawn
+from akkordeon.pipeline.stage import Place
+from akkordeon.pipeline.staleness import Rule, Stash
+from akkordeon.pipeline.updater import OptimizerFactory
+from akkordeon.sentinels.recipes import Evaluation, Sentinel, Training
+
+__all__ = ["Downpour"]
+
+ADAGRAD: OptimizerFactory = partial(torch.optim.Adagrad, lr=0.01)
+"""What DistBelief's servers do: η_i = γ/√(Σ g_i²), for each parameter i. Its γ is not in the paper."""
+
+
+@dataclass(frozen=True)
+class Downpour:
+    """Downpour SGD (Dean et al. 2012), and by other settings local SGD (DiLoCo, arXiv:2311.08105).
+
+    Nobody waits for anybody: replicas push when they have something to push, shards apply it as it comes.
+    With ``push="differences"``, ``push_every=H`` and an outer Nesterov optimizer it is local SGD, with one
+    replica, ``push_every=1`` and ``fetch="wait"`` the plain loop; see docs/downpour.md.
+
+    Args:
+        network: the row that is replicated. Its optimizers make the local steps.
+        replicas: how many at the start; more can join and leave later.
+        push_every: local steps between two pushes of a gate to its shard.
+        fetch_every: local steps between two fetches; with each push if None.
+        server_optimizer: what shards apply pushes with, built as a gate's. It gets sums, not means: as
+            Adagrad divides by what it has seen, do not divide as well.
+        staleness: the rule of the shards; τ is the pushes applied since the pusher fetched.
+        max_staleness: pushes older than so many updates are dropped and counted; None takes any.
+        warm_start: so many pushes of one replica are applied before the others begin.
+        fetch: ``"background"``: work goes on with old weights until the new ones are there.
+            ``"wait"``: the next forward waits for them.
+        local_step: whether replicas make local steps with the network's own optimizers.
+        push: ``"gradients"`` sums them; ``"differences"`` is how far the weights have come.
+        steps_by_speed: slower replicas push after fewer steps, the fastest every ``push_every``
+            (dynamic local updates, arXiv:2401.09135).
+        compression: of pushes: None, ``"bf16"`` or ``"int8"``, with error feedback.
+        max_shard_bytes: a position whose trainable weights weigh more is split over several shards, each
+            with an optimizer of its own; a single tensor is never cut. None has one shard for each.
+
+    Raises:
+        RecipeError: a number out of range, or settings that contradict each other.
+    """
+
+    network: Network
+    replicas: int = 2
+    push_every: int = 1
+    fetch_every: int | None = None
+    server_optimizer: OptimizerFactory = ADAGRAD
+    staleness: Rule = field(default_factory=Stash)
+    max_staleness: int | None = None
+    warm_start: int = 0
+    fetch: Literal["background", "wait"] = "background"
+    local_step: bool = True
+    push: Literal["gradients", "differences"] = "gradients"
+    steps_by_speed: bool = False
+    compression: Literal["bf16", "int8"] | None = None
+    max_shard_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what could only fail later, or go wrong silently."""
+        if not isinstance(self.network, Network):
+            raise RecipeError(f"Downpour replicates a Network, got {type(self.network).__name__}")
+        if self.fetch not in ("background", "wait"):
+            raise RecipeError(f"fetch is 'background' or 'wait', got {self.fetch!r}")
+        if self.push not in ("gradients", "differences"):
+            raise RecipeError(f"push is 'gradients' or 'differences', got {self.push!r}")
+        limits = (("replicas", 1), ("warm_start", 0), ("max_staleness", 0), ("max_shard_bytes", 1))
+        for what, least in limits:
+            number = getattr(self, what)
+            if number is not None and number < least:
+                raise RecipeError(f"{what} is at least {least}, got {number}")
+        if not callable(self.server_optimizer):
+            raise RecipeError("server_optimizer is a function from parameters to an optimizer")
+        self._check_rules(self.exchange)
+        for i, gate in enumerate(self.network.gates):
+            self._check_module(i, gate.module)
+
+    def _check_module(self, i: int, module: nn.Module) -> None:
+        for name, part in module.named_modules():
+            if not isinstance(part, nn.Embedding | nn.EmbeddingBag) or part.max_norm is None:
+                continue
+            learns = part.weight.requires_grad
+            if self.push != "differences" or not learns:
+                why = writes_sentence(f"{name}.weight".lstrip("."), learns)
+                raise RecipeError(f"gate {i} has an embedding with max_norm: {why}")
+
+    def _check_rules(self, exchange: Exchange) -> None:
+        if self.staleness.uses_old_weights and (exchange.local_step or exchange.push_every > 1):
+            raise RecipeError(
+                f"{type(self.staleness).__name__} needs the weights a push was computed at, but shards know "
+                "only what they lent: use push_every=1 and local_step=False with it"
+            )
+        if exchange.differences and not all(gate.staleness.keeps_weights for gate in self.network.gates):
+            raise RecipeError(
+                "push='differences' needs gates that keep weights, as Stash() does and Latest() not"
+            )
+
+    @property
+    def exchange(self) -> Exchange:
+        """What the gates of a replica and their shards have to do with each other."""
+        return Exchange(
+            push_every=self.push_every,
+            fetch_every=self.fetch_every,
+            wait=self.fetch == "wait",
+            local_step=self.local_step,
+            differences=self.push == "differences",
+            compression=self.compression,
+        )
+
+    # ── as a network ─────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def gates(self) -> Sequence[Gate]:
+        """The gates of the row that is replicated."""
+        return self.network.gates
+
+    @property
+    def max_in_flight(self) -> int:
+        """Batches a gate holds at most."""
+        return self.network.max_in_flight
+
+    def row(self) -> tuple[str, ...]:
+        """The addresses of the shards, head first."""
+        return tuple(itertools.chain(*self.shards()))
+
+    def shards(self) -> list[tuple[str, ...]]:
+        """The addresses of the shards of each position, head first: one, or its front and its parts."""
+        return [(f"shard/{i}", *self._parts(i)) for i in range(len(self.gates))]
+
+    def _parts(self, i: int) -> dict[str, Places]:
+        """Which weights each part of a position holds, by address; empty where one shard holds them all."""
+        gate = self.gates[i]
+        if self.max_shard_bytes is None or gate.optimizer is None:
+            return {}
+        parts = divided(gate.module, self.max_shard_bytes)
+        return {f"shard/{i}.{n}": places for n, places in enumerate(parts, 1)} if len(parts) > 1 else {}
+
+    def row_of(self, sentinel: Sentinel) -> tuple[str, ...]:
+        """Whom a sentinel talks to: one that trains to a replica, all others to the shards.
+
+        Raises:
+            RecipeError: it trains, and nobody says which replica.
+        """
+        if not isinstance(sentinel, Training):
+            return self.row()
+        if sentinel.replica is None:
+            raise RecipeError("which replica is it to train? Sentinel.train(…, replica=0)")
+        return self.replica_row(sentinel.replica)
+
+    def as_attached(self, sentinel: Training | Evaluation, seed: int) -> Sequence[Training | Evaluation]:
+        """One that trains becomes one for each replica of the start, if it does not say which."""
+        if not isinstance(sentinel, Training) or sentinel.replica is not None:
+            return [sentinel]
+        return self.parts(sentinel, range(self.replicas), seed)
+
+    def parts(self, sentinel: Training, replicas: Sequence[int], seed: int) -> list[Training]:
+        """A sentinel for each replica, named after it, with its part of the batches and samples.
+
+        Raises:
+            DataError: the batches cannot be dealt out.
+        """
+        batches = as_batches(sentinel.batches, sentinel.batch_size, seed, pairs=sentinel.split is None)
+        samples = None if sentinel.samples is None else math.ceil(sentinel.samples / len(replicas))
+        name = sentinel.name or sentinel.role
+        return [
+            replace(sentinel, batches=part, samples=samples, name=f"{name}-{replica}", replica=replica)
+            for replica, part in zip(replicas, dealt(batches, len(replicas)), strict=True)
+        ]
+
+    def replica_row(self, replica: int) -> tuple[str, ...]:
+        """The addresses of a replica's gates, head first."""
+        return self.network.row(_prefix(replica))
+
+    def spawns(self, seed: int) -> Iterator[Spawn]:
+        """What an engine needs to make the shards and the replicas of the start."""
+        yield from self._shard_spawns(seed)
+        for replica in range(self.replicas):
+            yield from self.replica_spawns(replica, seed)
+
+    def _shard_spawns(self, seed: int) -> Iterator[Spawn]:
+        previous = dict(zip(self.row(), (None, *self.row()), strict=False))
+        for i, gate in enumerate(self.gates):
+            front, parts, shard = f"shard/{i}", self._parts(i), self._shard(gate)
+            after = f"shard/{i + 1}" if i + 1 < len(self.gates) else None
+            place = Place(front, i, previous[front], after, seed)
+            if parts:
+                empty = replace(shard, optimizer=None, staleness=Stash())
+                yield Spawn(front, partial(FrontActor, empty, place, parts))
+            else:
+                yield Spawn(front, partial(ShardActor, shard, place))
+            for n, (address, places) in enumerate(parts.items(), 1):
+                name = None if gate.name is None else f"{gate.name}.{n}"
+                part = replace(shard, module=part_of(gate.module, places), warm_start=0, name=name)
+                place = Place(address, i, previous[address], seed=seed)
+                yield Spawn(address, partial(PartActor, part, place, front))
+
+    def _shard(self, gate: Gate) -> ParameterShard:
+        return ParameterShard(
+            module=gate.module,
+            optimizer=None if gate.optimizer is None else self.server_optimizer,
+            staleness=self.staleness,
+            max_staleness=self.max_staleness,
+            warm_start=self.warm_start,
+            steps_by_speed=self.push_every if self.steps_by_speed else None,
+            name=gate.name,
+            device=gate.device,
+        )
+
+    def replica_spawns(self, replica: int, seed: int) -> Iterator[Spawn]:
+        """What an engine needs to make one replica."""
+        exchange = self.exchange
+        for place, gate in zip(self.network.places(seed, _prefix(replica)), self.gates, strict=True):
+            shard, parts = f"shard/{place.index}", self._parts(place.index)
+            make = (
+                partial(ReplicaGate, gate, place, exchange, shard, parts)
+                if _has_something_to_share(gate)
+                else partial(GateActor, gate, place)
+            )
+            yield Spawn(place.address, make, gate.resources)
+
+    def module(self, states: Mapping[str, Mapping[str, Tensor]] | None = None) -> nn.Sequential:
+        """The gates' modules as one plain ``nn.Sequential``, copied.
+
+        Args:
+            states: weights and buffers by address, of shards or of the gates they stand for, and name in
+                the module; the recipe's if not given.
+        """
+        if states is None or states.keys() == set(self.network.row()):
+            return self.network.module(states)
+        return self.network.module(self.by_gate(states))
+
+    def by_gate(self, states: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+        """What all shards of a position have, as far as it is there, by the address of their gate."""
+        return {
+            gate: {name: tensor for shard in shards for name, tensor in states.get(shard, {}).items()}
+            for gate, shards in zip(self.network.row(), self.shards(), strict=True)
+        }
+
+
+def _prefix(replica: int) -> str:
+    return f"replica/{replica}/"
+
+
+def _has_something_to_share(gate: Gate) -> bool:
+    return gate.optimizer is not None or next(gate.module.buffers(), None) is not None

@@ -1,0 +1,229 @@
+"""A gate of a replica: a gate that takes local steps, pushes what it gathered, and fetches fresh weights.
+
+    Backward ─▶ gradient to the gate before ─▶ [local step] ─▶ every push_every:  Push  ─▶ shard
+                                                            └▶ every fetch_every: Fetch ─▶ shard
+    Parameters ◀─ shard: the weights from now on
+
+With ``wait`` a forward that comes while weights are on their way is held until they are there. In the
+background work goes on meanwhile, but only until the next weights fall due: a replica that ran further
+ahead would pile up pushes at a shard that is too slow for them. The very first forward is held in any
+case: no replica works on weights that no shard gave it.
+
+Each position does this on its own; replicas never talk to each other. Where a position is split (see
+parts.py), its gate has an account with each shard of it. The first is the front's: it is asked first of
+all, and only once it has answered are the others. So a warm start is in one hand; if every shard chose
+for itself who goes first, two replicas could wait for each other for ever.
+
+What a module writes to its own weights in a forward reaches the shard with differences, and with nothing
+else. So it is refused where gradients are pushed, as it is for weights that do not train.
+
+A push that a shard drops is told to the sentinels whose batches were in it: they count as refused. When
+a sentinel is gone, however it ended, what was gathered of its batches is pushed.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from akkordeon.core.actor import Effect, Send
+from akkordeon.core.errors import DataError, RecipeError
+from akkordeon.core.messages import (
+    Batch,
+    Dropped,
+    Fault,
+    Forget,
+    Forward,
+    Parameters,
+    Probe,
+    Refused,
+    Settle,
+    Settled,
+)
+from akkordeon.core.payload import Payload
+from akkordeon.downpour.merging import on_device
+from akkordeon.downpour.shard_client import Account, Exchange
+from akkordeon.pipeline.gate import Gate, GateActor
+from akkordeon.pipeline.stage import Place, Stashed
+from akkordeon.pipeline.updater import clipped
+
+__all__ = ["Exchange", "ReplicaGate"]
+
+DROPPED_MAX = 10
+"""Pushes dropped in a row after which a gate gives up."""
+
+
+def writes_sentence(name: str, learns: bool) -> str:
+    """Why a module that writes to a weight in its forward cannot be replicated."""
+    instead = "push differences" if learns else "make it a buffer"
+    return (
+        f"its module writes to its weight {name!r} in the forward, which no push of gradients would tell its "
+        f"shard: {instead}, or leave the weight as it is"
+    )
+
+
+class ReplicaGate(GateActor):
+    """A replica's gate at work. Its ``version`` counts local steps and fetches.
+
+    Args:
+        gate: the recipe.
+        place: its place in the replica's row.
+        exchange: what it does when.
+        shard: address of the shard of its position.
+        parts: where the position is split, the weights by places that each further shard holds; the first
+            then holds buffers alone.
+    """
+
+    def __init__(
+        self,
+        gate: Gate,
+        place: Place,
+        exchange: Exchange,
+        shard: str,
+        parts: Mapping[str, tuple[int, ...]] | None = None,
+    ) -> None:
+        super().__init__(gate if exchange.local_step else replace(gate, optimizer=None), place)
+        self._exchange = exchange
+        self._learns = gate.optimizer is not None
+        self._clip_norm = gate.clip_norm
+        holds = {shard: (), **parts} if parts else {shard: tuple(self.weights.trainable)}
+        self._accounts = {
+            shard: Account(self.address, shard, exchange, self.weights, places, self._learns)
+            for shard, places in holds.items()
+        }
+        self._front, *self._others = self._accounts.values()
+        self._arrivals = 0  # of weights, from any shard
+        self._held: deque[Forward] = deque()
+        self._settling: deque[str | None] = deque()
+        # Writes through ``.data`` are not counted: the first forward is looked at for them.
+        self._before: list[Tensor] | None = None
+        self._has_run = False
+        self._handlers |= {Parameters: self._parameters, Settled: self._settled, Dropped: self._dropped}
+
+    # ── fetching ─────────────────────────────────────────────────────────────────────────────────────
+
+    def _forward(self, message: Forward) -> Iterator[Effect]:
+        if self._must_wait() and not self._is_forgotten(message.batch):
+            return self._hold(message)
+        return super()._forward(message)
+
+    def _must_wait(self) -> bool:
+        """Whether the next forward needs weights that are not there yet."""
+        return self._front.must_wait or any(account.must_wait for account in self._others)
+
+    def _hold(self, message: Forward) -> Iterator[Effect]:
+        """Keep a forward until the weights for it are there."""
+        if len(self._held) >= self.place.max_in_flight:
+            reason = f"{len(self._held)} batches wait here for weights, the network's most"
+            yield self._refuse(message.batch, Fault.TOO_MANY, reason)
+            return
+        self._held.append(message)
+        if self._front.is_new:
+            yield self._front.fetch()
+
+    def _parameters(self, message: Parameters) -> Iterator[Effect]:
+        account, payload, buffers = self._accounts[message.shard], message.payload, message.buffers
+        if self.device is not None:
+            payload = tuple(tensor.to(self.device) for tensor in payload)
+            buffers = on_device(buffers, self.device)
+        if buffers:
+            self.buffers.install(buffers)
+        self._arrivals += 1
+        if account is self._front:  # one fetch counts once in τ, from however many shards
+            self.version += 1
+        yield from account.install(message, payload, self._arrivals)
+        account.drop_before(min((s.arrivals for s in self.stash.values()), default=self._arrivals))
+        if account is self._front:
+            for other in self._others:
+                if other.is_new:
+                    yield other.fetch()
+        if not self._has_run:
+            self._before = [weight.detach().clone() for weight in self.weights.now]
+        while self._held and not self._must_wait():
+            yield from super()._forward(self._held.popleft())
+
+    def _stashed(self, x: Payload, y: Payload) -> Stashed:
+        self._refuse_writes()
+        return Stashed(x, y, self.weights.now, self.version, self._arrivals)
+
+    def _refuse_writes(self) -> None:
+        """Fail if the forward wrote to weights whose new values no push would carry."""
+        weights, before = self.weights, self._before
+        self._before, self._has_run = None, True
+        for i, weight in enumerate(weights.now):
+            wrote = weight._version > 0 or (before is not None and not torch.equal(weight, before[i]))
+            if wrote and not (self._exchange.differences and weight.requires_grad):
+                raise RecipeError(writes_sentence(weights.names[i], weight.requires_grad))
+
+    # ── stepping and pushing ─────────────────────────────────────────────────────────────────────────
+
+    def _learn(
+        self, batch: Batch, gradients: list[Tensor | None], stashed: Stashed, staleness: int
+    ) -> Iterator[Effect]:
+        ours = self._to_push(gradients)
+        if self._exchange.local_step:
+            if not self._learner.learn(gradients, stashed.weights, staleness):
+                yield self._refuse_update(batch)
+                return
+            self.version += 1
+        for account in self._accounts.values():
+            account.gather(batch, ours, stashed.arrivals)
+        self.staleness_seen[staleness] += 1
+        for account in self._accounts.values():
+            yield from account.exchange(self._buffers_for(account))
+        yield from self._tell_watchers()
+
+    def _to_push(self, gradients: list[Tensor | None]) -> list[Tensor | None]:
+        """The gradients for the shards, which a local optimizer must not get to write to."""
+        if self._learns and self._clip_norm is not None:
+            return clipped(gradients, self._clip_norm)
+        if self._learner.spares_gradients:
+            return gradients
+        return [None if gradient is None else gradient.clone() for gradient in gradients]
+
+    def _buffers_for(self, account: Account) -> dict[str, Any]:
+        return self.buffers.now if account is self._front else {}
+
+    # ── settling and ending ──────────────────────────────────────────────────────────────────────────
+
+    def _settle(self, message: Settle) -> Iterator[Effect]:
+        """Push the rest, and have every shard tell when it is applied."""
+        return self._push_the_rest(message.asker)
+
+    def _push_the_rest(self, asker: str | None) -> Iterator[Effect]:
+        self._settling.append(asker)
+        for account in self._accounts.values():
+            yield from account.settle(self._buffers_for(account))
+
+    def _settled(self, message: Settled) -> Iterator[Effect]:
+        """A shard has all of it; once all have, so has the asker."""
+        self._accounts[message.by].settled += 1
+        if all(account.settled for account in self._accounts.values()):
+            for account in self._accounts.values():
+                account.settled -= 1
+            asker = self._settling.popleft()
+            if asker is not None:
+                yield Send(asker, Settled(self.address))
+
+    def _forget(self, message: Forget) -> Iterator[Effect]:
+        """A sentinel that is gone will not ask for what is left of it to be pushed, nor end a warm start."""
+        yield from super()._forget(message)
+        if message.number is None:
+            yield from self._push_the_rest(None)
+
+    def _dropped(self, message: Dropped) -> Iterator[Effect]:
+        """Tell whose batches they were; give up when nothing gets through any more."""
+        self.refusals[message.fault] += len(message.batches)
+        for batch in message.batches:
+            yield Send(batch.sentinel, Refused(batch, message.shard, message.fault, message.reason))
+        if message.in_a_row >= DROPPED_MAX:
+            raise DataError(f"{message.shard} dropped its last {message.in_a_row} pushes: {message.reason}")
+
+    def last_words(self) -> Iterator[Effect]:
+        """What there was to tell; the weights that count are the shard's."""
+        yield from self._probe(Probe(0))

@@ -1,0 +1,337 @@
+"""A parameter shard: the master weights of one gate position, for all replicas of a row.
+
+    replica/0/gate/1 ──Push──▶ ┌─────────┐ ◀──Fetch── replica/1/gate/1
+    replica/2/gate/1 ──Push──▶ │ shard/1 │ ──Parameters──▶
+                               └─────────┘ ◀──Cut, Evaluate, Export── sentinels
+
+A shard is a stage: what validators, predictions and ``session.module()`` see is the row of shards.
+Weights are never written to once they are a version, so lending them to a replica costs nothing, and
+remembering what a replica was lent (w_bak of DC-ASGD) is keeping a reference.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from akkordeon.core.actor import Effect, Report, Send
+from akkordeon.core.messages import (
+    Dropped,
+    Fault,
+    Fetch,
+    Forget,
+    Left,
+    Parameters,
+    Probe,
+    Push,
+    Scored,
+    Settle,
+    Settled,
+)
+from akkordeon.core.payload import all_finite, nbytes, tensors
+from akkordeon.core.reports import ShardStatus
+from akkordeon.downpour.compression import unpacked
+from akkordeon.downpour.merging import Merging, on_device
+from akkordeon.pipeline.stage import Place, Stage
+from akkordeon.pipeline.staleness import Rule, Stash
+from akkordeon.pipeline.updater import Learner, OptimizerFactory
+from akkordeon.pipeline.weights import Snapshot
+
+__all__ = ["ParameterShard", "ShardActor"]
+
+
+@dataclass(frozen=True)
+class ParameterShard:
+    """The recipe of a shard; :class:`akkordeon.Downpour` makes one for each gate.
+
+    Args:
+        module: of the gate.
+        optimizer: applied to each push as it comes; None leaves the weights as they are.
+        staleness: the rule for pushes. τ is the number of pushes applied since the pusher's fetch.
+        max_staleness: pushes older than so many updates are dropped, and counted; None takes any.
+        warm_start: pushes of the first replica before any other is given weights.
+        steps_by_speed: replicas are told to push every floor(H·v/v_max) steps; H, or None for no such thing.
+        name: for reports; the position if not given.
+        device: where the weights live.
+    """
+
+    module: nn.Module
+    optimizer: OptimizerFactory | None
+    staleness: Rule = field(default_factory=Stash)
+    max_staleness: int | None = None
+    warm_start: int = 0
+    steps_by_speed: int | None = None
+    name: str | None = None
+    device: Any = None
+
+
+class ShardActor(Stage):
+    """A shard at work.
+
+    Args:
+        shard: the recipe.
+        place: its place in the row of shards.
+    """
+
+    def __init__(self, shard: ParameterShard, place: Place) -> None:
+        super().__init__(shard.module, place, shard.name, shard.device)
+        self._recipe = shard
+        self._learner = Learner(self.weights, shard.optimizer, shard.staleness, None, self.label)
+        self._keeps_lent = shard.staleness.uses_old_weights
+        self._lent: dict[str, dict[int, Snapshot]] = {}  # by replica's gate and version
+        self._merging = Merging(self.buffers.now)
+        self._warm_start = _WarmStart(shard.warm_start)
+        self._speeds = Speeds(shard.steps_by_speed) if shard.steps_by_speed else None
+        self._now_s = 0.0
+        self._counts: Counter[str] = Counter()
+        self._dropped: Counter[str] = Counter()  # pushes in a row, by replica's gate
+        self._handlers |= {
+            Fetch: self._fetch,
+            Push: self._push,
+            Settle: self._settle,
+            Left: self._left,
+            Scored: self._scored,
+        }
+
+    def receive(self, message: Any, now_s: float) -> Iterator[Effect]:
+        """Handle one message; see the table of handlers."""
+        self._now_s = now_s
+        return super().receive(message, now_s)
+
+    # ── lending ──────────────────────────────────────────────────────────────────────────────────────
+
+    def _fetch(self, message: Fetch) -> Iterator[Effect]:
+        if (message.asker, None) in self._forgotten:  # it died after it had asked
+            return
+        if self._speeds is not None:
+            self._speeds.begins(message.asker, self._now_s)
+        if self._warm_start.admits(message.asker, self.version):
+            yield self._lend(message.asker)
+        else:
+            self._warm_start.waiting.append(message.asker)
+
+    def _lend(self, asker: str) -> Effect:
+        if self._keeps_lent:
+            self._lent.setdefault(asker, {})[self.version] = self.weights.now
+        lent = self.weights.pin()
+        now = tuple(lent[i].detach() for i in self.weights.trainable)
+        self._counts["fetches"] += 1
+        buffers: dict[str, Any] = {}
+        if not self._merging.knows(asker):
+            buffers = self.buffers.now
+            self._merging.lends(asker, buffers)
+        lent = (*now, *(buffer for buffer in buffers.values() if isinstance(buffer, Tensor)))
+        self._counts["bytes_out"] += sum(map(nbytes, lent))
+        steps = None if self._speeds is None else self._speeds.steps(asker)
+        return Send(asker, Parameters(self.address, self.version, now, steps, buffers))
+
+    def _release_waiting(self) -> Iterator[Effect]:
+        waiting = self._warm_start.waiting
+        while waiting:
+            yield self._lend(waiting.popleft())
+
+    # ── learning ─────────────────────────────────────────────────────────────────────────────────────
+
+    def _push(self, message: Push) -> Iterator[Effect]:
+        self._counts["pushes"] += 1
+        self._counts["bytes_in"] += sum(map(nbytes, tensors(message.payload)))
+        if self._speeds is not None:
+            self._speeds.pushed(message.asker, message.steps, self._now_s)
+        then = self._then(message)
+        gradients = self._gradients(message)
+        if gradients is None:
+            yield self._drop(message, Fault.FORM, "it does not have the form of the weights")
+        elif then is None:
+            yield self._drop(message, Fault.UNKNOWN, "it goes back to weights that were not lent")
+        else:
+            yield from self._apply(message, gradients, then)
+        if message.fetch:
+            yield self._lend(message.asker)
+        if self._warm_start.waiting and self._warm_start.is_over(self.version):
+            yield from self._release_waiting()
+
+    def _apply(self, message: Push, gradients: list[Tensor | None], then: Snapshot) -> Iterator[Effect]:
+        staleness, limit = self.version - message.version, self._recipe.max_staleness
+        if limit is not None and staleness > limit:
+            yield self._drop(message, Fault.TOO_STALE, f"it is {staleness} updates old, at most {limit}")
+            return
+        if not all_finite(gradients):
+            yield self._drop(message, Fault.NOT_FINITE, "it is not finite")
+            return
+        if not self._learner.learn(gradients, then, staleness):
+            yield self._drop(message, Fault.NOT_FINITE, "it would make the weights not finite")
+            return
+        if message.buffers:
+            self._merge(message)
+        self.version += 1
+        self.staleness_seen[staleness] += 1
+        self._dropped.pop(message.asker, None)
+        yield from self._tell_watchers()
+
+    def _merge(self, message: Push) -> None:
+        theirs = message.buffers if self.device is None else on_device(message.buffers, self.device)
+        merged = self._merging.merged(message.asker, self.buffers.now, theirs, message.steps)
+        self.buffers.install(merged)
+
+    def _drop(self, message: Push, fault: Fault, reason: str) -> Effect:
+        self.refusals[fault] += 1
+        if fault is not Fault.TOO_STALE:  # which says that others are faster, not that anything is wrong
+            self._dropped[message.asker] += 1
+        in_a_row = self._dropped[message.asker]
+        why = f"the update with it was dropped: {reason}"
+        return Send(message.asker, Dropped(self.address, message.batches, fault, why, in_a_row))
+
+    def _then(self, message: Push) -> Snapshot | None:
+        """The weights the oldest gradient of a push was taken at, where the rule asks for them."""
+        if not self._keeps_lent:
+            return self.weights.now
+        lent = self._lent.get(message.asker, {})
+        for version in [version for version in lent if version < message.version]:
+            del lent[version]
+        return lent.get(message.version)
+
+    def _gradients(self, message: Push) -> list[Tensor | None] | None:
+        """One for each parameter, as the learner wants them; None if they do not fit."""
+        like = [self.weights.now[i] for i in self.weights.trainable]
+        if len(message.payload) != len(like):
+            return None
+        if any(t is not None and t.shape != w.shape for t, w in zip(message.payload, like, strict=True)):
+            return None
+        found = unpacked((message.payload, message.scales), like)
+        if self.device is not None:
+            found = [None if tensor is None else tensor.to(self.device) for tensor in found]
+        if not self._learner.spares_gradients:  # what is in the message is not ours to write to
+            found = [None if tensor is None else tensor.clone() for tensor in found]
+        if len(like) == len(self.weights.now):
+            return found
+        by_place = dict(zip(self.weights.trainable, found, strict=True))
+        return [by_place.get(i) for i in range(len(self.weights.now))]
+
+    def _scored(self, message: Scored) -> Iterator[Effect]:
+        self._learner.scored(message.value)
+        yield from ()
+
+    # ── coming, going and telling ────────────────────────────────────────────────────────────────────
+
+    def _settle(self, message: Settle) -> Iterator[Effect]:
+        yield Send(message.asker, Settled(self.address))
+        if self._warm_start.has_no_more(message.asker):
+            yield from self._release_waiting()
+
+    def _forget(self, message: Forget) -> Iterator[Effect]:
+        """Somebody is lost: a sentinel, or the gate of a replica, of which more may be on its way."""
+        yield from super()._forget(message)
+        yield from self._is_gone(message.sentinel)
+
+    def _left(self, message: Left) -> Iterator[Effect]:
+        """The gate of a replica has ended, and nothing more of it will come."""
+        return self._is_gone(message.by)
+
+    def _is_gone(self, who: str) -> Iterator[Effect]:
+        self._lent.pop(who, None)
+        self._dropped.pop(who, None)
+        self._merging.leaves(who)
+        if self._speeds is not None:
+            self._speeds.leaves(who)
+        if self._warm_start.leaves(who):
+            yield from self._release_waiting()
+
+    def _probe(self, message: Probe) -> Iterator[Effect]:
+        yield Report(
+            ShardStatus(
+                probe=message.number,
+                address=self.address,
+                name=self.label,
+                index=self.place.index,
+                version=self.version,
+                stashed=0,
+                pinned=len(self.pins),
+                staleness=dict(self.staleness_seen),
+                refused={fault.name.lower(): count for fault, count in self.refusals.items()},
+                waiting=len(self._warm_start.waiting),
+                pushes=self._counts["pushes"],
+                fetches=self._counts["fetches"],
+                bytes_in=self._counts["bytes_in"],
+                bytes_out=self._counts["bytes_out"],
+            )
+        )
+
+
+class _WarmStart:
+    """One replica first, then all the others (Dean et al. 2012): the others wait for their first fetch.
+
+    Args:
+        pushes: of the first replica, before others are let in; it leaving lets them in as well.
+    """
+
+    def __init__(self, pushes: int) -> None:
+        self.waiting: deque[str] = deque()
+        self._pushes = pushes
+        self._first: str | None = None
+
+    def admits(self, asker: str, version: int) -> bool:
+        if self.is_over(version):
+            return True
+        if self._first is None:
+            self._first = asker
+        return asker == self._first
+
+    def is_over(self, version: int) -> bool:
+        return version >= self._pushes
+
+    def leaves(self, who: str) -> bool:
+        """Somebody leaves; whether that ends the warm start."""
+        if who in self.waiting:
+            self.waiting.remove(who)
+        return self.has_no_more(who)
+
+    def has_no_more(self, who: str) -> bool:
+        """Somebody has no more to push, for now; whether that ends the warm start."""
+        if self._first is None or who != self._first:
+            return False
+        self._pushes = 0
+        return True
+
+
+class Speeds:
+    """How many steps each replica is to make between pushes, so that all push about equally often.
+
+    Dynamic local updates (Liu et al. 2024, arXiv:2401.09135)::
+
+        H_w = max(1, floor(H · v_w / v_max)),    v_w in steps per second, from one push to the next
+
+    Args:
+        steps: H, of the fastest.
+    """
+
+    def __init__(self, steps: int) -> None:
+        self._steps = steps
+        self._since_s: dict[str, float] = {}
+        self._per_s: dict[str, float] = {}
+
+    def begins(self, who: str, now_s: float) -> None:
+        """Somebody asks for weights; its clock starts with the first ones."""
+        self._since_s.setdefault(who, now_s)
+
+    def pushed(self, who: str, steps: int, now_s: float) -> None:
+        """Somebody made so many steps since it last pushed."""
+        seconds = now_s - self._since_s.get(who, now_s)
+        if seconds > 0:
+            self._per_s[who] = steps / seconds
+        self._since_s[who] = now_s
+
+    def steps(self, who: str) -> int | None:
+        """What to tell it; None while nobody knows how fast it is."""
+        if who not in self._per_s:
+            return None
+        return max(1, math.floor(self._steps * self._per_s[who] / max(self._per_s.values())))
+
+    def leaves(self, who: str) -> None:
+        """Somebody is gone."""
+        self._since_s.pop(who, None)
+        self._per_s.pop(who, None)

@@ -1,0 +1,190 @@
+"""What a replica's gate and a shard have to do with each other: the settings, and where one gate stands.
+
+A gate has an account with every shard of its position, mostly one. Each goes its own way: what was gathered
+for a shard, which of its versions the gate works on and what it was asked for concern that shard alone.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from akkordeon.core.actor import Effect, Send
+from akkordeon.core.errors import RecipeError
+from akkordeon.core.messages import Batch, Fetch, Parameters, Push, Settle
+from akkordeon.downpour.accumulators import Differences, Gathering, Gradients
+from akkordeon.downpour.compression import COMPRESSIONS, Compressor
+from akkordeon.pipeline.weights import Weights
+
+__all__ = ["Account", "Exchange"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exchange:
+    """What the gates of a replica and their shards have to do with each other.
+
+    Args:
+        push_every: steps between pushes.
+        fetch_every: steps between fetches; with each push if None.
+        wait: whether a forward waits for weights that are on their way.
+        local_step: whether the gate's own optimizer makes a step with each gradient.
+        differences: push how far the weights have come instead of the sum of gradients.
+        compression: of pushes: None, ``"bf16"`` or ``"int8"``.
+
+    Raises:
+        RecipeError: a number out of range, or differences without local steps, which would be zero.
+    """
+
+    push_every: int = 1
+    fetch_every: int | None = None
+    wait: bool = False
+    local_step: bool = True
+    differences: bool = False
+    compression: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what could only fail later."""
+        if self.push_every < 1:
+            raise RecipeError(f"push_every is at least 1, got {self.push_every}")
+        if self.fetch_every is not None and self.fetch_every < 1:
+            raise RecipeError(f"fetch_every is at least 1, got {self.fetch_every}")
+        if self.compression not in COMPRESSIONS:
+            raise RecipeError(f"compression is None, 'bf16' or 'int8', got {self.compression!r}")
+        if self.differences and not self.local_step:
+            raise RecipeError(
+                "without local steps the weights of a replica do not move, so there is no difference to "
+                "push; use local_step=True, or push gradients"
+            )
+
+
+class Account:
+    """Where a replica's gate stands with one shard.
+
+    Args:
+        gate: its address.
+        shard: address of the shard.
+        exchange: what is done when.
+        weights: of the gate.
+        places: of those weights that the shard holds.
+        learns: whether the gate has anything to push for them.
+
+    Attributes:
+        settled: answers to :class:`Settle` that nobody has been told of.
+    """
+
+    def __init__(
+        self, gate: str, shard: str, exchange: Exchange, weights: Weights, places: Sequence[int], learns: bool
+    ) -> None:
+        self.settled = 0
+        self._gate = gate
+        self._shard = shard
+        self._exchange = exchange
+        self._weights = weights
+        self._places = tuple(places)
+        self._learns = learns
+        self._push_every = exchange.push_every
+        self._gathering: Gathering = (
+            Differences(self._now()) if exchange.differences and learns else Gradients()
+        )
+        self._compressor = Compressor(exchange.compression)
+        self._since_push: list[Batch] = []
+        self._since_fetch = 0
+        self._oldest: int | None = None  # the shard's version that the oldest gradient gathered goes back to
+        self._lent: deque[tuple[int, int]] = deque()  # (arrival, the shard's version), oldest first
+        self._asked = 0  # fetches not answered yet
+        self._late = False  # whether the next one fell due before that
+
+    def _now(self) -> tuple[Tensor, ...]:
+        """The weights as they are, in memory that no later step writes to."""
+        now = self._weights.pin() if self._exchange.differences else self._weights.now
+        return tuple(now[i].detach() for i in self._places)
+
+    # ── fetching ─────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def is_new(self) -> bool:
+        """Whether the shard was never asked for weights."""
+        return not self._lent and not self._asked
+
+    @property
+    def must_wait(self) -> bool:
+        """Whether the next forward needs weights that are not there yet."""
+        return not self._lent or (self._asked > 0 and (self._late or self._exchange.wait))
+
+    def fetch(self) -> Effect:
+        """Ask for weights."""
+        self._asked += 1
+        self._since_fetch = 0
+        return Send(self._shard, Fetch(self._gate))
+
+    def install(self, message: Parameters, payload: Sequence[Tensor], arrival: int) -> Iterator[Effect]:
+        """Have the gate go on with weights that came; ask for the next if they are due already.
+
+        Args:
+            message: that they came in.
+            payload: its own, on the gate's device.
+            arrival: counts what came, from any shard; batches remember it.
+        """
+        self._asked = max(0, self._asked - 1)
+        self._push_every = message.push_every or self._push_every
+        self._weights.adopt(self._gathering.onto(payload, self._now()), self._places)
+        self._lent.append((arrival, message.version))
+        if self._late:
+            self._late = False
+            yield self.fetch()
+
+    def drop_before(self, arrival: int) -> None:
+        """Keep what batches that began with this arrival or later may go back to."""
+        while len(self._lent) > 1 and self._lent[1][0] <= arrival:
+            self._lent.popleft()
+
+    # ── pushing ──────────────────────────────────────────────────────────────────────────────────────
+
+    def gather(self, batch: Batch, gradients: Sequence[Tensor | None], arrival: int) -> None:
+        """The gate has made a step, or made none and leaves it to the shard.
+
+        Args:
+            batch: it learned from.
+            gradients: for all its weights, free to be worked on in place.
+            arrival: the last one when the batch began.
+        """
+        base = next(version for arrived, version in reversed(self._lent) if arrived <= arrival)
+        self._oldest = base if self._oldest is None else min(base, self._oldest)
+        if self._learns:
+            self._gathering.add([gradients[i] for i in self._places])
+        self._since_push.append(batch)
+        self._since_fetch += 1
+
+    def exchange(self, buffers: dict[str, Any]) -> Iterator[Effect]:
+        """Push and fetch, if it is time."""
+        fetch_every = self._exchange.fetch_every
+        push = len(self._since_push) >= self._push_every
+        fetch = push if fetch_every is None else self._since_fetch >= fetch_every
+        if fetch and self._asked:
+            fetch, self._late = False, True
+        if push:
+            yield self._push(buffers, fetch)
+        elif fetch:
+            yield self.fetch()
+
+    def settle(self, buffers: dict[str, Any]) -> Iterator[Effect]:
+        """Push the rest; the shard's answer comes after all that was pushed has been applied."""
+        if self._since_push:
+            yield self._push(buffers)
+        yield Send(self._shard, Settle(self._gate))
+
+    def _push(self, buffers: dict[str, Any], fetch: bool = False) -> Effect:
+        assert self._oldest is not None, "a step was made"
+        now = self._now()
+        gathered = self._gathering.take(now) if self._learns else [None] * len(now)
+        payload, scales = self._compressor.pack(gathered)
+        batches = tuple(self._since_push)
+        push = Push(self._gate, self._oldest, len(batches), payload, scales, buffers, fetch, batches)
+        self._since_push, self._oldest = [], None
+        if fetch:
+            self._asked, self._since_fetch = self._asked + 1, 0
+        return Send(self._shard, push)

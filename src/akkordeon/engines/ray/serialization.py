@@ -1,0 +1,221 @@
+"""Anything as bytes and buffers: tensors as NumPy arrays, errors so that they arrive, all else pickled.
+
+A parcel is ``(head, buffers)``. Ray moves its buffers through shared memory without copying them, so a
+tensor that was unpacked may lie in memory that is not ours: it must not be written to, which is what the
+protocol asks of every tensor in a message. What is to be written to is unpacked ``writable``.
+
+A message with its receiver's address is a letter. There are thousands a second of them, so the common ones
+are sealed by a pickler that calls Python for tensors alone, and a small one is plain bytes, for which Ray
+has a way of its own.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import io
+import pickle
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cache, partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import cloudpickle
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from akkordeon.core.messages import Backward, Evaluate, Fetch, Forward, Message, Parameters, Push
+
+__all__ = ["Letter", "Opened", "Parcel", "pack", "seal", "ship_by_value", "tolerate_read_only", "unpack"]
+
+Parcel = tuple[bytes, list[NDArray[np.uint8]]]
+"""The pickled thing, and the memory of its tensors."""
+
+Letter = bytes | Parcel
+"""The receiver's address and the message, one pickled after the other."""
+
+INLINE = 512 * 1024
+"""Bytes up to which a tensor is copied into its letter, instead of going through shared memory beside it."""
+
+PLAIN = frozenset({Backward, Evaluate, Fetch, Forward, Parameters, Push})
+"""The messages that hold nothing of a class that the receiver might not know."""
+
+
+def pack(thing: Any, wire_dtype: torch.dtype | None = None) -> Parcel:
+    """Make a parcel of anything.
+
+    Args:
+        thing: a message, a record, a function, …
+        wire_dtype: what float32 tensors of forwards and backwards are narrowed to on their way.
+
+    Raises:
+        TypeError: it holds something that cannot travel (a generator, a lock, an open file).
+    """
+    file = io.BytesIO()
+    buffers: list[Any] = []
+    narrow = wire_dtype if isinstance(thing, Forward | Backward) else None
+    try:
+        _Pickler(file, buffers, narrow).dump(thing)
+    except (pickle.PicklingError, AttributeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"this cannot travel: {error}") from error
+    return file.getvalue(), [np.asarray(buffer) for buffer in buffers]
+
+
+def unpack(parcel: Parcel, writable: bool = False) -> Any:
+    """What was packed. Its tensors may be written to only if they are unpacked ``writable``."""
+    head, buffers = parcel
+    return pickle.loads(head, buffers=[buffer.copy() for buffer in buffers] if writable else buffers)
+
+
+# ── letters ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def seal(to: str, message: Message, wire_dtype: torch.dtype | None = None) -> Letter:
+    """A message ready for its way, as :func:`pack` would have it, with the address of its receiver.
+
+    Raises:
+        TypeError: it holds something that cannot travel.
+    """
+    buffers: list[pickle.PickleBuffer] = []
+    file = io.BytesIO()
+    pickle.dump(to, file)
+    narrow = wire_dtype if isinstance(message, Forward | Backward) else None
+
+    def stays_inside(buffer: pickle.PickleBuffer) -> bool:
+        if buffer.raw().nbytes <= INLINE:
+            return True
+        buffers.append(buffer)
+        return False
+
+    try:
+        if type(message) not in PLAIN:
+            raise pickle.PicklingError
+        pickler = _Swift(file, 5, buffer_callback=stays_inside)
+        pickler.dispatch_table = _table(narrow)
+        pickler.dump(message)
+    except pickle.PicklingError:
+        head, rest = pack(message, wire_dtype)
+        return pickle.dumps(to) + head, rest
+    head = file.getvalue()
+    return (head, [np.asarray(buffer) for buffer in buffers]) if buffers else head
+
+
+class Opened:
+    """A letter that came: for whom it is, and then what is in it, which may not be readable."""
+
+    def __init__(self, letter: Letter, writable: bool = False) -> None:
+        head, buffers = (letter, []) if isinstance(letter, bytes) else letter
+        if writable:
+            buffers = [buffer.copy() for buffer in buffers]
+        self._buffers = buffers
+        self._file = io.BytesIO(head)
+        self.to: str = pickle.load(self._file)
+
+    def message(self) -> Any:
+        """What is in it; its tensors must not be written to, unless it was opened ``writable``."""
+        return pickle.load(self._file, buffers=self._buffers)
+
+
+class _Swift(pickle.Pickler):
+    """The C pickler, as it is, with a table of its own."""
+
+
+@cache
+def _table(wire_dtype: torch.dtype | None) -> dict[type, Callable[[Any], Any]]:
+    return {**copyreg.dispatch_table, Tensor: partial(_reduced_dense, wire_dtype=wire_dtype)}
+
+
+def _reduced_dense(tensor: Tensor, wire_dtype: torch.dtype | None) -> tuple[Any, ...]:
+    if tensor.layout is not torch.strided or tensor.is_quantized:
+        raise pickle.PicklingError
+    return _reduced(tensor, wire_dtype)
+
+
+# ── anything ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # likewise
+    def __init__(self, file: io.BytesIO, buffers: list[Any], wire_dtype: torch.dtype | None) -> None:
+        super().__init__(file, protocol=5, buffer_callback=buffers.append)
+        self._wire_dtype = wire_dtype
+
+    def reducer_override(self, thing: Any) -> Any:
+        if type(thing) is Tensor and thing.layout is torch.strided and not thing.is_quantized:
+            return _reduced(thing, self._wire_dtype)
+        if isinstance(thing, BaseException):
+            return _error, _reduced_error(thing)
+        return super().reducer_override(thing)
+
+
+def _reduced(tensor: Tensor, wire_dtype: torch.dtype | None) -> tuple[Any, ...]:
+    """A tensor as its bytes, whatever its dtype (NumPy has no bfloat16), and what they mean."""
+    sent = tensor.detach().cpu()
+    if wire_dtype is not None and sent.dtype is torch.float32:
+        sent = sent.to(wire_dtype)
+    sent = sent.contiguous().resolve_conj().resolve_neg()
+    array: Any = sent.reshape(-1).view(torch.uint8).numpy()
+    leaf = tensor.requires_grad and tensor.is_leaf
+    return _tensor, (pickle.PickleBuffer(array), sent.dtype, tuple(tensor.shape), tensor.dtype, leaf)
+
+
+def _tensor(
+    buffer: Any, sent: torch.dtype, shape: tuple[int, ...], dtype: torch.dtype, requires_grad: bool
+) -> Tensor:
+    if 0 in shape:
+        tensor = torch.empty(shape, dtype=dtype)
+    else:
+        flat = torch.from_numpy(np.frombuffer(buffer, np.uint8))
+        tensor = flat.view(sent).reshape(shape).to(dtype)
+    return tensor.requires_grad_() if requires_grad else tensor
+
+
+def _reduced_error(error: BaseException) -> tuple[bytes | None, str, str]:
+    """An error that can be pickled as it is; any as words; and where it was raised."""
+    where = "".join(traceback.format_exception(error)) if error.__traceback__ else ""
+    try:
+        data: bytes | None = cloudpickle.dumps(error)
+        cloudpickle.loads(data)  # an error with arguments of its own often cannot be made again
+    except Exception:
+        data = None
+    return data, f"{type(error).__name__}: {error}", where
+
+
+def _error(data: bytes | None, words: str, where: str) -> BaseException:
+    error: BaseException = RuntimeError(words)
+    if data is not None:
+        with suppress(Exception):  # its class may be of a package that this machine lacks
+            error = pickle.loads(data)
+    if where and not getattr(error, "__notes__", None):
+        error.add_note(f"raised in another process:\n{where}")
+    return error
+
+
+def tolerate_read_only() -> None:
+    """Have torch say now, unheard, what it says once a process of arrays that cannot be written to."""
+    array = np.zeros(1, np.uint8)
+    array.flags.writeable = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.from_numpy(array)
+
+
+def ship_by_value() -> None:
+    """Have the source of the user's ``FILE.py`` travel, and that of its neighbours: other hosts lack them."""
+    tasks = [m for name, m in list(sys.modules.items()) if name.startswith("akkordeon_task_")]
+    if not tasks:
+        return
+    homes = {folder for task in tasks if (folder := _folder(task)) is not None}
+    for module in list(sys.modules.values()):
+        if isinstance(module, ModuleType) and _folder(module) in homes and module.__name__ != "__main__":
+            cloudpickle.register_pickle_by_value(module)
+
+
+def _folder(module: ModuleType) -> Path | None:
+    file = getattr(module, "__file__", None)
+    return Path(file).resolve().parent if isinstance(file, str) else None

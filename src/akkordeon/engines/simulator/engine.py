@@ -1,0 +1,442 @@
+"""The simulator: the same actors under virtual time; the same seed gives the same bits.
+
+Whatever is to happen stands in a heap of (time, serial): nothing reads a clock, nothing is random that
+was not seeded, and what happens at the same time happens in the order it was asked for.
+
+    Send ──▶ wire: latency, bytes ──▶ mailbox ──▶ ready: [gate/1] [gate/0] ──▶ a core of the host
+                                                                                │ cost: before
+             effects are carried out ◀──────────────────────────────────────────┘
+                                        then cost: after, and the core is free
+
+Without links and costs no time passes at all, and actors take turns as on one worker thread.
+Time moves while somebody waits (:meth:`Simulator.wait_until`), and at no other time.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from random import Random
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+import torch
+
+from akkordeon.core.actor import Actor, After, Report, Send, Stop
+from akkordeon.core.errors import RecipeError, StalledError
+from akkordeon.core.messages import Message, describe
+from akkordeon.core.reports import ActorFailed, ActorLost, ActorReturned, Undelivered
+from akkordeon.engines.base import Engine, Load, ProcessState
+from akkordeon.engines.simulator.compute import Compute, Work
+from akkordeon.engines.simulator.faults import Fault
+from akkordeon.engines.simulator.hosts import Host, place
+from akkordeon.engines.simulator.links import HERE, Link, Links, Wire, size_bytes
+from akkordeon.engines.simulator.outages import Outages
+from akkordeon.engines.simulator.sites import Cell, Site
+from akkordeon.engines.simulator.timeline import Timeline
+
+__all__ = ["Simulator"]
+
+
+class Simulator(Engine):
+    """Runs actors under virtual time.
+
+    Args:
+        seed: of everything that the world does; the session's seed counts as well.
+        links: between hosts; nothing takes time if not given.
+        compute: what work costs; nothing if not given.
+        faults: what goes wrong.
+        hosts: which actors share a machine; those not named have one each.
+        timeline: keep what everybody did when, for :attr:`timeline`.
+
+    Attributes:
+        timeline: what everybody did when, if that was asked for.
+        events: how many things have happened.
+    """
+
+    def __init__(
+        self,
+        seed: int = 0,
+        *,
+        links: Links | Link | None = None,
+        compute: Compute | None = None,
+        faults: Sequence[Fault] = (),
+        hosts: Sequence[Host] = (),
+        timeline: bool = False,
+    ) -> None:
+        self.seed = seed
+        self.timeline = Timeline() if timeline else None
+        self.events = 0
+        self._links = links if isinstance(links, Links) else Links(links or HERE)
+        self._compute = compute or Compute()
+        self._faults = tuple(faults)
+        self._hosts = tuple(hosts)
+        self._lock = threading.RLock()
+        self._sites: dict[str, Site] = {}
+        self._cells: dict[str, Cell] = {}
+        self._heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
+        self._serial = itertools.count()
+        self._now_s = 0.0
+        self._seeded = ""
+        self._outages = Outages((), "", self._at, self._crash, self._freeze, self._cells)
+        self._reports = 0
+        self._interrupt: KeyboardInterrupt | None = None  # that broke into somebody's work
+        self._running = False
+        self._on_report: Callable[[Any], None] = lambda record: None
+        self._process: ProcessState | None = None
+
+    # ── the engine's side ────────────────────────────────────────────────────────────────────────────
+
+    def start(self, on_report: Callable[[Any], None], seed: int) -> None:
+        """Begin at time 0."""
+        if self._running:
+            raise RecipeError("this simulator is at work for another session; make one for each")
+        self._process = ProcessState()
+        torch.manual_seed(seed)
+        torch.set_num_threads(1)
+        self._on_report = on_report
+        self._seeded = f"{self.seed} {seed}"
+        self._now_s, self.events, self._running = 0.0, 0, True
+        self._sites.clear()
+        self._outages = Outages(self._faults, self._seeded, self._at, self._crash, self._freeze, self._cells)
+
+    def spawn(
+        self,
+        address: str,
+        make: Callable[[], Actor],
+        resources: Mapping[str, float] | None = None,
+        beside: str | None = None,
+    ) -> None:
+        """Make the actor on the host that the engine was told of; nothing else counts here."""
+        actor = make()
+        with self._lock:
+            host = place(self._hosts, address)
+            site = self._sites.get(host.name)
+            if site is None:
+                site = self._sites[host.name] = Site(host)
+            work = Work(self._compute, address, self._seeded)
+            self._cells[address] = Cell(actor, make, site, None if work.is_free else work)
+
+    def send(self, to: str, message: Message) -> None:
+        """Put a message into a mailbox, from outside: it takes no time."""
+        with self._lock:
+            cell = self._cells.get(to)
+            if cell is None:
+                self._report(Undelivered(to, message))
+            else:
+                self._deliver(cell, message)
+
+    def wait_until(self, condition: Callable[[], bool], timeout_s: float | None) -> bool:
+        """Let things happen until the condition holds.
+
+        Args:
+            condition: looked at after every report.
+            timeout_s: virtual seconds.
+
+        Raises:
+            StalledError: nothing is left that could happen, and there is no timeout.
+            KeyboardInterrupt: Ctrl-C; whoever was at work has finished its message.
+        """
+        deadline_s = math.inf if timeout_s is None else self._now_s + timeout_s
+        with _Interrupts() as interrupts:
+            seen = -1  # of the reports; each thread that waits counts for itself
+            while True:
+                with self._lock:
+                    if seen != self._reports:
+                        seen = self._reports
+                        if condition():
+                            return True
+                    if not self._heap or self._heap[0][0] > deadline_s:
+                        if condition():  # not all that it may look at is reported
+                            return True
+                        if deadline_s < math.inf:
+                            self._now_s = max(self._now_s, deadline_s)
+                            return False
+                        raise StalledError(
+                            f"nothing is left to happen at {self._now_s:g} s, "
+                            "and what was waited for has not come"
+                        )
+                    self._now_s, _, action, arguments = heapq.heappop(self._heap)
+                    self.events += 1
+                    action(*arguments)
+                    if self._interrupt is not None:
+                        interrupt, self._interrupt = self._interrupt, None
+                        raise interrupt
+                interrupts.check()
+
+    def loads(self) -> dict[str, Load]:
+        """Queue, count and virtual seconds at work of every living actor."""
+        with self._lock:
+            return {
+                address: Load(len(cell.mailbox), cell.handled, cell.busy_s)
+                for address, cell in self._cells.items()
+            }
+
+    def now_s(self) -> float:
+        """Virtual seconds since the start."""
+        return self._now_s
+
+    def wires(self) -> Iterator[tuple[str, str, Wire]]:
+        """(from host, to host, wire) for every link that was used and takes time."""
+        for site in self._sites.values():
+            for other, wire in site.wires.items():
+                if wire is not None:
+                    yield site.host.name, other.host.name, wire
+
+    def stop(self) -> None:
+        """Drop whatever was still to happen."""
+        with self._lock:
+            self._running = False
+            self._heap.clear()
+            self._cells.clear()
+            if self._process is not None:
+                self._process.restore()
+                self._process = None
+
+    # ── messages ─────────────────────────────────────────────────────────────────────────────────────
+
+    def _at(self, time_s: float, action: Callable[..., None], *arguments: Any) -> None:
+        if time_s < math.inf:  # or it never happens
+            heapq.heappush(self._heap, (time_s, next(self._serial), action, arguments))
+
+    def _send(self, sender: Cell, to: str, message: Message) -> None:
+        cell = self._cells.get(to)
+        if cell is None:
+            self._report(Undelivered(to, message))
+            return
+        here, there = sender.site, cell.site
+        wire = None
+        if here is not there:
+            try:
+                wire = here.wires[there]
+            except KeyError:
+                wire = self._lay_wire(here, there)
+        now_s = self._now_s
+        if self._outages.partitions:
+            healed_s = self._outages.healed_s(here, there)
+            if healed_s > now_s:
+                now_s = healed_s
+                wire = wire or self._lay_wire(here, there, even_if_free=True)  # it keeps the order
+        if wire is None:
+            self._deliver(cell, message)
+        else:
+            self._at(wire.arrival_s(size_bytes(message), now_s), self._arrive, cell, message)
+
+    def _lay_wire(self, here: Site, there: Site, even_if_free: bool = False) -> Wire | None:
+        link = self._links.find(here.key, there.key)
+        rng = Random(f"{self._seeded} wire {here.host.name} {there.host.name}")
+        wire = here.wires[there] = Wire(link, rng) if even_if_free or link != HERE else None
+        return wire
+
+    def _arrive(self, cell: Cell, message: Message) -> None:
+        if cell.alive:
+            self._deliver(cell, message)
+        else:  # somebody else may have the address by now; it was not meant for that one
+            self._report(Undelivered(cell.actor.address, message))
+
+    def _ring(self, cell: Cell, message: Message) -> None:
+        if cell.alive:
+            self._deliver(cell, message)
+
+    def _deliver(self, cell: Cell, message: Message) -> None:
+        cell.mailbox.put(message)
+        if not cell.scheduled:
+            cell.scheduled = True
+            self._make_ready(cell)
+
+    def _make_ready(self, cell: Cell) -> None:
+        site = cell.site
+        site.ready.append(cell)
+        if site.free > 0:
+            site.free -= 1  # kept for this turn
+            self._at(self._now_s, self._turn, site)
+
+    # ── work ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def _turn(self, site: Site) -> None:
+        """A core is free: give it the first actor that can use it."""
+        ready = site.ready
+        while ready:
+            cell = ready.popleft()
+            if not cell.alive:
+                continue
+            if cell.frozen_until_s > self._now_s:
+                self._at(cell.frozen_until_s, self._thaw, cell)
+                continue
+            self._begin(cell, cell.mailbox.take())
+            return
+        site.free += 1
+
+    def _thaw(self, cell: Cell) -> None:
+        if cell.alive:
+            self._make_ready(cell)
+
+    def _begin(self, cell: Cell, message: Message) -> None:
+        cell.at_work = True
+        if cell.work is None:
+            self._act(cell, message)
+            self._end(cell, message, self._now_s, 0.0)
+            return
+        before_s, after_s = cell.work.seconds(message, self._now_s)
+        self._at(
+            self._now_s + before_s, self._middle, cell, message, self._now_s, before_s + after_s, after_s,
+            cell.frozen_s,
+        )  # fmt: skip
+
+    def _middle(
+        self, cell: Cell, message: Message, began_s: float, cost_s: float, after_s: float, frozen_s: float
+    ) -> None:
+        """The work is done as far as others need it; while frozen it was not."""
+        if not cell.alive:
+            return
+        if cell.frozen_s > frozen_s:
+            later_s = self._now_s + cell.frozen_s - frozen_s
+            self._at(later_s, self._middle, cell, message, began_s, cost_s, after_s, cell.frozen_s)
+            return
+        self._act(cell, message)
+        if after_s and cell.alive:
+            self._at(self._now_s + after_s, self._end, cell, message, began_s, cost_s)
+        else:
+            self._end(cell, message, began_s, cost_s)
+
+    def _end(self, cell: Cell, message: Message, began_s: float, cost_s: float) -> None:
+        """The actor is free for its next message, and so is the core for somebody else."""
+        if not cell.at_work:  # it crashed meanwhile
+            return
+        cell.at_work = False
+        cell.handled += 1
+        cell.busy_s += cost_s
+        if self.timeline is not None:
+            self.timeline.add(cell.actor.address, message, began_s, self._now_s)
+        site = cell.site
+        if cell.alive and cell.mailbox:
+            site.ready.append(cell)
+        else:
+            cell.scheduled = False
+        if site.ready:
+            self._at(self._now_s, self._turn, site)
+        else:
+            site.free += 1
+
+    def _act(self, cell: Cell, message: Message) -> None:
+        """Have an actor handle a message, and carry out what it yields as it yields it."""
+        actor = cell.actor
+        try:
+            receive = actor.receive if self.recorder is None else partial(self.recorder.listen, actor)
+            for effect in receive(message, self._now_s):
+                kind = type(effect)
+                if kind is Send:
+                    self._send(cell, effect.to, effect.message)  # type: ignore[union-attr]
+                elif kind is Report:
+                    self._report(effect.record)  # type: ignore[union-attr]
+                elif kind is After:
+                    self._at(self._now_s + effect.seconds, self._ring, cell, effect.message)  # type: ignore[union-attr]
+                elif kind is Stop:
+                    self._remove(cell)
+                    break
+        except BaseException as error:
+            self._fail(cell, message, error)
+            if isinstance(error, KeyboardInterrupt):  # it is the user's, whose thread this is
+                self._interrupt = error
+
+    def _fail(self, cell: Cell, message: Message, error: BaseException) -> None:
+        self._remove(cell)
+        self._report(ActorFailed(cell.actor.address, describe(message), error))
+        try:
+            for effect in cell.actor.last_words():
+                if isinstance(effect, Send):
+                    self._send(cell, effect.to, effect.message)
+                elif isinstance(effect, Report):
+                    self._report(effect.record)
+        except (Exception, SystemExit) as error_of_last_words:
+            self._report(ActorFailed(cell.actor.address, "its last words", error_of_last_words))
+
+    def _remove(self, cell: Cell) -> None:
+        """Take an actor out; what still waits for it was not delivered."""
+        self._bury(cell)
+        while cell.mailbox:
+            self._report(Undelivered(cell.actor.address, cell.mailbox.take()))
+
+    def _bury(self, cell: Cell) -> None:
+        cell.alive = False
+        if self._cells.get(cell.actor.address) is cell:
+            del self._cells[cell.actor.address]
+
+    def _report(self, record: Any) -> None:
+        self._reports += 1
+        self._on_report(record)
+
+    # ── faults ───────────────────────────────────────────────────────────────────────────────────────
+
+    def _crash(self, cell: Cell, back_after_s: float | None, why: str) -> None:
+        self._bury(cell)
+        if cell.at_work:  # its core is free, and what it was at will never be done
+            cell.at_work = False
+            cell.site.free += 1
+            if cell.site.ready:
+                cell.site.free -= 1
+                self._at(self._now_s, self._turn, cell.site)
+        if self.timeline is not None:
+            until_s = None if back_after_s is None else self._now_s + back_after_s
+            self.timeline.fault(cell.actor.address, "crash", self._now_s, until_s)
+        self._report(ActorLost(cell.actor.address, why))
+        if back_after_s is not None:
+            self._at(self._now_s + back_after_s, self._come_back, cell)
+
+    def _come_back(self, cell: Cell) -> None:
+        address = cell.actor.address
+        if address not in self._cells:
+            self.spawn(address, cell.make)
+            self._cells[address].busy_s, self._cells[address].handled = cell.busy_s, cell.handled
+            self._report(ActorReturned(address))
+
+    def _freeze(self, cell: Cell, for_s: float) -> None:
+        until_s = self._now_s + for_s
+        cell.frozen_s += until_s - max(cell.frozen_until_s, self._now_s)
+        cell.frozen_until_s = until_s
+        if self.timeline is not None:
+            self.timeline.fault(cell.actor.address, "freeze", self._now_s, until_s)
+
+
+class _Interrupts:
+    """Keeps Ctrl-C until whoever is at work has finished its message: half of one leaves a gate in doubt.
+
+    Does nothing outside the main thread, where signals come, nor where Ctrl-C means something else than
+    ``KeyboardInterrupt``. A second Ctrl-C waits for nobody.
+    """
+
+    def __init__(self) -> None:
+        self._came = False
+
+    def __enter__(self) -> Self:
+        self._installed = (
+            threading.current_thread() is threading.main_thread()
+            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        )
+        if self._installed:
+            signal.signal(signal.SIGINT, self._keep)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._installed:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        if error is None:
+            self.check()
+
+    def _keep(self, number: int, frame: FrameType | None) -> None:
+        if self._came:
+            raise KeyboardInterrupt
+        self._came = True
+
+    def check(self) -> None:
+        """Raise the interrupt that came meanwhile."""
+        if self._came:
+            self._came = False
+            raise KeyboardInterrupt

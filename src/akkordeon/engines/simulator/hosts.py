@@ -1,0 +1,45 @@
+"""Which actors share a machine, and how many of them can work at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from akkordeon.core.errors import RecipeError
+
+__all__ = ["Host", "place"]
+
+
+@dataclass(frozen=True)
+class Host:
+    """A machine.
+
+    Args:
+        name: for links and faults.
+        actors: addresses, with ``*`` as in file names.
+        cores: actors that work at the same time; None for any number.
+        zone: for links.
+
+    Raises:
+        RecipeError: no cores.
+    """
+
+    name: str
+    actors: Sequence[str]
+    cores: int | None = None
+    zone: str = ""
+
+    def __post_init__(self) -> None:
+        """Somebody must work."""
+        if self.cores is not None and self.cores < 1:
+            raise RecipeError(f"the host {self.name!r} needs at least one core, got {self.cores}")
+
+
+def place(hosts: Sequence[Host], address: str) -> Host:
+    """The host of an actor: the first that names it, or one of its own, which a reader shares."""
+    for host in hosts:
+        if any(fnmatchcase(address, pattern) for pattern in host.actors):
+            return host
+    own = address.replace("reader/", "sentinel/", 1)
+    return Host(own, (own,), zone=own)

@@ -1,0 +1,175 @@
+"""Links between hosts: latency, bandwidth and loss, and which link joins which hosts.
+
+    sender ──▶ [waits for the link] ──▶ [bytes / bandwidth] ──▶ latency ──▶ mailbox
+                 one message at a time                          never overtaking
+
+A lost packet is sent again after a round trip, as TCP does: it costs time and no message. What the
+messages behind it must wait for it, they wait.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from random import Random
+from typing import Any
+
+from akkordeon.core.errors import RecipeError
+from akkordeon.core.payload import nbytes, tensors
+from akkordeon.engines.simulator.distributions import Distribution, LogNormal, as_distribution
+
+__all__ = ["HERE", "PRESETS", "Ghost", "Link", "Links", "Wire", "size_bytes"]
+
+PACKET_BYTES = 1460
+"""Payload of a TCP segment on Ethernet."""
+
+
+@dataclass(frozen=True)
+class Link:
+    """How messages get from one host to another.
+
+    Args:
+        latency_s: one way; a number or a distribution.
+        bytes_per_s: bandwidth; None does not count bytes.
+        loss: probability that a packet is lost, and sent again a round trip later.
+
+    Raises:
+        RecipeError: a number out of range.
+    """
+
+    latency_s: float | Distribution = 0.0
+    bytes_per_s: float | None = None
+    loss: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse what is no link."""
+        as_distribution(self.latency_s)
+        if self.bytes_per_s is not None and not self.bytes_per_s > 0:
+            raise RecipeError(f"a link's bandwidth is above 0, got {self.bytes_per_s}")
+        if not 0 <= self.loss < 1:
+            raise RecipeError(f"a link's loss is in [0, 1), got {self.loss}")
+
+
+HERE = Link()
+"""Within a process: nothing is sent at all."""
+
+PRESETS: Mapping[str, Link] = {
+    "host": Link(LogNormal(25e-6, 75e-6), 5e9),
+    "zone": Link(LogNormal(150e-6, 500e-6), 1.25e9),
+    "region": Link(LogNormal(250e-6, 750e-6), 1.25e9),
+    "country": Link(LogNormal(22.5e-3, 40e-3), 12.5e6, loss=1e-4),
+    "internet": Link(LogNormal(45e-3, 90e-3), 12.5e6, loss=1e-3),
+}
+"""Links by name: ``host`` (two processes), ``zone`` (a rack or hall), ``region`` (two halls), ``country``
+(the backbone of a large one), ``internet`` (across an ocean).
+
+``host``, ``zone``, ``region``: half the round trips that Evan Jones measured in Google's cloud over 70
+hours (evanjones.ca/network-latencies-2021.html: "500 us is still a good estimate", the 80th percentile),
+rounded. ``country`` and ``internet``: half the round trips that Verizon promises for its backbone (45 ms
+within the United States, 90 ms New York to London). The tails, the loss and the bandwidths (100 Mbit/s
+at home, 10 Gbit/s in a hall) are plain assumptions.
+"""
+
+
+@dataclass(frozen=True)
+class Links:
+    """Which link joins which hosts.
+
+    Args:
+        default: between any two hosts.
+        between: exceptions as (one, other, link), both ways; one and other are names of hosts or of zones,
+            with ``*`` as in file names. The first that fits counts.
+    """
+
+    default: Link = HERE
+    between: Sequence[tuple[str, str, Link]] = field(default_factory=tuple)
+
+    def find(self, one: tuple[str, str], other: tuple[str, str]) -> Link:
+        """The link between two hosts, each given as (name, zone)."""
+        for a, b, link in self.between:
+            if (_fits(a, one) and _fits(b, other)) or (_fits(a, other) and _fits(b, one)):
+                return link
+        return self.default
+
+
+class Wire:
+    """A link at work, in one direction.
+
+    Args:
+        link: what it is made of.
+        rng: for its latencies and losses alone.
+    """
+
+    __slots__ = (
+        "_again",
+        "_bytes_per_s",
+        "_free_s",
+        "_last_s",
+        "_latency",
+        "_rng",
+        "busy_s",
+        "bytes",
+        "messages",
+    )
+
+    def __init__(self, link: Link, rng: Random) -> None:
+        self._latency = as_distribution(link.latency_s)
+        self._bytes_per_s = link.bytes_per_s
+        self._again = link.loss
+        self._rng = rng
+        self._free_s = 0.0  # when the link can take the next message
+        self._last_s = 0.0  # when the last message arrives
+        self.bytes = 0
+        self.messages = 0
+        self.busy_s = 0.0
+
+    def arrival_s(self, size: int, now_s: float) -> float:
+        """Send so many bytes now; when they arrive."""
+        self.bytes += size
+        self.messages += 1
+        begin_s = now_s if now_s > self._free_s else self._free_s
+        if self._bytes_per_s is not None:
+            sending_s = size / self._bytes_per_s
+            self.busy_s += sending_s
+            begin_s += sending_s
+            self._free_s = begin_s
+        latency_s = self._latency.draw(self._rng)
+        arrival_s = begin_s + latency_s
+        if self._again:
+            arrival_s += 2 * latency_s * self._rounds_again(size)
+        if arrival_s < self._last_s:
+            arrival_s = self._last_s
+        self._last_s = arrival_s
+        return arrival_s
+
+    def _rounds_again(self, size: int) -> int:
+        """How often something of a message must be sent again: each round the packets lost in the last."""
+        rounds, packets = 0, max(1, -(-size // PACKET_BYTES))
+        while packets:
+            packets = sum(self._rng.random() < self._again for _ in range(min(packets, 1000)))
+            rounds += packets > 0
+        return rounds
+
+
+@dataclass(frozen=True, slots=True)
+class Ghost:
+    """A payload that is only as heavy as one: what dry actors send."""
+
+    nbytes: int
+
+
+def size_bytes(message: Any) -> int:
+    """Bytes of a message that count: those of the tensors in it."""
+    payload = getattr(message, "payload", None)
+    if payload is None:
+        payload = getattr(message, "state", None)
+        if payload is None:
+            return 0
+    if type(payload) is Ghost:
+        return payload.nbytes
+    return sum(map(nbytes, tensors(payload)))
+
+
+def _fits(pattern: str, host: tuple[str, str]) -> bool:
+    return fnmatchcase(host[0], pattern) or fnmatchcase(host[1], pattern)

@@ -1,0 +1,50 @@
+"""Where actors stand in a simulation: cells with a mailbox each, on sites with cores."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+
+from akkordeon.core.actor import Actor, Mailbox
+from akkordeon.engines.simulator.compute import Work
+from akkordeon.engines.simulator.hosts import Host
+from akkordeon.engines.simulator.links import Wire
+
+__all__ = ["Cell", "Site"]
+
+
+class Site:
+    """A host, and who waits there for a core."""
+
+    __slots__ = ("free", "host", "key", "ready", "wires")
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.key = (host.name, host.zone)
+        self.free: float = math.inf if host.cores is None else host.cores
+        self.ready: deque[Cell] = deque()
+        self.wires: dict[Site, Wire | None] = {}  # to other sites; None where nothing takes time
+
+
+class Cell:
+    """An actor, its mailbox, and where it stands."""
+
+    __slots__ = (
+        "actor", "alive", "at_work", "busy_s", "frozen_s", "frozen_until_s", "handled", "mailbox", "make",
+        "scheduled", "site", "work",
+    )  # fmt: skip
+
+    def __init__(self, actor: Actor, make: Callable[[], Actor], site: Site, work: Work | None) -> None:
+        self.actor = actor
+        self.make = make
+        self.site = site
+        self.work = work  # None where nothing takes time
+        self.mailbox = Mailbox()
+        self.alive = True
+        self.scheduled = False
+        self.at_work = False
+        self.frozen_until_s = 0.0
+        self.frozen_s = 0.0  # how long it was frozen, all times together
+        self.handled = 0
+        self.busy_s = 0.0

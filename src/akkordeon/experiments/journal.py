@@ -1,0 +1,123 @@
+"""The report of a run as a file of JSON lines."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from akkordeon.core.errors import DataError
+from akkordeon.core.reports import BatchRefused, EpochDone, RoundDone, TrainingProgress
+from akkordeon.experiments.run_folder import REPORT, as_json, to_disk
+from akkordeon.session.session import Session
+
+__all__ = ["Journal"]
+
+REFUSALS_MAX = 100
+"""So many refused batches have a line of their own; the others are counted."""
+
+REPORTS_MAX = 10_000
+"""So many epochs and rounds have a line of their own; then each sentinel has one a second at most."""
+
+SPARSE_S = 1.0
+
+
+class Journal:
+    """A view that writes records as they come into ``report.jsonl.part``; closed, it is ``report.jsonl``.
+
+    Its size is bounded by the time the run takes, whatever the length of an epoch.
+
+    Args:
+        folder: where the file goes.
+        now_s: the clock.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+
+    def __init__(self, folder: Path, now_s: Callable[[], float] = time.monotonic) -> None:
+        self._path = folder / REPORT
+        self._part = folder / f"{REPORT}.part"
+        self._now_s = now_s
+        self._refusals = 0
+        self._counted: Counter[str] = Counter()  # refused batches that have no line
+        self._reports = 0
+        self._written_s: dict[str, float] = {}
+        self._left_out: Counter[str] = Counter()
+        with self._told():
+            self._file = self._part.open("w", encoding="utf-8", buffering=1)  # a line is there at once
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Its last line is for :meth:`close`."""
+
+    def note(self, sentence: str) -> None:
+        """Sentences are for people."""
+
+    def look(self, session: Session, at_once: bool = False) -> None:
+        """Lines come from records alone."""
+
+    def tell(self, record: Any) -> None:
+        """Write a record of an epoch, a part of one, a round or a refused batch."""
+        if isinstance(record, EpochDone | RoundDone | TrainingProgress):
+            self._report(record)
+        elif isinstance(record, BatchRefused):
+            self._refusals += 1
+            if self._refusals <= REFUSALS_MAX:
+                self._write("BatchRefused", asdict(record))
+            else:
+                self._counted[f"{record.gate} {record.fault}"] += 1
+
+    def close(self, outcome: Mapping[str, Any]) -> None:
+        """Write the summary as the last line, and give the file its name.
+
+        Raises:
+            DataError: the file cannot be written.
+        """
+        self._write_counted()
+        self._write("Summary", outcome)
+        with self._told():
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            os.replace(self._part, self._path)
+            to_disk(self._path.parent)
+
+    def _report(self, record: EpochDone | RoundDone | TrainingProgress) -> None:
+        self._reports += 1
+        who, now_s = record.sentinel, self._now_s()
+        if self._reports > REPORTS_MAX and now_s - self._written_s.get(who, float("-inf")) < SPARSE_S:
+            self._left_out[who] += 1
+            return
+        self._written_s[who] = now_s
+        self._write_counted()
+        content = {**asdict(record), "samples_per_s": record.samples_per_s}
+        if self._left_out[who]:
+            content["left_out"] = self._left_out.pop(who)  # of its records, since its last line
+        self._write(type(record).__name__, content)
+
+    def _write_counted(self) -> None:
+        if self._counted:
+            self._write("BatchesRefused", {"by_gate_and_fault": dict(self._counted)})
+            self._counted.clear()
+
+    def _write(self, kind: str, content: Mapping[str, Any]) -> None:
+        with self._told():
+            self._file.write(as_json({"record": kind, **content}) + "\n")
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise DataError(f"{self._path} cannot be written: {error.strerror or error}") from error

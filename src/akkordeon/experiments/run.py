@@ -1,0 +1,113 @@
+"""Staging a network: from a recipe and an engine to a session."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, overload
+
+from torch import nn
+
+from akkordeon.core.errors import RecipeError
+from akkordeon.downpour.recipe import Downpour
+from akkordeon.engines.base import Engine
+from akkordeon.pipeline.network import Network
+from akkordeon.session.downpour_session import DownpourSession
+from akkordeon.session.recording import Recorder
+from akkordeon.session.session import Session
+from akkordeon.watch.showing import show
+
+__all__ = ["engine_named", "run"]
+
+
+@overload
+def run(
+    network: Network,
+    engine: Engine | str = "threads",
+    *,
+    seed: int = 0,
+    record: str | Path | None = None,
+    task: Mapping[str, Any] | None = None,
+    progress: bool = False,
+) -> Session: ...
+@overload
+def run(
+    network: Downpour,
+    engine: Engine | str = "threads",
+    *,
+    seed: int = 0,
+    record: str | Path | None = None,
+    task: Mapping[str, Any] | None = None,
+    progress: bool = False,
+) -> DownpourSession: ...
+def run(
+    network: Network | Downpour,
+    engine: Engine | str = "threads",
+    *,
+    seed: int = 0,
+    record: str | Path | None = None,
+    task: Mapping[str, Any] | None = None,
+    progress: bool = False,
+) -> Session:
+    """Stage a network and start it.
+
+    Args:
+        network: the recipe, a Network or a Downpour; its modules are copied.
+        engine: ``"threads"``, ``"simulator"`` or ``"ray"``, or an engine such as ``Threads(workers=1)``.
+        seed: of everything random that belongs to the run: masks, torch's generator while it lasts.
+        record: a file that will say what every actor handled and did, for :func:`akkordeon.replay`.
+        task: goes into the record: whatever is needed to make the network and its sentinels again.
+        progress: show how it goes until the session is closed: live on a terminal and in a notebook that has
+            ipywidgets, in lines elsewhere. Where a run is to be repeated (one worker, the simulator) it is
+            lines too, because to ask gates how they are would change it.
+
+    Returns:
+        The session, to be used in a ``with`` block or closed by hand.
+
+    Raises:
+        RecipeError: an unknown engine, or an optimizer over foreign parameters.
+    """
+    if isinstance(network, nn.Module):
+        raise RecipeError(
+            f"run stages a Network, got the module {type(network).__name__}; cut it into gates first: "
+            "akkordeon.Network.from_module(module, gates=…, optimizer=…)"
+        )
+    if not isinstance(network, Network | Downpour):
+        raise RecipeError(f"run stages a Network or a Downpour, got {type(network).__name__}")
+    if not -(2**63) <= seed < 2**63:
+        raise RecipeError(f"a seed is a whole number of 64 bits, got {seed}")
+    stage = engine_named(engine) if isinstance(engine, str) else engine
+    recorder = None if record is None else Recorder(record, network, seed, task)
+    session = (
+        Session(network, stage, seed, recorder)
+        if isinstance(network, Network)
+        else DownpourSession(network, stage, seed, recorder)
+    )
+    if progress:
+        session.at_close(show(session, live=not _repeats(stage)).close)
+    return session
+
+
+def _repeats(engine: Engine) -> bool:
+    """Whether equal seeds give equal runs on it."""
+    from akkordeon.engines.simulator.engine import Simulator
+    from akkordeon.engines.threads import Threads
+
+    return isinstance(engine, Simulator) or (isinstance(engine, Threads) and engine.workers == 1)
+
+
+def engine_named(name: str) -> Engine:
+    """The engine of that name with its defaults."""
+    if name == "threads":
+        from akkordeon.engines.threads import Threads
+
+        return Threads()
+    if name == "simulator":
+        from akkordeon.engines.simulator.engine import Simulator
+
+        return Simulator()
+    if name == "ray":
+        from akkordeon.engines.ray import Ray
+
+        return Ray()
+    raise RecipeError(f"there is no engine {name!r}; there are 'threads', 'simulator' and 'ray'")

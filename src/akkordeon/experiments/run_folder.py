@@ -1,0 +1,304 @@
+"""What a run leaves in a folder, and how to take it up again: weights, the task, the report.
+
+    DIR/weights.safetensors   the last weights, under the names they have in ``session.module()``
+    DIR/best.safetensors      the best ones, where they were kept
+    DIR/task.json             how to make the task again
+    DIR/report.jsonl          what was reported, a JSON object a line, the summary last
+
+A file is written under another name, and renamed when it is whole and on the disk: what is there under its
+name is right. Weights and task carry a digest (SHA-256) of themselves: what was damaged later is not read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from akkordeon.core.errors import DataError
+from akkordeon.core.payload import signature
+from akkordeon.experiments.packing import packed, unpacked
+from akkordeon.pipeline.network import Network
+
+__all__ = [
+    "BEST",
+    "REPORT",
+    "TASK",
+    "WEIGHTS",
+    "Folder",
+    "as_json",
+    "load_array",
+    "load_description",
+    "load_weights",
+    "save_array",
+    "save_description",
+    "save_weights",
+    "signature_of_rows",
+    "to_disk",
+    "whole_file",
+]
+
+WEIGHTS, BEST = "weights.safetensors", "best.safetensors"
+TASK, REPORT = "task.json", "report.jsonl"
+
+
+class Folder:
+    """A folder that one run keeps what it comes to in; until it is closed, no other run may.
+
+    What an earlier run left there stays until there are weights of this one.
+
+    Args:
+        path: of the folder, made if need be.
+        description: how the task is made again.
+
+    Raises:
+        DataError: it cannot be made, or another run is at work in it.
+    """
+
+    def __init__(self, path: Path, description: Mapping[str, Any]) -> None:
+        self.path = path
+        self._description = description
+        self._begun = False
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._claim = _claimed(path)
+        except BlockingIOError as error:
+            raise DataError(
+                f"another run keeps its weights in {path}; give this one another folder"
+            ) from error
+        except OSError as error:
+            raise DataError(f"the folder {path} cannot be made: {error.strerror}") from error
+
+    def close(self) -> None:
+        """Let other runs in."""
+        if self._claim is not None:
+            os.close(self._claim)
+            self._claim = None
+
+    def save(self, name: str, module: nn.Module) -> None:
+        """Write the weights of a module into the file of that name, in place of those there so far.
+
+        Raises:
+            DataError: they cannot be written; what was there so far is there still.
+        """
+        with whole_file(self.path / name) as part:
+            part.write_bytes(packed(module))
+            self._begin()
+
+    def _begin(self) -> None:
+        """Put this run's task in the place of what an earlier one left."""
+        if not self._begun:
+            for earlier in (WEIGHTS, BEST, TASK, REPORT):
+                (self.path / earlier).unlink(missing_ok=True)
+            save_description(self.path, self._description)
+            self._begun = True
+
+
+def _claimed(path: Path) -> int | None:
+    """An open folder that no other process has claimed; the claim ends with the process, whatever happens.
+
+    Raises:
+        BlockingIOError: another has.
+    """
+    if sys.platform == "win32":
+        return None
+    import fcntl
+
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BaseException:
+        os.close(folder)
+        raise
+    return folder
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """The name under which to write a file that is to appear at ``path`` once it is whole.
+
+    Raises:
+        DataError: it cannot be written.
+    """
+    part = path.with_name(f"{path.name}.part")
+    try:
+        yield part
+        to_disk(part)
+        os.replace(part, path)
+        to_disk(path.parent)
+    except OSError as error:
+        raise DataError(f"{path} cannot be written: {error.strerror or error}") from error
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def to_disk(path: Path) -> None:
+    """Have what was written there outlive the machine; a file, or the names in a folder."""
+    if path.is_dir() and sys.platform == "win32":
+        return  # where folders cannot be opened
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+# ── weights ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def save_weights(path: Path, module: nn.Module) -> None:
+    """Write weights, buffers and extra state of a module as safetensors.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    with whole_file(path) as part:
+        part.write_bytes(packed(module))
+
+
+def load_weights(path: Path, network: Network) -> Network:
+    """The same network, starting from the weights in a file.
+
+    Raises:
+        DataError: the file is missing or damaged, or holds the weights of another network.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        keep = "--keep-best SCORE " if path.name == BEST else ""
+        raise DataError(
+            f"{path} is not there; `akkordeon train {keep}--out {path.parent}` makes it"
+        ) from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    return unpacked(content, network, path)
+
+
+# ── JSON ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def as_json(thing: Any) -> str:
+    """One line of valid JSON; what JSON has no number for (NaN, infinity) becomes null."""
+    return json.dumps(_finite(thing), ensure_ascii=False, allow_nan=False)
+
+
+def _finite(thing: Any) -> Any:
+    if isinstance(thing, Mapping):
+        return {str(key): _finite(value) for key, value in thing.items()}
+    if isinstance(thing, list | tuple):
+        return [_finite(value) for value in thing]
+    return None if isinstance(thing, float) and not math.isfinite(thing) else thing
+
+
+def save_description(folder: Path, description: Mapping[str, Any]) -> None:
+    """Write how the task is made again.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    plain = _finite(description)
+    with whole_file(folder / TASK) as part:
+        told = json.dumps({**plain, "sha256": _digest(plain)}, indent=2, ensure_ascii=False)
+        part.write_text(f"{told}\n", encoding="utf-8")
+
+
+def _digest(description: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
+
+
+def load_description(folder: Path) -> dict[str, Any]:
+    """How the task of a kept run is made again; ``"task"`` is its name.
+
+    Raises:
+        DataError: the folder or the file is missing, or the file is damaged.
+    """
+    path = folder / TASK
+    if not path.is_file():
+        missing = f"has no {TASK}" if folder.is_dir() else "does not exist"
+        raise DataError(
+            f"the folder {folder} {missing}; `akkordeon train --out {folder}` makes what is needed"
+        )
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(description["task"], str):
+            raise TypeError("its task is no name")
+        if description.pop("sha256", None) != _digest(description):
+            raise ValueError("what it says does not fit its digest")
+    except KeyError as error:
+        raise DataError(f"{path} is damaged: it has no {error}") from error
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise DataError(f"{path} is damaged: {error}") from error
+    return dict(description)
+
+
+# ── arrays ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def load_array(path: Path, like: object) -> Tensor:
+    """The inputs in a ``.npy`` file, as a tensor of the dtype that the network is used to.
+
+    Args:
+        path: of the file.
+        like: inputs of the task.
+
+    Raises:
+        DataError: the file is missing, damaged or empty, or of another kind of number.
+    """
+    if not isinstance(like, Tensor):
+        raise DataError("the task's inputs are several tensors; use session.predict in Python")
+    try:
+        with path.open("rb") as file:
+            _check_promise(file)
+            array = np.lib.format.read_array(file, allow_pickle=False)
+        tensor = torch.from_numpy(array)
+    except (OSError, ValueError, TypeError, EOFError, SyntaxError, RecursionError) as error:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise DataError(f"{path} cannot be read as an array of numbers: {why}") from error
+    if not tensor.dim() or not len(tensor):
+        raise DataError(f"{path} holds no rows: its shape is {tuple(tensor.shape)}")
+    if tensor.is_floating_point() != like.is_floating_point():
+        raise DataError(f"{path} holds {array.dtype}, but the task's inputs are {signature_of_rows(like)}")
+    return tensor.to(like.dtype)
+
+
+def _check_promise(file: BinaryIO) -> None:
+    """Refuse a header that promises more than the file has, before memory is asked for.
+
+    Raises:
+        ValueError: it does, or it is no header.
+    """
+    version = np.lib.format.read_magic(file)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"its format is {version[0]}.{version[1]}, which is not for plain numbers")
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(file)
+    promised, there = math.prod(shape) * dtype.itemsize, os.fstat(file.fileno()).st_size - file.tell()
+    if promised > there and not dtype.hasobject:
+        raise ValueError(f"its header promises {promised:,} bytes of numbers, it has {there:,}")
+    file.seek(0)
+
+
+def signature_of_rows(tensor: Tensor) -> str:
+    """Dtype and shape in words, for any number of rows, as in ``float32 (N, 784)``."""
+    return signature(tensor[:0]).replace("(0", "(N", 1)
+
+
+def save_array(path: Path, tensor: Tensor) -> None:
+    """Write a tensor as a ``.npy`` file.
+
+    Raises:
+        DataError: it cannot be written.
+    """
+    with whole_file(path) as part, part.open("wb") as file:
+        np.save(file, tensor.numpy())

@@ -1,0 +1,137 @@
+"""One world, several schedules: the asynchronous row through the simulator, the others by timetable."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from akkordeon.core.messages import Attach
+from akkordeon.core.reports import ActorLost, ActorReturned
+from akkordeon.engines.simulator.engine import Simulator
+from akkordeon.engines.simulator.hosts import Host
+from akkordeon.engines.simulator.links import Links
+from akkordeon.engines.simulator.timeline import Timeline
+from akkordeon.experiments.schedules.dry_actors import DryRow, Restart, dry_row
+from akkordeon.experiments.schedules.synchronous import data_parallel, in_lockstep
+from akkordeon.experiments.schedules.world import Outcome, Plan
+
+__all__ = ["asynchronous", "compare", "enough_in_flight"]
+
+
+class _Supervisor:
+    """Has the sentinels begin again when a gate is back; counts what the gate's old weights had more."""
+
+    def __init__(self, engine: Simulator) -> None:
+        self.engine = engine
+        self.row = DryRow()
+        self.checkpoint: dict[str, int] = {}  # versions
+        self.rolled_back = 0
+
+    def __call__(self, record: Any) -> None:
+        if isinstance(record, ActorLost) and record.address in self.row.gates:
+            version = self.row.gates[record.address].version
+            self.rolled_back += version - self.checkpoint.get(record.address, 0)
+            self.checkpoint[record.address] = 0
+        elif isinstance(record, ActorReturned) and record.address in self.row.gates:
+            for sentinel in self.row.trainers:
+                self.engine.send(sentinel, Restart())
+
+    def keep(self) -> None:
+        """Make a checkpoint."""
+        self.checkpoint = {address: gate.version for address, gate in self.row.gates.items()}
+
+
+def asynchronous(plan: Plan, in_flight: int, sentinels: int = 1, timeline: Timeline | None = None) -> Outcome:
+    """The asynchronous row, dry: backward before forward, an update after every backward, no flush.
+
+    Three gates, three batches in flight::
+
+        0   F0 F1 F2 .  .  B0 F3 B1 F4 B2 F5 B3 F6 B4
+        1   .  F0 F1 F2 B0 .  B1 F3 B2 F4 B3 F5 B4 F6
+        2   .  .  F0 B0 F1 B1 F2 B2 F3 B3 F4 B4 F5 B5
+
+    The sentinel stands beside the last gate, which in a synchronous row has the labels.
+
+    Args:
+        plan: the world.
+        in_flight: batches under way, of each of
+        sentinels: so many.
+        timeline: filled with what everybody did.
+    """
+    engine = Simulator(
+        plan.seed,
+        links=Links(plan.link),
+        compute=plan.compute,
+        faults=plan.faults,
+        hosts=[Host("tail", (plan.row[-1], "sentinel/*"))],
+    )
+    engine.timeline = timeline
+    supervisor = _Supervisor(engine)
+    engine.start(supervisor, 0)
+    try:
+        size = plan.bytes_between
+        row = supervisor.row = dry_row(engine.spawn, len(plan.costs), sentinels, in_flight, None, size, size)
+        for address in row.trainers:
+            engine.send(address, Attach())
+        while engine.now_s() < plan.seconds:
+            left_s = plan.seconds - engine.now_s()
+            engine.wait_until(lambda: False, min(plan.checkpoint_every_s, left_s))
+            supervisor.keep()
+        loads = engine.loads()
+        redone = supervisor.rolled_back * plan.samples // len(plan.costs)  # by one gate of all
+        return Outcome(
+            "asynchronous",
+            plan.seconds,
+            row.trained * plan.samples - redone,
+            redone=redone,
+            lost=sum(trainer.batches.lost for trainer in row.trainers.values()),
+            busy=[loads[a].busy_s / plan.seconds if a in loads else 0.0 for a in plan.row],
+            staleness=[dict(row.gates[a].staleness_seen) for a in plan.row],
+            bytes_by_link={(a, b): wire.bytes for a, b, wire in engine.wires()},
+            events=engine.events,
+        )
+    finally:
+        engine.stop()
+
+
+def enough_in_flight(plan: Plan, share: float = 0.95, most: int = 512) -> int:
+    """The fewest batches in flight that hide the links: within ``share`` of what ``most`` would give."""
+    best = asynchronous(plan, most).samples_per_s
+    low, high = 1, most
+    while low < high:
+        middle = (low + high) // 2
+        if asynchronous(plan, middle).samples_per_s >= share * best:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+def compare(
+    plan: Plan,
+    in_flight: int,
+    micros: int,
+    schedules: Sequence[str] = ("one device", "gpipe", "1f1b", "data parallel", "asynchronous"),
+    sentinels: int = 1,
+    timeline: Timeline | None = None,
+) -> list[Outcome]:
+    """What every schedule makes of the plan.
+
+    Args:
+        plan: the world.
+        in_flight: of the asynchronous row.
+        micros: micro-batches between two updates of the synchronous ones.
+        schedules: which; data parallelism is left out where gates crash, as it has none.
+        sentinels: of the asynchronous row.
+        timeline: of the asynchronous row.
+    """
+    found = []
+    for name in schedules:
+        if name == "asynchronous":
+            found.append(asynchronous(plan, in_flight, sentinels, timeline))
+        elif name == "data parallel":
+            if not plan.faults:
+                found.append(data_parallel(plan, micros))
+        else:
+            found.append(in_lockstep(plan, name, micros))
+    return found

@@ -1,0 +1,1 @@
+"""A row of gates: the stages of a network, each with its own optimizer."""

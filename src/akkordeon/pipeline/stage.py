@@ -1,0 +1,318 @@
+"""A stage: a module with versions of its weights, which cuts can pin and evaluate on.
+
+What gates and parameter shards have in common: both hold one position of the row, both answer cuts,
+evaluations and questions. How the weights come to change is theirs.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from akkordeon.core.actor import Actor, Effect, Report, Send, Stop
+from akkordeon.core.autocast import Autocast, autocast_here
+from akkordeon.core.errors import ProtocolError
+from akkordeon.core.messages import (
+    Batch,
+    Close,
+    Cut,
+    CutId,
+    Due,
+    Evaluate,
+    Export,
+    Exported,
+    Fault,
+    Forget,
+    Probe,
+    Refused,
+    Release,
+    Watch,
+    explain,
+)
+from akkordeon.core.payload import Forms, Payload, map_tensors, signature, tensors
+from akkordeon.core.reports import GateLeft, GateStatus
+from akkordeon.pipeline.input_guard import Door
+from akkordeon.pipeline.module_state import Kept, Statistics, as_tensors, copied, evaluating
+from akkordeon.pipeline.nn import Marks, Seeded
+from akkordeon.pipeline.weights import Snapshot, Weights
+
+__all__ = ["Place", "Stage", "Stashed", "output_of"]
+
+TOMBSTONES_MAX = 4096
+"""Things to drop when they arrive; the oldest is given up when there are more."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a gate stands: what its actor needs to know of the row around it, and of who staged it."""
+
+    address: str
+    index: int
+    previous: str | None = None
+    next: str | None = None
+    seed: int = 0
+    max_staleness: int | None = None
+    max_in_flight: int = 256
+    autocast: Autocast = field(default_factory=autocast_here)
+
+
+@dataclass(slots=True)
+class Stashed:
+    """What a gate keeps of a batch in flight.
+
+    ``marks``: the calls of its random modules. ``arrivals``: weights that had come to a replica by then.
+    """
+
+    x: Payload
+    y: Payload
+    weights: Snapshot
+    version: int
+    arrivals: int = 0
+    marks: tuple[Marks, ...] = ()
+
+
+def _ready(module: nn.Module) -> nn.Module:
+    """A module in training mode, but for those of its parts that were put into evaluation mode.
+
+    As a whole in evaluation mode are models that were just loaded, which are to be trained, and frozen
+    ones: these have nothing to train, and stay.
+    """
+    if not module.training and any(parameter.requires_grad for parameter in module.parameters()):
+        module.train()
+    return module
+
+
+class _OutputError(ProtocolError):
+    """A module gave something that cannot travel."""
+
+
+def output_of(y: Any, function: Callable[[Tensor], Tensor]) -> Payload:
+    """What a module gave, as a payload of its own with ``function`` applied to every tensor.
+
+    Raises:
+        ProtocolError: it is no payload, or there is no tensor in it.
+    """
+    try:
+        payload = map_tensors(function, y)
+    except ProtocolError as error:
+        raise _OutputError(str(error)) from None
+    if not isinstance(payload, Tensor) and next(tensors(payload), None) is None:
+        raise _OutputError("there is no tensor in it")
+    return payload
+
+
+@dataclass(slots=True)
+class _Pin:
+    """What a gate keeps for a cut."""
+
+    weights: Snapshot
+    buffers: Kept
+
+
+class Stage(Actor):
+    """One position of a row. The module is copied: a recipe can be run many times.
+
+    Args:
+        module: what it computes with.
+        place: its place in the row.
+        name: for reports; the address if None.
+        device: where the module and its work live; None leaves it where it is.
+        keep: give every version of the weights memory of its own; see :class:`Weights`.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        place: Place,
+        name: str | None = None,
+        device: str | torch.device | None = None,
+        keep: bool = True,
+    ) -> None:
+        self.address = place.address
+        self.place = place
+        self.label = name or place.address
+        self.module = _ready(copied(module))
+        if device is not None:
+            self.module.to(device)
+        self.device = None if device is None else torch.device(device)
+        self._seeded = [m for m in self.module.modules() if isinstance(m, Seeded)]
+        self.weights = Weights(self.module, keep)
+        self.buffers = Statistics(self.module)
+        self.version = 0
+        self.stash: dict[Batch, Stashed] = {}
+        self.pins: dict[CutId, _Pin] = {}
+        self.staleness_seen: Counter[int] = Counter()
+        self.refusals: Counter[Fault] = Counter()
+        self._door = Door(needs_gradient=place.previous is not None)
+        # Whether no evaluation writes to the weights; None until one has shown it.
+        self._evaluation_door = Door(needs_gradient=False)  # a module may work in place there alone
+        self._accepted = Forms()  # of payloads that the module has worked on
+        self._forgotten: OrderedDict[tuple[str, int | None], None] = OrderedDict()
+        self._watchers: dict[str, int] = {}
+        self._handlers: dict[type, Callable[[Any], Iterator[Effect]]] = {
+            Forget: self._forget,
+            Cut: self._cut,
+            Evaluate: self._evaluate,
+            Export: self._export,
+            Release: self._release,
+            Watch: self._watch,
+            Probe: self._probe,
+            Close: self._close,
+        }
+
+    def receive(self, message: Any, now_s: float) -> Iterator[Effect]:
+        """Handle one message; see the table of handlers."""
+        return self._handlers[type(message)](message)
+
+    def _here(self, payload: Payload) -> Payload:
+        if self.device is None:
+            return payload
+        return map_tensors(lambda tensor: tensor.to(self.device), payload)
+
+    # ── refusing and forgetting ──────────────────────────────────────────────────────────────────────
+
+    def _refuse(self, batch: Batch, fault: Fault, reason: str, error: Exception | None = None) -> Effect:
+        self.refusals[fault] += 1
+        return Send(batch.sentinel, Refused(batch, self.address, fault, reason, error))
+
+    def _cannot(self, do: str, payload: Payload, error: Exception) -> str:
+        """Why the module cannot do something with a payload, and what it has worked on before."""
+        if isinstance(error, _OutputError):
+            return f"the output of its module for {signature(payload)} cannot travel: {error}"
+        known = str(self._accepted)
+        accepts = f"; it has worked on {known}" if known else ""
+        return f"its module cannot {do} {signature(payload)} ({explain(error)}){accepts}"
+
+    def _fault_of(self, payload: Payload) -> Fault:
+        """What it is called that the module raised on this."""
+        return Fault.RAISED if payload in self._accepted else Fault.FORM
+
+    def _forget(self, message: Forget) -> Iterator[Effect]:
+        if message.number is not None:
+            if self.stash.pop(Batch(message.sentinel, message.number), None) is None:
+                self._bury(message.sentinel, message.number)
+            return
+        self._bury(message.sentinel, None)
+        for batch in [batch for batch in self.stash if batch.sentinel == message.sentinel]:
+            del self.stash[batch]
+        for cut in [cut for cut in self.pins if cut.asker == message.sentinel]:
+            del self.pins[cut]
+        self._watchers.pop(message.sentinel, None)
+        yield from ()
+
+    def _bury(self, sentinel: str, number: int | None) -> None:
+        """Remember what to drop when it arrives; the oldest tombstone goes when there are too many."""
+        self._forgotten[sentinel, number] = None
+        if len(self._forgotten) > TOMBSTONES_MAX:
+            self._forgotten.popitem(last=False)
+
+    def _is_forgotten(self, batch: Batch) -> bool:
+        forgotten = self._forgotten
+        return bool(forgotten) and (batch in forgotten or (batch.sentinel, None) in forgotten)
+
+    # ── evaluation ───────────────────────────────────────────────────────────────────────────────────
+
+    def _cut(self, message: Cut) -> Iterator[Effect]:
+        cut = message.cut
+        if (cut.asker, None) not in self._forgotten:
+            self.pins[cut] = _Pin(self.weights.pin(), self.buffers.now)
+        yield Send(self.place.previous or cut.asker, Cut(cut, (*message.versions, self.version)))
+
+    def _evaluate(self, message: Evaluate) -> Iterator[Effect]:
+        pin = self.pins.get(message.cut)
+        if pin is None:  # released while this was on its way
+            return
+        try:
+            y = self._run_pinned(pin, message.batch, message.payload)
+        except Exception as error:
+            reason = self._cannot("evaluate", message.payload, error)
+            yield self._refuse(message.batch, self._fault_of(message.payload), reason, error)
+            return
+        to = self.place.next or message.batch.sentinel
+        yield Send(to, Evaluate(message.batch, y, message.cut))
+
+    def _run_pinned(self, pin: _Pin, batch: Batch, payload: Payload) -> Payload:
+        training = self.buffers.now
+        self.buffers.install_copies(pin.buffers)  # it may write to them
+        for module, key in self._keys(batch):
+            module.reseed(key)
+        try:
+            with torch.no_grad(), self.weights.evaluated_on(pin.weights), evaluating(self.module):
+                _, given = self._evaluation_door.open(self._here(payload))
+                y = self._called(given)
+                self._evaluation_door.close()
+                return output_of(y, Tensor.detach)
+        finally:
+            self.buffers.install(training)
+
+    def _called(self, given: Payload) -> Any:
+        """What the module gives for this, under the autocast of whoever staged the network."""
+        autocast = self.place.autocast
+        return autocast.call(self.module, given) if autocast.modes else self.module(given)
+
+    def _keys(self, batch: Batch) -> Iterator[tuple[Seeded, tuple[object, ...]]]:
+        """What the randomness of each module begins from for a batch."""
+        for i, module in enumerate(self._seeded):
+            yield module, (self.place.seed, self.address, *batch, i)
+
+    def _export(self, message: Export) -> Iterator[Effect]:
+        pin = self.pins.get(message.cut)
+        if pin is not None:
+            state = self._state(pin.weights, pin.buffers)
+            yield Send(message.cut.asker, Exported(message.cut, self.address, state))
+
+    def _release(self, message: Release) -> Iterator[Effect]:
+        self.pins.pop(message.cut, None)
+        yield from ()
+
+    def _state(self, weights: Snapshot, buffers: Kept) -> dict[str, Tensor]:
+        state = as_tensors(self._named(weights), buffers)
+        return {name: tensor.detach().clone() for name, tensor in state.items()}
+
+    def _named(self, weights: Snapshot) -> Iterator[tuple[str, Tensor]]:
+        """The weights that are handed out of these, by name in the module."""
+        yield from zip(self.weights.names, weights, strict=True)
+
+    # ── control ──────────────────────────────────────────────────────────────────────────────────────
+
+    def _tell_watchers(self) -> Iterator[Effect]:
+        for watcher, every in self._watchers.items():
+            if self.version % every == 0:
+                yield Send(watcher, Due())
+
+    def _watch(self, message: Watch) -> Iterator[Effect]:
+        if message.every_updates:
+            self._watchers[message.watcher] = message.every_updates
+        else:
+            self._watchers.pop(message.watcher, None)
+        yield from ()
+
+    def _probe(self, message: Probe) -> Iterator[Effect]:
+        yield Report(
+            GateStatus(
+                probe=message.number,
+                address=self.address,
+                name=self.label,
+                index=self.place.index,
+                version=self.version,
+                stashed=len(self.stash),
+                pinned=len(self.pins),
+                staleness=dict(self.staleness_seen),
+                refused={fault.name.lower(): count for fault, count in self.refusals.items()},
+            )
+        )
+
+    def _close(self, message: Close) -> Iterator[Effect]:
+        yield from self.last_words()
+        yield Stop()
+
+    def last_words(self) -> Iterator[Effect]:
+        """The weights as they are, and what there was to tell."""
+        yield from self._probe(Probe(0))
+        state = self._state(self.weights.now, self.buffers.now)
+        yield Report(GateLeft(self.address, self.place.index, self.version, state))

@@ -1,0 +1,244 @@
+"""How gradients become an update: the staleness rule, clipping, the optimizer, all or nothing."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import warnings
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
+
+from akkordeon.core.errors import AkkordeonError, ForeignParameterError, RecipeError
+from akkordeon.core.messages import explain
+from akkordeon.pipeline.staleness import Rule
+from akkordeon.pipeline.weights import Snapshot, Weights
+
+__all__ = ["Learner", "OptimizerFactory", "clipped"]
+
+UPDATES_WITHOUT_SCORE = 1000
+"""After so many it is said that a scheduler waits for a score."""
+
+NAMED = "named_parameters"
+"""What an optimizer function calls its argument that wants (name, parameter) pairs."""
+
+OptimizerFactory = Callable[[Iterable[Any]], Optimizer | tuple[Optimizer, LRScheduler]]
+"""From parameters to an optimizer, or to (optimizer, scheduler); the scheduler steps once per update.
+
+A function whose argument is called ``named_parameters`` gets (name, parameter) pairs, as
+``nn.Module.named_parameters`` gives them: for groups that go by name, as without weight decay for biases.
+A ``ReduceLROnPlateau`` steps once per round of a validator that has ``schedule_by``.
+"""
+
+
+class Learner:
+    """Updates weights.
+
+    Args:
+        weights: what is updated.
+        optimizer: the factory; None leaves the weights as they are.
+        rule: what to do with stale gradients.
+        clip_norm: largest norm of the gradient; None for any.
+        label: whose weights these are, for errors.
+
+    Raises:
+        ForeignParameterError: the optimizer holds parameters that are not these.
+        RecipeError: the factory gives something else than an optimizer.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        optimizer: OptimizerFactory | None,
+        rule: Rule,
+        clip_norm: float | None,
+        label: str,
+    ) -> None:
+        self._weights = weights
+        self._rule = rule
+        self._clip_norm = clip_norm
+        self._optimizer: Optimizer | None = None
+        self._scheduler: LRScheduler | None = None
+        if optimizer is not None and weights.masters:
+            self._optimizer, self._scheduler = _built(optimizer, weights, label)
+        self._step = None if self._optimizer is None else _bare_step(self._optimizer)
+        plateau = isinstance(self._scheduler, ReduceLROnPlateau)
+        self._wanted_score = _WantedScore(label) if plateau else None
+        self._state = rule.initial(weights.masters)
+
+    @property
+    def spares_gradients(self) -> bool:
+        """Whether the optimizer is known not to write to the gradients it is given.
+
+        Those of torch on a CPU do not, unless they are told to work on all tensors at once (foreach).
+        """
+        optimizer = self._optimizer
+        return optimizer is None or (
+            type(optimizer).__module__.startswith(("torch.optim", "akkordeon"))
+            and not any(group.get("foreach") for group in optimizer.param_groups)
+            and all(master.device.type == "cpu" for master in self._weights.masters)
+        )
+
+    def learn(self, gradients: list[Tensor | None], then: Snapshot, staleness: int) -> bool:
+        """Make the next version of the weights; if the optimizer raises, the last one stays.
+
+        Args:
+            gradients: one for each parameter, in memory of their own; None where there is none.
+            then: the weights the gradients were computed at.
+            staleness: τ, the number of updates since then.
+
+        Returns:
+            Whether there is one; False where it would not have been finite, and the last one stays.
+        """
+        if self._step is None:
+            return True
+        weights = self._weights
+        gradients = self._rule.correct(gradients, weights.now, then, staleness, self._state)
+        if self._clip_norm is not None:
+            gradients = clipped(gradients, self._clip_norm)
+        weights.prepare_update(gradients)
+        try:
+            for master, gradient in zip(weights.masters, gradients, strict=True):
+                master.grad = gradient
+            self._step()
+            if not weights.are_finite():
+                return self._undo()
+            if self._scheduler is not None and self._wanted_score is None:
+                self._scheduler.step()
+        except BaseException:
+            weights.roll_back()
+            raise
+        finally:
+            for master in weights.masters:
+                master.grad = None
+        weights.publish()
+        if self._wanted_score is not None:
+            self._wanted_score.updated()
+        return True
+
+    def _undo(self) -> bool:
+        if not self._weights.keep:
+            raise ArithmeticError(
+                "its update made weights that are not finite, and a rule that keeps no weights has none to "
+                "go back to; a smaller learning rate may help"
+            )
+        self._weights.roll_back()
+        return False
+
+    def scored(self, value: float) -> None:
+        """Take the score of a validation round, for a scheduler that wants one (``ReduceLROnPlateau``)."""
+        if self._wanted_score is not None:
+            self._wanted_score.came()
+            self._scheduler.step(value)  # type: ignore[union-attr, arg-type]  # a ReduceLROnPlateau's metric
+
+
+class _WantedScore:
+    """Warns once where a scheduler waits for a score that nobody sends."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._updates_left: float = UPDATES_WITHOUT_SCORE
+
+    def came(self) -> None:
+        self._updates_left = math.inf
+
+    def updated(self) -> None:
+        self._updates_left -= 1
+        if self._updates_left == 0:
+            warnings.warn(
+                f"the scheduler of {self._label} wants a score, and after {UPDATES_WITHOUT_SCORE} updates "
+                "none has come: give a validator schedule_by='loss', or the name of one of its scores",
+                stacklevel=2,
+            )
+
+
+def clipped(gradients: list[Tensor | None], max_norm: float) -> list[Tensor | None]:
+    """The gradients scaled down so that their common norm is at most ``max_norm``; out of place."""
+    there = [gradient for gradient in gradients if gradient is not None]
+    if any(gradient.is_sparse for gradient in there):
+        raise RecipeError("clip_norm needs dense gradients; make the embedding sparse=False")
+    factor = torch.clamp(max_norm / (nn.utils.get_total_norm(there) + 1e-6), max=1.0)
+    return [None if gradient is None else gradient * factor for gradient in gradients]
+
+
+_LABELLING = Optimizer.profile_hook_step(lambda optimizer: None).__code__
+"""The code of the wrapper that PyTorch puts around the ``step`` of every optimizer."""
+
+
+def _built(factory: OptimizerFactory, weights: Weights, label: str) -> tuple[Optimizer, LRScheduler | None]:
+    lay = [master.data_ptr() for master in weights.masters]
+    try:
+        built = factory(_as_asked(factory, weights))
+    except AkkordeonError:
+        raise
+    except Exception as error:
+        raise RecipeError(f"the optimizer function of {label} failed: {explain(error)}") from error
+    optimizer, scheduler = built if isinstance(built, tuple) else (built, None)
+    if not isinstance(optimizer, Optimizer):
+        raise RecipeError(
+            f"the optimizer function of {label} gave a {type(optimizer).__name__}; it must return a "
+            "torch.optim.Optimizer, or (optimizer, scheduler)"
+        )
+    _refuse_unfit(optimizer, label)
+    if lay != [master.data_ptr() for master in weights.masters]:
+        raise RecipeError(
+            f"the optimizer function of {label} gave its parameters other memory, as for one flat tensor of "
+            "them all; a gate moves its weights with every update, so have it update its parameters"
+        )
+    own = {id(master) for master in weights.masters}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if id(parameter) not in own:
+                raise ForeignParameterError(
+                    f"the optimizer of {label} holds a parameter of shape {tuple(parameter.shape)} that is "
+                    "not the gate's; build it from the parameters it is given: lambda params: SGD(params, …)"
+                )
+    return optimizer, scheduler
+
+
+def _as_asked(factory: OptimizerFactory, weights: Weights) -> list[Any]:
+    """The parameters, or pairs of name and parameter for a function of ``named_parameters``."""
+    try:
+        wants_names = NAMED in inspect.signature(factory).parameters
+    except (TypeError, ValueError):  # what is not written in Python may have none
+        wants_names = False
+    if wants_names:
+        return list(zip(weights.names, weights.masters, strict=True))
+    return list(weights.masters)
+
+
+def _refuse_unfit(optimizer: Optimizer, label: str) -> None:
+    """Refuse an optimizer that could not make one update from a gradient."""
+    kind = type(optimizer).__name__
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise RecipeError(
+            f"the optimizer of {label} is {kind}, whose step needs a closure that computes the loss again; a "
+            "gate has one gradient for each batch: use an optimizer without a closure, such as SGD or Adam"
+        )
+    if any(group.get("differentiable") for group in optimizer.param_groups):
+        raise RecipeError(f"the optimizer of {label} is {kind}(differentiable=True); leave that out")
+
+
+def _bare_step(optimizer: Optimizer) -> Callable[[], object]:
+    """The optimizer's step without the label for the profiler, which costs as much as a small update.
+
+    Where anybody put something around this optimizer's step (a scheduler, a hook, a decorator), it is left
+    alone.
+    """
+    hooks = (
+        optimizer._optimizer_step_pre_hooks,
+        optimizer._optimizer_step_post_hooks,
+        _global_optimizer_pre_hooks,
+        _global_optimizer_post_hooks,
+    )
+    labelled = type(optimizer).step
+    if "step" in vars(optimizer) or any(hooks) or getattr(labelled, "__code__", None) is not _LABELLING:
+        return optimizer.step
+    return partial(labelled.__wrapped__, optimizer)  # type: ignore[attr-defined]  # functools.wraps put it there

@@ -1,0 +1,298 @@
+"""The weights of a gate through its versions: an update writes new memory, whoever holds the old keeps it.
+
+    version        7          8          9
+    memory       ██████     ██████     ██████ ◀── masters, what the optimizer holds
+    held by     batch 12    batch 13   the module
+                batch 13'   a cut
+
+PyTorch refuses a backward after the weights it needs were changed in place, and writing through
+``p.data`` silences that without making it right. So the module computes on *aliases*: leaf tensors
+that share a master's memory but not its version counter. Before an update the masters move to fresh
+memory; the old aliases, and every graph built on them, stay whole until nobody holds them.
+The same move makes an update all or nothing: if the optimizer raises, the old memory is still there.
+
+A forward may write to weights too (``max_norm``, clipping, codebooks). The first one runs on fresh memory,
+and shows which; from then on those have fresh memory for every forward. Evaluations go the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from akkordeon.core.errors import RecipeError
+from akkordeon.core.payload import all_finite
+from akkordeon.pipeline.module_state import in_fresh_memory, overlapping
+
+__all__ = ["Snapshot", "Weights"]
+
+Snapshot = tuple[Tensor, ...]
+
+
+class Weights:
+    """The parameters of one module, and the version of them that it computes with.
+
+    Args:
+        module: its parameters become the masters; from here on it computes on aliases of them.
+        keep: give every version memory of its own. Without it updates happen in place, under the feet
+            of batches in flight.
+    """
+
+    def __init__(self, module: nn.Module, keep: bool = True) -> None:
+        self.masters: list[nn.Parameter] = list(module.parameters())
+        self.names: list[str] = [name for name, _ in module.named_parameters()]
+        self.trainable: list[int] = [i for i, p in enumerate(self.masters) if p.requires_grad]
+        self.keep = keep
+        place = {id(master): i for i, master in enumerate(self.masters)}
+        self._slots: list[tuple[dict[str, nn.Parameter | None], str, int]] = [
+            (owner._parameters, name, place[id(parameter)])
+            for owner in module.modules()
+            for name, parameter in owner._parameters.items()
+            if parameter is not None
+        ]
+        self._lists = list(_lists_with(module, place))
+        self._tied = overlapping(self.masters)
+        self._marked = [i for i, m in enumerate(self.masters) if vars(m) or m._backward_hooks]
+        # Recurrent modules keep a second list of their weights, which must follow.
+        self._recurrent = [m for m in module.modules() if isinstance(m, nn.RNNBase)]
+        self._installed: Snapshot | None = None
+        self._pinned: set[int] = set()  # places whose memory a cut may hold
+        self._written: set[int] | None = None  # places that forwards write to; None before the first one
+        self._written_in_evaluation = set(place.values()) if _may_write_in_evaluation(module) else None
+        self._before: Snapshot | None = None  # during a forward, the weights when it began
+        self._rows: dict[int, tuple[Tensor, Tensor]] = {}  # of an update in place: rows, and what they were
+        self.now: Snapshot = self._aliases()
+        self.install(self.now)
+
+    def _aliases(self) -> Snapshot:
+        return self._as_weights(master.data for master in self.masters)
+
+    def _as_weights(self, memories: Iterable[Tensor]) -> Snapshot:
+        """Tensors as the module's weights: leaves that pass for parameters, with attributes and hooks."""
+        aliases = []
+        for master, alias in zip(self.masters, memories, strict=True):
+            if type(master) is not nn.Parameter:
+                alias = alias.as_subclass(type(master))
+            alias.requires_grad_(master.requires_grad)
+            alias._is_param = True  # what isinstance(…, nn.Parameter) asks for
+            aliases.append(alias)
+        for i in self._marked:
+            vars(aliases[i]).update(vars(self.masters[i]))
+            aliases[i]._backward_hooks = self.masters[i]._backward_hooks
+        return tuple(aliases)
+
+    def install(self, snapshot: Snapshot) -> None:
+        """Make the module compute with these weights."""
+        if snapshot is self._installed:
+            return
+        for parameters, name, i in self._slots:
+            parameters[name] = snapshot[i]  # type: ignore[assignment]  # aliases are plain leaf tensors
+        for things, key, i in self._lists:
+            things[key] = snapshot[i]
+        for module in self._recurrent:
+            module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]
+        self._installed = snapshot
+
+    def pin(self) -> Snapshot:
+        """The weights as they are now, safe from any later update."""
+        self._pinned.update(self.trainable)
+        return self.now if self.keep else tuple(weight.detach().clone() for weight in self.now)
+
+    def adopt(self, weights: Sequence[Tensor], places: Sequence[int]) -> None:
+        """Make these the current version of the weights at some places, without ever writing to them."""
+        for i, weight in zip(places, weights, strict=True):
+            self.masters[i].data = weight if self.keep else weight.clone()
+        for group in self._tied:
+            if not set(group).isdisjoint(places):  # what came has memory of its own for each
+                came = [self.masters[i].data for i in group]
+                self._renew(group, [self.now[i].detach() for i in group])
+                for i, weight in zip(group, came, strict=True):
+                    self.masters[i].data.copy_(weight)
+        self.now = self._aliases()
+        self.install(self.now)
+
+    def prepare_update(self, gradients: Sequence[Tensor | None]) -> None:
+        """Give the masters fresh memory, so that the update leaves this version as it is.
+
+        A table whose gradient is sparse is looked up alone, and the backward of a lookup needs no weights:
+        it is updated in place, rather than copied as a whole for a few rows, unless a cut holds it.
+        """
+        tied = {i for group in self._tied for i in group} if self._tied else ()
+        for i in self.trainable:
+            master, gradient = self.masters[i], gradients[i]
+            if gradient is not None and gradient.is_sparse and i not in self._pinned and i not in tied:
+                rows = torch.unique(gradient._indices()[0])
+                self._rows[i] = rows, master.data.index_select(0, rows)
+            elif self.keep:
+                if i not in tied:
+                    master.data = master.data.clone()
+                self._pinned.discard(i)
+        if self.keep:
+            for group in self._tied:
+                self._renew(group)
+
+    def _renew(self, places: Sequence[int], like: Sequence[Tensor] | None = None) -> None:
+        """Move masters that share memory to fresh memory that they share alike."""
+        like = [self.masters[i].data for i in places] if like is None else like
+        for i, fresh in zip(places, in_fresh_memory(like), strict=True):
+            self.masters[i].data = fresh
+
+    def are_finite(self) -> bool:
+        """Whether no NaN and no infinity is in what was updated."""
+        rows = self._rows
+        updated = [self.masters[i].data for i in self.trainable]
+        if rows:
+            updated = [
+                weight.index_select(0, rows[i][0]) if i in rows else weight
+                for i, weight in zip(self.trainable, updated, strict=True)
+            ]
+        return all_finite(updated)
+
+    def publish(self) -> None:
+        """Make the updated masters the current version."""
+        self._rows.clear()
+        if self.keep or self._have_moved():
+            self.now = self._aliases()
+            self.install(self.now)
+
+    def _have_moved(self) -> bool:
+        """Whether the optimizer gave a master other memory (``p.data = …``), which aliases do not follow."""
+        return any(m.data_ptr() != w.data_ptr() for m, w in zip(self.masters, self.now, strict=True))
+
+    def roll_back(self) -> None:
+        """Forget an update that failed half way, where every version has memory of its own."""
+        for i, (rows, before) in self._rows.items():
+            self.masters[i].data.index_copy_(0, rows, before)
+        self._rows.clear()
+        if self.keep:
+            for master, weight in zip(self.masters, self.now, strict=True):
+                master.data = weight.detach()
+
+    # ── writes of the module itself ──────────────────────────────────────────────────────────────────
+
+    def begin_forward(self) -> None:
+        """Give fresh memory to what the module may write to; all of it, the first time."""
+        self._before = self.now
+        if self._written is None or self._written:
+            self._move(range(len(self.masters)) if self._written is None else self._written)
+
+    def _move(self, places: Iterable[int]) -> None:
+        tied = {i for group in self._tied for i in group}
+        chosen = set(places)
+        for i in chosen - tied:
+            self.masters[i].data = self.masters[i].data.clone()
+        for group in self._tied:
+            if not chosen.isdisjoint(group):
+                self._renew(group)
+        self.now = self._aliases()
+        self.install(self.now)
+
+    def end_forward(self) -> None:
+        """Take in what the module wrote to its weights, and what it put in their place.
+
+        A parameter that was put in place of another is computed with, and not learned any more: the optimizer
+        of a plain loop does not know it either.
+
+        Raises:
+            RecipeError: a weight is gone.
+        """
+        before, self._before = self._before, None
+        now, moved = self.now, set()
+        for parameters, name, i in self._slots:
+            found = parameters.get(name)
+            if found is not now[i]:
+                self._take(found, i)
+                moved.add(i)
+        written = self._written
+        if written is None:
+            assert before is not None, "a forward began"
+            written = {i for i, was in enumerate(before) if not _same(was, now[i])}
+        for i, weight in enumerate(now):
+            if weight.requires_grad is not self.masters[i].requires_grad:
+                raise RecipeError(
+                    f"the forward changed whether its parameter {self.names[i]!r} requires a gradient, which "
+                    "is decided when a gate is made; to freeze it for a while, set its learning rate to 0"
+                )
+            if weight._version:
+                written.add(i)
+            if weight.data_ptr() != self.masters[i].data_ptr() and i not in moved:  # by ``p.data = …``
+                written.add(i)
+                self.masters[i].data = weight.detach()
+        self._written = written
+        if moved:
+            self._installed = None  # all else the batch's graph was built on
+            fresh = self._aliases()
+            self.now = tuple(fresh[i] if i in moved else weight for i, weight in enumerate(now))
+            self.install(self.now)
+
+    def _take(self, found: Tensor | None, i: int) -> None:
+        if found is None:
+            raise RecipeError(f"the forward took its parameter {self.names[i]!r} away; leave it there")
+        self.masters[i].data = found.detach().clone()
+        if i in self.trainable:
+            self.trainable.remove(i)
+
+    def undo_forward(self) -> None:
+        """Go back to the weights as they were when a forward began."""
+        before, self._before = self._before, None
+        if before is not None:
+            for master, weight in zip(self.masters, before, strict=True):
+                master.data = weight.detach()
+            self.now, self._installed = before, None
+            self.install(before)
+
+    @contextmanager
+    def evaluated_on(self, snapshot: Snapshot) -> Iterator[None]:
+        """Have the module compute with these weights, and whatever it writes to them be forgotten."""
+        known = self._written_in_evaluation
+        given = snapshot
+        if known is None or known:
+            given = self._as_weights(
+                weight.detach().clone() if known is None or i in known else weight.detach()
+                for i, weight in enumerate(snapshot)
+            )
+        self.install(given)
+        versions = [weight._version for weight in given]
+        try:
+            yield
+        finally:
+            wrote = {i for i, weight in enumerate(given) if weight._version != versions[i]}
+            if known is None:
+                wrote |= {i for i, weight in enumerate(given) if not _same(weight, snapshot[i])}
+            self._written_in_evaluation = wrote if known is None else known | wrote
+            self._installed = None  # it may have put others in their places
+            self.install(self.now)
+
+
+def _lists_with(module: nn.Module, place: dict[int, int]) -> Iterator[tuple[Any, Any, int]]:
+    """Where lists and dicts that a module keeps beside its parameters hold some of them."""
+    for owner in module.modules():
+        for name, things in vars(owner).items():
+            if name in ("_parameters", "_buffers", "_modules", "_flat_weights"):
+                continue
+            items: Iterable[tuple[Any, Any]] = ()
+            if isinstance(things, list):
+                items = enumerate(things)
+            elif isinstance(things, dict):
+                items = things.items()
+            for key, thing in list(items):
+                if id(thing) in place:
+                    yield things, key, place[id(thing)]
+
+
+def _may_write_in_evaluation(module: nn.Module) -> bool:
+    """Whether a part may write to weights in evaluation mode, as merged adapters and ``max_norm`` do."""
+    return any(
+        type(part).train is not nn.Module.train
+        or type(part).eval is not nn.Module.eval
+        or getattr(part, "max_norm", None) is not None
+        for part in module.modules()
+    )
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.equal(one, other)

@@ -1,0 +1,1 @@
+"""Who feeds a network: trainers, evaluators, readers, and their recipes."""

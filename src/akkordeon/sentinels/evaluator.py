@@ -1,0 +1,351 @@
+"""A sentinel that works on cuts: it validates, tests, predicts, or fetches the weights.
+
+    Due ─▶ Cut ─▶ …row, tail to head… ─▶ Cut ─▶ Evaluate ─▶ …row… ─▶ Evaluate ─▶ loss and scores
+                                                                          │ all back
+                                    Release to every gate ◀─ [Export if best] ◀─┘
+
+One round at a time; what falls due meanwhile makes one round more, not many. A cut of the versions that the
+round before had is released at once: that round would only come again.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from akkordeon.core.actor import Actor, After, Effect, Report, Send, Stop
+from akkordeon.core.errors import DataError
+from akkordeon.core.messages import (
+    Attach,
+    Batch,
+    Close,
+    Cut,
+    CutId,
+    Detach,
+    Due,
+    EpochEnd,
+    Evaluate,
+    Export,
+    Exported,
+    Forget,
+    Item,
+    Probe,
+    Pull,
+    Refused,
+    Release,
+    Scored,
+    SourceFailed,
+    Tick,
+    Watch,
+)
+from akkordeon.core.payload import Payload, form, rebuilt, samples
+from akkordeon.core.reports import (
+    BatchCount,
+    BestKept,
+    LastKept,
+    RoundDone,
+    ScoreBoard,
+    SentinelEnded,
+    SentinelStatus,
+)
+from akkordeon.sentinels.recipes import Evaluation
+from akkordeon.sentinels.trainer import LossInputs, loss_of, to_targets_device
+
+__all__ = ["Evaluator"]
+
+IN_FLIGHT = 2
+"""Evaluation batches under way at once, if the recipe does not say."""
+
+
+class Evaluator(Actor):
+    """The actor of :meth:`Sentinel.validate`, ``test`` and ``predict``, and of ``session.module()``.
+
+    Args:
+        address: its own.
+        name: what reports call it.
+        row: addresses of the gates, head first.
+        reader: address of its reader.
+        recipe: the sentinel; of kind ``"export"`` it only fetches the weights of a cut.
+    """
+
+    def __init__(
+        self, address: str, name: str, row: tuple[str, ...], reader: str, recipe: Evaluation
+    ) -> None:
+        self.address = address
+        self.name = name
+        self._row = row
+        self._reader = reader
+        self._recipe = recipe
+        self._in_flight = recipe.in_flight or IN_FLIGHT
+        self._waiting: deque[Item | EpochEnd] = deque()
+        self._flights: dict[Batch, tuple[Any, int]] = {}
+        self._numbers = 0
+        self._rounds = 0  # that are over
+        self._cuts = 0
+        self._cut: CutId | None = None
+        self._versions: tuple[int, ...] = ()  # of the latest round, tail first
+        self._began_s = 0.0
+        self._board = ScoreBoard(recipe.scores)
+        self._outputs: dict[int, Payload] = {}
+        self._joined: Any = None
+        self._states: dict[str, dict[str, Tensor]] = {}
+        self._due: Due | None = None  # one more round after this one
+        self._ending = recipe.ends_by_itself
+        self._best: float | None = None
+        self._is_best = False  # the round under way
+        self._without_better = 0
+        self._handlers: dict[type, Callable[[Any, float], Iterator[Effect]]] = {
+            Attach: self._attach,
+            Tick: self._tick,
+            Due: self._round_due,
+            Cut: self._pinned,
+            Item: self._read,
+            EpochEnd: self._read,
+            SourceFailed: self._source_failed,
+            Evaluate: self._came_back,
+            Exported: self._exported,
+            Refused: self._refused,
+            Detach: self._detach,
+            Probe: self._probe,
+            Close: self._close,
+        }
+
+    def receive(self, message: Any, now_s: float) -> Iterator[Effect]:
+        """Handle one message; see the table of handlers."""
+        return self._handlers[type(message)](message, now_s)
+
+    # ── when ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def _attach(self, message: Attach, now_s: float) -> Iterator[Effect]:
+        if self._recipe.ends_by_itself:
+            yield from self._begin(now_s)
+        if self._recipe.every_s is not None:
+            yield After(self._recipe.every_s, Tick())
+        if self._recipe.every_updates is not None:
+            yield Send(self._row[0], Watch(self.address, self._recipe.every_updates))
+
+    def _tick(self, message: Tick, now_s: float) -> Iterator[Effect]:
+        assert self._recipe.every_s is not None
+        yield After(self._recipe.every_s, Tick())
+        yield from self._round_due(Due(), now_s)
+
+    def _round_due(self, message: Due, now_s: float) -> Iterator[Effect]:
+        if self._cut is None:
+            self._ending = self._ending or message.last
+            yield from self._begin(now_s)
+        elif not self._ending and (self._due is None or message.last):
+            self._due = message
+
+    # ── a round ──────────────────────────────────────────────────────────────────────────────────────
+
+    def _begin(self, now_s: float) -> Iterator[Effect]:
+        self._cut = CutId(self.address, self._cuts)
+        self._cuts += 1
+        self._began_s = now_s
+        yield Send(self._row[-1], Cut(self._cut))
+
+    def _pinned(self, message: Cut, now_s: float) -> Iterator[Effect]:
+        if message.versions == self._versions:
+            yield from self._release()
+            yield from self._go_on(now_s)
+            return
+        self._versions = message.versions
+        self._board = ScoreBoard(self._recipe.scores)
+        if self._recipe.kind == "export":
+            yield from self._to_all(Export(message.cut))
+            return
+        yield Send(self._reader, Pull(self._in_flight, self._rounds))
+
+    def _read(self, message: Item | EpochEnd, now_s: float) -> Iterator[Effect]:
+        self._waiting.append(message)
+        yield from self._send(now_s)
+
+    def _source_failed(self, message: SourceFailed, now_s: float) -> Iterator[Effect]:
+        raise message.error
+
+    def _send(self, now_s: float) -> Iterator[Effect]:
+        """Send what may be sent; end the round when all of it is back."""
+        while self._waiting and self._cut is not None:
+            item = self._waiting[0]
+            if isinstance(item, EpochEnd):
+                if not self._flights:
+                    self._waiting.popleft()
+                    yield from self._all_back(now_s)
+                return
+            if len(self._flights) >= self._in_flight:
+                return
+            self._waiting.popleft()
+            batch = Batch(self.address, self._numbers)
+            self._numbers += 1
+            self._flights[batch] = (item.y, samples(item.x))
+            yield Send(self._row[0], Evaluate(batch, item.x, self._cut))
+            yield Send(self._reader, Pull(1, self._rounds))
+
+    def _came_back(self, message: Evaluate, now_s: float) -> Iterator[Effect]:
+        flight = self._flights.pop(message.batch, None)
+        if flight is None:
+            return
+        y, size = flight
+        if self._recipe.loss is None:
+            self._outputs[message.batch.number] = message.payload
+        else:
+            targets = to_targets_device(y, message.payload)
+            with torch.no_grad():
+                given = LossInputs(message.payload)
+                value = loss_of(self._recipe.loss, given.payload, targets).item()
+                self._board.add(value, given.unchanged(), targets, size)
+        yield from self._send(now_s)
+
+    def _refused(self, message: Refused, now_s: float) -> Iterator[Effect]:
+        raise DataError(f"{message.gate} refused it: {message.reason}") from message.error
+
+    def _all_back(self, now_s: float) -> Iterator[Effect]:
+        if self._recipe.kind == "predict":
+            self._joined = _joined([self._outputs[number] for number in sorted(self._outputs)])
+        self._is_best = self._improved()
+        if self._is_best or self._recipe.keep_last:
+            yield from self._to_all(Export(self._current))
+        else:
+            yield from self._end_round(now_s)
+
+    def _improved(self) -> bool:
+        """Whether this round is the best so far, where that is asked; keeps the count of patience."""
+        best = self._recipe.best
+        if best is None:
+            return False
+        value = self._value(best.score)
+        if not best.is_better(value, self._best):
+            self._without_better += 1
+            return False
+        self._best, self._without_better = value, 0
+        return True
+
+    def _value(self, score: str) -> float:
+        return self._board.loss if score == "loss" else self._board.scores()[score]
+
+    def _exported(self, message: Exported, now_s: float) -> Iterator[Effect]:
+        if message.cut != self._cut:
+            return
+        self._states[message.gate] = message.state
+        if len(self._states) == len(self._row):
+            yield from self._kept()
+            yield from self._end_round(now_s, self._is_best)
+
+    def _kept(self) -> Iterator[Effect]:
+        """Report the weights of a validation round; those of an export are its result."""
+        if self._recipe.kind == "export":
+            return
+        states, self._states = self._states, {}
+        if self._is_best and self._best is not None:
+            yield Report(BestKept(self.name, self._rounds + 1, self._best, states))
+        if self._recipe.keep_last:
+            yield Report(LastKept(self.name, self._rounds + 1, states))
+
+    def _end_round(self, now_s: float, best: bool = False) -> Iterator[Effect]:
+        self._rounds += 1
+        yield from self._release()
+        if self._recipe.loss is not None:
+            yield Report(self._round_done(now_s, best))
+        if self._recipe.schedule_by is not None:
+            yield from self._to_all(Scored(self._value(self._recipe.schedule_by)))
+        yield from self._go_on(now_s)
+
+    def _release(self) -> Iterator[Effect]:
+        yield from self._to_all(Release(self._current))
+        self._cut = None
+
+    def _go_on(self, now_s: float) -> Iterator[Effect]:
+        """Begin the round that fell due meanwhile, or end if it is time."""
+        if self._due is not None:
+            due, self._due = self._due, None
+            yield from self._round_due(due, now_s)
+        elif self._ending:
+            yield from self._end()
+
+    def _round_done(self, now_s: float, best: bool) -> RoundDone:
+        patience = self._recipe.best.patience if self._recipe.best else None
+        return RoundDone(
+            sentinel=self.name,
+            role=self._recipe.kind,
+            round=self._rounds,
+            loss=self._board.loss,
+            scores=self._board.scores(),
+            samples=self._board.samples,
+            seconds=now_s - self._began_s,
+            version=self._versions[-1],
+            best=best,
+            stop_training=patience is not None and self._without_better >= patience,
+        )
+
+    @property
+    def _current(self) -> CutId:
+        assert self._cut is not None, "only called during a round"
+        return self._cut
+
+    def _to_all(self, message: Export | Release | Forget | Scored) -> Iterator[Effect]:
+        for gate in self._row:
+            yield Send(gate, message)
+
+    # ── ending and telling ───────────────────────────────────────────────────────────────────────────
+
+    def _detach(self, message: Detach, now_s: float) -> Iterator[Effect]:
+        """End; a round under way is finished first, unless it is to be dropped."""
+        self._ending, self._due = True, None
+        if self._cut is None or message.drop:
+            yield from self._end()
+
+    def _end(self) -> Iterator[Effect]:
+        yield from self.last_words()
+        yield Stop()
+
+    def _close(self, message: Close, now_s: float) -> Iterator[Effect]:
+        yield from self._end()
+
+    def last_words(self) -> Iterator[Effect]:
+        """Leave no pin and no watch behind, and hand over the result."""
+        if self._recipe.every_updates is not None:
+            yield Send(self._row[0], Watch(self.address, 0))
+        whole = self._cut is None
+        if not whole:
+            yield from self._to_all(Forget(self.address))
+        yield Send(self._reader, Close())
+        yield Report(SentinelEnded(self.address, BatchCount(), self._result() if whole else None))
+
+    def _result(self) -> Any:
+        return self._states if self._recipe.kind == "export" else self._joined
+
+    def _probe(self, message: Probe, now_s: float) -> Iterator[Effect]:
+        yield Report(
+            SentinelStatus(
+                probe=message.number,
+                address=self.address,
+                name=self.name,
+                role=self._recipe.kind,
+                rounds=self._rounds,
+                in_flight=len(self._flights),
+                samples=self._board.samples,
+                samples_of_epoch=self._board.samples,
+                batches=BatchCount(),
+            )
+        )
+
+
+def _joined(outputs: list[Any]) -> Any:
+    """The outputs of all batches as one payload of the same form."""
+    if not outputs:
+        return None
+    first = outputs[0]
+    if isinstance(first, Tensor):
+        try:
+            return torch.cat([out if out.dim() else out[None] for out in outputs])
+        except RuntimeError:
+            forms = " and ".join(sorted({form(out) for out in outputs})[:3])
+            raise DataError(f"the outputs of its batches differ and cannot be joined: {forms}") from None
+    if first is None:
+        return None
+    names = first if isinstance(first, dict) else range(len(first))
+    return rebuilt(first, [_joined([out[name] for out in outputs]) for name in names])

@@ -1,0 +1,348 @@
+"""Sentinels: recipes of the actors that feed a network. Labels never leave them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from numbers import Integral, Real
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from akkordeon.core.errors import RecipeError
+from akkordeon.core.payload import Payload
+from akkordeon.core.reports import Score, StreamingScore
+
+__all__ = ["Best", "Evaluation", "Loss", "Sentinel", "Split", "Training"]
+
+Loss = Callable[[Any, Any], Tensor]
+"""From (outputs, targets) to one number, the mean over the batch."""
+
+Split = Callable[[Any], tuple[Any, Any]]
+"""From a batch, as its source gives it, to (x, y)."""
+
+OWN_WEIGHTS = (
+    "its loss has a trainable weight of its own, {}, which no optimizer has, so it would never learn; "
+    "make it part of a gate, or freeze it with requires_grad_(False)"
+)
+"""Why such a loss is refused; to be filled in with which weight it is."""
+
+
+@dataclass(frozen=True)
+class Best:
+    """Keep the weights of the best validation round, and stop training when none was better for long.
+
+    Args:
+        score: name of a score, or ``"loss"``.
+        higher_is_better: None means: lower for the loss, higher for anything else.
+        patience: rounds without a better one before training stops; None never stops it.
+    """
+
+    score: str = "loss"
+    higher_is_better: bool | None = None
+    patience: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what would never stop, or at once."""
+        if self.patience is not None and self.patience < 1:
+            raise RecipeError(f"patience is at least 1 round, got {self.patience}")
+
+    def is_better(self, value: float, than: float | None) -> bool:
+        """Whether a value beats the best so far; NaN beats nothing."""
+        if than is None:
+            return value == value
+        higher = self.score != "loss" if self.higher_is_better is None else self.higher_is_better
+        return value > than if higher else value < than
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sentinel:
+    """The recipe of a sentinel; make one with :meth:`train`, :meth:`validate`, :meth:`test`, :meth:`predict`.
+
+    ``batches`` is any iterable of (x, y): a ``DataLoader``, a list, a generator, an endless stream; or a
+    pair of tensors (x, y), cut into batches of ``batch_size`` by slicing. Batches of any other form, such as
+    one dict with the labels in it, are made (x, y) by ``split``.
+    """
+
+    role: ClassVar[str] = "sentinel"
+    batches: Any
+    name: str | None = None
+    batch_size: int = 128
+    in_flight: int | None = None
+    split: Split | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what could only fail later."""
+        for what in ("in_flight", "batch_size"):
+            _check_whole(what, getattr(self, what))
+        if self.split is not None and not callable(self.split):
+            raise RecipeError(f"split is a function from a batch to (x, y), got {type(self.split).__name__}")
+        if self.name is not None and (not self.name or set(self.name) & set("/#")):
+            raise RecipeError(f"a sentinel's name has no '/' and no '#' and is not empty, got {self.name!r}")
+
+    @staticmethod
+    def train(
+        batches: Any,
+        loss: Loss,
+        *,
+        in_flight: int = 1,
+        epochs: int | None = None,
+        samples: int | None = None,
+        seconds: float | None = None,
+        scores: Mapping[str, Score] | None = None,
+        report_every: float | None = 10.0,
+        split: Split | None = None,
+        batch_size: int = 128,
+        name: str | None = None,
+        replica: int | None = None,
+    ) -> Training:
+        """A sentinel that trains.
+
+        Args:
+            batches: (x, y) batches, or a pair of tensors.
+            loss: from (outputs, y) to one number.
+            in_flight: how many batches may be under way at once. One gives the numbers of the plain PyTorch
+                loop; more keep more gates busy, with gradients that are stale by up to as many updates.
+            epochs: times to read the source through; once, if no other limit is given.
+            samples: end after the batch that reaches this many samples.
+            seconds: end after this time.
+            scores: what else to report, by name: torchmetrics metrics or functions of (outputs, y).
+            report_every: within an epoch, report progress after so many seconds (a float) or trained batches
+                (an int), as an epoch may be long, or endless; None never does.
+            split: from a batch to (x, y), where the source gives batches of another form.
+            batch_size: for a pair of tensors.
+            name: for reports and ``detach``.
+            replica: of a Downpour, the one to train. None deals the batches out to one sentinel each.
+
+        Raises:
+            RecipeError: a number out of range.
+        """
+        if epochs is None and samples is None and seconds is None:
+            epochs = 1
+        return Training(
+            batches=batches,
+            loss=loss,
+            in_flight=in_flight,
+            epochs=epochs,
+            samples=samples,
+            seconds=seconds,
+            scores=_by_name(scores),
+            report_every=report_every,
+            split=split,
+            batch_size=batch_size,
+            name=name,
+            replica=replica,
+        )
+
+    @staticmethod
+    def validate(
+        batches: Any,
+        loss: Loss,
+        *,
+        scores: Mapping[str, Score] | None = None,
+        every_s: float | None = None,
+        every_epoch: int | None = None,
+        every_updates: int | None = None,
+        best: Best | None = None,
+        schedule_by: str | None = None,
+        keep_last: bool = False,
+        split: Split | None = None,
+        in_flight: int | None = None,
+        batch_size: int = 1024,
+        name: str | None = None,
+    ) -> Evaluation:
+        """A sentinel that validates while others train, each round on one consistent cut.
+
+        Whatever the rhythm, ``session.wait()`` has it make a last round on the final weights. A round is left
+        out where no gate has learned since the one before.
+
+        Args:
+            batches: (x, y) batches that can be read again and again, or a pair of tensors.
+            loss: from (outputs, y) to one number.
+            scores: what else to report, by name.
+            every_s: a round each time so many seconds have passed.
+            every_epoch: a round after each so many epochs of any training sentinel; an endless stream has
+                none, so validate beside it by ``every_s`` or ``every_updates``.
+            every_updates: a round after each so many updates of the first gate.
+            best: keep the weights of the best round, and maybe stop training by it.
+            schedule_by: ``"loss"`` or the name of a score, handed after each round to the schedulers of gates
+                that want one (``ReduceLROnPlateau``).
+            keep_last: report the weights of every round, as a ``LastKept``, for those who write them down.
+            split: from a batch to (x, y), where the source gives batches of another form.
+            in_flight: evaluation batches under way at once.
+            batch_size: for a pair of tensors.
+            name: for reports and ``detach``.
+
+        Raises:
+            RecipeError: a number out of range, or ``best`` names a score that is not there.
+        """
+        return Evaluation(
+            kind="validate",
+            batches=batches,
+            loss=loss,
+            scores=_by_name(scores),
+            every_s=every_s,
+            every_epoch=every_epoch,
+            every_updates=every_updates,
+            best=best,
+            schedule_by=schedule_by,
+            keep_last=keep_last,
+            split=split,
+            in_flight=in_flight,
+            batch_size=batch_size,
+            name=name,
+        )
+
+    @staticmethod
+    def test(
+        batches: Any,
+        loss: Loss,
+        *,
+        scores: Mapping[str, Score] | None = None,
+        split: Split | None = None,
+        in_flight: int | None = None,
+        batch_size: int = 1024,
+        name: str | None = None,
+    ) -> Evaluation:
+        """A sentinel that makes one round at once, on one cut, and ends."""
+        return Evaluation(
+            kind="test",
+            batches=batches,
+            loss=loss,
+            scores=_by_name(scores),
+            split=split,
+            in_flight=in_flight,
+            batch_size=batch_size,
+            name=name,
+        )
+
+    @staticmethod
+    def predict(
+        inputs: Payload | Iterable[Payload],
+        *,
+        in_flight: int | None = None,
+        batch_size: int = 1024,
+        name: str | None = None,
+    ) -> Evaluation:
+        """A sentinel that sends inputs through on one cut and ends with the outputs.
+
+        Args:
+            inputs: a tensor (or tuple or dict of tensors), cut into batches; or an iterator or list of
+                batches.
+            in_flight: batches under way at once.
+            batch_size: for tensors.
+            name: for reports.
+        """
+        return Evaluation(
+            kind="predict", batches=inputs, loss=None, in_flight=in_flight, batch_size=batch_size, name=name
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training(Sentinel):
+    """The recipe of a training sentinel; see :meth:`Sentinel.train`."""
+
+    role: ClassVar[str] = "train"
+    in_flight: int = 1
+    loss: Loss
+    epochs: int | None = None
+    samples: int | None = None
+    seconds: float | None = None
+    scores: Mapping[str, Score] = field(default_factory=dict)
+    report_every: float | None = 10.0
+    replica: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what could only fail later."""
+        if self.in_flight is None:
+            raise RecipeError("in_flight of a training sentinel is a whole number of at least 1, got None")
+        Sentinel.__post_init__(self)
+        _check_callable(self.loss)
+        if isinstance(self.loss, nn.Module):
+            for name, weight in self.loss.named_parameters():
+                if weight.requires_grad:
+                    raise RecipeError(OWN_WEIGHTS.format(f"{name!r}"))
+        for what in ("epochs", "samples", "seconds", "report_every"):
+            _check_positive(what, getattr(self, what))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(Sentinel):
+    """The recipe of a sentinel that works on cuts; see :meth:`Sentinel.validate`."""
+
+    kind: str
+    loss: Loss | None
+    scores: Mapping[str, Score] = field(default_factory=dict)
+    every_s: float | None = None
+    every_epoch: int | None = None
+    every_updates: int | None = None
+    best: Best | None = None
+    schedule_by: str | None = None
+    keep_last: bool = False
+
+    @property
+    def role(self) -> str:  # type: ignore[override]  # one recipe, several roles
+        """``validate``, ``test``, ``predict`` or ``export``."""
+        return self.kind
+
+    def __post_init__(self) -> None:
+        """Refuse what could only fail later."""
+        Sentinel.__post_init__(self)
+        if self.loss is not None:
+            _check_callable(self.loss)
+        for what in ("every_s", "every_epoch", "every_updates"):
+            _check_positive(what, getattr(self, what))
+        if not isinstance(self.best, Best | None):
+            raise RecipeError(f"best is a Best, as in Best('loss', patience=5), got {self.best!r}")
+        by = {"best": self.best.score if self.best is not None else None, "schedule_by": self.schedule_by}
+        for what, score in by.items():
+            if score is not None and score.partition("/")[0] not in {"loss", *self.scores}:
+                known = ", ".join(["loss", *self.scores])
+                raise RecipeError(f"{what} is by {score!r}, but the scores are {known}")
+
+    @property
+    def ends_by_itself(self) -> bool:
+        """Whether one round is all there is to do."""
+        return self.kind != "validate"
+
+    @property
+    def rounds(self) -> int | None:
+        """How many rounds there will be; None if nobody knows."""
+        return 1 if self.ends_by_itself else None
+
+
+def _check_callable(loss: object) -> None:
+    if isinstance(loss, type) and issubclass(loss, nn.Module):
+        raise RecipeError(
+            f"loss is a function of (outputs, targets), got the class {loss.__name__}; "
+            f"make one of it: {loss.__name__}()"
+        )
+    if not callable(loss):
+        raise RecipeError(f"loss is a function of (outputs, targets), got {type(loss).__name__}")
+
+
+def _by_name(scores: Mapping[str, Score] | None) -> dict[str, Score]:
+    if scores is None:
+        return {}
+    if not hasattr(scores, "keys"):  # a MetricCollection is no Mapping, but has names
+        got = getattr(scores, "__name__", type(scores).__name__)
+        raise RecipeError(
+            "scores is a dict from names to functions of (outputs, y) or torchmetrics metrics, "
+            f'as in {{"accuracy": akkordeon.accuracy}}; got {got}'
+        )
+    for name, score in scores.items():
+        if not (callable(score) or isinstance(score, StreamingScore)):
+            raise RecipeError(f"the score {name!r} is a function of (outputs, y) or a metric, got {score!r}")
+    return dict(scores)
+
+
+def _check_positive(what: str, number: float | None) -> None:
+    if number is not None and not (isinstance(number, Real) and number > 0):
+        raise RecipeError(f"{what} is above 0, got {number!r}")
+
+
+def _check_whole(what: str, number: int | None) -> None:
+    if number is not None and not (isinstance(number, Real) and number >= 1):
+        raise RecipeError(f"{what} is at least 1, got {number!r}")
+    if number is not None and not isinstance(number, Integral):
+        raise RecipeError(f"{what} is a whole number, got {number!r}")

@@ -1,0 +1,174 @@
+"""What a user holds of a sentinel that was attached."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, Self
+
+from torch import Tensor
+
+from akkordeon.core.errors import ActorFailedError, again
+from akkordeon.core.messages import Detach, Message
+from akkordeon.core.reports import BatchCount, BatchRefused, BestKept, EpochDone, RoundDone, TrainingProgress
+from akkordeon.sentinels.recipes import Sentinel
+
+__all__ = ["KEPT_MAX", "Attachment", "Host"]
+
+KEPT_MAX = 1000
+"""Records of epochs, rounds and refusals kept of each sentinel."""
+
+
+class Host(Protocol):
+    """What an attachment asks of its session."""
+
+    def _wait(
+        self, condition: Callable[[], bool], timeout: float | None, what: str, *, drain: bool = True
+    ) -> None:
+        """Wait for a condition; raise ``what`` if it does not come. ``drain``: until watchers know, too."""
+
+    def _send(self, to: str, message: Message) -> None:
+        """Carry a message to an actor."""
+
+    def _ask(self, attachment: Attachment) -> None:
+        """Have a sentinel tell how it is, if it does within a moment."""
+
+    def _states_of(self, kept: BestKept | None) -> dict[str, dict[str, Tensor]] | None:
+        """The weights that were kept, as the session's users are given them."""
+
+
+@dataclass(eq=False, repr=False)
+class Attachment:
+    """A sentinel that was attached: what it reported so far, and how to wait for it.
+
+    Attributes:
+        name: as in reports.
+        row: whom it talks to, head first.
+        role: ``train``, ``validate``, ``test`` or ``predict``.
+        recipe: the sentinel; without its batches once it has ended.
+        epochs: of a training sentinel, one record each; the latest 1000.
+        rounds: of a validation or test sentinel, one record each; likewise.
+        progress: of a training sentinel, the latest report from within an epoch.
+        refusals: the first 1000.
+        epochs_done: of a training sentinel, how many there were.
+        rounds_done: of a validation or test sentinel, likewise.
+        samples: of all epochs, or of all rounds.
+        seconds: likewise.
+        best: the best round's weights, if it keeps them.
+        ended: whether it is at work no more.
+        error: why it failed, if it did.
+    """
+
+    name: str
+    role: str
+    address: str
+    recipe: Sentinel
+    row: tuple[str, ...]
+    _session: Host
+    epochs: list[EpochDone] = field(default_factory=list)
+    rounds: list[RoundDone] = field(default_factory=list)
+    progress: TrainingProgress | None = None
+    refusals: list[BatchRefused] = field(default_factory=list)
+    epochs_done: int = 0
+    rounds_done: int = 0
+    samples: int = 0
+    seconds: float = 0.0
+    best: BestKept | None = None
+    ended: bool = False
+    error: ActorFailedError | None = None
+    result: Any = None
+    _batches: BatchCount = field(default_factory=BatchCount)
+    _told_to_end: bool = False
+    _cut_short: bool = False
+    _error_is_known: bool = False
+
+    @property
+    def batches(self) -> BatchCount:
+        """Where its batches went. While it is at work it is asked, and has a moment to answer."""
+        if not self.ended:
+            self._session._ask(self)
+        return self._batches
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it was told to end before it was done: detached, for want of better rounds, or closed."""
+        return self.ended and self._told_to_end and (self._cut_short or self.role != "train")
+
+    def wait(self, timeout: float | None = None) -> Self:
+        """Wait until the sentinel has ended.
+
+        Args:
+            timeout: seconds; None waits as long as it takes.
+
+        Raises:
+            ActorFailedError: it failed, or a gate did; the original error is its ``__cause__``.
+            WaitTimeoutError: it has not ended by then; it goes on.
+        """
+        what = f"{self.name!r} has not ended"
+        self._session._wait(lambda: self.ended, timeout, what, drain=self.role not in ("predict", "export"))
+        self._raise_error()
+        return self
+
+    def detach(self, drop: bool = False) -> None:
+        """Have it send nothing new and end, if it has not; see :meth:`Session.detach`."""
+        if not self.ended:
+            self._session._send(self.address, Detach(drop))
+
+    def best_states(self) -> dict[str, dict[str, Tensor]] | None:
+        """The weights of its best round, as ``session.states()`` has them; None if it kept none."""
+        return self._session._states_of(self.best)
+
+    @property
+    def _done_in_words(self) -> str:
+        """How many epochs or rounds are done, of how many, as in ``3 of 10 epochs``."""
+        done, what = (self.epochs_done, "epochs") if self.role == "train" else (self.rounds_done, "rounds")
+        of = getattr(self.recipe, "epochs", None)
+        return f"{done} of {of} {what}" if of else f"{done} {what}"
+
+    def __repr__(self) -> str:
+        how = (
+            "at work"
+            if not self.ended
+            else "failed"
+            if self.error
+            else "stopped"
+            if self.stopped
+            else "ended"
+        )
+        return f"<Attachment {self.name!r}: {self.role}, {self._done_in_words}, {how}>"
+
+    # ── what its session tells it ────────────────────────────────────────────────────────────────────
+
+    def _epoch_done(self, record: EpochDone) -> None:
+        _append(self.epochs, record)
+        self.epochs_done += 1
+        self.samples += record.samples
+        self.seconds += record.seconds
+
+    def _round_done(self, record: RoundDone) -> None:
+        _append(self.rounds, record)
+        self.rounds_done += 1
+        self.samples += record.samples
+        self.seconds += record.seconds
+
+    def _end(self, batches: BatchCount | None = None, result: Any = None, cut_short: bool = False) -> None:
+        """It has ended; without its last count, what was under way is lost."""
+        self._cut_short = cut_short or batches is None
+        if batches is None:
+            known = self._batches
+            batches = replace(known, lost=known.sent - known.trained - known.refused)
+        self._batches, self.result = batches, result
+        self.recipe = replace(self.recipe, batches=())  # its data may be large, and names outlive it
+        self.ended = True
+
+    def _raise_error(self) -> None:
+        """Raise the error it failed with, anew: one that is raised again and again grows."""
+        if self.error is not None:
+            self._error_is_known = True
+            raise again(self.error)
+
+
+def _append(records: list[Any], record: Any) -> None:
+    records.append(record)
+    if len(records) > KEPT_MAX:
+        del records[:-KEPT_MAX]

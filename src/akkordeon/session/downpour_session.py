@@ -1,0 +1,358 @@
+"""A running Downpour: a session whose recipe has many rows to train, which come and go."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Self, TypeVar, cast, overload
+
+from torch import Tensor
+
+from akkordeon.core.errors import ActorFailedError, GateFailedError, NameTakenError, RecipeError
+from akkordeon.core.messages import Close, Forget, Left
+from akkordeon.core.reports import BatchCount, BatchRefused, BestKept, EpochDone, RoundDone, TrainingProgress
+from akkordeon.downpour.recipe import Downpour
+from akkordeon.engines.base import Engine
+from akkordeon.sentinels.recipes import Evaluation, Training
+from akkordeon.session.attachment import Attachment
+from akkordeon.session.recording import Recorder
+from akkordeon.session.session import Session
+
+__all__ = ["Attachments", "DownpourSession"]
+
+Record = TypeVar("Record", EpochDone, TrainingProgress)
+
+
+class Attachments(Sequence[Attachment]):
+    """The sentinels of one recipe, one for each replica; together they offer what one attachment does.
+
+    Args:
+        name: of all of them: ``NAME-0`` trains replica 0, and so on.
+        members: in the order of their replicas.
+        session: where they are attached.
+    """
+
+    role = "train"
+    rounds: Sequence[RoundDone] = ()
+    rounds_done = 0
+    best: BestKept | None = None
+    result = None
+
+    def __init__(self, name: str, members: Sequence[Attachment], session: Session) -> None:
+        self.name = name
+        self._members = tuple(members)
+        self._session = session
+
+    @overload
+    def __getitem__(self, i: int) -> Attachment: ...
+    @overload
+    def __getitem__(self, i: slice) -> Sequence[Attachment]: ...
+    def __getitem__(self, i: int | slice) -> Attachment | Sequence[Attachment]:
+        return self._members[i]
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def __iter__(self) -> Iterator[Attachment]:
+        return iter(self._members)
+
+    @property
+    def ended(self) -> bool:
+        """Whether all have."""
+        return all(member.ended for member in self._members)
+
+    @property
+    def batches(self) -> BatchCount:
+        """Where the batches of all of them went; final once they have ended."""
+        return sum((member.batches for member in self._members), BatchCount())
+
+    @property
+    def epochs(self) -> list[EpochDone]:
+        """One record for each epoch that all have been through, or have ended before."""
+        found: dict[int, list[EpochDone]] = {}
+        for member in self._members:
+            for record in list(member.epochs):
+                found.setdefault(record.epoch, []).append(record)
+        under_way = [member.epochs_done for member in self._members if not member.ended]
+        last = min(under_way, default=max(found, default=0))
+        return [_together(self.name, found[number]) for number in sorted(found) if number <= last]
+
+    @property
+    def epochs_done(self) -> int:
+        """How many epochs all have been through, or have ended before."""
+        under_way = [member.epochs_done for member in self._members if not member.ended]
+        return min(under_way, default=max(member.epochs_done for member in self._members))
+
+    @property
+    def progress(self) -> TrainingProgress | None:
+        """What they told last within the earliest epoch that any told of; None before the first report."""
+        told = [member.progress for member in self._members if member.progress is not None]
+        epoch = min((record.epoch for record in told), default=0)
+        told = [record for record in told if record.epoch == epoch]
+        if not told:
+            return None
+        return replace(_together(self.name, told), batches=sum(record.batches for record in told))
+
+    @property
+    def refusals(self) -> list[BatchRefused]:
+        """What was refused of any of them, each as far as it is kept."""
+        return [refusal for member in self._members for refusal in list(member.refusals)]
+
+    @property
+    def samples(self) -> int:
+        """Of all epochs of all of them."""
+        return sum(member.samples for member in self._members)
+
+    @property
+    def seconds(self) -> float:
+        """That the epochs took whoever took longest."""
+        return max(member.seconds for member in self._members)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether any was told to end before it was done."""
+        return self.ended and any(member.stopped for member in self._members)
+
+    @property
+    def error(self) -> ActorFailedError | None:
+        """Why the first of those failed that did; ``errors`` has all."""
+        return next(iter(self.errors.values()), None)
+
+    @property
+    def errors(self) -> dict[int, ActorFailedError]:
+        """Why some of them failed, by replica."""
+        return {
+            cast(Training, member.recipe).replica or 0: member.error
+            for member in self._members
+            if member.error is not None
+        }
+
+    def wait(self, timeout: float | None = None) -> Self:
+        """Wait until all have ended.
+
+        Args:
+            timeout: seconds; None waits as long as it takes.
+
+        Raises:
+            ActorFailedError: the first failure, after the others have ended.
+            WaitTimeoutError: they have not ended by then; they go on.
+        """
+        self._session._wait(lambda: self.ended, timeout, f"{self.name!r} have not ended")
+        failed = [member for member in self._members if member.error is not None]
+        for member in reversed(failed):
+            member._error_is_known = True  # ``errors`` has them all
+        if failed:
+            failed[0]._raise_error()
+        return self
+
+    def detach(self, drop: bool = False) -> None:
+        """Have all of them send nothing new and end; see :meth:`Session.detach`."""
+        for member in self._members:
+            member.detach(drop)
+
+    def best_states(self) -> None:
+        """None: those that train keep no best weights; whoever validates with ``Best`` does."""
+
+    def __repr__(self) -> str:
+        at_work = sum(not member.ended for member in self._members)
+        how = f"{at_work} at work" if at_work else "ended"
+        failed = f", {len(self.errors)} failed" if self.errors else ""
+        return f"<Attachments {self.name!r}: train, {len(self)} replicas, {how}{failed}>"
+
+
+def _together(name: str, records: Sequence[Record]) -> Record:
+    """What several sentinels report, as one report: means count by samples."""
+    samples = [record.samples for record in records]
+
+    def mean(values: Iterable[float], of_none: float = float("nan")) -> float:
+        counted = sum(value * n for value, n in zip(values, samples, strict=True) if n)
+        return counted / sum(samples) if any(samples) else of_none
+
+    return replace(
+        records[0],
+        sentinel=name,
+        loss=mean(record.loss for record in records),
+        scores={score: mean(record.scores[score] for record in records) for score in records[0].scores},
+        samples=sum(samples),
+        seconds=max(record.seconds for record in records),
+        staleness_mean=mean((record.staleness_mean for record in records), of_none=0.0),
+        staleness_max=max(record.staleness_max for record in records),
+        refused=sum(record.refused for record in records),
+    )
+
+
+class DownpourSession(Session):
+    """A running Downpour. Every method may be called from any thread.
+
+    What validates, tests, predicts or fetches weights sees the master weights of the shards. A shard that
+    fails ends the session; a replica that fails costs its own work alone: its sentinels end with the
+    error, and the others go on.
+    """
+
+    network: Downpour
+
+    def __init__(
+        self, downpour: Downpour, engine: Engine, seed: int = 0, recorder: Recorder | None = None
+    ) -> None:
+        self._replicas = set(range(downpour.replicas))
+        self._next_replica = downpour.replicas
+        super().__init__(downpour, engine, seed, recorder)
+
+    @property
+    def replicas(self) -> tuple[int, ...]:
+        """The replicas that live."""
+        return tuple(sorted(self._replicas))
+
+    # ── sentinels ────────────────────────────────────────────────────────────────────────────────────
+
+    @overload  # type: ignore[override]  # one that trains becomes one for each replica
+    def attach(self, sentinel: Training) -> Attachments: ...
+    @overload
+    def attach(self, sentinel: Evaluation) -> Attachment: ...
+    def attach(self, sentinel: Training | Evaluation) -> Attachments | Attachment:
+        """Have a sentinel join.
+
+        One that trains is attached once for each replica, with a part of the batches each, as ``NAME-0``,
+        ``NAME-1``, …; ``samples`` is for all together. With ``replica=i`` all of it goes to that replica.
+
+        Raises:
+            DataError: the batches cannot be dealt out.
+            NameTakenError: a sentinel of that name is at work.
+            RecipeError: there is no such replica, or none at all.
+            SessionClosedError: the session has ended.
+            GateFailedError: a shard has failed.
+        """
+        return self.attach_all([sentinel])[0]
+
+    def attach_all(  # type: ignore[override]  # one that trains becomes one for each replica
+        self, sentinels: Sequence[Training | Evaluation]
+    ) -> Sequence[Attachments | Attachment]:
+        """Have several sentinels join at one moment; see :meth:`Session.attach_all` and :meth:`attach`."""
+        dealt = [self._dealt(sentinel) for sentinel in sentinels]
+        members = iter(self._attach([part for _, parts in dealt for part in parts]))
+        groups = [(name, [next(members) for _ in parts]) for name, parts in dealt]
+        return [found[0] if name is None else Attachments(name, found, self) for name, found in groups]
+
+    def _dealt(self, sentinel: Training | Evaluation) -> tuple[str | None, Sequence[Training | Evaluation]]:
+        """A name for all, and a sentinel for each replica; no name where there is one sentinel in all."""
+        if not isinstance(sentinel, Training):
+            return None, [sentinel]
+        if sentinel.replica is not None:
+            self._check_replica(sentinel.replica)
+            return sentinel.name or sentinel.role, [sentinel]
+        self._check_open()
+        if not self._replicas:
+            raise RecipeError("no replica is left; add one with session.add_replica()")
+        name = sentinel.name or self._free_base(sentinel.role)
+        sentinel = self._roster.going_on(replace(sentinel, name=name), self.seed)
+        parts = self.network.parts(sentinel, self.replicas, self.seed)
+        self._roster.derive([part.batches for part in parts], sentinel.batches)
+        living = {a.name for a in self.attachments if not a.ended}
+        taken = ", ".join(repr(part.name) for part in parts if part.name in living)
+        if taken:
+            raise NameTakenError(f"sentinels {taken} are at work already; give these another name")
+        return name, parts
+
+    def _free_base(self, role: str) -> str:
+        living = {a.name.rpartition("-")[0] for a in self.attachments if not a.ended}
+        return next(n for i in itertools.count(1) if (n := role if i == 1 else f"{role}{i}") not in living)
+
+    def _check_replica(self, replica: int) -> None:
+        if replica not in self._replicas:
+            known = ", ".join(map(str, self.replicas)) or "none"
+            raise RecipeError(f"there is no replica {replica}; there are {known}")
+
+    # ── results ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def states(self, timeout: float | None = None, *, partial: bool = False) -> dict[str, dict[str, Tensor]]:
+        """The master weights, by gate address as those of a plain network; see :meth:`Session.states`."""
+        return self.network.by_gate(super().states(timeout, partial=partial))
+
+    def _states_of(self, kept: BestKept | None) -> dict[str, dict[str, Tensor]] | None:
+        return None if kept is None else self.network.by_gate(kept.states)
+
+    # ── replicas ─────────────────────────────────────────────────────────────────────────────────────
+
+    def add_replica(self) -> int:
+        """Have one replica more; it starts from the shards' weights. Give it a sentinel by its number.
+
+        Returns:
+            Its number, never used before.
+
+        Raises:
+            SessionClosedError: the session has ended.
+        """
+        self._check_open()
+        with self._lock:
+            replica = self._next_replica
+            self._next_replica += 1
+        if self._recorder is not None:
+            self._recorder.joined(replica)
+        self._replicas.add(replica)
+        spawns = self.network.replica_spawns(replica, self.seed)
+        try:
+            self._engine.spawn_all((spawn.address, spawn.make, spawn.resources) for spawn in spawns)
+        except BaseException:
+            self._retire(replica, in_peace=True)
+            raise
+        return replica
+
+    def remove_replica(self, replica: int, *, drop: bool = False, timeout: float | None = None) -> None:
+        """Have a replica leave, after its sentinels have ended.
+
+        Args:
+            replica: its number.
+            drop: forget its batches in flight instead of waiting for them; they count as lost.
+            timeout: seconds to wait for its sentinels.
+
+        Raises:
+            RecipeError: there is no such replica.
+            WaitTimeoutError: its sentinels have not ended by then; they go on to.
+        """
+        self._check_replica(replica)
+        trainers = self._trainers_of(replica)
+        for trainer in trainers:
+            trainer.detach(drop)
+        what = f"the sentinels of replica {replica} have not ended"
+        self._wait(lambda: all(trainer.ended for trainer in trainers), timeout, what)
+        self._retire(replica, in_peace=True)
+
+    def _trainers_of(self, replica: int) -> list[Attachment]:
+        row = self.network.replica_row(replica)
+        return [a for a in self.attachments if a.row == row and not a.ended]
+
+    def _retire(self, replica: int, in_peace: bool) -> None:
+        """Have the gates of a replica leave, and the shards keep nothing for it.
+
+        Args:
+            replica: its number.
+            in_peace: nothing of it is on its way to the shards, so that they need not watch out for it.
+        """
+        self._replicas.discard(replica)
+        for gate, shards in zip(self.network.replica_row(replica), self.network.shards(), strict=True):
+            self._send(gate, Close())
+            for shard in shards:
+                self._send(shard, Left(gate) if in_peace else Forget(gate))
+        self._engine.retire(self.network.replica_row(replica))
+
+    def _beside(self, attachment: Attachment) -> str | None:
+        """A replica has its sentinels and their data with it: only pushes and fetches leave it."""
+        return attachment.row[0] if attachment.role == "train" else None
+
+    def _other_failed(self, address: str, why: str, error: BaseException | None) -> None:
+        """A gate of a replica is gone: that replica is out, with its sentinels."""
+        replica = next((r for r in self.replicas if address in self.network.replica_row(r)), None)
+        if replica is None:
+            return
+        for trainer in self._trainers_of(replica):
+            trainer.error = GateFailedError(f"{address} {why}")
+            trainer.error.__cause__ = error
+            self._send(trainer.address, Close())
+        self._retire(replica, in_peace=False)
+
+    def _close_actors(self) -> None:
+        for replica in self.replicas:
+            for gate in self.network.replica_row(replica):
+                self._send(gate, Close())
+        super()._close_actors()

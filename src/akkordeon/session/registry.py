@@ -1,0 +1,140 @@
+"""The sentinels of a session, by name and by address."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+from torch.utils.data import DataLoader
+
+from akkordeon.core.errors import NameTakenError, RecipeError
+from akkordeon.data.batches import Batches
+from akkordeon.data.sources import after
+from akkordeon.sentinels.recipes import Sentinel, Training
+from akkordeon.session.attachment import Attachment, Host
+
+__all__ = ["Roster"]
+
+AnySentinel = TypeVar("AnySentinel", bound=Sentinel)
+
+
+class Roster:
+    """Who is attached to a session. Its methods may be called from any thread.
+
+    Args:
+        max_in_flight: batches a gate holds at most, of all sentinels together.
+
+    Attributes:
+        attachments: of every name the latest; replaced, never changed, as threads look through it.
+        living: those that will still report, by address.
+        incarnations: how many sentinels of each name there were.
+    """
+
+    def __init__(self, max_in_flight: int) -> None:
+        self.attachments: list[Attachment] = []
+        self.living: dict[str, Attachment] = {}
+        self.incarnations: dict[str, int] = {}
+        self._max_in_flight = max_in_flight
+        self._came_of: WeakKeyDictionary[Any, tuple[Any, int]] = WeakKeyDictionary()  # and from which epoch
+        self._epochs_read: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+        self._lock = threading.Lock()
+
+    def register(self, sentinel: Sentinel, row: tuple[str, ...], host: Host) -> Attachment:
+        """Give a sentinel its name; of earlier ones of that name only their users keep what they did.
+
+        Raises:
+            NameTakenError: a sentinel of that name is at work.
+            RecipeError: it wants more batches in flight than there may be.
+        """
+        with self._lock:
+            at_work = [a for a in self.attachments if not a.ended]
+            names = {a.name for a in at_work}
+            name = sentinel.name or _free_name(sentinel.role, names)
+            if name in names:
+                raise NameTakenError(f"a sentinel {name!r} is at work already; give this one another name")
+            self._check_room(name, row, [sentinel, *(a.recipe for a in at_work if a.row == row)])
+            number = self.incarnations[name] = self.incarnations.get(name, 0) + 1
+            attachment = Attachment(name, sentinel.role, f"sentinel/{name}#{number}", sentinel, row, host)
+            self.attachments = [*(a for a in self.attachments if a.name != name), attachment]
+            self.living[attachment.address] = attachment
+            return attachment
+
+    def _check_room(self, name: str, row: tuple[str, ...], recipes: list[Sentinel]) -> None:
+        """Refuse a trainer whose batches the gates would refuse one by one."""
+        in_flight = sum(r.in_flight for r in recipes if isinstance(r, Training))
+        if isinstance(recipes[0], Training) and in_flight > self._max_in_flight:
+            raise RecipeError(
+                f"with {name!r} up to {in_flight} batches would be in flight, but the network allows "
+                f"{self._max_in_flight}: give it a smaller in_flight or raise Network(max_in_flight=…)"
+            )
+
+    # ── how often data was read ──────────────────────────────────────────────────────────────────────────
+
+    def going_on(self, sentinel: AnySentinel, seed: int) -> AnySentinel:
+        """The sentinel, to go on with its data where those that trained on it before have ended."""
+        source = sentinel.batches
+        if not isinstance(sentinel, Training) or not isinstance(source, Batches | DataLoader):
+            return sentinel
+        with self._lock:
+            read = self._epochs_read.get(source, 0)
+        if not read:
+            return sentinel
+        following = after(source, read, seed)
+        self._note(following, source, read)
+        return replace(sentinel, batches=following)
+
+    def epochs_before(self, source: Any) -> int:
+        """How many epochs of its data were read before a source began."""
+        known = isinstance(source, Batches | DataLoader)
+        return self._came_of.get(source, (source, 0))[1] if known else 0
+
+    def derive(self, parts: Iterable[Any], source: Any) -> None:
+        """Have what is read of the parts count as read of the data they were made of."""
+        if isinstance(source, Batches | DataLoader):
+            origin, began = self._came_of.get(source, (source, 0))
+            for part in parts:
+                self._note(part, origin, began)
+
+    def _note(self, source: Any, origin: Any, began: int) -> None:
+        if source is not origin:
+            with self._lock:
+                self._came_of[source] = origin, began
+
+    def has_read(self, attachment: Attachment) -> None:
+        """A sentinel has ended: remember how far it came in its data."""
+        source = attachment.recipe.batches
+        if attachment.role == "train" and isinstance(source, Batches | DataLoader):
+            with self._lock:
+                origin, began = self._came_of.get(source, (source, 0))
+                reached = began + attachment.epochs_done
+                self._epochs_read[origin] = max(self._epochs_read.get(origin, 0), reached)
+
+    def named(self, name: str) -> Attachment | None:
+        """The sentinel of that name, at work or ended."""
+        return next((a for a in reversed(self.attachments) if a.name == name), None)
+
+    def owner(self, address: str) -> Attachment | None:
+        """The sentinel that an actor is, or reads for; None if it has ended, or is none."""
+        return self.living.get(address.replace("reader/", "sentinel/", 1))
+
+    def strike(self, attachment: Attachment) -> None:
+        """Take a sentinel off the list."""
+        with self._lock:
+            self.attachments = [a for a in self.attachments if a is not attachment]
+
+    def bury(self, attachment: Attachment) -> None:
+        """A sentinel will not report its end."""
+        self.living.pop(attachment.address, None)
+        attachment._end()
+
+
+def _free_name(role: str, taken: set[str]) -> str:
+    return (
+        role
+        if role not in taken
+        else next(n for i in itertools.count(2) if (n := f"{role}-{i}") not in taken)
+    )

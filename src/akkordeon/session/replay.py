@@ -1,0 +1,214 @@
+"""Replays a record: the same actors, one message after the other in the recorded order, to the same bits.
+
+Any order in which every message is handled after it was sent, and every actor handles its own in the
+recorded order, leads every actor through the same states: they share nothing. So no time passes here,
+nothing waits, and one loop over the record does it. What every message leads to is compared with what it
+led to then; at the first difference the replay ends and says where.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from akkordeon.core.actor import Actor, After, Effect, Report, Send, Stop
+from akkordeon.core.errors import ReplayError
+from akkordeon.core.messages import Message, explain
+from akkordeon.core.reports import EpochDone, GateLeft, RoundDone
+from akkordeon.data.sources import after
+from akkordeon.engines.base import ProcessState
+from akkordeon.pipeline.network import Recipe, Spawn
+from akkordeon.sentinels.factory import actors_of
+from akkordeon.sentinels.recipes import Evaluation, Sentinel, Training
+from akkordeon.session.recording import Digest, Record, data_fingerprint, key_of, message_of, unpacked
+
+__all__ = ["Replayed", "replay"]
+
+
+@dataclass
+class Replayed:
+    """What a replay led to.
+
+    Attributes:
+        messages: how many were handled.
+        states: weights and buffers with which every gate ended, by address.
+        reports: the epochs and rounds reported, in order.
+        whole: whether that is all there was; False where the record breaks off, and the states are those that
+            the gates had there.
+    """
+
+    messages: int = 0
+    states: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    reports: list[EpochDone | RoundDone] = field(default_factory=list)
+    network: Recipe | None = None
+    whole: bool = True
+
+    def module(self) -> nn.Sequential:
+        """The network with the weights it ended with."""
+        assert self.network is not None
+        return self.network.module(self.states)
+
+
+def replay(
+    record: str | Path | Record,
+    network: Recipe,
+    sentinels: Sequence[Training | Evaluation] = (),
+    *,
+    partial: bool = False,
+) -> Replayed:
+    """Run a recorded session again, message by message.
+
+    Args:
+        record: made with ``ak.run(…, record=FILE)``.
+        network: the same recipe, as new.
+        sentinels: recipes of the training, validating and testing sentinels with their data as new, under
+            the names they had; those without a name in the order they were attached. What was predicted
+            is in the record.
+        partial: take a record that breaks off, because its run was killed, as far as it goes.
+
+    Returns:
+        What it led to, bit for bit what it led to then (on one intra-op thread).
+
+    Raises:
+        RecordError: the file is no record, or damaged, or breaks off.
+        ReplayError: something is not as it was; the first message where that shows, and why it may be.
+    """
+    record = record if isinstance(record, Record) else Record(record)
+    if not partial:
+        record.require_whole()
+    process = ProcessState()
+    torch.set_num_threads(1)
+    torch.manual_seed(record.header["seed"])
+    try:
+        return _Replay(record, network, sentinels).run()
+    finally:
+        process.restore()
+
+
+class _Replay:
+    """A replay under way."""
+
+    def __init__(self, record: Record, network: Recipe, sentinels: Sequence[Training | Evaluation]) -> None:
+        self.record = record
+        self.network = network
+        seed = record.header["seed"]
+        self.unused = [part for sentinel in sentinels for part in network.as_attached(sentinel, seed)]
+        self.named = {s.name: s for s in self.unused if s.name is not None}
+        self.suspects = record.differences(network)
+        self.actors: dict[str, Actor] = {}
+        self.waiting: dict[str, dict[str, deque[Message]]] = defaultdict(lambda: defaultdict(deque))
+        self.result = Replayed(network=network, whole=record.whole)
+        self._spawn(network.spawns(seed))
+
+    def _spawn(self, spawns: Iterable[Spawn]) -> None:
+        self.actors.update((spawn.address, spawn.make()) for spawn in spawns)
+
+    def run(self) -> Replayed:
+        for number, (serial, what, address, *rest) in enumerate(self.record.lines):
+            if self._is_beyond_the_break(number, serial, what, address, rest):
+                break
+            if what == "attach":
+                self._attach(address, rest[0])
+            elif what == "replica":
+                self._spawn(self.network.replica_spawns(address, self.record.header["seed"]))
+            elif what == "outside":
+                self._put(address, message_of(rest[0]))
+            else:
+                self._handle(address, *rest)
+        if not self.record.whole:
+            for actor in list(self.actors.values()):
+                self._carry_out_all(actor, actor.last_words())
+        return self.result
+
+    def _is_beyond_the_break(
+        self, number: int, serial: int, what: str, address: str, rest: Sequence[Any]
+    ) -> bool:
+        """Whether a message came of one that was still being handled when the record broke off."""
+        if self.record.whole or serial == number or what != "handle":
+            return False
+        return address not in self.actors or not self.waiting[address][rest[0]]
+
+    def _attach(self, address: str, what: dict[str, Any]) -> None:
+        recipe = self._recipe(what)
+        before = what.get("epochs_before", 0)
+        recipe = replace(recipe, batches=after(recipe.batches, before, self.record.header["seed"]))
+        if what.get("data") and what["data"] != data_fingerprint(recipe.batches):
+            self.suspects.append(f"the data of {what['name']!r}")
+        row = self.network.row_of(recipe)
+        actors = actors_of(recipe, address, what["name"], row, self.record.header["seed"])
+        self.actors.update((own, make()) for own, make in actors.items())
+
+    def _recipe(self, what: dict[str, Any]) -> Training | Evaluation:
+        name, role = what["name"], what["role"]
+        if role == "export":
+            return Evaluation(kind="export", batches=(), loss=None)
+        if role == "predict":
+            if what["inputs"] is None:
+                raise ReplayError(f"the inputs of {name!r} could be read only once and are not in the record")
+            return Sentinel.predict(
+                unpacked(what["inputs"]), batch_size=what["batch_size"], in_flight=what["in_flight"]
+            )
+        if name in self.named:
+            return self.named[name]
+        for recipe in self.unused:
+            if recipe.name is None and recipe.role == role:
+                self.unused.remove(recipe)
+                return recipe
+        raise ReplayError(f"the record has a sentinel {name!r} ({role}); give its recipe to the replay")
+
+    def _handle(self, address: str, key: str, now_s: float, digest: str) -> None:
+        self.result.messages += 1
+        actor, waiting = self.actors.get(address), self.waiting[address][key]
+        if actor is None or not waiting:
+            self._differ(address, key, "then it was handled; now it never came")
+        found = Digest()
+        message = waiting.popleft()
+        try:
+            for effect in actor.receive(message, now_s):
+                found.add(effect)
+                self._carry_out(actor, effect)
+                if isinstance(effect, Stop):
+                    del self.actors[address]
+                    break
+        except (Exception, SystemExit) as error:
+            found.add(error)
+            del self.actors[address]
+            self._carry_out_all(actor, actor.last_words())
+            if str(found) != digest:
+                self._differ(address, key, f"it failed: {explain(error)}")
+        if str(found) != digest:
+            self._differ(address, key, "it led to something else than it did then")
+
+    def _carry_out_all(self, actor: Actor, effects: Iterator[Effect]) -> None:
+        for effect in effects:
+            self._carry_out(actor, effect)
+
+    def _carry_out(self, actor: Actor, effect: Effect) -> None:
+        if isinstance(effect, Send):
+            self._put(effect.to, effect.message)
+        elif isinstance(effect, After):
+            self._put(actor.address, effect.message)
+        elif isinstance(effect, Report):
+            if isinstance(effect.record, GateLeft):
+                self.result.states[effect.record.address] = effect.record.state
+            elif isinstance(effect.record, EpochDone | RoundDone):
+                self.result.reports.append(effect.record)
+
+    def _put(self, to: str, message: Message) -> None:
+        if to in self.actors:
+            self.waiting[to][key_of(message)].append(message)
+
+    def _differ(self, address: str, key: str, how: str) -> NoReturn:
+        why = "; ".join(self.suspects) or (
+            "nothing known of has changed: a module with randomness of its own (ak.nn has seeded ones), "
+            "another optimizer, or other data"
+        )
+        raise ReplayError(
+            f"message {self.result.messages} of the record, {key} at {address}: {how}. Not as it was: {why}"
+        )

@@ -1,0 +1,228 @@
+"""What the actors of a session report, and what follows from it.
+
+    EpochDone ─▶ Due to whoever validates by epochs        a sentinel failed ─▶ it ends, alone
+    RoundDone ─▶ Detach to the trainers, if it says so     a gate failed ─────▶ the session ends
+
+All else is kept for whoever asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from akkordeon.core.errors import GateFailedError, SentinelFailedError
+from akkordeon.core.messages import Close, Detach, Due, Forget, Message, explain
+from akkordeon.core.reports import (
+    ActorFailed,
+    ActorLost,
+    BatchRefused,
+    BestKept,
+    ClusterLost,
+    EpochDone,
+    GateLeft,
+    GateStatus,
+    RoundDone,
+    SentinelEnded,
+    SentinelStatus,
+    ShardStatus,
+    TrainingProgress,
+)
+from akkordeon.session.attachment import KEPT_MAX, Attachment
+from akkordeon.session.registry import Roster
+
+__all__ = ["Supervisor"]
+
+
+class Supervisor:
+    """Hears what every actor of a session reports.
+
+    Args:
+        row: addresses of the gates, or of what else cuts are made of.
+        roster: who is attached.
+        send: carries a message to an actor.
+        close_actors: ends the session's actors, after a gate has failed.
+        other_failed: hears address, reason and error of an actor that is neither sentinel nor in the row.
+
+    Attributes:
+        gates: the latest status of each in the row, by address.
+        sentinels: likewise, of those at work.
+        answered: the latest probe of each address.
+        left: what gates left behind when they ended, by address.
+        lost: gates that left nothing.
+        error: why the session cannot go on, if it cannot.
+    """
+
+    def __init__(
+        self,
+        row: tuple[str, ...],
+        roster: Roster,
+        *,
+        send: Callable[[str, Message], None],
+        close_actors: Callable[[], None],
+        other_failed: Callable[[str, str, BaseException | None], None],
+    ) -> None:
+        self.gates: dict[str, GateStatus] = {}
+        self.sentinels: dict[str, SentinelStatus] = {}
+        self.answered: dict[str, int] = {}
+        self.left: dict[str, GateLeft] = {}
+        self.lost: set[str] = set()
+        self.error: GateFailedError | None = None
+        self._row = row
+        self._roster = roster
+        self._send = send
+        self._close_actors = close_actors
+        self._other_failed = other_failed
+        self._epochs_done = 0
+
+    def hear(self, record: Any) -> None:
+        """Keep what was reported and do what follows; called by one thread at a time."""
+        handler = self._HANDLERS.get(type(record))
+        if handler is not None:
+            handler(self, record)
+
+    def missing(self) -> list[str]:
+        """The gates that may still leave their weights, head first."""
+        return [address for address in self._row if address not in self.left and address not in self.lost]
+
+    # ── progress ─────────────────────────────────────────────────────────────────────────────────────
+
+    def _epoch_done(self, record: EpochDone) -> None:
+        attachment = self._roster.named(record.sentinel)
+        if attachment is not None:
+            attachment._epoch_done(record)
+        self._epochs_done += 1
+        for a in list(self._roster.attachments):
+            every = getattr(a.recipe, "every_epoch", None)
+            if every is not None and not a.ended and self._epochs_done % every == 0:
+                self._send(a.address, Due())
+
+    def _training_progress(self, record: TrainingProgress) -> None:
+        attachment = self._roster.named(record.sentinel)
+        if attachment is not None:
+            attachment.progress = record
+
+    def _round_done(self, record: RoundDone) -> None:
+        attachment = self._roster.named(record.sentinel)
+        if attachment is not None:
+            attachment._round_done(record)
+        if record.stop_training:
+            for a in list(self._roster.attachments):
+                if a.role == "train" and not a.ended:
+                    self._send(a.address, Detach())
+
+    def _batch_refused(self, record: BatchRefused) -> None:
+        attachment = self._roster.named(record.sentinel)
+        if attachment is not None and len(attachment.refusals) < KEPT_MAX:
+            attachment.refusals.append(record)
+
+    def _best_kept(self, record: BestKept) -> None:
+        attachment = self._roster.named(record.sentinel)
+        if attachment is not None:
+            attachment.best = record
+
+    # ── answers and ends ─────────────────────────────────────────────────────────────────────────────
+
+    def _gate_status(self, record: GateStatus) -> None:
+        if record.address in self._row:
+            self.gates[record.address] = record
+            self._note_answer(record)
+
+    def _sentinel_status(self, record: SentinelStatus) -> None:
+        self.sentinels[record.address] = record
+        attachment = self._roster.living.get(record.address)
+        if attachment is not None:
+            attachment._batches = record.batches
+        self._note_answer(record)
+
+    def _note_answer(self, record: GateStatus | SentinelStatus) -> None:
+        """Remember the latest probe answered: threads that ask at the same time overtake each other."""
+        self.answered[record.address] = max(record.probe, self.answered.get(record.address, 0))
+
+    def _gate_left(self, record: GateLeft) -> None:
+        self.left[record.address] = record
+
+    def _sentinel_ended(self, record: SentinelEnded) -> None:
+        self.sentinels.pop(record.address, None)
+        self.answered.pop(record.address, None)
+        attachment = self._roster.living.pop(record.address, None)
+        if attachment is None:
+            return
+        self._roster.has_read(attachment)
+        attachment._end(record.batches, record.result, record.cut_short)
+
+    # ── failures ─────────────────────────────────────────────────────────────────────────────────────
+
+    def _actor_failed(self, record: ActorFailed) -> None:
+        """Decide what a failure means: a sentinel (or its reader) fails alone, a gate ends the session."""
+        attachment = self._roster.owner(record.address)
+        why = f"failed on {record.doing}: {explain(record.error)}"
+        if attachment is not None:
+            self._sentinel_failed(attachment, record)
+        elif record.address not in self._row:
+            self._other_failed(record.address, why, record.error)
+        else:
+            self._gate_failed(f"{record.address} {why}", record.error)
+
+    def _sentinel_failed(self, attachment: Attachment, record: ActorFailed) -> None:
+        if attachment.error is not None:  # its last words failed too: there will be no others
+            self._roster.bury(attachment)
+            return
+        doing = record.doing
+        _, of_batch, batch = doing.removesuffix(f" of {attachment.address}").partition(" of batch ")
+        what = f"batch {batch}" if of_batch else doing
+        why = f"sentinel {attachment.name!r} failed on {what}: {explain(record.error)}"
+        attachment.error = SentinelFailedError(why)
+        attachment.error.__cause__ = record.error
+        if record.address != attachment.address:
+            self._send(attachment.address, Close())
+        for gate in attachment.row:
+            self._send(gate, Forget(attachment.address))
+
+    def _gate_failed(self, why: str, error: BaseException | None) -> None:
+        if self.error is None:
+            self.error = GateFailedError(why)
+            self.error.__cause__ = error
+            self._close_actors()
+
+    def _actor_lost(self, record: ActorLost) -> None:
+        """As a failure, but whoever is lost says nothing more."""
+        attachment = self._roster.owner(record.address)
+        why = f"is lost: {record.why}"
+        if attachment is not None:
+            self._sentinel_lost(attachment, record.address, why)
+        elif record.address not in self._row:
+            self._other_failed(record.address, why, None)
+        else:
+            self.lost.add(record.address)
+            self._gate_failed(f"{record.address} {why}", None)
+
+    def _cluster_lost(self, record: ClusterLost) -> None:
+        """All gates end and leave their weights, as long as there is something that carries them home."""
+        self._gate_failed(record.why, None)
+
+    def _sentinel_lost(self, attachment: Attachment, address: str, why: str) -> None:
+        attachment.error = SentinelFailedError(f"{address} {why}")
+        if address != attachment.address:
+            self._send(attachment.address, Close())
+            return
+        self._roster.bury(attachment)
+        self._send(address.replace("sentinel/", "reader/", 1), Close())
+        for gate in attachment.row:
+            self._send(gate, Forget(address))
+
+    _HANDLERS: ClassVar[dict[type, Callable[[Any, Any], None]]] = {
+        EpochDone: _epoch_done,
+        TrainingProgress: _training_progress,
+        RoundDone: _round_done,
+        BatchRefused: _batch_refused,
+        BestKept: _best_kept,
+        GateStatus: _gate_status,
+        ShardStatus: _gate_status,
+        SentinelStatus: _sentinel_status,
+        GateLeft: _gate_left,
+        SentinelEnded: _sentinel_ended,
+        ActorFailed: _actor_failed,
+        ActorLost: _actor_lost,
+        ClusterLost: _cluster_lost,
+    }

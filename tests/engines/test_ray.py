@@ -1,0 +1,573 @@
+"""The Ray engine, over processes that are its own; for what all engines promise see test_conformance.py."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+import torch
+from tests.support.engines import Note, Stage
+from torch import nn
+from torch.nn import functional as F
+from typer.testing import CliRunner
+
+import akkordeon as ak
+from akkordeon.cli.main import app
+from akkordeon.core.actor import Actor, Report, Send
+from akkordeon.core.errors import (
+    ClusterError,
+    GateFailedError,
+    RecipeError,
+    SentinelFailedError,
+    SessionError,
+)
+from akkordeon.engines.ray import engine as ray_engine
+from akkordeon.engines.ray.engine import HOME
+
+pytest.importorskip("ray", reason="Ray is not installed: pip install '.[ray]'")
+
+
+def start_cluster():
+    from tests.support.warm import start_cluster
+
+    return start_cluster()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    start_cluster()
+
+
+@pytest.fixture
+def warm():
+    from tests.support.warm import WarmRay
+
+    return WarmRay()
+
+
+def sgd(params):
+    return torch.optim.SGD(params, lr=0.1)
+
+
+def row(*modules):
+    return ak.Network([ak.Gate(module, sgd) for module in modules])
+
+
+def three_gates():
+    return row(nn.Sequential(nn.Linear(6, 16), nn.ReLU()), nn.Linear(16, 8), nn.Linear(8, 3))
+
+
+def problem(batches=40):
+    x = torch.randn(batches, 16, 6)
+    return [(rows, rows[:, :3].argmax(1)) for rows in x]
+
+
+# ── processes that die ───────────────────────────────────────────────────────────────────────────────
+
+
+def test_killed_processes_are_told_of_and_nothing_hangs():
+    """First that of the sentinels, then that of two of the gates."""
+    engine = ak.Ray(placement=[[0], [1, 2]])
+    with ak.run(three_gates(), engine=engine) as session:
+        where = engine.whereabouts()
+        assert where["gate/1"] == where["gate/2"] != where["gate/0"]
+        assert os.getpid() not in {pid for _, pid in where.values()}
+        endless = session.attach(ak.Sentinel.train(problem(), F.cross_entropy, epochs=10**6, name="endless"))
+        assert engine.wait_until(lambda: len(endless.epochs) > 1, 30)
+
+        os.kill(engine._where[HOME][1], signal.SIGKILL)
+        with pytest.raises(SentinelFailedError, match="sentinel/endless#1 is lost"):
+            endless.wait(timeout=10)
+        again = session.attach(ak.Sentinel.train(problem(), F.cross_entropy, name="again")).wait(timeout=30)
+        assert again.batches.as_tuple() == (40, 40, 0, 0)
+        assert [gate.stashed for gate in session.status(timeout=10).gates] == [0, 0, 0]
+
+        last = session.attach(ak.Sentinel.train(problem(), F.cross_entropy, epochs=10**6, name="last"))
+        assert engine.wait_until(lambda: len(last.epochs) > 1, 30)
+        os.kill(where["gate/1"][1], signal.SIGKILL)
+        with pytest.raises(GateFailedError, match=r"gate/[12] is lost: its process died \(number \d+"):
+            last.wait(timeout=10)
+        with pytest.raises(GateFailedError):
+            session.attach(ak.Sentinel.test(problem(), F.cross_entropy))
+
+
+def test_a_process_that_is_stopped_counts_as_lost_after_a_while(monkeypatch):
+    """Nothing had a deadline: of a process that hung nobody was told, ever."""
+    engine = ak.Ray()
+    with ak.run(row(nn.Linear(6, 3)), engine=engine) as session:
+        training = session.attach(ak.Sentinel.train(problem(), F.cross_entropy, epochs=10**6))
+        assert engine.wait_until(lambda: training.epochs, 30)
+        pid = engine.whereabouts()["gate/0"][1]
+        monkeypatch.setattr(ray_engine, "SILENT_S", 4.0)
+        os.kill(pid, signal.SIGSTOP)
+        with pytest.raises(GateFailedError, match=r"gate/0 is lost: its process has not answered for 4 s"):
+            training.wait(timeout=20)
+
+
+class Pulseless:
+    """The vitals of a cluster that has died, without a cluster that dies."""
+
+    def __init__(self, node=True, head=True):
+        self.node_answers, self.head_answers = lambda: node, lambda: head
+
+
+def test_every_wait_ends_when_ray_dies_on_this_machine(warm, monkeypatch):
+    """module(timeout=5) and close() waited in Ray for what had died."""
+    monkeypatch.setattr(ray_engine, "HEARTBEAT_S", 0.1)
+    with ak.run(three_gates(), engine=warm) as session:
+        training = session.attach(ak.Sentinel.train(problem(), F.cross_entropy, epochs=10**6))
+        assert warm.wait_until(lambda: training.epochs, 30)
+        warm._vitals = Pulseless(node=False)
+        with pytest.raises(GateFailedError, match=r"is lost: Ray's process on this machine .* has died"):
+            training.wait(timeout=10)
+        with pytest.raises(GateFailedError):
+            session.module(timeout=5)
+        with pytest.raises(ClusterError, match="has died"):
+            warm._answers([start_cluster()["warm/0"].pulse.remote()], 60)
+
+
+def test_a_head_that_is_away_ends_the_session_before_ray_ends_the_process(warm, monkeypatch):
+    """Ray ends the user's process after a minute, without finally: what was trained was gone."""
+    monkeypatch.setattr(ray_engine, "HEARTBEAT_S", 0.1)
+    monkeypatch.setattr(ray_engine, "HEAD_S", 0.3)
+    with ak.run(three_gates(), engine=warm) as session:
+        training = session.attach(ak.Sentinel.train(problem(), F.cross_entropy, epochs=10**6))
+        assert warm.wait_until(lambda: training.epochs, 30)
+        warm._vitals = Pulseless(head=False)
+        with pytest.raises(GateFailedError, match=r"the head of the Ray cluster has not answered for 0.3 s"):
+            training.wait(timeout=10)
+        assert len(session.module(timeout=10)) == 3  # of the weights that the gates had last
+
+
+def test_a_replica_that_is_killed_costs_its_own_work_alone_and_others_come_and_go():
+    engine = ak.Ray()
+    with ak.run(ak.Downpour(three_gates(), replicas=2), engine=engine) as session:
+        training = session.attach(ak.Sentinel.train(problem(), F.cross_entropy, epochs=10**6, name="t"))
+        assert engine.wait_until(lambda: all(len(each.epochs) > 1 for each in training), 60)
+        where = engine.whereabouts()
+        assert where["sentinel/t-1#1"] == where["replica/1/gate/0"] == where["replica/1/gate/2"]
+        assert len({where["replica/0/gate/0"], where["replica/1/gate/0"], where["shard/0"]}) == 3
+
+        os.kill(where["replica/1/gate/0"][1], signal.SIGKILL)
+        with pytest.raises((GateFailedError, SentinelFailedError), match="is lost: its process died"):
+            training[1].wait(timeout=10)
+        assert engine.wait_until(lambda: session.replicas == (0,), 10)
+        done = len(training[0].epochs)
+        assert engine.wait_until(lambda: len(training[0].epochs) > done + 1, 30)
+
+        third = session.add_replica()
+        again = session.attach(ak.Sentinel.train(problem(), F.cross_entropy, name="again", replica=third))
+        assert again.wait(timeout=60).batches.as_tuple() == (40, 40, 0, 0)
+        pid = engine.whereabouts()[f"replica/{third}/gate/0"][1]
+        session.remove_replica(third, timeout=30)
+        assert ended(pid)
+        training[0].detach()
+        assert training[0].wait(timeout=30).batches.lost == 0
+        assert session.predict(torch.randn(4, 6), timeout=30).shape == (4, 3)
+
+
+def test_a_replica_that_fails_gives_its_process_back_and_a_new_one_gets_all_its_gates_need():
+    class Limited(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.left = nn.Linear(6, 3), 30
+
+        def forward(self, x):
+            self.left -= 1
+            y = self.layer(x)
+            if self.left < 0:
+                y.register_hook(self.break_down)
+            return y
+
+        def break_down(self, gradient):
+            raise RuntimeError("worn out")
+
+    asked = []
+
+    class Asking(ak.Ray):
+        def _new_host(self, name, needs):
+            asked.append((name, dict(needs)))
+            return super()._new_host(name, needs)
+
+    gates = [ak.Gate(nn.Linear(6, 6), sgd, resources={"num_cpus": 0.1}), ak.Gate(Limited(), sgd)]
+    gates.append(ak.Gate(nn.Linear(3, 3), sgd, resources={"num_cpus": 0.2}))
+    engine = Asking()
+    with ak.run(ak.Downpour(ak.Network(gates), replicas=1), engine=engine) as session:
+        pid = engine.whereabouts()["replica/0/gate/0"][1]
+        training = session.attach(ak.Sentinel.train(problem(), F.cross_entropy, name="t"))
+        with pytest.raises(GateFailedError, match="worn out"):
+            training.wait(timeout=30)
+        assert ended(pid)
+        session.add_replica()
+    needs = dict(asked)
+    assert needs["replica/0"] == needs["replica/1"] == {"num_cpus": pytest.approx(0.3)}
+
+
+# ── networks on their own, without the command line ──────────────────────────────────────────────────
+
+
+@pytest.fixture
+def founded(monkeypatch):
+    """A network of the shared cluster: its address, its name and how to found it again."""
+    with founding(monkeypatch, "orphan", row(nn.Linear(6, 3))) as (address, found):
+        yield address, "orphan", found
+
+
+@pytest.fixture
+def founded_row(monkeypatch):
+    """Another, of two gates: its address and its name."""
+    with founding(monkeypatch, "row", row(nn.Linear(6, 6), nn.Linear(6, 3))) as (address, _):
+        yield address, "row"
+
+
+@pytest.fixture
+def founding_at(monkeypatch):
+    """The address of the shared cluster, for networks."""
+    import ray
+
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    return ray.get_runtime_context().gcs_address
+
+
+@contextlib.contextmanager
+def founding(monkeypatch, name, network):
+    import ray
+
+    from akkordeon.engines.ray import detached as networks
+
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    address = ray.get_runtime_context().gcs_address
+
+    def found():
+        networks.found(name, network, [(s.address, s.make, s.resources) for s in network.spawns(0)])
+
+    found()
+    yield address, found
+    with contextlib.suppress(ClusterError):
+        networks.end(address, name)
+
+
+def test_a_network_whose_keeper_was_killed_can_be_ended_and_founded_again(founded):
+    import ray
+
+    from akkordeon.engines.ray import detached as networks
+
+    address, name, found = founded
+    ray.kill(networks._keeper(address, name))
+    found()  # in the place of what was left
+    ray.kill(networks._keeper(address, name))
+    networks.end(address, name)
+    assert networks._leftovers(name) == []
+    with pytest.raises(ClusterError, match="no network 'orphan'"):
+        networks.end(address, name)
+
+
+def test_the_weights_of_a_network_can_be_had_when_a_gate_has_failed_or_is_lost(founded_row):
+    """They were gone with the first failure, though the other gates were alive."""
+    from akkordeon.engines.ray import detached as networks
+
+    address, name = founded_row
+    with ak.connect(f"{address}/{name}") as session:
+        assert not networks.unsaved(address, name)
+        session.attach(ak.Sentinel.train(problem(), F.cross_entropy)).wait(timeout=60)
+        trained = session.states(timeout=30)
+        kept = networks.weights(address, name)
+        assert kept.versions == {"gate/0": 40, "gate/1": 40}
+        assert kept.late == []
+        assert same(kept.states, trained)
+        assert not networks.unsaved(address, name)
+
+        session.attach(ak.Sentinel.train(problem(3), F.cross_entropy)).wait(timeout=60)
+        os.kill(session._engine.whereabouts()["gate/1"][1], signal.SIGKILL)
+        with pytest.raises(GateFailedError, match="gate/1 is lost"):
+            session.attach(ak.Sentinel.train(problem(), F.cross_entropy, epochs=10**6)).wait(timeout=30)
+        last = session.states(timeout=30)
+        assert same({"gate/1": last["gate/1"]}, {"gate/1": trained["gate/1"]})
+    kept = networks.weights(address, name)
+    assert kept.versions["gate/0"] >= 43
+    assert kept.versions["gate/1"] == 40
+    assert kept.late == ["gate/1"]
+    assert same(kept.states, last)
+
+
+def test_a_network_says_of_a_gate_that_hangs_for_how_long_and_where(monkeypatch):
+    """It said that it runs, with the last rate of a process that was stopped."""
+    from akkordeon.engines.ray import registrar as keeping
+    from akkordeon.engines.ray.registrar import Keeper, Plan
+
+    keeper = Keeper("net")
+    keeper._plan = Plan((b"", []), 0, {}, {"host": ("10.0.0.7", 42)}, {"gate/0": "host", "gate/1": "other"})
+    keeper._asked_s = {"host": time.monotonic() - 40.0, "other": time.monotonic()}
+    sentence = "gate/0 has not answered for 30 s or more (number 42 on 10.0.0.7)"
+    assert keeper.failure() == keeper.survey().failure == sentence
+    monkeypatch.setattr(keeping, "SILENT_S", 50.0)
+    assert keeper.failure() is keeper.survey().failure is None
+
+
+def test_a_network_is_saved_and_another_starts_from_what_was_saved(founding_at, tmp_path):
+    from akkordeon.experiments.packing import unpacked
+    from akkordeon.experiments.run_folder import WEIGHTS
+
+    (tmp_path / "mine.py").write_text(RECIPE)
+    recipe, first, second = f"{tmp_path}/mine.py:network", tmp_path / "first", tmp_path / "second"
+    at = ("--listen", founding_at, "--placement", "pack", "--name")
+    says("network", "start", recipe, *at, "saved")
+    with ak.connect(f"{founding_at}/saved") as session:
+        session.attach(ak.Sentinel.train(problem(), F.cross_entropy)).wait(timeout=60)
+        trained = session.module(timeout=30)
+    told = says("network", "stop", f"{founding_at}/saved", "--save", str(first))
+    assert "updates behind them: gate/0 40, gate/1 40\n'saved' has ended\n" in told
+    assert "is gone" not in told
+
+    says("network", "start", recipe, *at, "saved", "--from", str(first))
+    assert "gate/0 0, gate/1 0" in says("network", "save", f"{founding_at}/saved", str(second))
+    network = row(nn.Linear(6, 6), nn.Linear(6, 3))
+    loaded = unpacked((second / WEIGHTS).read_bytes(), network, second).module().state_dict()
+    assert all(torch.equal(tensor, loaded[name]) for name, tensor in trained.state_dict().items())
+
+    with ak.connect(f"{founding_at}/saved") as session:
+        session.attach(ak.Sentinel.train(problem(1), F.cross_entropy)).wait(timeout=60)
+    told = says("network", "stop", f"{founding_at}/saved")
+    assert "what it learned since its weights were saved last is gone" in told
+
+
+RECIPE = """
+import torch
+from torch import nn
+import akkordeon as ak
+
+def sgd(params):
+    return torch.optim.SGD(params, lr=0.1)
+
+def network():
+    return ak.Network([ak.Gate(nn.Linear(6, 6), sgd), ak.Gate(nn.Linear(6, 3), sgd)])
+"""
+
+
+def says(*command):
+    """What a command says that succeeds."""
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def same(states, others):
+    return states.keys() == others.keys() and all(
+        torch.equal(tensor, others[gate][name])
+        for gate, state in states.items()
+        for name, tensor in state.items()
+    )
+
+
+def test_a_sentinel_that_has_ended_does_not_end_another_sessions_of_its_name(founded):
+    from akkordeon.engines.ray import detached as networks
+
+    address, name, _ = founded
+    with ak.connect(f"{address}/{name}") as mine, ak.connect(f"{address}/{name}") as theirs:
+        first = mine.attach(ak.Sentinel.train(problem(), F.cross_entropy, name="t")).wait(timeout=60)
+        assert theirs._engine.wait_until(lambda: not networks.survey(address, name).sentinels, 10)
+        second = theirs.attach(ak.Sentinel.train(problem(), F.cross_entropy, epochs=10**6, name="t"))
+        first.detach()
+        assert theirs._engine.wait_until(lambda: len(second.epochs) > 5, 30)
+        mine.detach("t")  # by name it is the network's
+        assert second.wait(timeout=30).batches.lost == 0
+
+
+def ended(pid):
+    """Whether a process has ended, or does so soon."""
+    try:
+        psutil.Process(pid).wait(10)
+    except psutil.NoSuchProcess:
+        return True
+    except psutil.TimeoutExpired:
+        return False
+    return True
+
+
+# ── what travels ─────────────────────────────────────────────────────────────────────────────────────
+
+
+class Echo(Actor):
+    """Passes everything on, and tells what it got."""
+
+    def __init__(self, address, to=None):
+        self.address, self.to = address, to
+
+    def receive(self, message, now_s):
+        if self.to:
+            yield Send(self.to, message)
+        else:
+            number, payload = message.text
+            yield Report((number, payload.sum().item(), payload.dtype))
+
+
+def test_payloads_of_all_sizes_arrive_in_order_from_host_to_host(warm):
+    """Small ones travel in the call, large ones through shared memory: none overtakes another."""
+    stage = Stage(warm)
+    places = {warm._place(f"echo/{i}"): f"echo/{i}" for i in range(9)}
+    first, second = sorted(places.values())
+    warm.spawn(first, lambda: Echo(first, second))
+    warm.spawn(second, lambda: Echo(second))
+    sizes = [1, 500_000, 10, 50_000, 3] * 6
+    for number, size in enumerate(sizes):
+        warm.send(first, Note((number, torch.ones(size))))
+    heard = stage.wait_for(len(sizes), tuple)
+    warm.stop()
+    assert heard == [(number, size, torch.float32) for number, size in enumerate(sizes)]
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_module_that_works_in_place_spoils_nothing(warm):
+    x = torch.randn(8, 6)
+    network = row(nn.Linear(6, 50_000), nn.Sequential(nn.ReLU(inplace=True), nn.Linear(50_000, 3)))
+    expected = network.module()(x)
+    with ak.run(network, engine=warm) as session:
+        found = [session.predict(x, timeout=30) for _ in range(3)]
+        batches = [(x, torch.randint(3, (8,)))] * 5
+        training = session.attach(ak.Sentinel.train(batches, F.cross_entropy)).wait(timeout=30)
+    assert all(torch.allclose(each, expected, atol=1e-5) for each in found)
+    assert training.batches.trained == 5
+
+
+def test_training_on_ray_with_one_batch_in_flight_gives_the_bits_of_threads(warm):
+    batches = problem()
+    states = []
+    for engine in (ak.Threads(1), warm):
+        torch.manual_seed(0)
+        with ak.run(three_gates(), engine=engine) as session:
+            session.attach(ak.Sentinel.train(batches, F.cross_entropy, in_flight=1, epochs=2)).wait(60)
+            states.append(session.states(timeout=20))
+    for gate, state in states[0].items():
+        assert all(torch.equal(state[name], states[1][gate][name]) for name in state)
+
+
+def test_activations_travel_as_bfloat16_where_that_is_asked(warm):
+    warm.wire_dtype = torch.bfloat16
+    with ak.run(three_gates(), engine=warm) as session:
+        training = session.attach(ak.Sentinel.train(problem(), F.cross_entropy, epochs=3)).wait(timeout=30)
+    assert training.batches.trained == 120
+    assert training.epochs[-1].loss < training.epochs[0].loss
+
+
+def test_labels_stay_in_the_home_and_sources_that_cannot_travel_in_this_process(warm):
+    def source():
+        yield from problem(10)
+
+    with ak.run(three_gates(), engine=warm) as session:
+        training = session.attach(ak.Sentinel.train(source(), F.cross_entropy, name="generator"))
+        assert set(warm._local_addresses) <= {"reader/generator#1"}
+        assert warm._local._reported is warm._reported  # two locks were taken in either order
+        training.wait(timeout=30)
+        assert training.batches.as_tuple() == (10, 10, 0, 0)
+
+
+def test_a_downpour_trains_with_its_replicas_and_shards_in_hosts(warm):
+    recipe = ak.Downpour(three_gates(), replicas=2)
+    with ak.run(recipe, engine=warm) as session:
+        training = session.attach(ak.Sentinel.train(problem(), F.cross_entropy, epochs=2)).wait(timeout=60)
+        assert session.predict(torch.randn(4, 6), timeout=30).shape == (4, 3)
+    assert training.batches.as_tuple() == (80, 80, 0, 0)
+
+
+def test_parts_of_a_position_are_in_several_hosts_and_validators_see_all_of_them(warm):
+    recipe = ak.Downpour(three_gates(), replicas=2, max_shard_bytes=500)
+    assert recipe.row() == ("shard/0", "shard/1", "shard/1.1", "shard/1.2", "shard/2")
+    with ak.run(recipe, engine=warm) as session:
+        validator = session.attach(ak.Sentinel.validate(problem(5), F.cross_entropy, every_updates=20))
+        training = session.attach(ak.Sentinel.train(problem(), F.cross_entropy, epochs=2))
+        session.wait(timeout=60)
+        assert training.batches.as_tuple() == (80, 80, 0, 0)
+        assert validator.rounds[-1].loss < validator.rounds[0].loss
+        x = torch.randn(4, 6)
+        module = session.module(timeout=30)
+        torch.testing.assert_close(session.predict(x, timeout=30), module.eval()(x))
+        assert [shard.version for shard in session.status(timeout=30).gates] == [80] * 5
+        assert len({warm.whereabouts()[shard] for shard in ("shard/1", "shard/1.1", "shard/1.2")}) == 2
+
+
+def test_modules_that_this_process_finds_are_found_by_hosts(monkeypatch, tmp_path):
+    """Hosts did not look into the folders of sys.path that the user had added."""
+    (tmp_path / "found_by_path.py").write_text("from torch import nn\nclass Doubled(nn.Linear): ...\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import found_by_path
+
+    with ak.run(row(found_by_path.Doubled(6, 3)), engine=ak.Ray()) as session:
+        assert session.predict(torch.randn(4, 6), timeout=60).shape == (4, 3)
+
+
+def test_a_module_that_hosts_do_not_find_is_told_of_in_a_sentence(warm, monkeypatch, tmp_path):
+    (tmp_path / "known_here_alone.py").write_text("from torch import nn\nclass Own(nn.Linear): ...\n")
+    monkeypatch.syspath_prepend(str(tmp_path))  # the warm hosts are older
+    import known_here_alone
+
+    with pytest.raises(RecipeError, match=r"gate/0 cannot be made in another process: No module named 'kno"):
+        ak.run(row(known_here_alone.Own(6, 3)), engine=warm)
+
+
+def test_a_gate_that_cannot_travel_is_refused_by_name(warm):
+    class Locked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.source = (i for i in range(3))
+
+        def __deepcopy__(self, memo):
+            return self
+
+    with pytest.raises(RecipeError, match=r"gate/0 cannot travel to its host.*generator"):
+        ak.run(row(Locked()), engine=warm)
+
+
+# ── what is refused ──────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_wire_dtype_that_is_no_floating_point_type_is_refused():
+    with pytest.raises(RecipeError, match=r"torch.bfloat16 or torch.float16, got torch.int8"):
+        ak.Ray(wire_dtype=torch.int8)
+    with pytest.raises(RecipeError, match="got 'bf16'"):
+        ak.Ray(wire_dtype="bf16")
+
+
+def test_resources_that_ray_does_not_take_are_refused(warm):
+    wrong = ak.Network([ak.Gate(nn.Linear(6, 3), sgd, resources={"CPU": 1})])
+    with pytest.raises(RecipeError, match=r"gate/0 cannot have the resources \{'CPU': 1"):
+        ak.run(wrong, engine=ak.Ray())
+
+
+def test_recording_is_refused_in_a_sentence(tmp_path):
+    with pytest.raises(SessionError, match="cannot record yet"):
+        ak.run(three_gates(), engine=ak.Ray(), record=tmp_path / "r")
+
+
+def test_another_cluster_than_the_one_this_process_is_in_is_refused():
+    with pytest.raises(ClusterError, match="is connected to the Ray cluster at"):
+        ak.run(three_gates(), engine=ak.Ray("192.0.2.77:25520"))
+
+
+@pytest.mark.parametrize("target", ["nowhere", "127.0.0.1/net", "127.0.0.1:99999/net", "127.0.0.1:1"])
+def test_a_target_of_the_wrong_form_is_refused(target):
+    with pytest.raises(ClusterError, match="HOST:PORT"):
+        ak.connect(target)
+
+
+def test_without_ray_one_sentence_says_what_to_install():
+    code = (
+        "import sys; sys.modules['ray'] = None\n"
+        "import torch, akkordeon as ak\n"
+        "try: ak.run(ak.Network([ak.Gate(torch.nn.Linear(1, 1))]), engine='ray')\n"
+        "except ak.AkkordeonError as error: print(error)\n"
+        "try: ak.connect('127.0.0.1:1/net')\n"
+        "except ak.AkkordeonError as error: print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert (
+        done.stdout.splitlines()
+        == ["this needs Ray, which is not installed: pip install 'akkordeon[ray]'"] * 2
+    )

@@ -1,0 +1,64 @@
+"""Rules and optimizers by name: akkordeon.experiments.presets."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tests.support.harness import small_network
+from torch import nn
+
+import akkordeon as ak
+from akkordeon.core.errors import RecipeError
+from akkordeon.experiments.presets import OPTIMIZERS, RULES, optimizer_named, rule_named, with_lr
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_is_made_with_its_usual_rate_or_another(name):
+    parameters = [nn.Parameter(torch.ones(2))]
+    usual = optimizer_named(name)(parameters)
+    other = optimizer_named(name, lr=0.125)(parameters)
+    assert usual.param_groups[0]["lr"] == OPTIMIZERS[name][1]
+    assert other.param_groups[0]["lr"] == 0.125
+    assert type(usual) is type(other)
+
+
+def test_momentum_is_sgd_with_momentum():
+    (group,) = optimizer_named("momentum")([nn.Parameter(torch.ones(2))]).param_groups
+    assert group["momentum"] == 0.9
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_every_rule_has_a_name(name):
+    assert isinstance(rule_named(name), ak.Rule)
+
+
+def test_unknown_names_are_told_with_the_known_ones():
+    with pytest.raises(RecipeError, match="no optimizer 'adamax'; there are sgd, momentum, adam, adamw"):
+        optimizer_named("adamax")
+    with pytest.raises(RecipeError, match="no staleness rule 'fresh'; there are latest, stash, dc-constant"):
+        rule_named("fresh")
+
+
+def test_another_rate_is_given_to_every_optimizer_of_a_network_and_nothing_else_changes():
+    network = small_network()
+    for gate in with_lr(network, 0.25).gates:
+        (group,) = gate.optimizer(gate.module.parameters()).param_groups
+        assert (group["lr"], group["momentum"]) == (0.25, 0.9)
+    assert network.gates[0].optimizer(network.gates[0].module.parameters()).param_groups[0]["lr"] == 0.05
+
+
+def test_a_gate_without_an_optimizer_stays_without():
+    network = ak.Network([ak.Gate(nn.ReLU())])
+    assert with_lr(network, 0.25).gates[0].optimizer is None
+
+
+def test_a_rate_beside_a_scheduler_is_refused():
+    def scheduled(parameters):
+        optimizer = torch.optim.SGD(parameters, lr=0.1)
+        return optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 1)
+
+    network = with_lr(ak.Network([ak.Gate(nn.Linear(2, 2), scheduled)]), 0.5)
+    with pytest.raises(
+        RecipeError, match=r"cannot be set to 0\.5: the task's optimizers come with a scheduler"
+    ):
+        ak.run(network)

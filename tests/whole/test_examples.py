@@ -1,0 +1,107 @@
+"""The examples run, on a few made images."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.data.test_datasets import IDX_FILES, write
+
+import akkordeon as ak
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def example(name: str):
+    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write(tmp_path, IDX_FILES)
+
+
+@pytest.mark.parametrize("variant", ["ancestor", "modern"])
+def test_the_simple_example_trains_and_validates(variant, folder, capsys):
+    example("simple_akkordeon").main(folder, epochs=2, variant=variant)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:3] for line in lines if line.startswith("tdp")] == [
+        ["tdp", "epoch", "1"],
+        ["tdp", "epoch", "2"],
+    ]
+    assert lines[-1].startswith("vdp")
+
+
+@pytest.mark.parametrize("variant", ["ancestor", "modern"])
+def test_its_plain_loop_prints_the_same_lines(variant, folder, capsys):
+    example("simple_akkordeon").main(folder, epochs=2, variant=variant, plain=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines] == ["epoch", "epoch", "round"]
+
+
+def test_its_two_networks_differ_in_the_last_relu_and_the_momentum():
+    simple = example("simple_akkordeon")
+    ancestor, modern = (simple.make_network(simple.VARIANTS[name]) for name in ("ancestor", "modern"))
+    assert [len(list(gate.module.children())) for gate in ancestor.gates] == [2, 2, 2]
+    assert isinstance(modern.gates[-1].module, ak.nn.DropConnectLinear)
+    for network, momentum in ((ancestor, 0.0), (modern, 0.9)):
+        groups = [gate.optimizer(gate.module.parameters()).param_groups[0] for gate in network.gates]
+        assert [group["lr"] for group in groups] == [2e-2, 1e-2, 5e-3]
+        assert {group["momentum"] for group in groups} == {momentum}
+
+
+def test_the_larger_example_trains_with_three_sentinels_until_there_were_so_many_validations(folder, capsys):
+    example("three_sentinels").main(folder, rounds=3, seconds=30.0, validate_every=0.02)
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.split()[0] for line in lines[:-1]} == {"tdp0", "tdp1", "tdp2", "vdp"}
+    assert "after" in lines[-1]
+    assert 3 <= int(lines[-1].split()[-2]) <= 5
+
+
+def test_the_halves_of_the_larger_example_are_disjoint(folder):
+    larger = example("three_sentinels")
+    data = larger.mnist(folder)
+    everything, one, other = (trainer.batches.samples for trainer in larger.trainers(data, 1.0, 0))
+    assert (everything, one, other) == (12, 6, 6)
+
+
+@pytest.mark.parametrize("name", ["simple_akkordeon", "three_sentinels"])
+def test_run_as_a_script_it_says_what_it_needs(name, tmp_path):
+    script = [sys.executable, str(EXAMPLES / f"{name}.py"), "--data-dir", str(tmp_path)]
+    done = subprocess.run(script, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.startswith("the folder")
+    assert "lacks a file" in done.stderr
+
+
+def test_xor_begins_apart_with_lines_between_any_two_neighbouring_corners_and_is_not_right_yet():
+    xor = example("xor")
+    for seed in range(10):
+        hidden, output = xor.layers("apart", seed)
+        sides = hidden(xor.CORNERS) > 0.5
+        for one, other in ((0, 1), (0, 2), (1, 3), (2, 3)):
+            assert not sides[one].equal(sides[other])
+        predictions = output(hidden(xor.CORNERS))
+        assert ((predictions - xor.xor(xor.CORNERS)).abs() > 0.4).any()
+        for ours, usual in zip(output.parameters(), xor.layers("random", seed)[1].parameters(), strict=True):
+            assert ours.equal(usual)
+
+
+@pytest.mark.parametrize("serial", [False, True])
+def test_xor_says_what_it_predicts_and_how_many_starts_are_right(serial, monkeypatch, capsys):
+    xor = example("xor")
+    monkeypatch.setattr(xor, "EXAMPLES", 250)
+    monkeypatch.setattr(xor, "CLOSE", 1.0)
+    monkeypatch.setattr(sys, "argv", ["xor.py", "--seeds", "2", "--start", "apart", *["--serial"][:serial]])
+    xor.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["seed 0", "seed 1", "Job done"]
+    assert lines[0].count(" xor ") == 4
+    assert lines[-1].startswith("Job done: 2 of 2 starts")
