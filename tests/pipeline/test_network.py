@@ -61,9 +61,11 @@ def test_a_module_in_place_of_gates_is_refused_with_the_way_to_make_gates_of_it(
 def test_from_module_refuses_what_it_cannot_cut():
     with pytest.raises(RecipeError, match=r"cuts an nn.Sequential, got Linear"):
         ak.Network.from_module(nn.Linear(2, 2), 1, sgd)
-    for gates in (0, 3):
-        with pytest.raises(RecipeError, match=f"2 layers cannot be cut into {gates} gates"):
-            ak.Network.from_module(nn.Sequential(nn.ReLU(), nn.ReLU()), gates, sgd)
+    two_layers = nn.Sequential(nn.ReLU(), nn.ReLU())
+    with pytest.raises(RecipeError, match="2 layers cannot be cut into 3 gates"):
+        ak.Network.from_module(two_layers, 3, sgd)
+    with pytest.raises(RecipeError, match="gates is at least 1, got 0"):
+        ak.Network.from_module(two_layers, 0, sgd)
 
 
 def test_a_parameter_shared_between_gates_is_refused_by_its_names():

@@ -607,7 +607,7 @@ def test_an_engine_carries_one_session_at_a_time_and_can_be_used_again():
 def test_there_are_engines_of_two_names_and_no_other():
     with pytest.raises(RecipeError, match="no engine 'akka'"):
         ak.run(small_network(), engine="akka")
-    with pytest.raises(RecipeError, match="at least one worker, got 0"):
+    with pytest.raises(RecipeError, match="workers is at least 1, got 0"):
         ak.Threads(0)
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,7 @@ from akkordeon.core.errors import (
     SentinelFailedError,
 )
 
+SGD = partial(torch.optim.SGD, lr=0.1)
 TARGETS = torch.randint(4, (SIZE,))
 CASES: dict[str, tuple[Callable[[ak.Session], str], list[str]]] = {}
 """What is wrong: what brings it about and gives the sentence, and what must stand in that sentence."""
@@ -324,6 +327,23 @@ def test_arguments_of_another_kind_are_refused_where_the_sentinel_is_made(mistak
     given = {"batches": batches_of(1), "loss": F.cross_entropy} | mistaken
     for make in [ak.Sentinel.validate] + [ak.Sentinel.train] * ("best" not in mistaken):
         assert sentence in error_of(RecipeError, make, **given)
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: ak.Network.from_module(nn.Sequential(nn.ReLU()), "2", SGD), "gates is at least 1, got '2'"),
+        (lambda: replace(small_network(), max_staleness="3"), "max_staleness is at least 0, got '3'"),
+        (lambda: replace(small_network(), max_in_flight=1.5), "max_in_flight is a whole number, got 1.5"),
+        (lambda: ak.Threads(workers="2"), "workers is at least 1, got '2'"),
+        (lambda: ak.Downpour(small_network(), replicas="2"), "replicas is at least 1, got '2'"),
+        (lambda: ak.Downpour(small_network(), replicas=None), "replicas is at least 1, got None"),
+        (lambda: ak.Downpour(small_network(), push_every="4"), "push_every is at least 1, got '4'"),
+        (lambda: ak.Best(patience="5"), "patience is at least 1, got '5'"),
+    ],
+)
+def test_a_number_that_is_none_is_refused_by_the_name_of_its_argument(make, sentence):
+    assert error_of(RecipeError, make) == sentence
 
 
 def test_training_where_no_gate_has_an_optimizer_is_warned_about(caplog):

@@ -22,6 +22,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from akkordeon.core.checks import require_whole
 from akkordeon.core.errors import RecipeError
 from akkordeon.data.batches import as_batches
 from akkordeon.data.sources import dealt
@@ -96,11 +97,10 @@ class Downpour:
             raise RecipeError(f"fetch is 'background' or 'wait', got {self.fetch!r}")
         if self.push not in ("gradients", "differences"):
             raise RecipeError(f"push is 'gradients' or 'differences', got {self.push!r}")
-        limits = (("replicas", 1), ("warm_start", 0), ("max_staleness", 0), ("max_shard_bytes", 1))
-        for what, least in limits:
-            number = getattr(self, what)
-            if number is not None and number < least:
-                raise RecipeError(f"{what} is at least {least}, got {number}")
+        require_whole("replicas", self.replicas)
+        require_whole("warm_start", self.warm_start, 0)
+        require_whole("max_staleness", self.max_staleness, 0, optional=True)
+        require_whole("max_shard_bytes", self.max_shard_bytes, optional=True)
         if not callable(self.server_optimizer):
             raise RecipeError("server_optimizer is a function from parameters to an optimizer")
         self._check_rules(self.exchange)

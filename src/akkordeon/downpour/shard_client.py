@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from akkordeon.core.actor import Effect, Send
+from akkordeon.core.checks import require_whole
 from akkordeon.core.errors import RecipeError
 from akkordeon.core.messages import Batch, Fetch, Parameters, Push, Settle
 from akkordeon.downpour.accumulators import Differences, Gathering, Gradients
@@ -48,10 +49,8 @@ class Exchange:
 
     def __post_init__(self) -> None:
         """Refuse what could only fail later."""
-        if self.push_every < 1:
-            raise RecipeError(f"push_every is at least 1, got {self.push_every}")
-        if self.fetch_every is not None and self.fetch_every < 1:
-            raise RecipeError(f"fetch_every is at least 1, got {self.fetch_every}")
+        require_whole("push_every", self.push_every)
+        require_whole("fetch_every", self.fetch_every, optional=True)
         if self.compression not in COMPRESSIONS:
             raise RecipeError(f"compression is None, 'bf16' or 'int8', got {self.compression!r}")
         if self.differences and not self.local_step:

@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,7 +18,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 
 from akkordeon.core.actor import Actor, Effect
-from akkordeon.core.errors import RecipeError
+from akkordeon.core.checks import require_seconds
 from akkordeon.core.messages import Message
 
 __all__ = ["Engine", "Listener", "Load", "ProcessState", "bounded"]
@@ -171,6 +170,5 @@ def bounded(timeout_s: float | None) -> float | None:
     """
     if timeout_s is None:
         return None
-    if math.isnan(timeout_s):
-        raise RecipeError("a timeout is a number of seconds, got nan")
+    require_seconds("a timeout", timeout_s)
     return min(timeout_s, threading.TIMEOUT_MAX)

@@ -32,7 +32,8 @@ from typing import Any
 import torch
 
 from akkordeon.core.actor import Actor, After, Mailbox, Report, Send, Stop
-from akkordeon.core.errors import RecipeError, SessionError
+from akkordeon.core.checks import require_whole
+from akkordeon.core.errors import SessionError
 from akkordeon.core.generator import Use
 from akkordeon.core.messages import Kind, Message, describe
 from akkordeon.core.reports import ActorFailed, Undelivered
@@ -82,8 +83,7 @@ class Threads(Engine):
     _repeatable = True  # with one worker
 
     def __init__(self, workers: int | None = None) -> None:
-        if workers is not None and workers < 1:
-            raise RecipeError(f"the threads engine needs at least one worker, got {workers}")
+        require_whole("workers", workers, optional=True)
         self.workers = workers or max(2, os.cpu_count() or 2)
         self._reported = threading.Condition(threading.RLock())
         self._floor: _Floor | None = None

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from akkordeon.core.checks import require_whole
 from akkordeon.core.errors import DataError, TaskError
 from akkordeon.core.messages import explain
 from akkordeon.core.reports import Score, accuracy
@@ -70,8 +71,7 @@ class Task:
         if not isinstance(self.scores, Mapping):
             raise TaskError(f"a task's scores are a dict of functions by name, got {_kind(self.scores)}")
         for what in ("epochs", "batch_size", "in_flight"):
-            if getattr(self, what) < 1:
-                raise TaskError(f"a task's {what} is at least 1, got {getattr(self, what)}")
+            require_whole(f"a task's {what}", getattr(self, what), error=TaskError)
         for what in ("train", "validate"):
             try:
                 as_batches(getattr(self, what), self.batch_size)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from akkordeon.core.actor import Actor
+from akkordeon.core.checks import require_whole
 from akkordeon.core.errors import RecipeError, SharedParameterError
 from akkordeon.core.messages import explain
 from akkordeon.pipeline.gate import Gate, GateActor
@@ -108,10 +109,8 @@ class Network:
         for gate in self.gates:
             if not isinstance(gate, Gate):
                 raise RecipeError(f"a network is made of gates, got {type(gate).__name__}; wrap it: Gate(…)")
-        if self.max_staleness is not None and self.max_staleness < 0:
-            raise RecipeError(f"max_staleness is at least 0, got {self.max_staleness}")
-        if self.max_in_flight < 1:
-            raise RecipeError(f"max_in_flight is at least 1, got {self.max_in_flight}")
+        require_whole("max_staleness", self.max_staleness, 0, optional=True)
+        require_whole("max_in_flight", self.max_in_flight)
         if self.flat and not all(isinstance(gate.module, nn.Sequential) for gate in self.gates):
             raise RecipeError("a flat network has gates of nn.Sequential alone; leave flat=False")
         for i, gate in enumerate(self.gates):
@@ -154,7 +153,8 @@ class Network:
                 f"from_module cuts an nn.Sequential, got {type(module).__name__}; "
                 "another module is one gate: Network([Gate(module, optimizer)])"
             )
-        if not 1 <= gates <= len(module):
+        require_whole("gates", gates)
+        if gates > len(module):
             raise RecipeError(f"{len(module)} layers cannot be cut into {gates} gates")
         rule = staleness or Stash()
         return cls(

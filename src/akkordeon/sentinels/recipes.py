@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from numbers import Integral, Real
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from akkordeon.core.checks import require_above, require_whole
 from akkordeon.core.errors import RecipeError
 from akkordeon.core.payload import Payload
 from akkordeon.core.reports import Score, StreamingScore
@@ -44,8 +44,7 @@ class Best:
 
     def __post_init__(self) -> None:
         """Refuse what would never stop, or at once."""
-        if self.patience is not None and self.patience < 1:
-            raise RecipeError(f"patience is at least 1 round, got {self.patience}")
+        require_whole("patience", self.patience, optional=True)
 
     def is_better(self, value: float, than: float | None) -> bool:
         """Whether a value beats the best so far; NaN beats nothing."""
@@ -74,7 +73,7 @@ class Sentinel:
     def __post_init__(self) -> None:
         """Refuse what could only fail later."""
         for what in ("in_flight", "batch_size"):
-            _check_whole(what, getattr(self, what))
+            require_whole(what, getattr(self, what), optional=True)
         if self.split is not None and not callable(self.split):
             raise RecipeError(f"split is a function from a batch to (x, y), got {type(self.split).__name__}")
         if self.name is not None and (not self.name or set(self.name) & set("/#")):
@@ -263,7 +262,7 @@ class Training(Sentinel):
                 if weight.requires_grad:
                     raise RecipeError(OWN_WEIGHTS.format(f"{name!r}"))
         for what in ("epochs", "samples", "seconds", "report_every"):
-            _check_positive(what, getattr(self, what))
+            require_above(what, getattr(self, what), optional=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,7 +290,7 @@ class Evaluation(Sentinel):
         if self.loss is not None:
             _check_callable(self.loss)
         for what in ("every_s", "every_epoch", "every_updates"):
-            _check_positive(what, getattr(self, what))
+            require_above(what, getattr(self, what), optional=True)
         if not isinstance(self.best, Best | None):
             raise RecipeError(f"best is a Best, as in Best('loss', patience=5), got {self.best!r}")
         by = {"best": self.best.score if self.best is not None else None, "schedule_by": self.schedule_by}
@@ -334,15 +333,3 @@ def _by_name(scores: Mapping[str, Score] | None) -> dict[str, Score]:
         if not (callable(score) or isinstance(score, StreamingScore)):
             raise RecipeError(f"the score {name!r} is a function of (outputs, y) or a metric, got {score!r}")
     return dict(scores)
-
-
-def _check_positive(what: str, number: float | None) -> None:
-    if number is not None and not (isinstance(number, Real) and number > 0):
-        raise RecipeError(f"{what} is above 0, got {number!r}")
-
-
-def _check_whole(what: str, number: int | None) -> None:
-    if number is not None and not (isinstance(number, Real) and number >= 1):
-        raise RecipeError(f"{what} is at least 1, got {number!r}")
-    if number is not None and not isinstance(number, Integral):
-        raise RecipeError(f"{what} is a whole number, got {number!r}")

@@ -1,0 +1,52 @@
+"""Checks of the numbers that users give: one sentence where one is of another kind or out of range.
+
+Wherever a number comes from a user it is checked here before it is compared, since what Python says of
+``"2" < 1`` names neither the argument nor what it may be.
+"""
+
+from __future__ import annotations
+
+import math
+from numbers import Integral, Real
+from typing import Any
+
+from akkordeon.core.errors import AkkordeonError, RecipeError
+
+__all__ = ["require_above", "require_seconds", "require_whole"]
+
+
+def require_whole(
+    what: str,
+    value: Any,
+    least: int = 1,
+    *,
+    optional: bool = False,
+    error: type[AkkordeonError] = RecipeError,
+) -> None:
+    """Refuse what is no whole number, or below ``least``; None passes where it is ``optional``."""
+    if value is None and optional:
+        return
+    if not (_is_number(value) and value >= least):
+        raise error(f"{what} is at least {least}, got {value!r}")
+    if not isinstance(value, Integral):
+        raise error(f"{what} is a whole number, got {value!r}")
+
+
+def require_above(what: str, value: Any, bound: float = 0, *, optional: bool = False) -> None:
+    """Refuse what is no number above ``bound``; None passes where it is ``optional``."""
+    if value is None and optional:
+        return
+    if not (_is_number(value) and value > bound):
+        raise RecipeError(f"{what} is above {bound}, got {value!r}")
+
+
+def require_seconds(what: str, value: Any, *, optional: bool = False) -> None:
+    """Refuse what is no number of seconds, such as a string or NaN; None passes where it is ``optional``."""
+    if value is None and optional:
+        return
+    if not _is_number(value) or math.isnan(value):
+        raise RecipeError(f"{what} is a number of seconds, got {value!r}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real)
