@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
-import numpy as np
 import pytest
 import torch
 from tests.support.harness import do, reports, sends, stops
@@ -31,7 +29,7 @@ from akkordeon.core.messages import (
     SourceFailed,
 )
 from akkordeon.core.reports import BatchRefused, EpochDone, SentinelEnded, SentinelStatus, TrainingProgress
-from akkordeon.sentinels.trainer import HOPELESS, Trainer, to_targets_device
+from akkordeon.sentinels.trainer import HOPELESS, Trainer
 
 ME, ROW = "sentinel/tdp#1", ("gate/0", "gate/1", "gate/2")
 
@@ -135,26 +133,6 @@ def test_a_complex_loss_is_refused_in_a_sentence():
     do(trainer, item())
     with pytest.raises(RecipeError, match="its loss must be a real number, got complex64"):
         do(trainer, outputs(0))
-
-
-class Pair(NamedTuple):
-    one: torch.Tensor
-    other: torch.Tensor
-
-
-@pytest.mark.parametrize(
-    "form", [lambda y: (y, y), lambda y: [y, y], lambda y: {"a": [y], "b": (y,)}, lambda y: Pair(y, y)]
-)
-def test_targets_move_to_the_device_of_the_outputs_whatever_they_are_in(form):
-    moved = to_targets_device(form(torch.zeros(2)), torch.empty(2, device="meta"))
-    assert type(moved) is type(form(torch.zeros(2)))
-    parts = [part for value in (moved.values() if isinstance(moved, dict) else [moved]) for part in value]
-    assert [part.device.type for part in parts] == ["meta", "meta"]
-
-
-@pytest.mark.parametrize("y", [None, "cat", 3, np.zeros(2), {"words"}])
-def test_targets_of_other_kinds_come_to_the_loss_as_they_are(y):
-    assert to_targets_device(y, torch.empty(2, device="meta")) is y
 
 
 def test_the_gradient_of_the_loss_goes_to_the_last_gate():

@@ -43,7 +43,7 @@ from akkordeon.experiments.schedules.compare import compare
 from akkordeon.experiments.schedules.measure_costs import from_operations, measure
 from akkordeon.experiments.schedules.world import Plan
 from akkordeon.pipeline.network import Network
-from akkordeon.sentinels.recipes import Loss
+from akkordeon.sentinels.loss import Loss
 from akkordeon.watch.summary import summary
 
 __all__ = ["Row", "Scenario", "load", "train"]

@@ -28,7 +28,7 @@ from akkordeon.data.batches import Batches, as_batches
 from akkordeon.experiments.presets import optimizer_named
 from akkordeon.pipeline.gate import Gate
 from akkordeon.pipeline.network import Network
-from akkordeon.sentinels.recipes import Loss
+from akkordeon.sentinels.loss import Loss
 
 __all__ = ["NAMED", "Task", "digits", "fashion_mnist", "load_network", "load_task", "mnist", "xor"]
 

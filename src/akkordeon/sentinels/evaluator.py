@@ -52,8 +52,8 @@ from akkordeon.core.reports import (
     SentinelEnded,
     SentinelStatus,
 )
+from akkordeon.sentinels.loss import LossInputs, loss_of, to_targets_device
 from akkordeon.sentinels.recipes import Evaluation
-from akkordeon.sentinels.trainer import LossInputs, loss_of, to_targets_device
 
 __all__ = ["Evaluator"]
 

@@ -6,26 +6,18 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from akkordeon.core.checks import require_above, require_whole
 from akkordeon.core.errors import RecipeError
 from akkordeon.core.payload import Payload
 from akkordeon.core.reports import Score, StreamingScore
+from akkordeon.sentinels.loss import OWN_WEIGHTS, Loss, check_loss
 
-__all__ = ["Best", "Evaluation", "Loss", "Sentinel", "Split", "Training"]
-
-Loss = Callable[[Any, Any], Tensor]
-"""From (outputs, targets) to one number, the mean over the batch."""
+__all__ = ["Best", "Evaluation", "Sentinel", "Split", "Training"]
 
 Split = Callable[[Any], tuple[Any, Any]]
 """From a batch, as its source gives it, to (x, y)."""
-
-OWN_WEIGHTS = (
-    "its loss has a trainable weight of its own, {}, which no optimizer has, so it would never learn; "
-    "make it part of a gate, or freeze it with requires_grad_(False)"
-)
-"""Why such a loss is refused; to be filled in with which weight it is."""
 
 
 @dataclass(frozen=True)
@@ -256,7 +248,7 @@ class Training(Sentinel):
         if self.in_flight is None:
             raise RecipeError("in_flight of a training sentinel is a whole number of at least 1, got None")
         Sentinel.__post_init__(self)
-        _check_callable(self.loss)
+        check_loss(self.loss)
         if isinstance(self.loss, nn.Module):
             for name, weight in self.loss.named_parameters():
                 if weight.requires_grad:
@@ -288,7 +280,7 @@ class Evaluation(Sentinel):
         """Refuse what could only fail later."""
         Sentinel.__post_init__(self)
         if self.loss is not None:
-            _check_callable(self.loss)
+            check_loss(self.loss)
         for what in ("every_s", "every_epoch", "every_updates"):
             require_above(what, getattr(self, what), optional=True)
         if not isinstance(self.best, Best | None):
@@ -308,16 +300,6 @@ class Evaluation(Sentinel):
     def rounds(self) -> int | None:
         """How many rounds there will be; None if nobody knows."""
         return 1 if self.ends_by_itself else None
-
-
-def _check_callable(loss: object) -> None:
-    if isinstance(loss, type) and issubclass(loss, nn.Module):
-        raise RecipeError(
-            f"loss is a function of (outputs, targets), got the class {loss.__name__}; "
-            f"make one of it: {loss.__name__}()"
-        )
-    if not callable(loss):
-        raise RecipeError(f"loss is a function of (outputs, targets), got {type(loss).__name__}")
 
 
 def _by_name(scores: Mapping[str, Score] | None) -> dict[str, Score]:

@@ -13,15 +13,12 @@ import math
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from akkordeon.core.actor import Actor, After, Effect, Report, Send, Stop
-from akkordeon.core.autograd import gradients
-from akkordeon.core.errors import DataError, RecipeError
+from akkordeon.core.errors import DataError
 from akkordeon.core.messages import (
     Attach,
     Backward,
@@ -40,7 +37,7 @@ from akkordeon.core.messages import (
     Settled,
     SourceFailed,
 )
-from akkordeon.core.payload import Payload, copy_of, is_floating, map_nested, map_tensors, samples, tensors
+from akkordeon.core.payload import map_tensors, samples
 from akkordeon.core.reports import (
     BatchCount,
     BatchRefused,
@@ -52,9 +49,10 @@ from akkordeon.core.reports import (
     Tally,
     TrainingProgress,
 )
-from akkordeon.sentinels.recipes import OWN_WEIGHTS, Loss, Training
+from akkordeon.sentinels.loss import LossInputs, check_graph, gradient_of, leaf_of, loss_of, to_targets_device
+from akkordeon.sentinels.recipes import Training
 
-__all__ = ["LossInputs", "Trainer", "loss_of", "to_targets_device"]
+__all__ = ["Trainer"]
 
 READ_AHEAD = 2
 """Batches are asked for in blocks of as many as may be in flight; so many blocks lie ahead at most."""
@@ -243,7 +241,7 @@ class Trainer(Actor):
         batch, flight = message.batch, self._flights.get(message.batch)
         if flight is None:
             return
-        leaves = map_tensors(_leaf, message.payload)
+        leaves = map_tensors(leaf_of, message.payload)
         targets = to_targets_device(flight.y, leaves)
         with torch.enable_grad():
             given = LossInputs(leaves)
@@ -255,9 +253,9 @@ class Trainer(Actor):
             yield from self._give_up(refused, self._row, now_s)
             return
         if not self._loss_checked:
-            _check_graph(loss, leaves)
+            check_graph(loss, leaves)
             self._loss_checked = True
-        gradient = _gradient(loss, leaves)
+        gradient = gradient_of(loss, leaves)
         flight.turned = True
         yield Send(self._row[-1], Backward(batch, gradient))
         with torch.no_grad():
@@ -467,87 +465,3 @@ class Trainer(Actor):
                 batches=self.batches + BatchCount(),
             )
         )
-
-
-def loss_of(function: Loss, outputs: Any, targets: Any) -> Tensor:
-    """The loss of a batch, one number.
-
-    Raises:
-        RecipeError: the function gives something else.
-    """
-    loss = function(outputs, targets)
-    if not isinstance(loss, Tensor):
-        raise RecipeError(f"its loss must be a tensor with one number, got a {type(loss).__name__}")
-    if loss.is_complex():
-        raise RecipeError(f"its loss must be a real number, got {str(loss.dtype).removeprefix('torch.')}")
-    if loss.numel() != 1:
-        raise RecipeError(f"its loss must be one number, got shape {tuple(loss.shape)}; take the mean")
-    return loss
-
-
-def to_targets_device(y: Any, outputs: Payload) -> Any:
-    """The targets where the outputs are, in whatever tuples, lists and dicts they come."""
-    return _moved(y, next(tensors(outputs)).device)
-
-
-def _moved(y: Any, device: torch.device) -> Any:
-    if isinstance(y, Tensor):
-        return y if y.device == device else y.to(device)
-    return map_nested(partial(_moved, device=device), y)
-
-
-class LossInputs:
-    """Outputs as a loss or a score may have them: it may write into them and change their dict.
-
-    The copies are no leaves, so that autograd follows what is written into them, as in a plain loop. Nobody
-    else sees it: the outputs themselves are still the gate's, and the sentinel's for the gradient.
-    """
-
-    def __init__(self, outputs: Payload) -> None:
-        self._outputs = outputs
-        self.payload = map_tensors(copy_of, outputs)
-        self._copies = tuple(tensors(self.payload))
-
-    def unchanged(self) -> Payload:
-        """The outputs as they were, again for somebody who may write into them."""
-        if any(one._version for one in self._copies):
-            return map_tensors(_copy, self._outputs)
-        copies = iter(self._copies)
-        return map_tensors(lambda _: next(copies).detach(), self._outputs)
-
-
-def _leaf(output: Tensor) -> Tensor:
-    leaf = output.detach()
-    return leaf.requires_grad_() if is_floating(leaf) else leaf
-
-
-def _copy(output: Tensor) -> Tensor:
-    return copy_of(output.detach())
-
-
-def _check_graph(loss: Tensor, leaves: Payload) -> None:
-    """Refuse a loss with trainable weights of its own: no optimizer has them, so they would never learn.
-
-    Raises:
-        RecipeError: it has some.
-    """
-    known = {id(leaf) for leaf in tensors(leaves)}
-    nodes, seen = [loss.grad_fn], set()
-    while nodes:
-        node = nodes.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        weight = getattr(node, "variable", None)
-        if weight is not None and id(weight) not in known:
-            raise RecipeError(OWN_WEIGHTS.format(f"of shape {tuple(weight.shape)}"))
-        nodes.extend(following for following, _ in node.next_functions)
-
-
-def _gradient(loss: Tensor, leaves: Payload) -> Payload:
-    """The gradient of the loss by the outputs, in their form; None where there is none."""
-    if not loss.requires_grad:
-        raise RecipeError("its loss does not depend on the network's outputs; there is nothing to learn")
-    wanted = [leaf for leaf in tensors(leaves) if leaf.requires_grad]
-    found = iter(gradients([loss], wanted, [torch.ones_like(loss)]))
-    return map_tensors(lambda leaf: next(found) if leaf.requires_grad else None, leaves)

@@ -20,8 +20,9 @@ from akkordeon.core.messages import Attach
 from akkordeon.core.payload import Payload, tensors
 from akkordeon.engines.simulator.compute import Cost
 from akkordeon.pipeline.network import Network
+from akkordeon.sentinels.loss import Loss
 from akkordeon.sentinels.reader import Reader
-from akkordeon.sentinels.recipes import Loss, Sentinel
+from akkordeon.sentinels.recipes import Sentinel
 from akkordeon.sentinels.trainer import Trainer
 
 __all__ = ["Stopwatch", "from_operations", "measure"]

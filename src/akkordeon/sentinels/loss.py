@@ -1,0 +1,129 @@
+"""The loss of a batch: what a sentinel gives a loss function, and the gradient that it sends back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from akkordeon.core.autograd import gradients, graph_behind
+from akkordeon.core.errors import RecipeError
+from akkordeon.core.payload import Payload, copy_of, is_floating, map_nested, map_tensors, tensors
+
+__all__ = [
+    "OWN_WEIGHTS",
+    "Loss",
+    "LossInputs",
+    "check_graph",
+    "check_loss",
+    "gradient_of",
+    "leaf_of",
+    "loss_of",
+    "to_targets_device",
+]
+
+Loss = Callable[[Any, Any], Tensor]
+"""From (outputs, targets) to one number, the mean over the batch."""
+
+OWN_WEIGHTS = (
+    "its loss has a trainable weight of its own, {}, which no optimizer has, so it would never learn; "
+    "make it part of a gate, or freeze it with requires_grad_(False)"
+)
+"""Why such a loss is refused; to be filled in with which weight it is."""
+
+
+def check_loss(loss: object) -> None:
+    """Refuse what cannot be called with (outputs, targets).
+
+    Raises:
+        RecipeError: it cannot.
+    """
+    if isinstance(loss, type) and issubclass(loss, nn.Module):
+        raise RecipeError(
+            f"loss is a function of (outputs, targets), got the class {loss.__name__}; "
+            f"make one of it: {loss.__name__}()"
+        )
+    if not callable(loss):
+        raise RecipeError(f"loss is a function of (outputs, targets), got {type(loss).__name__}")
+
+
+def to_targets_device(y: Any, outputs: Payload) -> Any:
+    """The targets where the outputs are, in whatever tuples, lists and dicts they come."""
+    return _moved(y, next(tensors(outputs)).device)
+
+
+def _moved(y: Any, device: torch.device) -> Any:
+    if isinstance(y, Tensor):
+        return y if y.device == device else y.to(device)
+    return map_nested(partial(_moved, device=device), y)
+
+
+class LossInputs:
+    """Outputs as a loss or a score may have them: it may write into them and change their dict.
+
+    The copies are no leaves, so that autograd follows what is written into them, as in a plain loop. Nobody
+    else sees it: the outputs themselves are still the gate's, and the sentinel's for the gradient.
+    """
+
+    def __init__(self, outputs: Payload) -> None:
+        self._outputs = outputs
+        self.payload = map_tensors(copy_of, outputs)
+        self._copies = tuple(tensors(self.payload))
+
+    def unchanged(self) -> Payload:
+        """The outputs as they were, again for somebody who may write into them."""
+        if any(one._version for one in self._copies):
+            return map_tensors(_copy, self._outputs)
+        copies = iter(self._copies)
+        return map_tensors(lambda _: next(copies).detach(), self._outputs)
+
+
+def _copy(output: Tensor) -> Tensor:
+    return copy_of(output.detach())
+
+
+def leaf_of(output: Tensor) -> Tensor:
+    """An output as a leaf of the graph of the loss."""
+    leaf = output.detach()
+    return leaf.requires_grad_() if is_floating(leaf) else leaf
+
+
+def loss_of(function: Loss, outputs: Any, targets: Any) -> Tensor:
+    """The loss of a batch, one number.
+
+    Raises:
+        RecipeError: the function gives something else.
+    """
+    loss = function(outputs, targets)
+    if not isinstance(loss, Tensor):
+        raise RecipeError(f"its loss must be a tensor with one number, got a {type(loss).__name__}")
+    if loss.is_complex():
+        raise RecipeError(f"its loss must be a real number, got {str(loss.dtype).removeprefix('torch.')}")
+    if loss.numel() != 1:
+        raise RecipeError(f"its loss must be one number, got shape {tuple(loss.shape)}; take the mean")
+    return loss
+
+
+def check_graph(loss: Tensor, leaves: Payload) -> None:
+    """Refuse a loss with trainable weights of its own: no optimizer has them, so they would never learn.
+
+    Raises:
+        RecipeError: it has some.
+    """
+    known = {id(leaf) for leaf in tensors(leaves)}
+    for node in graph_behind([loss]):
+        weight = getattr(node, "variable", None)
+        if weight is not None and id(weight) not in known:
+            raise RecipeError(OWN_WEIGHTS.format(f"of shape {tuple(weight.shape)}"))
+
+
+def gradient_of(loss: Tensor, leaves: Payload) -> Payload:
+    """The gradient of the loss by the outputs, in their form; None where there is none."""
+    if not loss.requires_grad:
+        raise RecipeError("its loss does not depend on the network's outputs; there is nothing to learn")
+    wanted = [leaf for leaf in tensors(leaves) if leaf.requires_grad]
+    found = iter(gradients([loss], wanted, [torch.ones_like(loss)]))
+    return map_tensors(lambda leaf: next(found) if leaf.requires_grad else None, leaves)
