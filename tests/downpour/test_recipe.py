@@ -211,7 +211,7 @@ def test_validation_prediction_and_modules_are_of_the_master_weights():
 def test_a_downpour_can_be_pickled_with_its_factories_and_spawns():
     recipe = ak.Downpour(ak.Network([ak.Gate(nn.Linear(2, 2), SGD)]))
     again = pickle.loads(pickle.dumps(recipe))
-    assert again.exchange == recipe.exchange
+    assert again.sync_policy == recipe.sync_policy
     for spawn in pickle.loads(pickle.dumps(list(recipe.spawns(0)))):
         assert spawn.make().address == spawn.address
 

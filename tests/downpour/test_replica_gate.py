@@ -26,7 +26,8 @@ from akkordeon.core.messages import (
     Settle,
     Settled,
 )
-from akkordeon.downpour.replica_gate import DROPPED_MAX, Exchange, ReplicaGate
+from akkordeon.downpour.replica_gate import DROPPED_MAX, ReplicaGate
+from akkordeon.downpour.shard_client import SyncPolicy
 from akkordeon.pipeline.stage import Place
 
 SGD = partial(torch.optim.SGD, lr=0.5)
@@ -34,7 +35,7 @@ X = torch.tensor([[1.0, 2.0]])
 G = torch.tensor([[1.0]])
 
 
-def replica(module=None, optimizer=SGD, place=None, gate=None, **exchange) -> ReplicaGate:
+def replica(module=None, optimizer=SGD, place=None, gate=None, **policy) -> ReplicaGate:
     """The only gate of a replica; its weight is (0, 0), so its gradient is X for each batch."""
     if module is None:
         module = nn.Linear(2, 1, bias=False)
@@ -42,7 +43,7 @@ def replica(module=None, optimizer=SGD, place=None, gate=None, **exchange) -> Re
     return ReplicaGate(
         ak.Gate(module, optimizer, **(gate or {})),
         Place("r/gate/0", 0, **(place or {})),
-        Exchange(**exchange),
+        SyncPolicy(**policy),
         "shard/0",
     )
 
@@ -383,4 +384,4 @@ def test_buffers_travel_with_pushes():
 )
 def test_an_exchange_that_cannot_be_is_refused(wrong, sentence):
     with pytest.raises(RecipeError, match=sentence):
-        Exchange(**wrong)
+        SyncPolicy(**wrong)

@@ -31,7 +31,7 @@ from akkordeon.core.messages import (
     Settled,
 )
 from akkordeon.core.reports import GateLeft, ShardStatus
-from akkordeon.downpour.shard import ParameterShard, ShardActor, Speeds
+from akkordeon.downpour.shard import ParameterShard, ShardActor
 from akkordeon.pipeline.stage import Place
 
 SGD = partial(torch.optim.SGD, lr=0.5)
@@ -181,8 +181,7 @@ def test_nothing_stays_of_a_replica_that_left():
     assert not actor._lent
     assert not actor._forgotten
     assert not actor._dropped
-    assert actor._speeds is not None
-    assert not actor._speeds._since_s
+    assert not actor._steps_by_speed._since_s
 
 
 def test_no_gradient_is_not_a_gradient_of_zero():
@@ -320,17 +319,6 @@ def test_who_asked_before_it_died_is_not_taken_for_the_first():
 
 
 # ── steps by speed ───────────────────────────────────────────────────────────────────────────────────
-
-
-def test_the_fastest_makes_all_steps_and_others_as_many_as_fit_into_its_time():
-    speeds = Speeds(16)
-    for who, steps, at_s in (("fast", 16, 4.0), ("half", 16, 8.0), ("slow", 16, 40.0)):
-        speeds.begins(who, 0.0)
-        assert speeds.steps(who) is None
-        speeds.pushed(who, steps, at_s)
-    assert [speeds.steps(who) for who in ("fast", "half", "slow")] == [16, 8, 1]
-    speeds.leaves("fast")
-    assert [speeds.steps(who) for who in ("half", "slow")] == [16, 3]
 
 
 def test_a_replica_is_told_its_steps_with_its_weights():

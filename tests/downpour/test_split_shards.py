@@ -42,9 +42,10 @@ from akkordeon.core.messages import (
 )
 from akkordeon.core.reports import GateLeft, ShardStatus
 from akkordeon.data import datasets
-from akkordeon.downpour.replica_gate import Exchange, ReplicaGate
-from akkordeon.downpour.shard import ParameterShard
-from akkordeon.downpour.split_shard import FrontActor, PartActor, divided, part_of
+from akkordeon.downpour.replica_gate import ReplicaGate
+from akkordeon.downpour.shard import ParameterShard, ShardActor
+from akkordeon.downpour.shard_client import SyncPolicy
+from akkordeon.downpour.split_shard import FrontRole, PartRole, divide_weights, part_of
 from akkordeon.engines.simulator.compute import Compute, Cost, Slowdown
 from akkordeon.engines.simulator.distributions import Exponential
 from akkordeon.engines.simulator.faults import Crash
@@ -84,14 +85,14 @@ def trained(recipe, batches, engine=None, **sentinel):
 )
 def test_tensors_are_dealt_out_whole_and_in_order_up_to_the_limit(limit, parts):
     module = nn.Sequential(nn.Linear(4, 4), nn.Linear(3, 2))  # 16, 4, 6 and 2 numbers
-    assert divided(module, limit) == parts
+    assert divide_weights(module, limit) == parts
 
 
 def test_weights_that_do_not_train_belong_to_no_part():
     module = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     module[0].requires_grad_(False)
-    assert divided(module, TENSOR) == [(2,), (3,)]
-    assert divided(nn.ReLU(), TENSOR) == []
+    assert divide_weights(module, TENSOR) == [(2,), (3,)]
+    assert divide_weights(nn.ReLU(), TENSOR) == []
 
 
 def test_a_part_has_its_weights_under_their_names_and_travels_without_the_others():
@@ -200,26 +201,31 @@ def test_a_recurrent_layer_can_be_split():
 # ── a front and its parts, by hand ───────────────────────────────────────────────────────────────────
 
 
-def position() -> tuple[FrontActor, PartActor, PartActor]:
+def position() -> tuple[ShardActor, ShardActor, ShardActor]:
     """A position of a weight and a bias, each in a part of its own."""
     module = nn.Linear(2, 1)
     parts = {"shard/0.1": (0,), "shard/0.2": (1,)}
-    front = FrontActor(ParameterShard(module, None), Place("shard/0", 0), parts)
+    empty = ParameterShard(module, None, held_elsewhere=(0, 1))
+    front = ShardActor(empty, Place("shard/0", 0), partial(FrontRole, parts))
     one, other = (
-        PartActor(ParameterShard(part_of(module, places), SGD), Place(part, 0, previous), "shard/0")
-        for (part, places), previous in zip(parts.items(), ("shard/0", "shard/0.1"), strict=True)
+        ShardActor(
+            ParameterShard(part_of(module, indices), SGD),
+            Place(part, 0, previous),
+            partial(PartRole, "shard/0"),
+        )
+        for (part, indices), previous in zip(parts.items(), ("shard/0", "shard/0.1"), strict=True)
     )
     return front, one, other
 
 
-def cut_at(part: PartActor, number: int = 0) -> tuple[Parameters, Cut]:
+def cut_at(part: ShardActor, number: int = 0) -> tuple[Parameters, Cut]:
     """What a part sends to the front, and the cut as it goes on."""
     weights, cut = do(part, Cut(CutId("s", number)))
     assert (weights.to, cut.to) == ("shard/0", part.place.previous)
     return weights.message, cut.message
 
 
-def learned(part: PartActor, *gradient) -> None:
+def learned(part: ShardActor, *gradient) -> None:
     do(part, Push("r", part.version, 1, gradient))
 
 
@@ -261,8 +267,8 @@ def test_a_cut_of_a_sentinel_that_has_died_is_not_pinned_and_leaves_nothing():
     (passed,) = sends(do(front, cut_at(one)[0], cut_at(other)[0]))
     assert isinstance(passed, Cut)
     assert front.pins == {}
-    assert not front._cuts
-    assert not any(front._came.values())
+    assert not front.role._cuts
+    assert not any(front.role._came.values())
 
 
 def test_everything_is_exported_and_left_behind_once_by_whoever_holds_it():
@@ -281,10 +287,10 @@ def test_everything_is_exported_and_left_behind_once_by_whoever_holds_it():
 G, X = torch.tensor([[1.0]]), torch.tensor([[1.0, 2.0]])
 
 
-def replica(**exchange) -> ReplicaGate:
+def replica(**policy) -> ReplicaGate:
     parts = {"shard/0.1": (0,), "shard/0.2": (1,)}
     gate = ak.Gate(nn.Linear(2, 1), SGD)
-    return ReplicaGate(gate, Place("r/gate/0", 0), Exchange(**exchange), "shard/0", parts)
+    return ReplicaGate(gate, Place("r/gate/0", 0), SyncPolicy(**policy), "shard/0", parts)
 
 
 def lent(shard: str, version: int, value: float = 0.0) -> Parameters:
@@ -447,7 +453,7 @@ def test_a_replica_that_leaves_leaves_nothing_behind(leaves):
         for address in recipe.row():
             shard = engine._cells[address].actor
             assert not any(asker.startswith("replica/0/") for asker in shard._lent)
-            assert all(asker.startswith("replica/1/") for asker in shard._speeds._per_s)
+            assert all(asker.startswith("replica/1/") for asker in shard._steps_by_speed._per_s)
             assert sum(map(len, shard._lent.values())) <= 3  # what two batches in flight may go back to
 
 
@@ -522,9 +528,10 @@ def test_in_any_world_batches_and_pushes_are_conserved_and_nothing_hangs(world, 
             if world["max_staleness"] is None and crash is None and not world["steps_by_speed"]:
                 assert shard.version == sum(-(-a.batches.trained // world["push_every"]) for a in training)
         for address, cell in engine._cells.items():
-            if isinstance(cell.actor, FrontActor):
-                assert not cell.actor._cuts, address
-                assert not any(cell.actor._came.values())
+            role = getattr(cell.actor, "role", None)
+            if isinstance(role, FrontRole):
+                assert not role._cuts, address
+                assert not any(role._came.values())
 
 
 @pytest.mark.parametrize("engine", LOCAL)

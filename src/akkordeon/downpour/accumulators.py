@@ -1,4 +1,4 @@
-"""What a replica gathers between two pushes: the sum of its gradients, or how far its weights have come."""
+"""What a replica adds up between two pushes: its gradients, or how far its weights have come."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["Differences", "Gathering", "Gradients"]
+__all__ = ["Accumulator", "GradientSum", "WeightDelta"]
 
 Tensors = Sequence[Tensor]
 
 
-class Gathering(ABC):
-    """Gathers over the steps of one gate of one replica; all of it in the order of its trainable weights."""
+class Accumulator(ABC):
+    """Adds up the steps of one gate of one replica; all of it in the order of its trainable weights."""
 
     @abstractmethod
     def add(self, gradients: Sequence[Tensor | None]) -> None:
@@ -22,17 +22,17 @@ class Gathering(ABC):
 
     @abstractmethod
     def take(self, now: Tensors) -> list[Tensor | None]:
-        """All that was gathered, in memory nobody else has; and start again from the weights as they are."""
+        """The total, in memory nobody else has; and start again from the weights as they are."""
 
     @abstractmethod
-    def onto(self, fetched: Tensors, now: Tensors) -> Tensors:
+    def continue_from(self, fetched: Tensors, now: Tensors) -> Tensors:
         """The weights to go on with, when these have been fetched, in memory that nobody else has.
 
         A module may write to its weights; what was fetched is the shard's own memory, where no copy was made.
         """
 
 
-class Gradients(Gathering):
+class GradientSum(Accumulator):
     """The sum of gradients, not their mean, as in Downpour (Dean et al. 2012)."""
 
     def __init__(self) -> None:
@@ -55,16 +55,16 @@ class Gradients(Gathering):
                 self._sums[i] = sum_ + gradient if gradient.is_sparse else gradient + sum_
 
     def take(self, now: Tensors) -> list[Tensor | None]:
-        """The sums; see :class:`Gathering`."""
+        """The sums; see :class:`Accumulator`."""
         sums, self._sums = self._sums, []
         return sums or [None] * len(now)
 
-    def onto(self, fetched: Tensors, now: Tensors) -> Tensors:
+    def continue_from(self, fetched: Tensors, now: Tensors) -> Tensors:
         """What was fetched: local steps are in the sums, and come back with the next fetch."""
         return [weight.clone() for weight in fetched]
 
 
-class Differences(Gathering):
+class WeightDelta(Accumulator):
     """Start minus now, the pseudo-gradient of local SGD: an optimizer that *subtracts* it goes our way.
 
     Args:
@@ -80,13 +80,13 @@ class Differences(Gathering):
         self._steps += 1
 
     def take(self, now: Tensors) -> list[Tensor | None]:
-        """How far the weights have come, negative; see :class:`Gathering`."""
+        """How far the weights have come, negative; see :class:`Accumulator`."""
         with torch.no_grad():
             found: list[Tensor | None] = [a - b for a, b in zip(self._start, now, strict=True)]
         self._start, self._steps = list(now), 0
         return found
 
-    def onto(self, fetched: Tensors, now: Tensors) -> Tensors:
+    def continue_from(self, fetched: Tensors, now: Tensors) -> Tensors:
         """What was fetched, and on top of it the steps since the last push, which it cannot contain."""
         start, self._start = self._start, list(fetched)
         if not self._steps:

@@ -6,7 +6,7 @@ shard/0            shard/1          cuts, evaluations and checkpoints: the maste
 ⇅                  ⇅
 replica/1/gate/0 ⇄ replica/1/gate/1
 
-A position may have several shards (parts.py); the row of shards then has all of them, the front of each
+A position may have several shards (split_shard.py); the row of shards then has all of them, the front of each
 position before its parts.
 """
 
@@ -26,9 +26,10 @@ from akkordeon.core.checks import require_whole
 from akkordeon.core.errors import RecipeError
 from akkordeon.data.batches import as_batches
 from akkordeon.data.sources import dealt
-from akkordeon.downpour.replica_gate import Exchange, ReplicaGate, writes_sentence
-from akkordeon.downpour.shard import ParameterShard, ShardActor
-from akkordeon.downpour.split_shard import FrontActor, PartActor, Places, divided, part_of
+from akkordeon.downpour.replica_gate import ReplicaGate, writes_sentence
+from akkordeon.downpour.shard import ParameterShard, ShardActor, WeightIndices
+from akkordeon.downpour.shard_client import SyncPolicy
+from akkordeon.downpour.split_shard import FrontRole, PartRole, divide_weights, part_of
 from akkordeon.pipeline.gate import Gate, GateActor
 from akkordeon.pipeline.network import Network, Spawn
 from akkordeon.pipeline.stage import Place
@@ -103,7 +104,7 @@ class Downpour:
         require_whole("max_shard_bytes", self.max_shard_bytes, optional=True)
         if not callable(self.server_optimizer):
             raise RecipeError("server_optimizer is a function from parameters to an optimizer")
-        self._check_rules(self.exchange)
+        self._check_rules(self.sync_policy)
         for i, gate in enumerate(self.network.gates):
             self._check_module(i, gate.module)
 
@@ -116,21 +117,21 @@ class Downpour:
                 why = writes_sentence(f"{name}.weight".lstrip("."), learns)
                 raise RecipeError(f"gate {i} has an embedding with max_norm: {why}")
 
-    def _check_rules(self, exchange: Exchange) -> None:
-        if self.staleness.uses_old_weights and (exchange.local_step or exchange.push_every > 1):
+    def _check_rules(self, policy: SyncPolicy) -> None:
+        if self.staleness.uses_old_weights and (policy.local_step or policy.push_every > 1):
             raise RecipeError(
                 f"{type(self.staleness).__name__} needs the weights a push was computed at, but shards know "
                 "only what they lent: use push_every=1 and local_step=False with it"
             )
-        if exchange.differences and not all(gate.staleness.keeps_weights for gate in self.network.gates):
+        if policy.differences and not all(gate.staleness.keeps_weights for gate in self.network.gates):
             raise RecipeError(
                 "push='differences' needs gates that keep weights, as Stash() does and Latest() not"
             )
 
     @property
-    def exchange(self) -> Exchange:
+    def sync_policy(self) -> SyncPolicy:
         """What the gates of a replica and their shards have to do with each other."""
-        return Exchange(
+        return SyncPolicy(
             push_every=self.push_every,
             fetch_every=self.fetch_every,
             wait=self.fetch == "wait",
@@ -157,15 +158,15 @@ class Downpour:
 
     def shards(self) -> list[tuple[str, ...]]:
         """The addresses of the shards of each position, head first: one, or its front and its parts."""
-        return [(f"shard/{i}", *self._parts(i)) for i in range(len(self.gates))]
+        return [(f"shard/{i}", *self._weights_of_parts(i)) for i in range(len(self.gates))]
 
-    def _parts(self, i: int) -> dict[str, Places]:
+    def _weights_of_parts(self, i: int) -> dict[str, WeightIndices]:
         """Which weights each part of a position holds, by address; empty where one shard holds them all."""
         gate = self.gates[i]
         if self.max_shard_bytes is None or gate.optimizer is None:
             return {}
-        parts = divided(gate.module, self.max_shard_bytes)
-        return {f"shard/{i}.{n}": places for n, places in enumerate(parts, 1)} if len(parts) > 1 else {}
+        parts = divide_weights(gate.module, self.max_shard_bytes)
+        return {f"shard/{i}.{n}": indices for n, indices in enumerate(parts, 1)} if len(parts) > 1 else {}
 
     def row_of(self, sentinel: Sentinel) -> tuple[str, ...]:
         """Whom a sentinel talks to: one that trains to a replica, all others to the shards.
@@ -212,19 +213,20 @@ class Downpour:
     def _shard_spawns(self, seed: int) -> Iterator[Spawn]:
         previous = dict(zip(self.row(), (None, *self.row()), strict=False))
         for i, gate in enumerate(self.gates):
-            front, parts, shard = f"shard/{i}", self._parts(i), self._shard(gate)
+            front, parts, shard = f"shard/{i}", self._weights_of_parts(i), self._shard(gate)
             after = f"shard/{i + 1}" if i + 1 < len(self.gates) else None
             place = Place(front, i, previous[front], after, seed)
             if parts:
-                empty = replace(shard, optimizer=None, staleness=Stash())
-                yield Spawn(front, partial(FrontActor, empty, place, parts))
+                held = tuple(itertools.chain(*parts.values()))
+                empty = replace(shard, optimizer=None, staleness=Stash(), held_elsewhere=held)
+                yield Spawn(front, partial(ShardActor, empty, place, partial(FrontRole, parts)))
             else:
                 yield Spawn(front, partial(ShardActor, shard, place))
-            for n, (address, places) in enumerate(parts.items(), 1):
+            for n, (address, indices) in enumerate(parts.items(), 1):
                 name = None if gate.name is None else f"{gate.name}.{n}"
-                part = replace(shard, module=part_of(gate.module, places), warm_start=0, name=name)
+                part = replace(shard, module=part_of(gate.module, indices), warm_start=0, name=name)
                 place = Place(address, i, previous[address], seed=seed)
-                yield Spawn(address, partial(PartActor, part, place, front))
+                yield Spawn(address, partial(ShardActor, part, place, partial(PartRole, front)))
 
     def _shard(self, gate: Gate) -> ParameterShard:
         return ParameterShard(
@@ -240,11 +242,11 @@ class Downpour:
 
     def replica_spawns(self, replica: int, seed: int) -> Iterator[Spawn]:
         """What an engine needs to make one replica."""
-        exchange = self.exchange
+        policy = self.sync_policy
         for place, gate in zip(self.network.places(seed, _prefix(replica)), self.gates, strict=True):
-            shard, parts = f"shard/{place.index}", self._parts(place.index)
+            shard, parts = f"shard/{place.index}", self._weights_of_parts(place.index)
             make = (
-                partial(ReplicaGate, gate, place, exchange, shard, parts)
+                partial(ReplicaGate, gate, place, policy, shard, parts)
                 if _has_something_to_share(gate)
                 else partial(GateActor, gate, place)
             )

@@ -10,7 +10,7 @@ ahead would pile up pushes at a shard that is too slow for them. The very first 
 case: no replica works on weights that no shard gave it.
 
 Each position does this on its own; replicas never talk to each other. Where a position is split (see
-parts.py), its gate has an account with each shard of it. The first is the front's: it is asked first of
+split_shard.py), its gate is a client of each shard of it. The first is the front's: it is asked first of
 all, and only once it has answered are the others. So a warm start is in one hand; if every shard chose
 for itself who goes first, two replicas could wait for each other for ever.
 
@@ -46,13 +46,13 @@ from akkordeon.core.messages import (
     Settled,
 )
 from akkordeon.core.payload import Payload
-from akkordeon.downpour.merging import on_device
-from akkordeon.downpour.shard_client import Account, Exchange
+from akkordeon.downpour.buffer_merger import on_device
+from akkordeon.downpour.shard_client import ShardClient, SyncPolicy
 from akkordeon.pipeline.gate import Gate, GateActor
 from akkordeon.pipeline.stage import Place, Stashed
 from akkordeon.pipeline.updater import clipped
 
-__all__ = ["Exchange", "ReplicaGate"]
+__all__ = ["ReplicaGate", "writes_sentence"]
 
 DROPPED_MAX = 10
 """Pushes dropped in a row after which a gate gives up."""
@@ -73,30 +73,30 @@ class ReplicaGate(GateActor):
     Args:
         gate: the recipe.
         place: its place in the replica's row.
-        exchange: what it does when.
+        policy: when it pushes and fetches, and what.
         shard: address of the shard of its position.
-        parts: where the position is split, the weights by places that each further shard holds; the first
-            then holds buffers alone.
+        parts: where the position is split, which weights each further shard holds; the first then holds
+            buffers alone.
     """
 
     def __init__(
         self,
         gate: Gate,
         place: Place,
-        exchange: Exchange,
+        policy: SyncPolicy,
         shard: str,
         parts: Mapping[str, tuple[int, ...]] | None = None,
     ) -> None:
-        super().__init__(gate if exchange.local_step else replace(gate, optimizer=None), place)
-        self._exchange = exchange
+        super().__init__(gate if policy.local_step else replace(gate, optimizer=None), place)
+        self._policy = policy
         self._learns = gate.optimizer is not None
         self._clip_norm = gate.clip_norm
         holds = {shard: (), **parts} if parts else {shard: tuple(self.weights.trainable)}
-        self._accounts = {
-            shard: Account(self.address, shard, exchange, self.weights, places, self._learns)
-            for shard, places in holds.items()
+        self._clients = {
+            shard: ShardClient(self.address, shard, policy, self.weights, indices, self._learns)
+            for shard, indices in holds.items()
         }
-        self._front, *self._others = self._accounts.values()
+        self._front, *self._others = self._clients.values()
         self._arrivals = 0  # of weights, from any shard
         self._held: deque[Forward] = deque()
         self._settling: deque[str | None] = deque()
@@ -114,7 +114,7 @@ class ReplicaGate(GateActor):
 
     def _must_wait(self) -> bool:
         """Whether the next forward needs weights that are not there yet."""
-        return self._front.must_wait or any(account.must_wait for account in self._others)
+        return self._front.must_wait or any(client.must_wait for client in self._others)
 
     def _hold(self, message: Forward) -> Iterator[Effect]:
         """Keep a forward until the weights for it are there."""
@@ -127,18 +127,18 @@ class ReplicaGate(GateActor):
             yield self._front.fetch()
 
     def _parameters(self, message: Parameters) -> Iterator[Effect]:
-        account, payload, buffers = self._accounts[message.shard], message.payload, message.buffers
+        client, payload, buffers = self._clients[message.shard], message.payload, message.buffers
         if self.device is not None:
             payload = tuple(tensor.to(self.device) for tensor in payload)
             buffers = on_device(buffers, self.device)
         if buffers:
             self.buffers.install(buffers)
         self._arrivals += 1
-        if account is self._front:  # one fetch counts once in τ, from however many shards
+        if client is self._front:  # one fetch counts once in τ, from however many shards
             self.version += 1
-        yield from account.install(message, payload, self._arrivals)
-        account.drop_before(min((s.arrivals for s in self.stash.values()), default=self._arrivals))
-        if account is self._front:
+        yield from client.install(message, payload, self._arrivals)
+        client.drop_before(min((s.arrivals for s in self.stash.values()), default=self._arrivals))
+        if client is self._front:
             for other in self._others:
                 if other.is_new:
                     yield other.fetch()
@@ -157,7 +157,7 @@ class ReplicaGate(GateActor):
         self._before, self._has_run = None, True
         for i, weight in enumerate(weights.now):
             wrote = weight._version > 0 or (before is not None and not torch.equal(weight, before[i]))
-            if wrote and not (self._exchange.differences and weight.requires_grad):
+            if wrote and not (self._policy.differences and weight.requires_grad):
                 raise RecipeError(writes_sentence(weights.names[i], weight.requires_grad))
 
     # ── stepping and pushing ─────────────────────────────────────────────────────────────────────────
@@ -166,16 +166,16 @@ class ReplicaGate(GateActor):
         self, batch: Batch, gradients: list[Tensor | None], stashed: Stashed, staleness: int
     ) -> Iterator[Effect]:
         ours = self._to_push(gradients)
-        if self._exchange.local_step:
+        if self._policy.local_step:
             if not self._learner.learn(gradients, stashed.weights, staleness):
                 yield self._refuse_update(batch)
                 return
             self.version += 1
-        for account in self._accounts.values():
-            account.gather(batch, ours, stashed.arrivals)
+        for client in self._clients.values():
+            client.gather(batch, ours, stashed.arrivals)
         self.staleness_seen[staleness] += 1
-        for account in self._accounts.values():
-            yield from account.exchange(self._buffers_for(account))
+        for client in self._clients.values():
+            yield from client.sync(self._buffers_for(client))
         yield from self._tell_watchers()
 
     def _to_push(self, gradients: list[Tensor | None]) -> list[Tensor | None]:
@@ -186,8 +186,8 @@ class ReplicaGate(GateActor):
             return gradients
         return [None if gradient is None else gradient.clone() for gradient in gradients]
 
-    def _buffers_for(self, account: Account) -> dict[str, Any]:
-        return self.buffers.now if account is self._front else {}
+    def _buffers_for(self, client: ShardClient) -> dict[str, Any]:
+        return self.buffers.now if client is self._front else {}
 
     # ── settling and ending ──────────────────────────────────────────────────────────────────────────
 
@@ -197,15 +197,15 @@ class ReplicaGate(GateActor):
 
     def _push_the_rest(self, asker: str | None) -> Iterator[Effect]:
         self._settling.append(asker)
-        for account in self._accounts.values():
-            yield from account.settle(self._buffers_for(account))
+        for client in self._clients.values():
+            yield from client.settle(self._buffers_for(client))
 
     def _settled(self, message: Settled) -> Iterator[Effect]:
         """A shard has all of it; once all have, so has the asker."""
-        self._accounts[message.by].settled += 1
-        if all(account.settled for account in self._accounts.values()):
-            for account in self._accounts.values():
-                account.settled -= 1
+        self._clients[message.by].settled += 1
+        if all(client.settled for client in self._clients.values()):
+            for client in self._clients.values():
+                client.settled -= 1
             asker = self._settling.popleft()
             if asker is not None:
                 yield Send(asker, Settled(self.address))

@@ -11,16 +11,16 @@ remembering what a replica was lent (w_bak of DC-ASGD) is keeping a reference.
 
 from __future__ import annotations
 
-import math
-from collections import Counter, deque
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from akkordeon.core.actor import Effect, Report, Send
 from akkordeon.core.messages import (
+    Cut,
     Dropped,
     Fault,
     Fetch,
@@ -35,14 +35,21 @@ from akkordeon.core.messages import (
 )
 from akkordeon.core.payload import all_finite, nbytes, tensors
 from akkordeon.core.reports import ShardStatus
+from akkordeon.downpour.buffer_merger import BufferMerger, on_device
 from akkordeon.downpour.compression import unpacked
-from akkordeon.downpour.merging import Merging, on_device
+from akkordeon.downpour.pacing import StepsBySpeed, WarmStart
 from akkordeon.pipeline.stage import Place, Stage
 from akkordeon.pipeline.staleness import Rule, Stash
 from akkordeon.pipeline.updater import Learner, OptimizerFactory
 from akkordeon.pipeline.weights import Snapshot
 
-__all__ = ["ParameterShard", "ShardActor"]
+__all__ = ["Handlers", "ParameterShard", "Role", "ShardActor", "WeightIndices"]
+
+WeightIndices = tuple[int, ...]
+"""Some of a module's parameters, by their numbers among all of them."""
+
+Handlers = Mapping[type, Callable[[Any], Iterator[Effect]]]
+"""What is done with messages, by their type."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,7 @@ class ParameterShard:
         steps_by_speed: replicas are told to push every floor(H·v/v_max) steps; H, or None for no such thing.
         name: for reports; the position if not given.
         device: where the weights live.
+        held_elsewhere: the weights that other shards of the position lend, learn and hand out.
     """
 
     module: nn.Module
@@ -68,6 +76,14 @@ class ParameterShard:
     steps_by_speed: int | None = None
     name: str | None = None
     device: Any = None
+    held_elsewhere: WeightIndices = ()
+
+
+class Role(Protocol):
+    """What a shard does otherwise where it is one of several of its position; see split_shard.py."""
+
+    handlers: Handlers
+    """They take the place of the shard's own."""
 
 
 class ShardActor(Stage):
@@ -76,17 +92,20 @@ class ShardActor(Stage):
     Args:
         shard: the recipe.
         place: its place in the row of shards.
+        role: makes its role of it, where the position is split.
     """
 
-    def __init__(self, shard: ParameterShard, place: Place) -> None:
+    def __init__(
+        self, shard: ParameterShard, place: Place, role: Callable[[ShardActor], Role] | None = None
+    ) -> None:
         super().__init__(shard.module, place, shard.name, shard.device)
         self._recipe = shard
         self._learner = Learner(self.weights, shard.optimizer, shard.staleness, None, self.label)
         self._keeps_lent = shard.staleness.uses_old_weights
         self._lent: dict[str, dict[int, Snapshot]] = {}  # by replica's gate and version
-        self._merging = Merging(self.buffers.now)
-        self._warm_start = _WarmStart(shard.warm_start)
-        self._speeds = Speeds(shard.steps_by_speed) if shard.steps_by_speed else None
+        self._merger = BufferMerger(self.buffers.now)
+        self._warm_start = WarmStart(shard.warm_start)
+        self._steps_by_speed = StepsBySpeed(shard.steps_by_speed)
         self._now_s = 0.0
         self._counts: Counter[str] = Counter()
         self._dropped: Counter[str] = Counter()  # pushes in a row, by replica's gate
@@ -97,6 +116,12 @@ class ShardActor(Stage):
             Left: self._left,
             Scored: self._scored,
         }
+        for i in shard.held_elsewhere:
+            self.weights.trainable.remove(i)
+        self._held_elsewhere = {self.weights.names[i] for i in shard.held_elsewhere}
+        self.role = role(self) if role is not None else None
+        if self.role is not None:
+            self._handlers |= self.role.handlers
 
     def receive(self, message: Any, now_s: float) -> Iterator[Effect]:
         """Handle one message; see the table of handlers."""
@@ -108,8 +133,7 @@ class ShardActor(Stage):
     def _fetch(self, message: Fetch) -> Iterator[Effect]:
         if (message.asker, None) in self._forgotten:  # it died after it had asked
             return
-        if self._speeds is not None:
-            self._speeds.begins(message.asker, self._now_s)
+        self._steps_by_speed.start(message.asker, self._now_s)
         if self._warm_start.admits(message.asker, self.version):
             yield self._lend(message.asker)
         else:
@@ -122,12 +146,12 @@ class ShardActor(Stage):
         now = tuple(lent[i].detach() for i in self.weights.trainable)
         self._counts["fetches"] += 1
         buffers: dict[str, Any] = {}
-        if not self._merging.knows(asker):
+        if not self._merger.knows(asker):
             buffers = self.buffers.now
-            self._merging.lends(asker, buffers)
+            self._merger.lend(asker, buffers)
         lent = (*now, *(buffer for buffer in buffers.values() if isinstance(buffer, Tensor)))
         self._counts["bytes_out"] += sum(map(nbytes, lent))
-        steps = None if self._speeds is None else self._speeds.steps(asker)
+        steps = self._steps_by_speed.steps_of(asker)
         return Send(asker, Parameters(self.address, self.version, now, steps, buffers))
 
     def _release_waiting(self) -> Iterator[Effect]:
@@ -140,8 +164,7 @@ class ShardActor(Stage):
     def _push(self, message: Push) -> Iterator[Effect]:
         self._counts["pushes"] += 1
         self._counts["bytes_in"] += sum(map(nbytes, tensors(message.payload)))
-        if self._speeds is not None:
-            self._speeds.pushed(message.asker, message.steps, self._now_s)
+        self._steps_by_speed.record_push(message.asker, message.steps, self._now_s)
         then = self._then(message)
         gradients = self._gradients(message)
         if gradients is None:
@@ -175,7 +198,7 @@ class ShardActor(Stage):
 
     def _merge(self, message: Push) -> None:
         theirs = message.buffers if self.device is None else on_device(message.buffers, self.device)
-        merged = self._merging.merged(message.asker, self.buffers.now, theirs, message.steps)
+        merged = self._merger.merge(message.asker, self.buffers.now, theirs, message.steps)
         self.buffers.install(merged)
 
     def _drop(self, message: Push, fault: Fault, reason: str) -> Effect:
@@ -216,11 +239,21 @@ class ShardActor(Stage):
         self._learner.scored(message.value)
         yield from ()
 
+    # ── cuts ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def pin(self, cut: Cut) -> Iterator[Effect]:
+        """Pin the weights for a cut and pass it on, as every stage does."""
+        return self._cut(cut)
+
+    def _named(self, weights: Snapshot) -> Iterator[tuple[str, Tensor]]:
+        """What no other shard hands out: of theirs, these are copies, and may be old ones."""
+        return (named for named in super()._named(weights) if named[0] not in self._held_elsewhere)
+
     # ── coming, going and telling ────────────────────────────────────────────────────────────────────
 
     def _settle(self, message: Settle) -> Iterator[Effect]:
         yield Send(message.asker, Settled(self.address))
-        if self._warm_start.has_no_more(message.asker):
+        if self._warm_start.finish(message.asker):
             yield from self._release_waiting()
 
     def _forget(self, message: Forget) -> Iterator[Effect]:
@@ -235,10 +268,9 @@ class ShardActor(Stage):
     def _is_gone(self, who: str) -> Iterator[Effect]:
         self._lent.pop(who, None)
         self._dropped.pop(who, None)
-        self._merging.leaves(who)
-        if self._speeds is not None:
-            self._speeds.leaves(who)
-        if self._warm_start.leaves(who):
+        self._merger.remove(who)
+        self._steps_by_speed.remove(who)
+        if self._warm_start.remove(who):
             yield from self._release_waiting()
 
     def _probe(self, message: Probe) -> Iterator[Effect]:
@@ -260,78 +292,3 @@ class ShardActor(Stage):
                 bytes_out=self._counts["bytes_out"],
             )
         )
-
-
-class _WarmStart:
-    """One replica first, then all the others (Dean et al. 2012): the others wait for their first fetch.
-
-    Args:
-        pushes: of the first replica, before others are let in; it leaving lets them in as well.
-    """
-
-    def __init__(self, pushes: int) -> None:
-        self.waiting: deque[str] = deque()
-        self._pushes = pushes
-        self._first: str | None = None
-
-    def admits(self, asker: str, version: int) -> bool:
-        if self.is_over(version):
-            return True
-        if self._first is None:
-            self._first = asker
-        return asker == self._first
-
-    def is_over(self, version: int) -> bool:
-        return version >= self._pushes
-
-    def leaves(self, who: str) -> bool:
-        """Somebody leaves; whether that ends the warm start."""
-        if who in self.waiting:
-            self.waiting.remove(who)
-        return self.has_no_more(who)
-
-    def has_no_more(self, who: str) -> bool:
-        """Somebody has no more to push, for now; whether that ends the warm start."""
-        if self._first is None or who != self._first:
-            return False
-        self._pushes = 0
-        return True
-
-
-class Speeds:
-    """How many steps each replica is to make between pushes, so that all push about equally often.
-
-    Dynamic local updates (Liu et al. 2024, arXiv:2401.09135)::
-
-        H_w = max(1, floor(H · v_w / v_max)),    v_w in steps per second, from one push to the next
-
-    Args:
-        steps: H, of the fastest.
-    """
-
-    def __init__(self, steps: int) -> None:
-        self._steps = steps
-        self._since_s: dict[str, float] = {}
-        self._per_s: dict[str, float] = {}
-
-    def begins(self, who: str, now_s: float) -> None:
-        """Somebody asks for weights; its clock starts with the first ones."""
-        self._since_s.setdefault(who, now_s)
-
-    def pushed(self, who: str, steps: int, now_s: float) -> None:
-        """Somebody made so many steps since it last pushed."""
-        seconds = now_s - self._since_s.get(who, now_s)
-        if seconds > 0:
-            self._per_s[who] = steps / seconds
-        self._since_s[who] = now_s
-
-    def steps(self, who: str) -> int | None:
-        """What to tell it; None while nobody knows how fast it is."""
-        if who not in self._per_s:
-            return None
-        return max(1, math.floor(self._steps * self._per_s[who] / max(self._per_s.values())))
-
-    def leaves(self, who: str) -> None:
-        """Somebody is gone."""
-        self._since_s.pop(who, None)
-        self._per_s.pop(who, None)

@@ -1,6 +1,6 @@
 """What a replica's gate and a shard have to do with each other: the settings, and where one gate stands.
 
-A gate has an account with every shard of its position, mostly one. Each goes its own way: what was gathered
+A gate is a client of every shard of its position, mostly one. Each goes its own way: what was accumulated
 for a shard, which of its versions the gate works on and what it was asked for concern that shard alone.
 """
 
@@ -17,15 +17,15 @@ from akkordeon.core.actor import Effect, Send
 from akkordeon.core.checks import require_whole
 from akkordeon.core.errors import RecipeError
 from akkordeon.core.messages import Batch, Fetch, Parameters, Push, Settle
-from akkordeon.downpour.accumulators import Differences, Gathering, Gradients
+from akkordeon.downpour.accumulators import Accumulator, GradientSum, WeightDelta
 from akkordeon.downpour.compression import COMPRESSIONS, Compressor
 from akkordeon.pipeline.weights import Weights
 
-__all__ = ["Account", "Exchange"]
+__all__ = ["ShardClient", "SyncPolicy"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Exchange:
+class SyncPolicy:
     """What the gates of a replica and their shards have to do with each other.
 
     Args:
@@ -60,15 +60,15 @@ class Exchange:
             )
 
 
-class Account:
+class ShardClient:
     """Where a replica's gate stands with one shard.
 
     Args:
         gate: its address.
         shard: address of the shard.
-        exchange: what is done when.
+        policy: when it pushes and fetches, and what.
         weights: of the gate.
-        places: of those weights that the shard holds.
+        indices: of those weights that the shard holds.
         learns: whether the gate has anything to push for them.
 
     Attributes:
@@ -76,20 +76,26 @@ class Account:
     """
 
     def __init__(
-        self, gate: str, shard: str, exchange: Exchange, weights: Weights, places: Sequence[int], learns: bool
+        self,
+        gate: str,
+        shard: str,
+        policy: SyncPolicy,
+        weights: Weights,
+        indices: Sequence[int],
+        learns: bool,
     ) -> None:
         self.settled = 0
         self._gate = gate
         self._shard = shard
-        self._exchange = exchange
+        self._policy = policy
         self._weights = weights
-        self._places = tuple(places)
+        self._indices = tuple(indices)
         self._learns = learns
-        self._push_every = exchange.push_every
-        self._gathering: Gathering = (
-            Differences(self._now()) if exchange.differences and learns else Gradients()
+        self._push_every = policy.push_every
+        self._accumulator: Accumulator = (
+            WeightDelta(self._now()) if policy.differences and learns else GradientSum()
         )
-        self._compressor = Compressor(exchange.compression)
+        self._compressor = Compressor(policy.compression)
         self._since_push: list[Batch] = []
         self._since_fetch = 0
         self._oldest: int | None = None  # the shard's version that the oldest gradient gathered goes back to
@@ -99,8 +105,8 @@ class Account:
 
     def _now(self) -> tuple[Tensor, ...]:
         """The weights as they are, in memory that no later step writes to."""
-        now = self._weights.pin() if self._exchange.differences else self._weights.now
-        return tuple(now[i].detach() for i in self._places)
+        now = self._weights.pin() if self._policy.differences else self._weights.now
+        return tuple(now[i].detach() for i in self._indices)
 
     # ── fetching ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -112,7 +118,7 @@ class Account:
     @property
     def must_wait(self) -> bool:
         """Whether the next forward needs weights that are not there yet."""
-        return not self._lent or (self._asked > 0 and (self._late or self._exchange.wait))
+        return not self._lent or (self._asked > 0 and (self._late or self._policy.wait))
 
     def fetch(self) -> Effect:
         """Ask for weights."""
@@ -130,7 +136,7 @@ class Account:
         """
         self._asked = max(0, self._asked - 1)
         self._push_every = message.push_every or self._push_every
-        self._weights.adopt(self._gathering.onto(payload, self._now()), self._places)
+        self._weights.adopt(self._accumulator.continue_from(payload, self._now()), self._indices)
         self._lent.append((arrival, message.version))
         if self._late:
             self._late = False
@@ -154,13 +160,13 @@ class Account:
         base = next(version for arrived, version in reversed(self._lent) if arrived <= arrival)
         self._oldest = base if self._oldest is None else min(base, self._oldest)
         if self._learns:
-            self._gathering.add([gradients[i] for i in self._places])
+            self._accumulator.add([gradients[i] for i in self._indices])
         self._since_push.append(batch)
         self._since_fetch += 1
 
-    def exchange(self, buffers: dict[str, Any]) -> Iterator[Effect]:
+    def sync(self, buffers: dict[str, Any]) -> Iterator[Effect]:
         """Push and fetch, if it is time."""
-        fetch_every = self._exchange.fetch_every
+        fetch_every = self._policy.fetch_every
         push = len(self._since_push) >= self._push_every
         fetch = push if fetch_every is None else self._since_fetch >= fetch_every
         if fetch and self._asked:
@@ -179,7 +185,7 @@ class Account:
     def _push(self, buffers: dict[str, Any], fetch: bool = False) -> Effect:
         assert self._oldest is not None, "a step was made"
         now = self._now()
-        gathered = self._gathering.take(now) if self._learns else [None] * len(now)
+        gathered = self._accumulator.take(now) if self._learns else [None] * len(now)
         payload, scales = self._compressor.pack(gathered)
         batches = tuple(self._since_push)
         push = Push(self._gate, self._oldest, len(batches), payload, scales, buffers, fetch, batches)

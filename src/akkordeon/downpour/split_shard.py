@@ -6,7 +6,8 @@
 
 A part is a shard of some of the position's weights, with an optimizer, versions and w_bak of its own. The
 front has all that is one for the position: the module that validators work on, buffers, the warm start. It
-is a shard without weights: what replicas push to it counts updates and brings buffers.
+is a shard without weights: what replicas push to it counts updates and brings buffers. Both are shards like
+any other but for what they do at a cut: that is their role, which the shard is given.
 
 A cut visits the parts on its way to the front. Each pins its weights and sends them to the front, which
 holds the cut back until it has those of all parts. Every part and the front see the cuts in one and the same
@@ -23,24 +24,19 @@ from torch import Tensor, nn
 from akkordeon.core.actor import Effect, Send
 from akkordeon.core.messages import Cut, Parameters
 from akkordeon.core.payload import nbytes
-from akkordeon.downpour.shard import ParameterShard, ShardActor
-from akkordeon.pipeline.stage import Place
-from akkordeon.pipeline.weights import Snapshot
+from akkordeon.downpour.shard import Handlers, ShardActor, WeightIndices
 
-__all__ = ["FrontActor", "PartActor", "Places", "divided", "part_of"]
-
-Places = tuple[int, ...]
-"""Some of a module's parameters, by their places among all of them."""
+__all__ = ["FrontRole", "PartRole", "divide_weights", "part_of"]
 
 
-def divided(module: nn.Module, max_bytes: int) -> list[Places]:
-    """The trainable parameters dealt out to parts in their order; none is cut.
+def divide_weights(module: nn.Module, max_bytes: int) -> list[WeightIndices]:
+    """The trainable parameters divided among parts in their order; none is cut.
 
     Args:
         module: whose they are.
         max_bytes: that a part weighs at most, unless a single parameter weighs more.
     """
-    parts: list[Places] = []
+    parts: list[WeightIndices] = []
     weight = 0
     for i, parameter in enumerate(module.parameters()):
         if not parameter.requires_grad:
@@ -53,56 +49,54 @@ def divided(module: nn.Module, max_bytes: int) -> list[Places]:
     return parts
 
 
-def part_of(module: nn.Module, places: Places) -> nn.Module:
+def part_of(module: nn.Module, indices: WeightIndices) -> nn.Module:
     """A module that has some of another's parameters under their names there, and computes nothing."""
     named = list(module.named_parameters())
     part = nn.Module()
-    part._parameters.update(named[i] for i in places)  # not registered: a name with a dot would be refused
+    part._parameters.update(named[i] for i in indices)  # not registered: a name with a dot would be refused
     return part
 
 
-class PartActor(ShardActor):
-    """A shard of some of a position's weights.
+class PartRole:
+    """A part sends the front its weights ahead of every cut.
 
     Args:
-        shard: the recipe, of those weights alone.
-        place: its place in the row.
         front: address of the front of its position.
+        shard: the part.
     """
 
-    def __init__(self, shard: ParameterShard, place: Place, front: str) -> None:
-        super().__init__(shard, place)
+    def __init__(self, front: str, shard: ShardActor) -> None:
+        self.handlers: Handlers = {Cut: self._cut}
         self._front = front
-        self._shown = self.version  # the version that the front has
+        self._shard = shard
+        self._sent = shard.version  # the version that the front has
 
     def _cut(self, message: Cut) -> Iterator[Effect]:
-        yield Send(self._front, Parameters(self.address, self.version, self._news()))
-        yield from super()._cut(message)
+        yield Send(self._front, Parameters(self._shard.address, self._shard.version, self._news()))
+        yield from self._shard.pin(message)
 
     def _news(self) -> tuple[Tensor, ...]:
         """The weights, if the front does not have them yet."""
-        if self._shown == self.version:
+        if self._sent == self._shard.version:
             return ()
-        self._shown = self.version
-        return tuple(weight.detach() for weight in self.weights.pin())
+        self._sent = self._shard.version
+        return tuple(weight.detach() for weight in self._shard.weights.pin())
 
 
-class FrontActor(ShardActor):
-    """What a row sees of a position whose weights are on several shards.
+class FrontRole:
+    """A front holds every cut back until it has the weights of all parts, and pins those.
 
     Args:
-        shard: the recipe, of the whole module.
-        place: its place in the row.
         parts: which weights each part holds, by its address.
+        shard: the front.
     """
 
-    def __init__(self, shard: ParameterShard, place: Place, parts: Mapping[str, Places]) -> None:
-        super().__init__(shard, place)
-        self.weights.trainable.clear()  # what can be lent and learned, the parts have
+    def __init__(self, parts: Mapping[str, WeightIndices], shard: ShardActor) -> None:
+        self.handlers: Handlers = {Cut: self._cut, Parameters: self._parameters}
         self._parts = parts
+        self._shard = shard
         self._cuts: deque[Cut] = deque()  # that wait for weights
         self._came: dict[str, deque[Parameters]] = {part: deque() for part in parts}
-        self._handlers[Parameters] = self._parameters
 
     def _cut(self, message: Cut) -> Iterator[Effect]:
         self._cuts.append(message)
@@ -114,16 +108,12 @@ class FrontActor(ShardActor):
 
     def _pin(self) -> Iterator[Effect]:
         """Pin the weights of all parts for every cut that has them, and pass it on."""
+        shard = self._shard
         while self._cuts and all(self._came.values()):
             for part, came in self._came.items():
                 payload = came.popleft().payload
-                if self.device is not None:
-                    payload = tuple(weight.to(self.device) for weight in payload)
+                if shard.device is not None:
+                    payload = tuple(weight.to(shard.device) for weight in payload)
                 if payload:
-                    self.weights.adopt(payload, self._parts[part])
-            yield from super()._cut(self._cuts.popleft())
-
-    def _named(self, weights: Snapshot) -> Iterator[tuple[str, Tensor]]:
-        """What no part has: of theirs, these are copies, and may be old ones."""
-        theirs = {self.weights.names[i] for places in self._parts.values() for i in places}
-        return (named for named in super()._named(weights) if named[0] not in theirs)
+                    shard.weights.adopt(payload, self._parts[part])
+            yield from shard.pin(self._cuts.popleft())

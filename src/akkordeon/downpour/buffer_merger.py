@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Merging", "on_device"]
+__all__ = ["BufferMerger", "on_device"]
 
 Buffers = Mapping[str, Any]
 """Buffers by name: tensors, None where a buffer is still to come, and what modules keep as extra state."""
@@ -37,7 +37,7 @@ class _Known:
     """What it had counted by then."""
 
 
-class Merging:
+class BufferMerger:
     """Merges buffers as they come; it changes nothing but what it remembers of each replica.
 
     Args:
@@ -53,11 +53,11 @@ class Merging:
         """Whether a replica was lent buffers."""
         return who in self._known
 
-    def lends(self, who: str, buffers: Buffers) -> None:
+    def lend(self, who: str, buffers: Buffers) -> None:
         """A replica goes on from these."""
         self._known[who] = _Known(self._batches, _counts(buffers))
 
-    def merged(self, who: str, mine: Buffers, theirs: Buffers, steps: int) -> dict[str, Any]:
+    def merge(self, who: str, mine: Buffers, theirs: Buffers, steps: int) -> dict[str, Any]:
         """What comes of the shard's buffers and those of a replica that made so many steps."""
         known = self._known.get(who, self._start)
         others = self._batches - known.batches
@@ -72,7 +72,7 @@ class Merging:
                 for name, buffer in theirs.items()
             }
 
-    def leaves(self, who: str) -> None:
+    def remove(self, who: str) -> None:
         """A replica is gone; what it brought stays."""
         self._known.pop(who, None)
 
