@@ -14,7 +14,7 @@ A replica's gate and the shard of its position (of Downpour), each position on i
     gate ──Push──▶ shard        gate ──Fetch──▶ shard ──Parameters──▶ gate
                                 gate ──Push──▶ shard ──Dropped──▶ gate ──Refused──▶ S
 
-Where a position has several shards, they are the front and its parts (see parts.py):
+Where a position has several shards, they are the front and its parts (see split_shard.py):
 
     part ──Parameters──▶ front, with each cut
 
