@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 import akkordeon as ak
 from akkordeon.core.generator import Habits, Use
-from akkordeon.engines.turns import Turns
+from akkordeon.engines.threads.turns import Turns
 
 
 class Checkpointed(nn.Module):

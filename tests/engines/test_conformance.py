@@ -540,7 +540,7 @@ class Waits(nn.Linear):
 
 def test_a_worker_left_behind_by_a_session_does_not_work_in_the_next(monkeypatch):
     monkeypatch.setattr("akkordeon.session.session.CLOSE_S", 0.01)
-    monkeypatch.setattr("akkordeon.engines.threads.JOIN_S", 0.01)
+    monkeypatch.setattr("akkordeon.engines.threads.workers.JOIN_S", 0.01)
     engine = ak.Threads(1)
     with ak.run(ak.Network([ak.Gate(Waits(), sgd)]), engine=engine) as session:
         session.attach(ak.Sentinel.train(problem(3), F.cross_entropy))
@@ -558,7 +558,7 @@ def test_a_worker_left_behind_by_a_session_does_not_work_in_the_next(monkeypatch
 def test_a_gate_that_ends_its_message_after_the_session_still_leaves_its_weights(monkeypatch):
     """A batch that took longer than closing did cost all that was learned before it."""
     monkeypatch.setattr("akkordeon.session.session.CLOSE_S", 0.01)
-    monkeypatch.setattr("akkordeon.engines.threads.JOIN_S", 0.01)
+    monkeypatch.setattr("akkordeon.engines.threads.workers.JOIN_S", 0.01)
     with ak.run(ak.Network([ak.Gate(Waits(), sgd)]), engine=ak.Threads(2)) as session:
         session.attach(ak.Sentinel.train(problem(3), F.cross_entropy))
         assert Waits.at_work.wait(20)

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 import akkordeon as ak
-from akkordeon.core.actor import Actor, After, Mailbox, Report, Send, Stop
+from akkordeon.core.actor import Actor, After, Report, Send, Stop
 from akkordeon.core.errors import AkkordeonError
 from akkordeon.core.messages import Backward, Batch, Cut, Forward
 from akkordeon.core.reports import ActorFailed
+from akkordeon.engines.mailbox import Mailbox
 from akkordeon.pipeline.gate import GateActor
 from akkordeon.pipeline.stage import Place
 

@@ -235,7 +235,7 @@ def test_threads_of_readers_that_have_ended_are_not_kept():
     with ak.run(small_network(), engine=ak.Threads(2)) as session:
         for _ in range(20):
             session.attach(training(iter(batches_of(2)))).wait(WAIT_S)
-        assert len(session._engine._floor._own_threads) < 10
+        assert len(session._engine._pool._own_threads) < 10
 
 
 def test_a_stalled_source_does_not_hold_up_the_end_for_long():

@@ -11,9 +11,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import akkordeon as ak
-from akkordeon.core.actor import Mailbox, Send
+from akkordeon.core.actor import Send
 from akkordeon.core.messages import Cut
-from akkordeon.engines.simulator import sites as cells
+from akkordeon.engines import dispatch
+from akkordeon.engines.mailbox import Mailbox
 from akkordeon.engines.simulator.compute import Compute, Cost
 from akkordeon.engines.simulator.links import Link, Links
 from akkordeon.pipeline import gate
@@ -65,7 +66,7 @@ def an_evaluation_that_can_starve(patch):
         def __init__(self):
             super().__init__(turn=10**9)
 
-    patch.setattr(cells, "Mailbox", Starving)
+    patch.setattr(dispatch, "Mailbox", Starving)
 
 
 def a_batch_id_that_is_used_again(patch):

@@ -60,7 +60,7 @@ VIOLATIONS = {
         "only packages below",
     ),
     "an engine that knows another": (
-        "engines/threads.py",
+        "engines/threads/workers.py",
         "import akkordeon.engines.simulator",
         "Engines know nothing of each other",
     ),

@@ -17,12 +17,13 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from akkordeon.core.actor import Actor, After, Effect, Report, Send, Stop
+from akkordeon.core.actor import Actor, Effect
 from akkordeon.core.errors import ReplayError
 from akkordeon.core.messages import Message, explain
 from akkordeon.core.reports import EpochDone, GateLeft, RoundDone
 from akkordeon.data.sources import after
 from akkordeon.engines.base import ProcessState
+from akkordeon.engines.dispatch import Interpreter
 from akkordeon.pipeline.network import Recipe, Spawn
 from akkordeon.sentinels.factory import actors_of
 from akkordeon.sentinels.recipes import Evaluation, Sentinel, Training
@@ -91,7 +92,15 @@ def replay(
         process.restore()
 
 
-class _Replay:
+class _Cell:
+    """An actor, and the messages it will handle, by what names them in the record."""
+
+    def __init__(self, actor: Actor) -> None:
+        self.actor = actor
+        self.waiting: dict[str, deque[Message]] = defaultdict(deque)
+
+
+class _Replay(Interpreter[_Cell]):
     """A replay under way."""
 
     def __init__(self, record: Record, network: Recipe, sentinels: Sequence[Training | Evaluation]) -> None:
@@ -101,13 +110,13 @@ class _Replay:
         self.unused = [part for sentinel in sentinels for part in network.as_attached(sentinel, seed)]
         self.named = {s.name: s for s in self.unused if s.name is not None}
         self.suspects = record.differences(network)
-        self.actors: dict[str, Actor] = {}
-        self.waiting: dict[str, dict[str, deque[Message]]] = defaultdict(lambda: defaultdict(deque))
+        self.cells: dict[str, _Cell] = {}
+        self.recorder = self.heard = _Listener()
         self.result = Replayed(network=network, whole=record.whole)
         self._spawn(network.spawns(seed))
 
     def _spawn(self, spawns: Iterable[Spawn]) -> None:
-        self.actors.update((spawn.address, spawn.make()) for spawn in spawns)
+        self.cells.update((spawn.address, _Cell(spawn.make())) for spawn in spawns)
 
     def run(self) -> Replayed:
         for number, (serial, what, address, *rest) in enumerate(self.record.lines):
@@ -120,10 +129,10 @@ class _Replay:
             elif what == "outside":
                 self._put(address, message_of(rest[0]))
             else:
-                self._handle(address, *rest)
+                self._repeat(address, *rest)
         if not self.record.whole:
-            for actor in list(self.actors.values()):
-                self._carry_out_all(actor, actor.last_words())
+            for cell in list(self.cells.values()):
+                self._say_last_words(cell)
         return self.result
 
     def _is_beyond_the_break(
@@ -132,7 +141,7 @@ class _Replay:
         """Whether a message came of one that was still being handled when the record broke off."""
         if self.record.whole or serial == number or what != "handle":
             return False
-        return address not in self.actors or not self.waiting[address][rest[0]]
+        return address not in self.cells or not self.cells[address].waiting[rest[0]]
 
     def _attach(self, address: str, what: dict[str, Any]) -> None:
         recipe = self._recipe(what)
@@ -142,7 +151,7 @@ class _Replay:
             self.suspects.append(f"the data of {what['name']!r}")
         row = self.network.row_of(recipe)
         actors = actors_of(recipe, address, what["name"], row, self.record.header["seed"])
-        self.actors.update((own, make()) for own, make in actors.items())
+        self.cells.update((own, _Cell(make())) for own, make in actors.items())
 
     def _recipe(self, what: dict[str, Any]) -> Training | Evaluation:
         name, role = what["name"], what["role"]
@@ -162,47 +171,40 @@ class _Replay:
                 return recipe
         raise ReplayError(f"the record has a sentinel {name!r} ({role}); give its recipe to the replay")
 
-    def _handle(self, address: str, key: str, now_s: float, digest: str) -> None:
+    def _repeat(self, address: str, key: str, now_s: float, digest: str) -> None:
         self.result.messages += 1
-        actor, waiting = self.actors.get(address), self.waiting[address][key]
-        if actor is None or not waiting:
+        cell = self.cells.get(address)
+        if cell is None or not cell.waiting[key]:
             self._differ(address, key, "then it was handled; now it never came")
-        found = Digest()
-        message = waiting.popleft()
-        try:
-            for effect in actor.receive(message, now_s):
-                found.add(effect)
-                self._carry_out(actor, effect)
-                if isinstance(effect, Stop):
-                    del self.actors[address]
-                    break
-        except (Exception, SystemExit) as error:
-            found.add(error)
-            del self.actors[address]
-            self._carry_out_all(actor, actor.last_words())
-            if str(found) != digest:
-                self._differ(address, key, f"it failed: {explain(error)}")
-        if str(found) != digest:
-            self._differ(address, key, "it led to something else than it did then")
+        self.heard.begin()
+        self._handle(cell, cell.waiting[key].popleft(), now_s)
+        if str(self.heard.digest) != digest:
+            failed = None if self.heard.error is None else f"it failed: {explain(self.heard.error)}"
+            self._differ(address, key, failed or "it led to something else than it did then")
 
-    def _carry_out_all(self, actor: Actor, effects: Iterator[Effect]) -> None:
-        for effect in effects:
-            self._carry_out(actor, effect)
-
-    def _carry_out(self, actor: Actor, effect: Effect) -> None:
-        if isinstance(effect, Send):
-            self._put(effect.to, effect.message)
-        elif isinstance(effect, After):
-            self._put(actor.address, effect.message)
-        elif isinstance(effect, Report):
-            if isinstance(effect.record, GateLeft):
-                self.result.states[effect.record.address] = effect.record.state
-            elif isinstance(effect.record, EpochDone | RoundDone):
-                self.result.reports.append(effect.record)
+    def _send(self, sender: _Cell, to: str, message: Message) -> None:
+        self._put(to, message)
 
     def _put(self, to: str, message: Message) -> None:
-        if to in self.actors:
-            self.waiting[to][key_of(message)].append(message)
+        if to in self.cells:
+            self.cells[to].waiting[key_of(message)].append(message)
+
+    def _after(self, cell: _Cell, seconds: float, message: Message) -> None:
+        self._put(cell.actor.address, message)
+
+    def _report(self, record: Any) -> None:
+        if isinstance(record, GateLeft):
+            self.result.states[record.address] = record.state
+        elif isinstance(record, EpochDone | RoundDone):
+            self.result.reports.append(record)
+
+    def _remove(self, cell: _Cell) -> None:
+        del self.cells[cell.actor.address]
+
+    def _fail(self, cell: _Cell, doing: str, error: BaseException) -> None:
+        """It failed then, too, or its digest tells; but a ``KeyboardInterrupt`` is the user's of now."""
+        if not isinstance(error, Exception | SystemExit):
+            raise error
 
     def _differ(self, address: str, key: str, how: str) -> NoReturn:
         why = "; ".join(self.suspects) or (
@@ -212,3 +214,26 @@ class _Replay:
         raise ReplayError(
             f"message {self.result.messages} of the record, {key} at {address}: {how}. Not as it was: {why}"
         )
+
+
+class _Listener:
+    """Takes the digest of what each message leads to, as the recorder did."""
+
+    def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Another message."""
+        self.digest = Digest()
+        self.error: BaseException | None = None
+
+    def listen(self, actor: Actor, message: Message, now_s: float) -> Iterator[Effect]:
+        """An actor handles a message."""
+        try:
+            for effect in actor.receive(message, now_s):
+                self.digest.add(effect)
+                yield effect
+        except (Exception, SystemExit) as error:
+            self.digest.add(error)
+            self.error = error
+            raise

@@ -17,33 +17,32 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from random import Random
-from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Any
 
 import torch
 
-from akkordeon.core.actor import Actor, After, Report, Send, Stop
+from akkordeon.core.actor import Actor
 from akkordeon.core.errors import RecipeError, StalledError
-from akkordeon.core.messages import Message, describe
-from akkordeon.core.reports import ActorFailed, ActorLost, ActorReturned, Undelivered
+from akkordeon.core.messages import Message
+from akkordeon.core.reports import ActorLost, ActorReturned, Undelivered
 from akkordeon.engines.base import Engine, Load, ProcessState
+from akkordeon.engines.dispatch import Interpreter
 from akkordeon.engines.simulator.compute import Compute, Work
 from akkordeon.engines.simulator.faults import Fault
 from akkordeon.engines.simulator.hosts import Host, place
+from akkordeon.engines.simulator.interrupts import Interrupts
 from akkordeon.engines.simulator.links import HERE, Link, Links, Wire, size_bytes
 from akkordeon.engines.simulator.outages import Outages
-from akkordeon.engines.simulator.sites import Cell, Site
+from akkordeon.engines.simulator.sites import Site, SiteCell
 from akkordeon.engines.simulator.timeline import Timeline
 
 __all__ = ["Simulator"]
 
 
-class Simulator(Engine):
+class Simulator(Engine, Interpreter[SiteCell]):
     """Runs actors under virtual time.
 
     Args:
@@ -78,7 +77,7 @@ class Simulator(Engine):
         self._hosts = tuple(hosts)
         self._lock = threading.RLock()
         self._sites: dict[str, Site] = {}
-        self._cells: dict[str, Cell] = {}
+        self._cells: dict[str, SiteCell] = {}
         self._heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._serial = itertools.count()
         self._now_s = 0.0
@@ -120,7 +119,7 @@ class Simulator(Engine):
             if site is None:
                 site = self._sites[host.name] = Site(host)
             work = Work(self._compute, address, self._seeded)
-            self._cells[address] = Cell(actor, make, site, None if work.is_free else work)
+            self._cells[address] = SiteCell(actor, make, site, None if work.is_free else work)
 
     def send(self, to: str, message: Message) -> None:
         """Put a message into a mailbox, from outside: it takes no time."""
@@ -143,7 +142,7 @@ class Simulator(Engine):
             KeyboardInterrupt: Ctrl-C; whoever was at work has finished its message.
         """
         deadline_s = math.inf if timeout_s is None else self._now_s + timeout_s
-        with _Interrupts() as interrupts:
+        with Interrupts() as interrupts:
             seen = -1  # of the reports; each thread that waits counts for itself
             while True:
                 with self._lock:
@@ -204,7 +203,7 @@ class Simulator(Engine):
         if time_s < math.inf:  # or it never happens
             heapq.heappush(self._heap, (time_s, next(self._serial), action, arguments))
 
-    def _send(self, sender: Cell, to: str, message: Message) -> None:
+    def _send(self, sender: SiteCell, to: str, message: Message) -> None:
         cell = self._cells.get(to)
         if cell is None:
             self._report(Undelivered(to, message))
@@ -233,23 +232,23 @@ class Simulator(Engine):
         wire = here.wires[there] = Wire(link, rng) if even_if_free or link != HERE else None
         return wire
 
-    def _arrive(self, cell: Cell, message: Message) -> None:
+    def _arrive(self, cell: SiteCell, message: Message) -> None:
         if cell.alive:
             self._deliver(cell, message)
         else:  # somebody else may have the address by now; it was not meant for that one
             self._report(Undelivered(cell.actor.address, message))
 
-    def _ring(self, cell: Cell, message: Message) -> None:
+    def _fire_timer(self, cell: SiteCell, message: Message) -> None:
         if cell.alive:
             self._deliver(cell, message)
 
-    def _deliver(self, cell: Cell, message: Message) -> None:
+    def _deliver(self, cell: SiteCell, message: Message) -> None:
         cell.mailbox.put(message)
         if not cell.scheduled:
             cell.scheduled = True
             self._make_ready(cell)
 
-    def _make_ready(self, cell: Cell) -> None:
+    def _make_ready(self, cell: SiteCell) -> None:
         site = cell.site
         site.ready.append(cell)
         if site.free > 0:
@@ -272,14 +271,14 @@ class Simulator(Engine):
             return
         site.free += 1
 
-    def _thaw(self, cell: Cell) -> None:
+    def _thaw(self, cell: SiteCell) -> None:
         if cell.alive:
             self._make_ready(cell)
 
-    def _begin(self, cell: Cell, message: Message) -> None:
+    def _begin(self, cell: SiteCell, message: Message) -> None:
         cell.at_work = True
         if cell.work is None:
-            self._act(cell, message)
+            self._handle(cell, message, self._now_s)
             self._end(cell, message, self._now_s, 0.0)
             return
         before_s, after_s = cell.work.seconds(message, self._now_s)
@@ -289,7 +288,7 @@ class Simulator(Engine):
         )  # fmt: skip
 
     def _middle(
-        self, cell: Cell, message: Message, began_s: float, cost_s: float, after_s: float, frozen_s: float
+        self, cell: SiteCell, message: Message, began_s: float, cost_s: float, after_s: float, frozen_s: float
     ) -> None:
         """The work is done as far as others need it; while frozen it was not."""
         if not cell.alive:
@@ -298,13 +297,13 @@ class Simulator(Engine):
             later_s = self._now_s + cell.frozen_s - frozen_s
             self._at(later_s, self._middle, cell, message, began_s, cost_s, after_s, cell.frozen_s)
             return
-        self._act(cell, message)
+        self._handle(cell, message, self._now_s)
         if after_s and cell.alive:
             self._at(self._now_s + after_s, self._end, cell, message, began_s, cost_s)
         else:
             self._end(cell, message, began_s, cost_s)
 
-    def _end(self, cell: Cell, message: Message, began_s: float, cost_s: float) -> None:
+    def _end(self, cell: SiteCell, message: Message, began_s: float, cost_s: float) -> None:
         """The actor is free for its next message, and so is the core for somebody else."""
         if not cell.at_work:  # it crashed meanwhile
             return
@@ -323,46 +322,21 @@ class Simulator(Engine):
         else:
             site.free += 1
 
-    def _act(self, cell: Cell, message: Message) -> None:
-        """Have an actor handle a message, and carry out what it yields as it yields it."""
-        actor = cell.actor
-        try:
-            receive = actor.receive if self.recorder is None else partial(self.recorder.listen, actor)
-            for effect in receive(message, self._now_s):
-                kind = type(effect)
-                if kind is Send:
-                    self._send(cell, effect.to, effect.message)  # type: ignore[union-attr]
-                elif kind is Report:
-                    self._report(effect.record)  # type: ignore[union-attr]
-                elif kind is After:
-                    self._at(self._now_s + effect.seconds, self._ring, cell, effect.message)  # type: ignore[union-attr]
-                elif kind is Stop:
-                    self._remove(cell)
-                    break
-        except BaseException as error:
-            self._fail(cell, message, error)
-            if isinstance(error, KeyboardInterrupt):  # it is the user's, whose thread this is
-                self._interrupt = error
+    def _after(self, cell: SiteCell, seconds: float, message: Message) -> None:
+        self._at(self._now_s + seconds, self._fire_timer, cell, message)
 
-    def _fail(self, cell: Cell, message: Message, error: BaseException) -> None:
-        self._remove(cell)
-        self._report(ActorFailed(cell.actor.address, describe(message), error))
-        try:
-            for effect in cell.actor.last_words():
-                if isinstance(effect, Send):
-                    self._send(cell, effect.to, effect.message)
-                elif isinstance(effect, Report):
-                    self._report(effect.record)
-        except (Exception, SystemExit) as error_of_last_words:
-            self._report(ActorFailed(cell.actor.address, "its last words", error_of_last_words))
+    def _fail(self, cell: SiteCell, doing: str, error: BaseException) -> None:
+        super()._fail(cell, doing, error)
+        if isinstance(error, KeyboardInterrupt):  # it is the user's, whose thread this is
+            self._interrupt = error
 
-    def _remove(self, cell: Cell) -> None:
+    def _remove(self, cell: SiteCell) -> None:
         """Take an actor out; what still waits for it was not delivered."""
-        self._bury(cell)
+        self._take_out(cell)
         while cell.mailbox:
             self._report(Undelivered(cell.actor.address, cell.mailbox.take()))
 
-    def _bury(self, cell: Cell) -> None:
+    def _take_out(self, cell: SiteCell) -> None:
         cell.alive = False
         if self._cells.get(cell.actor.address) is cell:
             del self._cells[cell.actor.address]
@@ -373,8 +347,8 @@ class Simulator(Engine):
 
     # ── faults ───────────────────────────────────────────────────────────────────────────────────────
 
-    def _crash(self, cell: Cell, back_after_s: float | None, why: str) -> None:
-        self._bury(cell)
+    def _crash(self, cell: SiteCell, back_after_s: float | None, why: str) -> None:
+        self._take_out(cell)
         if cell.at_work:  # its core is free, and what it was at will never be done
             cell.at_work = False
             cell.site.free += 1
@@ -388,55 +362,16 @@ class Simulator(Engine):
         if back_after_s is not None:
             self._at(self._now_s + back_after_s, self._come_back, cell)
 
-    def _come_back(self, cell: Cell) -> None:
+    def _come_back(self, cell: SiteCell) -> None:
         address = cell.actor.address
         if address not in self._cells:
             self.spawn(address, cell.make)
             self._cells[address].busy_s, self._cells[address].handled = cell.busy_s, cell.handled
             self._report(ActorReturned(address))
 
-    def _freeze(self, cell: Cell, for_s: float) -> None:
+    def _freeze(self, cell: SiteCell, for_s: float) -> None:
         until_s = self._now_s + for_s
         cell.frozen_s += until_s - max(cell.frozen_until_s, self._now_s)
         cell.frozen_until_s = until_s
         if self.timeline is not None:
             self.timeline.fault(cell.actor.address, "freeze", self._now_s, until_s)
-
-
-class _Interrupts:
-    """Keeps Ctrl-C until whoever is at work has finished its message: half of one leaves a gate in doubt.
-
-    Does nothing outside the main thread, where signals come, nor where Ctrl-C means something else than
-    ``KeyboardInterrupt``. A second Ctrl-C waits for nobody.
-    """
-
-    def __init__(self) -> None:
-        self._came = False
-
-    def __enter__(self) -> Self:
-        self._installed = (
-            threading.current_thread() is threading.main_thread()
-            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        )
-        if self._installed:
-            signal.signal(signal.SIGINT, self._keep)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._installed:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-        if error is None:
-            self.check()
-
-    def _keep(self, number: int, frame: FrameType | None) -> None:
-        if self._came:
-            raise KeyboardInterrupt
-        self._came = True
-
-    def check(self) -> None:
-        """Raise the interrupt that came meanwhile."""
-        if self._came:
-            self._came = False
-            raise KeyboardInterrupt

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from random import Random
 
 from akkordeon.engines.simulator.faults import Crash, Fault, Freeze, Partition
-from akkordeon.engines.simulator.sites import Cell, Site
+from akkordeon.engines.simulator.sites import Site, SiteCell
 
 __all__ = ["Outages"]
 
@@ -29,9 +29,9 @@ class Outages:
         faults: Sequence[Fault],
         seed: str,
         at: Callable[..., None],
-        crash: Callable[[Cell, float | None, str], None],
-        freeze: Callable[[Cell, float], None],
-        cells: Mapping[str, Cell],
+        crash: Callable[[SiteCell, float | None, str], None],
+        freeze: Callable[[SiteCell, float], None],
+        cells: Mapping[str, SiteCell],
     ) -> None:
         self._at = at
         self._crash = crash
@@ -59,7 +59,7 @@ class Outages:
                     self._freeze(cell, fault.for_s)
         self._expect(fault, times, rng)
 
-    def _stricken(self, fault: Crash | Freeze, rng: Random) -> list[Cell]:
+    def _stricken(self, fault: Crash | Freeze, rng: Random) -> list[SiteCell]:
         """All that the fault names; one of them at random (a host as one) if it comes at a rate."""
         hosts = [cell.site.host.name for cell in self._cells.values()]
         names = list(dict.fromkeys(n for n in (*hosts, *self._cells) if fnmatchcase(n, fault.who)))

@@ -6,12 +6,13 @@ import math
 from collections import deque
 from collections.abc import Callable
 
-from akkordeon.core.actor import Actor, Mailbox
+from akkordeon.core.actor import Actor
+from akkordeon.engines.dispatch import Cell
 from akkordeon.engines.simulator.compute import Work
 from akkordeon.engines.simulator.hosts import Host
 from akkordeon.engines.simulator.links import Wire
 
-__all__ = ["Cell", "Site"]
+__all__ = ["Site", "SiteCell"]
 
 
 class Site:
@@ -23,28 +24,20 @@ class Site:
         self.host = host
         self.key = (host.name, host.zone)
         self.free: float = math.inf if host.cores is None else host.cores
-        self.ready: deque[Cell] = deque()
+        self.ready: deque[SiteCell] = deque()
         self.wires: dict[Site, Wire | None] = {}  # to other sites; None where nothing takes time
 
 
-class Cell:
-    """An actor, its mailbox, and where it stands."""
+class SiteCell(Cell):
+    """A cell on a site, and what befell it there."""
 
-    __slots__ = (
-        "actor", "alive", "at_work", "busy_s", "frozen_s", "frozen_until_s", "handled", "mailbox", "make",
-        "scheduled", "site", "work",
-    )  # fmt: skip
+    __slots__ = ("at_work", "frozen_s", "frozen_until_s", "make", "site", "work")
 
     def __init__(self, actor: Actor, make: Callable[[], Actor], site: Site, work: Work | None) -> None:
-        self.actor = actor
+        super().__init__(actor)
         self.make = make
         self.site = site
         self.work = work  # None where nothing takes time
-        self.mailbox = Mailbox()
-        self.alive = True
-        self.scheduled = False
         self.at_work = False
         self.frozen_until_s = 0.0
         self.frozen_s = 0.0  # how long it was frozen, all times together
-        self.handled = 0
-        self.busy_s = 0.0

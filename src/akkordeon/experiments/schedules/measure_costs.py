@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from akkordeon.core.actor import Actor, Send, Stop
-from akkordeon.core.messages import Attach
+from akkordeon.core.actor import Actor
+from akkordeon.core.messages import Attach, Message
 from akkordeon.core.payload import Payload, tensors
+from akkordeon.engines.dispatch import Cell, Interpreter
 from akkordeon.engines.simulator.compute import Cost
 from akkordeon.pipeline.network import Network
 from akkordeon.sentinels.loss import Loss
@@ -28,7 +29,7 @@ from akkordeon.sentinels.trainer import Trainer
 __all__ = ["Stopwatch", "from_operations", "measure"]
 
 
-class Stopwatch:
+class Stopwatch(Interpreter[Cell]):
     """Carries messages between actors in one thread and takes the time of everything.
 
     Args:
@@ -36,32 +37,44 @@ class Stopwatch:
     """
 
     def __init__(self, actors: Iterable[Actor]) -> None:
-        self._actors = {actor.address: actor for actor in actors}
-        self._queue: deque[tuple[str, Any]] = deque()
+        self._cells = {actor.address: Cell(actor) for actor in actors}
+        self._queue: deque[tuple[str, Message]] = deque()
+        self._sent_s: float | None = None  # when the message under way led to another
         self.times: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
         """(before, after) the first message sent, by address and name of the message handled."""
 
-    def run(self, to: str, message: Any) -> None:
+    def run(self, to: str, message: Message) -> None:
         """Deliver a message and all that comes of it."""
         self._queue.append((to, message))
         while self._queue:
             to, message = self._queue.popleft()
-            if to in self._actors:
-                self._handle(self._actors[to], message)
+            if to in self._cells:
+                self._time(self._cells[to], message)
 
-    def _handle(self, actor: Actor, message: Any) -> None:
-        began_s = sent_s = time.perf_counter()
-        for effect in actor.receive(message, began_s):
-            if isinstance(effect, Send):
-                if sent_s == began_s:
-                    sent_s = time.perf_counter()
-                self._queue.append((effect.to, effect.message))
-            elif isinstance(effect, Stop):
-                del self._actors[actor.address]
+    def _time(self, cell: Cell, message: Message) -> None:
+        self._sent_s = None
+        began_s = time.perf_counter()
+        self._handle(cell, message, began_s)
         ended_s = time.perf_counter()
-        if sent_s == began_s:
-            sent_s = ended_s
-        self.times[actor.address, type(message).__name__].append((sent_s - began_s, ended_s - sent_s))
+        sent_s = ended_s if self._sent_s is None else self._sent_s
+        self.times[cell.actor.address, type(message).__name__].append((sent_s - began_s, ended_s - sent_s))
+
+    def _send(self, sender: Cell, to: str, message: Message) -> None:
+        if self._sent_s is None:
+            self._sent_s = time.perf_counter()
+        self._queue.append((to, message))
+
+    def _report(self, record: Any) -> None:
+        """Nobody watches."""
+
+    def _after(self, cell: Cell, seconds: float, message: Message) -> None:
+        """Nothing is late here."""
+
+    def _remove(self, cell: Cell) -> None:
+        del self._cells[cell.actor.address]
+
+    def _fail(self, cell: Cell, doing: str, error: BaseException) -> None:
+        raise error
 
     def costs(self, warm: int, message_s: float) -> dict[str, Cost]:
         """The median cost of every actor, without its first ``warm`` messages of each kind."""

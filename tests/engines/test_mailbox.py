@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from akkordeon.core.actor import Mailbox
 from akkordeon.core.messages import Backward, Batch, CutId, Evaluate, Forget, Forward, Kind, Message
+from akkordeon.engines.mailbox import Mailbox
 
 CUT = CutId("v", 0)
 

@@ -1,0 +1,5 @@
+"""The threads engine."""
+
+from akkordeon.engines.threads.engine import Threads
+
+__all__ = ["Threads"]

@@ -1,0 +1,141 @@
+"""The threads engine: actors share the worker threads of this process.
+
+Whatever belongs to one session is in a :class:`WorkerPool` of its own. An actor that was stuck in its
+message when its session ended finds that pool when it wakes up, and not the next session of the same engine.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+
+from akkordeon.core.actor import Actor
+from akkordeon.core.checks import require_whole
+from akkordeon.core.errors import SessionError
+from akkordeon.core.messages import Message
+from akkordeon.engines.base import Engine, Load, ProcessState, bounded
+from akkordeon.engines.threads.workers import WorkerCell, WorkerPool
+
+__all__ = ["Threads"]
+
+
+class Threads(Engine):
+    """Runs actors on worker threads of this process.
+
+    Args:
+        workers: how many; as many as cores, and at least two, if not given. One worker makes a run
+            repeatable.
+
+    Raises:
+        RecipeError: fewer than one worker.
+    """
+
+    _repeatable = True  # with one worker
+
+    def __init__(self, workers: int | None = None) -> None:
+        require_whole("workers", workers, optional=True)
+        self.workers = workers or max(2, os.cpu_count() or 2)
+        self._reported = threading.Condition(threading.RLock())
+        self._pool: WorkerPool | None = None
+        self._process: ProcessState | None = None
+
+    def start(self, on_report: Callable[[Any], None], seed: int) -> None:
+        """Start the workers; they end with the interpreter, if nobody stops them before.
+
+        Raises:
+            SessionError: it carries a session already.
+        """
+        if self._process is not None:
+            raise SessionError("this engine carries a session already; give each session one of its own")
+        self._process = ProcessState()
+        torch.manual_seed(seed)
+        self._pool = WorkerPool(on_report, self._reported, self._post, self.recorder)
+        self._pool.open(self.workers)
+        atexit.register(self.stop)  # a thread that is inside of PyTorch when Python ends aborts the process
+
+    def _post(self, to: str, message: Message) -> bool:
+        """Send a message to another process, in a row of several; False if nobody has that address."""
+        return False
+
+    def spawn(
+        self,
+        address: str,
+        make: Callable[[], Actor],
+        resources: Mapping[str, float] | None = None,
+        beside: str | None = None,
+    ) -> None:
+        """Make the actor here: within one process there is nothing to choose."""
+        actor = make()
+        on_its_own = actor.may_block and (self.workers > 1 or not self._repeatable)
+        self._started_pool().admit(address, actor, on_its_own)
+
+    def send(self, to: str, message: Message) -> None:
+        """Put a message into a mailbox."""
+        self._started_pool().send(to, message)
+
+    def send_all(self, messages: Iterable[tuple[str, Message]]) -> None:
+        """Put messages into mailboxes before anybody handles one of them."""
+        self._started_pool().send_all(messages)
+
+    @property
+    def _cells(self) -> Mapping[str, WorkerCell]:
+        """The actors at work, by address."""
+        return {} if self._pool is None else self._pool.cells
+
+    def _started_pool(self) -> WorkerPool:
+        assert self._pool is not None, "the engine was never started"
+        return self._pool
+
+    def now_s(self) -> float:
+        """Seconds of the monotonic clock."""
+        return time.monotonic()
+
+    def wait_until(self, condition: Callable[[], bool], timeout_s: float | None) -> bool:
+        """Wait for reports; the workers do the rest.
+
+        Raises:
+            SessionError: this is the last worker that is free, and what it waits for would never come.
+        """
+        with self._reported:
+            if condition():
+                return True
+            pool = self._pool
+            if pool is None or threading.current_thread() not in pool.workers:
+                return self._reported.wait_for(condition, bounded(timeout_s))
+            self.check_may_wait()
+            pool.waiting += 1
+            try:
+                return self._reported.wait_for(condition, bounded(timeout_s))
+            finally:
+                pool.waiting -= 1
+
+    def check_may_wait(self) -> None:
+        """Refuse a call from within an actor, if there is no other worker left to bring what it waits for."""
+        pool = self._pool
+        if pool is None or threading.current_thread() not in pool.workers:
+            return
+        if pool.waiting + 1 >= len(pool.workers):
+            only = "the only worker" if len(pool.workers) == 1 else "the last worker that is free"
+            raise SessionError(
+                f"this call would wait for actors that need the thread it comes from, {only}: call it from "
+                "outside of sources, losses and modules, or give the engine more workers"
+            )
+
+    def loads(self) -> dict[str, Load]:
+        """Queue, count and time of every living actor."""
+        return {} if self._pool is None else self._pool.loads()
+
+    def stop(self) -> None:
+        """Let the workers finish the message they are at, and end."""
+        atexit.unregister(self.stop)
+        if self._pool is not None:
+            self._pool.close()
+        if self._process is not None:
+            self._process.restore()
+            self._process = None
