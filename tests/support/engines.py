@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from typing import Any, ClassVar
 
@@ -12,14 +13,16 @@ import pytest
 import akkordeon as ak
 from akkordeon.core.actor import Actor, Effect
 from akkordeon.core.messages import Kind, Message
+from akkordeon.engines import ENGINES as TABLE
+from akkordeon.engines import engine_named
 from akkordeon.engines.base import Engine
 
 ENGINES: dict[str, Callable[[], Engine]] = {
     "threads, 1 worker": lambda: ak.Threads(1),
     "threads, 2 workers": lambda: ak.Threads(2),
-    "simulator": ak.Simulator,
+    **{name: partial(engine_named, name) for name in TABLE if name not in ("threads", "ray")},
 }
-"""Those of this process; they can record."""
+"""Those of this process; they can record. An engine that is added to the table is among them."""
 
 ALL_ENGINES: dict[str, Callable[[], Engine]] = ENGINES | {"ray": lambda: warm_engine()}
 

@@ -55,6 +55,11 @@ class Engine(ABC):
 
     recorder: Listener | None = None
 
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether equal seeds give equal runs."""
+        return False
+
     @abstractmethod
     def start(self, on_report: Callable[[Any], None], seed: int) -> None:
         """Begin. ``on_report`` is called with every record reported, by one thread at a time."""

@@ -10,6 +10,7 @@ from torch import nn
 
 from akkordeon.core.errors import RecipeError
 from akkordeon.downpour.recipe import Downpour
+from akkordeon.engines import engine_named
 from akkordeon.engines.base import Engine
 from akkordeon.pipeline.network import Network
 from akkordeon.session.downpour_session import DownpourSession
@@ -17,7 +18,7 @@ from akkordeon.session.recording import Recorder
 from akkordeon.session.session import Session
 from akkordeon.watch.showing import show
 
-__all__ = ["engine_named", "run"]
+__all__ = ["run"]
 
 
 @overload
@@ -84,30 +85,5 @@ def run(
         else DownpourSession(network, stage, seed, recorder)
     )
     if progress:
-        session.at_close(show(session, live=not _repeats(stage)).close)
+        session.at_close(show(session, live=not stage.is_repeatable).close)
     return session
-
-
-def _repeats(engine: Engine) -> bool:
-    """Whether equal seeds give equal runs on it."""
-    from akkordeon.engines.simulator.engine import Simulator
-    from akkordeon.engines.threads import Threads
-
-    return isinstance(engine, Simulator) or (isinstance(engine, Threads) and engine.workers == 1)
-
-
-def engine_named(name: str) -> Engine:
-    """The engine of that name with its defaults."""
-    if name == "threads":
-        from akkordeon.engines.threads import Threads
-
-        return Threads()
-    if name == "simulator":
-        from akkordeon.engines.simulator.engine import Simulator
-
-        return Simulator()
-    if name == "ray":
-        from akkordeon.engines.ray import Ray
-
-        return Ray()
-    raise RecipeError(f"there is no engine {name!r}; there are 'threads', 'simulator' and 'ray'")

@@ -38,11 +38,14 @@ class Dispatcher(Threads):
         workers: as of :class:`Threads`.
     """
 
-    _repeatable = False  # other processes have a say in the order
-
     def __init__(self, post: Callable[[str, Message], bool], workers: int | None = None) -> None:
         super().__init__(workers)
         self._post_elsewhere = post
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Other processes have a say in the order, with one worker too."""
+        return False
 
     def _post(self, to: str, message: Message) -> bool:
         return self._post_elsewhere(to, message)

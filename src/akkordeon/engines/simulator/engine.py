@@ -91,6 +91,11 @@ class Simulator(Engine, Interpreter[SiteCell]):
 
     # ── the engine's side ────────────────────────────────────────────────────────────────────────────
 
+    @property
+    def is_repeatable(self) -> bool:
+        """Nothing here reads a clock."""
+        return True
+
     def start(self, on_report: Callable[[Any], None], seed: int) -> None:
         """Begin at time 0."""
         if self._running:

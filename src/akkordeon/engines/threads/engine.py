@@ -36,14 +36,17 @@ class Threads(Engine):
         RecipeError: fewer than one worker.
     """
 
-    _repeatable = True  # with one worker
-
     def __init__(self, workers: int | None = None) -> None:
         require_whole("workers", workers, optional=True)
         self.workers = workers or max(2, os.cpu_count() or 2)
         self._reported = threading.Condition(threading.RLock())
         self._pool: WorkerPool | None = None
         self._process: ProcessState | None = None
+
+    @property
+    def is_repeatable(self) -> bool:
+        """With one worker all take turns on it."""
+        return self.workers == 1
 
     def start(self, on_report: Callable[[Any], None], seed: int) -> None:
         """Start the workers; they end with the interpreter, if nobody stops them before.
@@ -72,7 +75,7 @@ class Threads(Engine):
     ) -> None:
         """Make the actor here: within one process there is nothing to choose."""
         actor = make()
-        on_its_own = actor.may_block and (self.workers > 1 or not self._repeatable)
+        on_its_own = actor.may_block and not self.is_repeatable
         self._started_pool().admit(address, actor, on_its_own)
 
     def send(self, to: str, message: Message) -> None:
