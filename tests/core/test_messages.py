@@ -9,8 +9,8 @@ from dataclasses import FrozenInstanceError, fields
 import pytest
 import torch
 
-from akkordeon.core import messages
-from akkordeon.core.errors import DataError, ProtocolError
+from akkordeon.core import messages, shard_messages
+from akkordeon.core.errors import DataError, ProtocolError, explain
 from akkordeon.core.messages import (
     Attach,
     Backward,
@@ -38,7 +38,6 @@ from akkordeon.core.messages import (
     Tick,
     Watch,
     describe,
-    explain,
 )
 
 BATCH, CUT, X = Batch("sentinel/tdp#1", 7), CutId("sentinel/vdp#1", 3), torch.ones(2)
@@ -66,7 +65,12 @@ OF_CLASS = {
 EVERY = [message for of_class in OF_CLASS.values() for message in of_class]
 
 
-THERE = [m for m in vars(messages).values() if isinstance(m, type) and issubclass(m, Message)]
+THERE = [
+    kind
+    for file in (messages, shard_messages)
+    for kind in vars(file).values()
+    if isinstance(kind, type) and issubclass(kind, Message) and kind.__module__ == file.__name__
+]
 
 
 @pytest.mark.parametrize("kind", THERE, ids=lambda kind: kind.__name__)

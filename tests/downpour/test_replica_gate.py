@@ -12,20 +12,8 @@ from torch import nn
 
 import akkordeon as ak
 from akkordeon.core.errors import DataError, RecipeError
-from akkordeon.core.messages import (
-    Backward,
-    Batch,
-    Dropped,
-    Fault,
-    Fetch,
-    Forget,
-    Forward,
-    Parameters,
-    Push,
-    Refused,
-    Settle,
-    Settled,
-)
+from akkordeon.core.messages import Backward, Batch, Fault, Forget, Forward, Refused
+from akkordeon.core.shard_messages import Dropped, Fetch, Parameters, Push, Settle, Settled
 from akkordeon.downpour.replica_gate import DROPPED_MAX, ReplicaGate
 from akkordeon.downpour.shard_client import SyncPolicy
 from akkordeon.pipeline.stage import Place

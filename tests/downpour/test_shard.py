@@ -11,26 +11,9 @@ from tests.support.harness import do, reports, sends, stops
 from torch import nn
 
 import akkordeon as ak
-from akkordeon.core.messages import (
-    Batch,
-    Close,
-    Cut,
-    CutId,
-    Dropped,
-    Evaluate,
-    Export,
-    Exported,
-    Fault,
-    Fetch,
-    Forget,
-    Left,
-    Parameters,
-    Probe,
-    Push,
-    Settle,
-    Settled,
-)
+from akkordeon.core.messages import Batch, Close, Cut, CutId, Evaluate, Export, Exported, Fault, Forget, Probe
 from akkordeon.core.reports import GateLeft, ShardStatus
+from akkordeon.core.shard_messages import Dropped, Fetch, Left, Parameters, Push, Settle, Settled
 from akkordeon.downpour.shard import ParameterShard, ShardActor
 from akkordeon.pipeline.stage import Place
 

@@ -28,19 +28,9 @@ from torch.nn import functional as F
 
 import akkordeon as ak
 from akkordeon.core.errors import GateFailedError, RecipeError
-from akkordeon.core.messages import (
-    Cut,
-    CutId,
-    Export,
-    Exported,
-    Fetch,
-    Forget,
-    Parameters,
-    Push,
-    Settle,
-    Settled,
-)
+from akkordeon.core.messages import Cut, CutId, Export, Exported, Forget
 from akkordeon.core.reports import GateLeft, ShardStatus
+from akkordeon.core.shard_messages import Fetch, Parameters, Push, Settle, Settled
 from akkordeon.data import datasets
 from akkordeon.downpour.replica_gate import ReplicaGate
 from akkordeon.downpour.shard import ParameterShard, ShardActor

@@ -18,18 +18,9 @@ from torch import nn
 pytest.importorskip("cloudpickle", reason="Ray is not installed: pip install '.[ray]'")
 
 from akkordeon.core.errors import DataError, RecipeError
-from akkordeon.core.messages import (
-    Backward,
-    Batch,
-    CutId,
-    Evaluate,
-    Forget,
-    Forward,
-    Item,
-    Push,
-    SourceFailed,
-)
+from akkordeon.core.messages import Backward, Batch, CutId, Evaluate, Forget, Forward, Item, SourceFailed
 from akkordeon.core.reports import ActorFailed
+from akkordeon.core.shard_messages import Push
 from akkordeon.engines.ray.placement import host_of, sum_of_resources
 from akkordeon.engines.ray.serialization import Opened, pack, seal, unpack
 

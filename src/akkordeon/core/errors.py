@@ -49,6 +49,7 @@ __all__ = [
     "TaskError",
     "WaitTimeoutError",
     "again",
+    "explain",
 ]
 
 
@@ -140,3 +141,25 @@ def again(error: E) -> E:
     fresh = copy.copy(error)
     fresh.__cause__ = error.__cause__
     return fresh
+
+
+def explain(error: BaseException) -> str:
+    """An error in one line: its text if it is ours, with its class before it if it is not."""
+    try:
+        text = _in_one_line(str(error))
+    except Exception as unsaid:  # a user's class may be broken as well
+        text = f"its text cannot be had: {type(unsaid).__name__}"
+    if isinstance(error, AkkordeonError):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _in_one_line(text: str) -> str:
+    """The text without line breaks; of an error in a DataLoader's worker only where and what it was.
+
+    PyTorch puts the whole traceback into the text of such an error.
+    """
+    where, of_worker, trace = text.partition("Original Traceback (most recent call last):")
+    if of_worker and trace.strip():
+        text = f"{trace.strip().splitlines()[-1].strip()} ({where.strip().rstrip('.')})"
+    return " ".join(text.split())

@@ -9,27 +9,20 @@ A cut goes the way of the backwards, so every gate pins its weights after the sa
 
                 S ◀────Cut──── 0 ◀────Cut──── 1 ◀────Cut──── 2 ◀────Cut──── S
 
-A replica's gate and the shard of its position (of Downpour), each position on its own:
-
-    gate ──Push──▶ shard        gate ──Fetch──▶ shard ──Parameters──▶ gate
-                                gate ──Push──▶ shard ──Dropped──▶ gate ──Refused──▶ S
-
-Where a position has several shards, they are the front and its parts (see split_shard.py):
-
-    part ──Parameters──▶ front, with each cut
+What gates and parameter shards tell each other is in :mod:`akkordeon.core.shard_messages`.
 
 Messages are frozen; a tensor in a message is never written to, by nobody.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
-from akkordeon.core.errors import AkkordeonError, ProtocolError
+from akkordeon.core.errors import ProtocolError
 from akkordeon.core.payload import Payload
 
 __all__ = [
@@ -40,34 +33,26 @@ __all__ = [
     "Cut",
     "CutId",
     "Detach",
-    "Dropped",
     "Due",
     "EpochEnd",
     "Evaluate",
     "Export",
     "Exported",
     "Fault",
-    "Fetch",
     "Forget",
     "Forward",
     "Item",
     "Kind",
-    "Left",
     "Message",
-    "Parameters",
     "Probe",
     "Pull",
-    "Push",
     "Refused",
     "Release",
     "Scored",
-    "Settle",
-    "Settled",
     "SourceFailed",
     "Tick",
     "Watch",
     "describe",
-    "explain",
 ]
 
 
@@ -117,27 +102,30 @@ class Message:
 
     kind: ClassVar[Kind] = Kind.CONTROL
 
+    def __init_subclass__(cls, kind: Kind | None = None) -> None:
+        """Take the class of a message, as in ``class Cut(Message, kind=Kind.BACKWARD)``."""
+        if kind is not None:  # None: one of control, or the class made anew with slots
+            cls.kind = kind
+
 
 # ── training ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True, slots=True)
-class Forward(Message):
+class Forward(Message, kind=Kind.FORWARD):
     """The output of whoever sent it, on its way to the tail of the row and from there to the sentinel."""
 
-    kind: ClassVar[Kind] = Kind.FORWARD
     batch: Batch
     payload: Payload
 
 
 @dataclass(frozen=True, slots=True)
-class Backward(Message):
+class Backward(Message, kind=Kind.BACKWARD):
     """The gradient of the loss by the receiver's output, on its way to the head and then the sentinel.
 
     ``staleness`` collects τ of every gate it has passed, tail first.
     """
 
-    kind: ClassVar[Kind] = Kind.BACKWARD
     batch: Batch
     payload: Payload | None
     staleness: tuple[int, ...] = ()
@@ -174,29 +162,26 @@ class Forget(Message):
 
 
 @dataclass(frozen=True, slots=True)
-class Cut(Message):
+class Cut(Message, kind=Kind.BACKWARD):
     """Pin the weights and buffers you have now; collects the versions pinned, tail first."""
 
-    kind: ClassVar[Kind] = Kind.BACKWARD
     cut: CutId
     versions: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Evaluate(Message):
+class Evaluate(Message, kind=Kind.EVALUATION):
     """Work on this in evaluation mode, on the weights pinned for the cut, and pass the output on."""
 
-    kind: ClassVar[Kind] = Kind.EVALUATION
     batch: Batch
     payload: Payload
     cut: CutId
 
 
 @dataclass(frozen=True, slots=True)
-class Export(Message):
+class Export(Message, kind=Kind.EVALUATION):
     """Send the one who asked for the cut the weights and buffers pinned for it."""
 
-    kind: ClassVar[Kind] = Kind.EVALUATION
     cut: CutId
 
 
@@ -244,128 +229,25 @@ class Pull(Message):
 
 
 @dataclass(frozen=True, slots=True)
-class Item(Message):
+class Item(Message, kind=Kind.FORWARD):
     """One batch read, inputs and targets (``None`` when predicting). Reader to sentinel."""
 
-    kind: ClassVar[Kind] = Kind.FORWARD
     x: Payload
     y: Any
 
 
 @dataclass(frozen=True, slots=True)
-class EpochEnd(Message):
+class EpochEnd(Message, kind=Kind.FORWARD):
     """The source has been read through once more; ``last`` when it will not be read again."""
 
-    kind: ClassVar[Kind] = Kind.FORWARD
     last: bool
 
 
 @dataclass(frozen=True, slots=True)
-class SourceFailed(Message):
+class SourceFailed(Message, kind=Kind.FORWARD):
     """The source of batches raised, or gave something that is no batch."""
 
-    kind: ClassVar[Kind] = Kind.FORWARD
-
     error: Exception
-
-
-# ── parameter shards ─────────────────────────────────────────────────────────────────────────────────
-
-
-@dataclass(frozen=True, slots=True)
-class Fetch(Message):
-    """Send me the weights you have. Replica's gate to shard."""
-
-    kind: ClassVar[Kind] = Kind.BACKWARD
-    asker: str
-
-
-@dataclass(frozen=True, slots=True)
-class Parameters(Message):
-    """A shard's trainable weights, and how many updates it had applied. Shard to replica's gate.
-
-    Where a position is split, also part to front, with every cut: no weights if the front has them.
-    ``push_every``: updates between two pushes from now on, where the shard is the one to say so.
-    ``buffers``: the shard's, with the first weights that a gate is lent.
-    """
-
-    kind: ClassVar[Kind] = Kind.BACKWARD
-    shard: str
-    version: int
-    payload: tuple[Tensor, ...]
-    push_every: int | None = None
-    buffers: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Push(Message):
-    """What a replica's gate gathered since its last push: sums of gradients, or differences of weights.
-
-    Args:
-        asker: the gate.
-        version: of the shard's weights that the oldest gradient in it goes back to.
-        steps: batches in it.
-        payload: one tensor for each trainable weight, perhaps compressed; None where there is nothing.
-        scales: what to multiply the tensors by, where they were compressed to whole numbers.
-        buffers: the module's buffers by name, such as running statistics, and extra state, as the replica has
-            them.
-        fetch: send me the weights that come of it.
-        batches: whose gradients are in it.
-    """
-
-    kind: ClassVar[Kind] = Kind.BACKWARD
-    asker: str
-    version: int
-    steps: int
-    payload: tuple[Tensor | None, ...]
-    scales: tuple[float, ...] | None = None
-    buffers: dict[str, Any] = field(default_factory=dict)
-    fetch: bool = False
-    batches: tuple[Batch, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Dropped(Message):
-    """A shard did not apply a push, and is as it was before. Shard to replica's gate.
-
-    Args:
-        shard: who says so.
-        batches: that were in it.
-        fault: why.
-        reason: why, in words.
-        in_a_row: pushes of that gate dropped since one was applied, those too stale not counted.
-    """
-
-    kind: ClassVar[Kind] = Kind.BACKWARD
-    shard: str
-    batches: tuple[Batch, ...]
-    fault: Fault
-    reason: str
-    in_a_row: int
-
-
-@dataclass(frozen=True, slots=True)
-class Left(Message):
-    """A replica's gate has ended, and nothing of it is on its way: keep nothing for it. Session to shard."""
-
-    kind: ClassVar[Kind] = Kind.BACKWARD
-    by: str
-
-
-@dataclass(frozen=True, slots=True)
-class Settle(Message):
-    """Bring all you gathered to where cuts see it, and tell me. Trainer to gate, and that to its shard."""
-
-    kind: ClassVar[Kind] = Kind.BACKWARD
-    asker: str
-
-
-@dataclass(frozen=True, slots=True)
-class Settled(Message):
-    """All that was sent before :class:`Settle` has been applied."""
-
-    kind: ClassVar[Kind] = Kind.BACKWARD
-    by: str
 
 
 # ── control ──────────────────────────────────────────────────────────────────────────────────────────
@@ -427,25 +309,3 @@ def describe(message: object) -> str:
         return f"{name} of batch {batch.number} of {batch.sentinel}"
     cut = getattr(message, "cut", None)
     return f"{name} {cut.number} of {cut.asker}" if isinstance(cut, CutId) else name
-
-
-def explain(error: BaseException) -> str:
-    """An error in one line: its text if it is ours, with its class before it if it is not."""
-    try:
-        text = _in_one_line(str(error))
-    except Exception as unsaid:  # a user's class may be broken as well
-        text = f"its text cannot be had: {type(unsaid).__name__}"
-    if isinstance(error, AkkordeonError):
-        return text
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def _in_one_line(text: str) -> str:
-    """The text without line breaks; of an error in a DataLoader's worker only where and what it was.
-
-    PyTorch puts the whole traceback into the text of such an error.
-    """
-    where, of_worker, trace = text.partition("Original Traceback (most recent call last):")
-    if of_worker and trace.strip():
-        text = f"{trace.strip().splitlines()[-1].strip()} ({where.strip().rstrip('.')})"
-    return " ".join(text.split())

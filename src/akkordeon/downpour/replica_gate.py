@@ -33,19 +33,9 @@ from torch import Tensor
 
 from akkordeon.core.actor import Effect, Send
 from akkordeon.core.errors import DataError, RecipeError
-from akkordeon.core.messages import (
-    Batch,
-    Dropped,
-    Fault,
-    Forget,
-    Forward,
-    Parameters,
-    Probe,
-    Refused,
-    Settle,
-    Settled,
-)
+from akkordeon.core.messages import Batch, Fault, Forget, Forward, Probe, Refused
 from akkordeon.core.payload import Payload
+from akkordeon.core.shard_messages import Dropped, Parameters, Settle, Settled
 from akkordeon.downpour.buffer_merger import on_device
 from akkordeon.downpour.shard_client import ShardClient, SyncPolicy
 from akkordeon.pipeline.gate import Gate, GateActor

@@ -19,22 +19,10 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from akkordeon.core.actor import Effect, Report, Send
-from akkordeon.core.messages import (
-    Cut,
-    Dropped,
-    Fault,
-    Fetch,
-    Forget,
-    Left,
-    Parameters,
-    Probe,
-    Push,
-    Scored,
-    Settle,
-    Settled,
-)
+from akkordeon.core.messages import Cut, Fault, Forget, Probe, Scored
 from akkordeon.core.payload import all_finite, nbytes, tensors
 from akkordeon.core.reports import ShardStatus
+from akkordeon.core.shard_messages import Dropped, Fetch, Left, Parameters, Push, Settle, Settled
 from akkordeon.downpour.buffer_merger import BufferMerger, on_device
 from akkordeon.downpour.compression import unpacked
 from akkordeon.downpour.pacing import StepsBySpeed, WarmStart

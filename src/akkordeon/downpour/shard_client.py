@@ -16,7 +16,8 @@ from torch import Tensor
 from akkordeon.core.actor import Effect, Send
 from akkordeon.core.checks import require_whole
 from akkordeon.core.errors import RecipeError
-from akkordeon.core.messages import Batch, Fetch, Parameters, Push, Settle
+from akkordeon.core.messages import Batch
+from akkordeon.core.shard_messages import Fetch, Parameters, Push, Settle
 from akkordeon.downpour.accumulators import Accumulator, GradientSum, WeightDelta
 from akkordeon.downpour.compression import COMPRESSIONS, Compressor
 from akkordeon.pipeline.weights import Weights

@@ -22,8 +22,9 @@ from collections.abc import Iterator, Mapping
 from torch import Tensor, nn
 
 from akkordeon.core.actor import Effect, Send
-from akkordeon.core.messages import Cut, Parameters
+from akkordeon.core.messages import Cut
 from akkordeon.core.payload import nbytes
+from akkordeon.core.shard_messages import Parameters
 from akkordeon.downpour.shard import Handlers, ShardActor, WeightIndices
 
 __all__ = ["FrontRole", "PartRole", "divide_weights", "part_of"]

@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from akkordeon.core.checks import require_whole
-from akkordeon.core.errors import DataError, TaskError
-from akkordeon.core.messages import explain
+from akkordeon.core.errors import DataError, TaskError, explain
 from akkordeon.core.reports import Score, accuracy
 from akkordeon.data import datasets
 from akkordeon.data.batches import Batches, as_batches

@@ -20,8 +20,9 @@ from akkordeon.core.actor import Effect, Send
 from akkordeon.core.autograd import accumulated, gradients, graph_behind
 from akkordeon.core.errors import RecipeError
 from akkordeon.core.generator import Habits, Use
-from akkordeon.core.messages import Backward, Batch, Fault, Forget, Forward, Scored, Settle, Settled
+from akkordeon.core.messages import Backward, Batch, Fault, Forget, Forward, Scored
 from akkordeon.core.payload import Payload, all_finite, map_tensors, memory, same_form, signature, tensors
+from akkordeon.core.shard_messages import Settle, Settled
 from akkordeon.pipeline.module_state import Kept
 from akkordeon.pipeline.stage import Place, Stage, Stashed, output_of
 from akkordeon.pipeline.staleness import Rule, Stash

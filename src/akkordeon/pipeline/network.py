@@ -14,8 +14,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from akkordeon.core.actor import Actor
 from akkordeon.core.checks import require_whole
-from akkordeon.core.errors import RecipeError, SharedParameterError
-from akkordeon.core.messages import explain
+from akkordeon.core.errors import RecipeError, SharedParameterError, explain
 from akkordeon.pipeline.gate import Gate, GateActor
 from akkordeon.pipeline.module_state import copied, tensors_of, write
 from akkordeon.pipeline.stage import Place

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from akkordeon.core.actor import Actor, Effect, Report, Send, Stop
 from akkordeon.core.autocast import Autocast, autocast_here
-from akkordeon.core.errors import ProtocolError
+from akkordeon.core.errors import ProtocolError, explain
 from akkordeon.core.messages import (
     Batch,
     Close,
@@ -32,7 +32,6 @@ from akkordeon.core.messages import (
     Refused,
     Release,
     Watch,
-    explain,
 )
 from akkordeon.core.payload import Forms, Payload, map_tensors, signature, tensors
 from akkordeon.core.reports import GateLeft, GateStatus

@@ -15,8 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-from akkordeon.core.errors import AkkordeonError, ForeignParameterError, RecipeError
-from akkordeon.core.messages import explain
+from akkordeon.core.errors import AkkordeonError, ForeignParameterError, RecipeError, explain
 from akkordeon.pipeline.staleness import Rule
 from akkordeon.pipeline.weights import Snapshot, Weights
 

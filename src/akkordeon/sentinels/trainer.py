@@ -33,8 +33,6 @@ from akkordeon.core.messages import (
     Probe,
     Pull,
     Refused,
-    Settle,
-    Settled,
     SourceFailed,
 )
 from akkordeon.core.payload import map_tensors, samples
@@ -49,6 +47,7 @@ from akkordeon.core.reports import (
     Tally,
     TrainingProgress,
 )
+from akkordeon.core.shard_messages import Settle, Settled
 from akkordeon.sentinels.loss import LossInputs, check_graph, gradient_of, leaf_of, loss_of, to_targets_device
 from akkordeon.sentinels.recipes import Training
 

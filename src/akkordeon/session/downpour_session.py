@@ -10,8 +10,9 @@ from typing import Self, TypeVar, cast, overload
 from torch import Tensor
 
 from akkordeon.core.errors import ActorFailedError, GateFailedError, NameTakenError, RecipeError
-from akkordeon.core.messages import Close, Forget, Left
+from akkordeon.core.messages import Close, Forget
 from akkordeon.core.reports import BatchCount, BatchRefused, BestKept, EpochDone, RoundDone, TrainingProgress
+from akkordeon.core.shard_messages import Left
 from akkordeon.downpour.recipe import Downpour
 from akkordeon.engines.base import Engine
 from akkordeon.sentinels.recipes import Evaluation, Training

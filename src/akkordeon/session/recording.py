@@ -34,10 +34,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from akkordeon.core import messages
+from akkordeon.core import messages, shard_messages
 from akkordeon.core.actor import Actor, Effect
-from akkordeon.core.errors import RecordError
-from akkordeon.core.messages import Batch, CutId, Message, explain
+from akkordeon.core.errors import RecordError, explain
+from akkordeon.core.messages import Batch, CutId, Message
 from akkordeon.pipeline.network import Recipe
 from akkordeon.sentinels.recipes import Sentinel
 
@@ -382,7 +382,7 @@ def _is_line(line: Any) -> bool:
 def message_of(what: Mapping[str, Any]) -> Message:
     """A message of the session's, made again."""
     given = dict(what)
-    kind = getattr(messages, given.pop("type"))
+    kind = {**vars(messages), **vars(shard_messages)}[given.pop("type")]
     if not (isinstance(kind, type) and issubclass(kind, Message)):
         raise ValueError(f"{kind!r} is no message")
     return kind(**given)

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from akkordeon.core.actor import Actor, Effect
-from akkordeon.core.errors import ReplayError
-from akkordeon.core.messages import Message, explain
+from akkordeon.core.errors import ReplayError, explain
+from akkordeon.core.messages import Message
 from akkordeon.core.reports import EpochDone, GateLeft, RoundDone
 from akkordeon.data.sources import after
 from akkordeon.engines.base import ProcessState

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from akkordeon.core.errors import GateFailedError, SentinelFailedError
-from akkordeon.core.messages import Close, Detach, Due, Forget, Message, explain
+from akkordeon.core.errors import GateFailedError, SentinelFailedError, explain
+from akkordeon.core.messages import Close, Detach, Due, Forget, Message
 from akkordeon.core.reports import (
     ActorFailed,
     ActorLost,

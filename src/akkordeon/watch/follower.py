@@ -11,8 +11,7 @@ from queue import Empty, SimpleQueue
 from types import FrameType, TracebackType
 from typing import Any, Protocol, Self
 
-from akkordeon.core.errors import SessionClosedError
-from akkordeon.core.messages import explain
+from akkordeon.core.errors import SessionClosedError, explain
 from akkordeon.session.session import Session
 
 __all__ = ["Careful", "Follower", "Interrupts", "View"]

@@ -12,8 +12,7 @@ import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from akkordeon.core.actor import Actor
-from akkordeon.core.errors import ClusterError, NameTakenError
-from akkordeon.core.messages import explain
+from akkordeon.core.errors import ClusterError, NameTakenError, explain
 from akkordeon.engines.ray.connection import NAMESPACE, join
 from akkordeon.engines.ray.engine import HOME, READY_S, UNRECORDED, Ray, Recipe
 from akkordeon.engines.ray.placement import Placement

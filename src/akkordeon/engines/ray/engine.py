@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from akkordeon.core.actor import Actor
-from akkordeon.core.errors import ClusterError, RecipeError, SessionError
-from akkordeon.core.messages import Message, explain
+from akkordeon.core.errors import ClusterError, RecipeError, SessionError, explain
+from akkordeon.core.messages import Message
 from akkordeon.core.reports import ActorFailed, ActorLost, ClusterLost, SentinelEnded, Undelivered
 from akkordeon.engines.base import Engine, Load, ProcessState, bounded
 from akkordeon.engines.ray.connection import Vitals, join, require_ray, within

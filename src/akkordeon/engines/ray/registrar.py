@@ -15,8 +15,8 @@ from typing import Any
 
 import ray
 
-from akkordeon.core.errors import NameTakenError, NoSuchSentinelError
-from akkordeon.core.messages import Close, Detach, Forget, Message, Probe, explain
+from akkordeon.core.errors import NameTakenError, NoSuchSentinelError, explain
+from akkordeon.core.messages import Close, Detach, Forget, Message, Probe
 from akkordeon.core.reports import (
     ActorFailed,
     ActorLost,

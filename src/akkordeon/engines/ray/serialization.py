@@ -30,7 +30,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from akkordeon.core.messages import Backward, Evaluate, Fetch, Forward, Message, Parameters, Push
+from akkordeon.core.messages import Backward, Evaluate, Forward, Message
+from akkordeon.core.shard_messages import Fetch, Parameters, Push
 
 __all__ = ["Letter", "Opened", "Parcel", "pack", "seal", "ship_by_value", "tolerate_read_only", "unpack"]
 
