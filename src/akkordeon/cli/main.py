@@ -201,7 +201,7 @@ def _best_in_words(best: Any, score: str) -> str:
 
 def _view(workers: int | None) -> Any:
     """What shows the training; with one worker gates are not asked how they are, which changes the run."""
-    from akkordeon.watch.showing import view_for
+    from akkordeon.watch.display import view_for
 
     return view_for(typer.echo, partial(typer.echo, err=True), live=workers != 1)
 

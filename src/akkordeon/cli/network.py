@@ -348,7 +348,7 @@ def _attach(target: str, recipe: Any) -> tuple[Any, int | None]:
     What a sentinel came to when SIGTERM ended it is told on its way out.
     """
     from akkordeon.session.remote_session import connect
-    from akkordeon.watch.follower import Interrupts
+    from akkordeon.watch.interrupts import Interrupts
     from akkordeon.watch.lines import Lines
 
     echo: Callable[[str], None] = typer.echo

@@ -9,13 +9,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from akkordeon.core.errors import DataError
 from akkordeon.core.reports import BatchRefused, EpochDone, RoundDone, TrainingProgress
 from akkordeon.experiments.run_folder import REPORT, as_json, to_disk
-from akkordeon.session.session import Session
+from akkordeon.watch.view import View
 
 __all__ = ["Journal"]
 
@@ -28,7 +27,7 @@ REPORTS_MAX = 10_000
 SPARSE_S = 1.0
 
 
-class Journal:
+class Journal(View):
     """A view that writes records as they come into ``report.jsonl.part``; closed, it is ``report.jsonl``.
 
     Its size is bounded by the time the run takes, whatever the length of an epoch.
@@ -52,20 +51,6 @@ class Journal:
         self._left_out: Counter[str] = Counter()
         with self._told():
             self._file = self._part.open("w", encoding="utf-8", buffering=1)  # a line is there at once
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Its last line is for :meth:`close`."""
-
-    def note(self, sentence: str) -> None:
-        """Sentences are for people."""
-
-    def look(self, session: Session, at_once: bool = False) -> None:
-        """Lines come from records alone."""
 
     def tell(self, record: Any) -> None:
         """Write a record of an epoch, a part of one, a round or a refused batch."""

@@ -16,7 +16,7 @@ from akkordeon.pipeline.network import Network
 from akkordeon.session.downpour_session import DownpourSession
 from akkordeon.session.recording import Recorder
 from akkordeon.session.session import Session
-from akkordeon.watch.showing import show
+from akkordeon.watch.display import show
 
 __all__ = ["run"]
 

@@ -32,16 +32,18 @@ from akkordeon.experiments.run_folder import (
     load_weights,
     signature_of_rows,
 )
-from akkordeon.experiments.saving import Saver
 from akkordeon.experiments.tasks import Task, load_task
+from akkordeon.experiments.weight_saver import WeightSaver
 from akkordeon.pipeline.network import Network
 from akkordeon.sentinels.recipes import Best, Evaluation, Sentinel, Training
 from akkordeon.session.recording import Record
 from akkordeon.session.replay import Replayed, replay
 from akkordeon.session.session import Session
-from akkordeon.watch.ending import Ending
-from akkordeon.watch.follower import Careful, Follower, Interrupts, View
+from akkordeon.watch.follower import Follower
+from akkordeon.watch.interrupts import Interrupts
 from akkordeon.watch.summary import summary
+from akkordeon.watch.training_check import TrainingCheck
+from akkordeon.watch.view import FailSafeView, View
 
 __all__ = [
     "Outcome",
@@ -229,20 +231,20 @@ def train(
     if folder is not None:
         plan = replace(plan, keep_last=True)
     sentinels: list[Training | Evaluation] = [*trainers_of(task, plan), validator_of(task, plan)]
-    recipe, engine, ending = recipe_of(task, plan), Threads(plan.workers), Ending()
+    recipe, engine, check = recipe_of(task, plan), Threads(plan.workers), TrainingCheck()
     with (
         Interrupts() as interrupts,
-        Careful(view, "what shows the training", warn) as shown,
+        FailSafeView(view, "what shows the training", warn) as shown,
         ExitStack() as kept,
     ):
         with run(recipe, engine, seed=plan.seed, record=record, task=described(plan)) as session:
             keeper = None
             if folder is not None:
                 keeper = kept.enter_context(_Keeper(folder, plan, session, interrupts, shown.note))
-            views = [shown, ending, *(keeper.views if keeper else ())]
+            views = [shown, check, *(keeper.views if keeper else ())]
             seconds, complaints = _followed(session, sentinels, views, interrupts)
         told = summary(session, seconds)
-        complaints += ending.complaints(session)
+        complaints += check.complaints(session)
         if session.record_failure is not None:
             complaints.append(session.record_failure)
         unkept: list[str] = []
@@ -250,7 +252,7 @@ def train(
             unkept = keeper.finish(told)
             complaints += unkept
     kept_all = keeper is not None and not unkept
-    return Outcome(told, ending.best, interrupts.first, complaints, kept_all)
+    return Outcome(told, check.best, interrupts.first, complaints, kept_all)
 
 
 def _followed(
@@ -278,9 +280,9 @@ class _Keeper:
     ) -> None:
         self._folder = Folder(path, {"akkordeon": version("akkordeon"), **described(plan)})
         asks = plan.workers != 1  # or no two runs would be alike
-        self._saver = Saver(self._folder, session, lambda: interrupts.count > 0, asks, warn)
+        self._saver = WeightSaver(self._folder, session, lambda: interrupts.count > 0, asks, warn)
         self._journal = Journal(path)
-        self._told = Careful(self._journal, "the report", warn)
+        self._told = FailSafeView(self._journal, "the report", warn)
         self.views: list[View] = [self._saver, self._told]
 
     def __enter__(self) -> Self:

@@ -1,139 +1,63 @@
-"""Following a session to its end from one thread: what is reported is told, and a signal ends it gently."""
+"""Following a session: its records go to views, on the thread of whoever waits or on one of its own."""
 
 from __future__ import annotations
 
-import signal
+import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import suppress
+from functools import partial
 from queue import Empty, SimpleQueue
-from types import FrameType, TracebackType
-from typing import Any, Protocol, Self
+from typing import Any
 
-from akkordeon.core.errors import SessionClosedError, explain
+from akkordeon.core.errors import SessionClosedError
 from akkordeon.session.session import Session
+from akkordeon.watch.interrupts import Interrupts
+from akkordeon.watch.view import FailSafeView, View
 
-__all__ = ["Careful", "Follower", "Interrupts", "View"]
+__all__ = ["BackgroundFollower", "Follower"]
 
 POLL_S = 0.1
 """Time between two turns of the thread that follows."""
 
-
-class View(Protocol):
-    """What shows a session to people, between entering and leaving it."""
-
-    def __enter__(self) -> Any: ...
-
-    def __exit__(self, kind: Any, error: Any, trace: Any, /) -> None: ...
-
-    def tell(self, record: Any) -> None:
-        """Show a record."""
-
-    def note(self, sentence: str) -> None:
-        """Show a sentence that is no record."""
-
-    def look(self, session: Session, at_once: bool = False) -> None:
-        """Called often, whether there is time to look or not, and ``at_once`` when all has ended."""
+END_S = 5.0
+"""How long the end of a session waits for the last picture."""
 
 
-class Careful:
-    """A view whose failure is told once, and ends nothing but itself: a terminal that is gone, a full disk.
-
-    Args:
-        view: what may fail.
-        what: it is, in words.
-        warn: takes the sentence about it.
-    """
-
-    def __init__(self, view: View, what: str, warn: Callable[[str], None]) -> None:
-        self._view = view
-        self._what = what
-        self._warn = warn
-        self.failed = False
-
-    def __enter__(self) -> Self:
-        self._try(self._view.__enter__)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._try(lambda: self._view.__exit__(kind, error, trace))
-
-    def tell(self, record: Any) -> None:
-        """Show a record, if it still can."""
-        self._try(lambda: self._view.tell(record))
-
-    def note(self, sentence: str) -> None:
-        """Show a sentence, or have it told otherwise."""
-        self._try(lambda: self._view.note(sentence))
-        if self.failed:
-            self._say(sentence)
-
-    def look(self, session: Session, at_once: bool = False) -> None:
-        """Look, if it still can."""
-        self._try(lambda: self._view.look(session, at_once))
-
-    def _try(self, show: Callable[[], Any]) -> None:
-        if self.failed:
-            return
-        try:
-            show()
-        except Exception as error:  # whatever its own libraries raise
-            self.failed = True
-            self._say(f"{self._what} has failed and is left out from now on ({explain(error)})")
-
-    def _say(self, sentence: str) -> None:
-        with suppress(Exception):  # there may be nobody left to hear it
-            self._warn(sentence)
-
-
-class Interrupts:
-    """Counts Ctrl-C, SIGTERM and SIGHUP, instead of having them end the program wherever it happens to be.
-
-    Outside the main thread, where Python has no signals, it counts nothing. A SIGHUP that is ignored, as
-    ``nohup`` has it, stays ignored.
-    """
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.first: int | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-                number = getattr(signal, name, None)
-                if number is None or (name != "SIGINT" and signal.getsignal(number) is signal.SIG_IGN):
-                    continue
-                self._before[number] = signal.signal(number, self._count)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, before in self._before.items():
-            signal.signal(number, before)
-
-    def _count(self, number: int, frame: FrameType | None) -> None:
-        self.count += 1
-        self.first = self.first or number
-
-
-class Follower:
-    """Follows a session: made before anything is attached, so that it misses nothing.
-
-    Args:
-        session: what to follow.
-        views: who is told every record, and may look. None of them may raise; see :class:`Careful`.
-    """
+class _Feed:
+    """Keeps what is reported until the thread that follows hands it to the views."""
 
     def __init__(self, session: Session, views: Sequence[View]) -> None:
         self._session = session
         self._views = views
         self._records: SimpleQueue[Any] = SimpleQueue()
         session.subscribe(self._records.put)
+
+    def turn(self, at_once: bool = False) -> None:
+        """Tell the views all that has come, and have them look."""
+        while True:
+            try:
+                record = self._records.get_nowait()
+            except Empty:
+                break
+            for view in self._views:
+                view.tell(record)
+        for view in self._views:
+            view.look(self._session, at_once)
+
+
+class Follower:
+    """Follows a session to its end: made before anything is attached, so that it misses nothing.
+
+    Args:
+        session: what to follow.
+        views: who is told every record, and may look. None of them may raise; see :class:`FailSafeView`.
+    """
+
+    def __init__(self, session: Session, views: Sequence[View]) -> None:
+        self._session = session
+        self._views = views
+        self._feed = _Feed(session, views)
 
     def until_end(self, interrupts: Interrupts) -> None:
         """Show the session until everything has ended.
@@ -155,13 +79,11 @@ class Follower:
     def _turns(self, end: Future[None], interrupts: Interrupts) -> None:
         answered = 0
         while not wait([end], POLL_S).done:
-            self._tell()
-            self._look()
+            self._feed.turn()
             if answered < min(interrupts.count, 2):
                 answered += 1
                 self._stop() if answered == 1 else self._session.close()
-        self._tell()
-        self._look(at_once=True)
+        self._feed.turn(at_once=True)
         try:
             end.result()
         except SessionClosedError:
@@ -175,15 +97,30 @@ class Follower:
             if attachment.role == "train":
                 attachment.detach()
 
-    def _tell(self) -> None:
-        while True:
-            try:
-                record = self._records.get_nowait()
-            except Empty:
-                return
-            for view in self._views:
-                view.tell(record)
 
-    def _look(self, at_once: bool = False) -> None:
-        for view in self._views:
-            view.look(self._session, at_once)
+class BackgroundFollower:
+    """Follows a session on a thread of its own, until it is closed.
+
+    Args:
+        session: nothing should be attached yet, or the beginning is missed.
+        view: used by that thread alone; if it fails, that is told on stderr and harms nobody.
+    """
+
+    def __init__(self, session: Session, view: View) -> None:
+        self._view = FailSafeView(view, "what shows the session", partial(print, file=sys.stderr))
+        self._feed = _Feed(session, [self._view])
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="akkordeon-show", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Show the last of it, and end; doing it twice does nothing."""
+        self._end.set()
+        if threading.current_thread() is not self._thread:
+            self._thread.join(END_S)
+
+    def _follow(self) -> None:
+        with self._view:
+            while not self._end.wait(POLL_S):
+                self._feed.turn()
+            self._feed.turn(at_once=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from akkordeon.core.reports import ActorFailed, BatchRefused, EpochDone, RoundDone, TrainingProgress
-from akkordeon.session.session import Session
+from akkordeon.watch.view import View
 
 __all__ = ["Lines", "line_of"]
 
@@ -32,7 +32,7 @@ def line_of(record: EpochDone | RoundDone | TrainingProgress) -> str:
     return f"{record.sentinel:<10} {what}  loss {record.loss:.4f}{scores}  {speed}  {end}"
 
 
-class Lines:
+class Lines(View):
     """Tells records as plain lines.
 
     Args:
@@ -44,9 +44,6 @@ class Lines:
         self._write = write
         self._warn = warn or write
         self._refused = 0
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -64,13 +61,9 @@ class Lines:
                 self._warn(f"warning: {record}")
             if self._refused == WARNINGS_MAX:
                 self._warn("warning: further refused batches are only counted")
-
         elif isinstance(record, ActorFailed) and record.address.startswith("sentinel/"):
             self._warn(f"warning: {record.address} has failed; why is told when the others have ended")
 
     def note(self, sentence: str) -> None:
         """Write something that is no record."""
         self._warn(sentence)
-
-    def look(self, session: Session, at_once: bool = False) -> None:
-        """Lines come from records alone."""

@@ -25,8 +25,9 @@ from akkordeon.data.sources import samples_of
 from akkordeon.session.attachment import Attachment
 from akkordeon.session.session import Session, Status
 from akkordeon.watch.lines import Lines
-from akkordeon.watch.rate import Slope
+from akkordeon.watch.rate import Rate
 from akkordeon.watch.shard_table import ShardTable
+from akkordeon.watch.view import View
 
 __all__ = ["LiveView"]
 
@@ -41,7 +42,7 @@ BUSY_CELLS = 10
 BAR_CELLS, BAR_CELLS_MIN, BESIDE_BAR_CELLS = 30, 5, 65
 
 
-class LiveView:
+class LiveView(View):
     """Draws how a session goes; a context manager. All its methods are for one thread.
 
     Args:
@@ -55,7 +56,7 @@ class LiveView:
         self._lines = Lines(lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True))
         self._live = Live(console=console, auto_refresh=False)
         self._bars: dict[str, _Bar] = {}
-        self._busy: dict[str, Slope] = {}
+        self._busy: dict[str, Rate] = {}
         self._shards = ShardTable()
 
     def __enter__(self) -> Self:
@@ -108,7 +109,7 @@ class LiveView:
         table.add_column("", width=BUSY_CELLS)
         for gate in status.gates:
             load = status.loads.get(gate.address)
-            busy = self._busy.setdefault(gate.address, Slope())
+            busy = self._busy.setdefault(gate.address, Rate())
             if load is not None:
                 busy.add(status.now_s, load.busy_s)
             table.add_row(
@@ -117,8 +118,8 @@ class LiveView:
                 f"{gate.staleness_mean:.1f}",
                 str(gate.staleness_max),
                 str(load.queued if load else 0),
-                f"{min(1.0, busy.value):.0%}",
-                Text(_blocks(min(1.0, busy.value), BUSY_CELLS), style="cyan"),
+                f"{min(1.0, busy.per_s):.0%}",
+                Text(_blocks(min(1.0, busy.per_s), BUSY_CELLS), style="cyan"),
             )
         return table
 
@@ -137,7 +138,7 @@ class _Bar:
 
     def __init__(self, attachment: Attachment) -> None:
         self._attachment = attachment
-        self._rate = Slope()
+        self._rate = Rate()
         self._done = 0
 
     def look(self, status: Status) -> None:
@@ -178,7 +179,7 @@ class _Bar:
 
     def _samples_per_s(self) -> float:
         if not self._attachment.ended:
-            return self._rate.value
+            return self._rate.per_s
         seconds = self._seconds()
         return self._done / seconds if seconds else 0.0
 
@@ -188,9 +189,9 @@ class _Bar:
     def _time(self, total: int | None) -> Text:
         if self._attachment.ended:
             return Text(f"{_clock(self._seconds())} taken", style="dim")
-        if not total or not self._rate.value:
+        if not total or not self._rate.per_s:
             return Text("")
-        return Text(f"{_clock((total - self._done) / self._rate.value)} left", style="yellow")
+        return Text(f"{_clock((total - self._done) / self._rate.per_s)} left", style="yellow")
 
 
 def _clock(seconds: float) -> str:

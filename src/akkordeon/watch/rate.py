@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import deque
 
-__all__ = ["Slope"]
+__all__ = ["Rate"]
 
 RATE_OVER_S = 5.0
 """Rates and shares are means over so much time."""
 
 
-class Slope:
-    """A number that grows, looked at now and then."""
+class Rate:
+    """Of a number that grows, looked at now and then."""
 
     def __init__(self) -> None:
         self._points: deque[tuple[float, float]] = deque()
@@ -23,7 +23,7 @@ class Slope:
             self._points.popleft()
 
     @property
-    def value(self) -> float:
+    def per_s(self) -> float:
         """Growth per second; 0 before there are two points."""
         if not self._points:
             return 0.0

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from akkordeon.core.reports import ShardStatus
 from akkordeon.session.session import Status
-from akkordeon.watch.rate import Slope
+from akkordeon.watch.rate import Rate
 
 __all__ = ["ShardTable", "histogram"]
 
@@ -27,7 +27,7 @@ class ShardTable:
     """Draws shards; knows how fast their numbers grow."""
 
     def __init__(self) -> None:
-        self._slopes: dict[tuple[str, str], Slope] = defaultdict(Slope)
+        self._rates: dict[tuple[str, str], Rate] = defaultdict(Rate)
 
     def fits(self, status: Status) -> bool:
         """Whether what cuts are made of are shards."""
@@ -55,8 +55,8 @@ class ShardTable:
             "busy": load.busy_s if load is not None else 0.0,
         }
         for what, number in grow.items():
-            self._slopes[shard.address, what].add(status.now_s, number)
-        rate = {what: self._slopes[shard.address, what].value for what in grow}
+            self._rates[shard.address, what].add(status.now_s, number)
+        rate = {what: self._rates[shard.address, what].per_s for what in grow}
         return [
             shard.name,
             histogram(shard.staleness),

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from akkordeon.core.messages import Fault
 from akkordeon.core.reports import BatchRefused, EpochDone, RoundDone
 from akkordeon.session.session import Session
+from akkordeon.watch.view import View
 
-__all__ = ["Ending"]
+__all__ = ["TrainingCheck"]
 
 
-class Ending:
+class TrainingCheck(View):
     """A view that shows nothing and remembers what the end is judged by."""
 
     def __init__(self) -> None:
@@ -22,14 +22,6 @@ class Ending:
         self._epochs: dict[str, EpochDone] = {}
         self._refused: Counter[str] = Counter()
         self._why: dict[str, BatchRefused] = {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Nothing is held."""
 
     def tell(self, record: Any) -> None:
         """Remember the last epoch, the best round, and what was refused though nobody asked for that."""
@@ -40,12 +32,6 @@ class Ending:
         elif isinstance(record, BatchRefused) and record.fault != Fault.TOO_STALE.name.lower():
             self._refused[record.sentinel] += 1
             self._why[record.sentinel] = record
-
-    def note(self, sentence: str) -> None:
-        """Nothing is shown."""
-
-    def look(self, session: Session, at_once: bool = False) -> None:
-        """Nothing is looked at."""
 
     def complaints(self, session: Session) -> list[str]:
         """A sentence for each training sentinel that has failed to learn, though it did not fail itself."""

@@ -1,11 +1,10 @@
-"""Weights written while training goes on, so that whatever ends the process costs little of it."""
+"""Writes weights while training goes on, so that whatever ends the process costs little of it."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from torch import Tensor
 
@@ -13,8 +12,9 @@ from akkordeon.core.errors import AkkordeonError, DataError
 from akkordeon.core.reports import BestKept, LastKept
 from akkordeon.experiments.run_folder import BEST, WEIGHTS, Folder
 from akkordeon.session.session import Session
+from akkordeon.watch.view import View
 
-__all__ = ["Saver"]
+__all__ = ["WeightSaver"]
 
 SAVE_EVERY_S = 1.0
 """Weights are written no more often."""
@@ -29,7 +29,7 @@ ASK_S = 5.0
 """How long an answer may take; if it takes longer, there will be another time."""
 
 
-class Saver:
+class WeightSaver(View):
     """A view that keeps the weights of a session in a folder as they come.
 
     Weights come with the rounds of a validator that keeps its last or its best. A disk that is full is told
@@ -63,14 +63,6 @@ class Saver:
         self._came_s = self._free_s = now_s()
         self._stopped = self._warned = False
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """What it keeps last is for :meth:`finish`."""
-
     def tell(self, record: Any) -> None:
         """Remember the weights of a round."""
         if isinstance(record, BestKept):
@@ -78,9 +70,6 @@ class Saver:
         elif isinstance(record, LastKept):
             self._due[WEIGHTS] = record.states
             self._came_s = self._now_s()
-
-    def note(self, sentence: str) -> None:
-        """Sentences are for others."""
 
     def look(self, session: Session, at_once: bool = False) -> None:
         """Write what is due, if it is time."""
