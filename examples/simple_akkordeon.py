@@ -26,8 +26,9 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import akkordeon as ak
-from akkordeon.core.reports import EpochDone, RoundDone, ScoreBoard
+from akkordeon.core.reports import EpochDone, RoundDone
 from akkordeon.data.datasets import Dataset, mnist
+from akkordeon.sentinels.scores import ScoreBoard
 from akkordeon.watch.lines import line_of
 
 SIZES = (784, 50, 20, 10)

@@ -2,7 +2,6 @@
 
 from akkordeon.core import errors
 from akkordeon.core.errors import AkkordeonError
-from akkordeon.core.reports import accuracy
 from akkordeon.data.batches import Batches
 from akkordeon.downpour.delayed_nesterov import DelayedNesterov
 from akkordeon.downpour.recipe import Downpour
@@ -16,6 +15,7 @@ from akkordeon.pipeline.gate import Gate
 from akkordeon.pipeline.network import Network
 from akkordeon.pipeline.staleness import DelayCompensation, InverseStaleness, Latest, Rule, Stash
 from akkordeon.sentinels.recipes import Best, Sentinel
+from akkordeon.sentinels.scores import accuracy
 from akkordeon.session.attachment import Attachment
 from akkordeon.session.downpour_session import Attachments, DownpourSession
 from akkordeon.session.remote_session import connect

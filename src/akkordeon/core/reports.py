@@ -1,16 +1,11 @@
-"""What actors tell about themselves: records, scores and running sums."""
+"""The records in which actors tell about themselves, to whoever watches a session."""
 
 from __future__ import annotations
 
-import copy
-from collections import defaultdict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
-
-from akkordeon.core.errors import RecipeError
 
 __all__ = [
     "ActorFailed",
@@ -25,44 +20,12 @@ __all__ = [
     "GateStatus",
     "LastKept",
     "RoundDone",
-    "Score",
-    "ScoreBoard",
     "SentinelEnded",
     "SentinelStatus",
     "ShardStatus",
-    "Tally",
     "TrainingProgress",
     "Undelivered",
-    "accuracy",
 ]
-
-
-@runtime_checkable
-class StreamingScore(Protocol):
-    """The part of ``torchmetrics.Metric`` that is used."""
-
-    def update(self, outputs: Any, targets: Any) -> None:
-        """Take one batch in."""
-
-    def compute(self) -> Any:
-        """The score of all batches taken in."""
-
-    def reset(self) -> None:
-        """Start again."""
-
-
-Score = StreamingScore | Callable[[Any, Any], Any]
-"""A torchmetrics metric or collection, or a function of (outputs, targets) that is averaged over samples."""
-
-
-def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """The share of samples whose largest output is at the target.
-
-    Args:
-        outputs: (N, classes, …) scores or probabilities.
-        targets: (N, …) class numbers, int64.
-    """
-    return (outputs.argmax(1) == targets).float().mean()
 
 
 @dataclass
@@ -82,11 +45,21 @@ class BatchCount:
         return self.sent, self.trained, self.refused, self.lost
 
 
-# ── records ──────────────────────────────────────────────────────────────────────────────────────────
+class _Timed:
+    """A record of so many samples in so many seconds."""
+
+    __slots__ = ()
+    samples: int
+    seconds: float
+
+    @property
+    def samples_per_s(self) -> float:
+        """Samples trained or evaluated per second."""
+        return self.samples / self.seconds if self.seconds > 0 else float("inf")
 
 
 @dataclass(frozen=True, slots=True)
-class EpochDone:
+class EpochDone(_Timed):
     """A training sentinel has had every batch of an epoch back."""
 
     sentinel: str
@@ -99,14 +72,9 @@ class EpochDone:
     staleness_max: int
     refused: int = 0
 
-    @property
-    def samples_per_s(self) -> float:
-        """Samples trained per second."""
-        return self.samples / self.seconds if self.seconds > 0 else float("inf")
-
 
 @dataclass(frozen=True, slots=True)
-class TrainingProgress:
+class TrainingProgress(_Timed):
     """How a training sentinel does within an epoch: the batches since the last report, or since it began.
 
     Attributes:
@@ -128,14 +96,9 @@ class TrainingProgress:
     staleness_max: int
     refused: int = 0
 
-    @property
-    def samples_per_s(self) -> float:
-        """Samples trained per second."""
-        return self.samples / self.seconds if self.seconds > 0 else float("inf")
-
 
 @dataclass(frozen=True, slots=True)
-class RoundDone:
+class RoundDone(_Timed):
     """A validation or test round on one cut is over."""
 
     sentinel: str
@@ -149,11 +112,6 @@ class RoundDone:
     best: bool = False
     stop_training: bool = False
     """Whether the rounds without a better one are as many as the patience."""
-
-    @property
-    def samples_per_s(self) -> float:
-        """Samples evaluated per second."""
-        return self.samples / self.seconds if self.seconds > 0 else float("inf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,145 +269,3 @@ class Undelivered:
 
     to: str
     message: Any
-
-
-# ── running sums ─────────────────────────────────────────────────────────────────────────────────────
-
-
-class ScoreBoard:
-    """The mean loss and the scores over the batches of one epoch or round, and of windows in it.
-
-    Args:
-        scores: by name, torchmetrics metrics (copied) or plain functions.
-        endless: have torchmetrics metrics keep no batch beyond a window, as some keep every output they are
-            given, which an epoch without an end cannot have. Their score is the mean over the windows.
-    """
-
-    def __init__(self, scores: Mapping[str, Score], endless: bool = False) -> None:
-        self._streaming: dict[str, StreamingScore] = {}
-        self._functions: dict[str, Callable[[Any, Any], Any]] = {}
-        self._endless = endless
-        self._sums = _Sums()
-        self._before = _Sums()  # those of all windows but this one
-        for name, score in scores.items():
-            if isinstance(score, StreamingScore):
-                self._streaming[name] = copy.deepcopy(score)
-                self._streaming[name].reset()
-            else:
-                self._functions[name] = score
-
-    def add(self, loss: float, outputs: Any, targets: Any, samples: int) -> None:
-        """Take one batch in; the loss and plain functions count by samples."""
-        self._sums.samples += samples
-        self._sums.loss += loss * samples
-        for score in self._streaming.values():
-            score.update(outputs, targets)
-        for name, function in self._functions.items():
-            self._sums.add(_numbers(name, function(outputs, targets)), samples)
-
-    @property
-    def samples(self) -> int:
-        """Taken in so far."""
-        return self._sums.samples
-
-    @property
-    def loss(self) -> float:
-        """Mean loss per sample; NaN before the first batch."""
-        return self._sums.mean(self._sums.loss)
-
-    def scores(self) -> dict[str, float]:
-        """The scores by name; NaN before the first batch."""
-        sums = self._sums
-        if not sums.samples:
-            return {name: float("nan") for name in (*self._streaming, *self._functions)}
-        fresh = sums.samples > self._before.samples
-        streaming = self._computed() if fresh or not self._endless else {}
-        if self._endless and self._before.samples:
-            sums = sums.copy()
-            sums.add(streaming, sums.samples - self._before.samples)
-            streaming = {}
-        return streaming | {name: sums.mean(total) for name, total in sums.scores.items()}
-
-    def window(self) -> tuple[float, dict[str, float]]:
-        """Mean loss and scores since the last call; of metrics that go on, over all so far."""
-        now, before = self._sums, self._before
-        samples = now.samples - before.samples
-        if not samples:
-            return float("nan"), {name: float("nan") for name in (*self._streaming, *self._functions)}
-        scores = self._computed()
-        functions = {
-            n: (total - before.scores[n]) / samples for n, total in now.scores.items() if n not in scores
-        }
-        if self._endless:
-            now.add(scores, samples)
-            for metric in self._streaming.values():
-                metric.reset()
-        self._before = now.copy()
-        return (now.loss - before.loss) / samples, scores | functions
-
-    def _computed(self) -> dict[str, float]:
-        scores: dict[str, float] = {}
-        for name, metric in self._streaming.items():
-            scores |= _numbers(name, metric.compute())
-        return scores
-
-
-@dataclass
-class _Sums:
-    """Sums over samples."""
-
-    samples: int = 0
-    loss: float = 0.0
-    scores: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
-
-    def add(self, scores: Mapping[str, float], samples: int) -> None:
-        for name, score in scores.items():
-            self.scores[name] += score * samples
-
-    def mean(self, total: float) -> float:
-        return total / self.samples if self.samples else float("nan")
-
-    def copy(self) -> _Sums:
-        return _Sums(self.samples, self.loss, self.scores.copy())
-
-
-def _numbers(name: str, score: Any) -> dict[str, float]:
-    """A score, or, of a collection of metrics, its scores as NAME/METRIC."""
-    if isinstance(score, Mapping):
-        return {f"{name}/{part}": _number(f"{name}/{part}", value) for part, value in score.items()}
-    return {name: _number(name, score)}
-
-
-def _number(name: str, score: Any) -> float:
-    try:
-        return float(score)
-    except (TypeError, ValueError):
-        shape = f" of shape {tuple(score.shape)}" if isinstance(score, Tensor) else ""
-        got = f"a {type(score).__name__}{shape}"
-        raise RecipeError(f"the score {name!r} must be one number, got {got}") from None
-
-
-@dataclass
-class Tally:
-    """A running mean and maximum of whole numbers."""
-
-    count: int = 0
-    total: int = 0
-    largest: int = field(default=0)
-
-    def add(self, number: int) -> None:
-        """Take one number in."""
-        self.count += 1
-        self.total += number
-        self.largest = max(self.largest, number)
-
-    def include(self, other: Tally) -> None:
-        """Take all numbers of another one in."""
-        self.count += other.count
-        self.total += other.total
-        self.largest = max(self.largest, other.largest)
-
-    @property
-    def mean(self) -> float:
-        """Mean of the numbers; 0 before the first."""
-        return self.total / self.count if self.count else 0.0

@@ -21,13 +21,13 @@ from torch.nn.functional import cross_entropy
 
 from akkordeon.core.checks import require_whole
 from akkordeon.core.errors import DataError, TaskError, explain
-from akkordeon.core.reports import Score, accuracy
 from akkordeon.data import datasets
 from akkordeon.data.batches import Batches, as_batches
 from akkordeon.experiments.presets import optimizer_named
 from akkordeon.pipeline.gate import Gate
 from akkordeon.pipeline.network import Network
 from akkordeon.sentinels.loss import Loss
+from akkordeon.sentinels.scores import Score, accuracy
 
 __all__ = ["NAMED", "Task", "digits", "fashion_mnist", "load_network", "load_task", "mnist", "xor"]
 

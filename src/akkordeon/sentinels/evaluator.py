@@ -43,17 +43,10 @@ from akkordeon.core.messages import (
     Watch,
 )
 from akkordeon.core.payload import Payload, form, rebuilt, samples
-from akkordeon.core.reports import (
-    BatchCount,
-    BestKept,
-    LastKept,
-    RoundDone,
-    ScoreBoard,
-    SentinelEnded,
-    SentinelStatus,
-)
+from akkordeon.core.reports import BatchCount, BestKept, LastKept, RoundDone, SentinelEnded, SentinelStatus
 from akkordeon.sentinels.loss import LossInputs, loss_of, to_targets_device
 from akkordeon.sentinels.recipes import Evaluation
+from akkordeon.sentinels.scores import ScoreBoard
 
 __all__ = ["Evaluator"]
 

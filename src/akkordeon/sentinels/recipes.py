@@ -11,8 +11,8 @@ from torch import nn
 from akkordeon.core.checks import require_above, require_whole
 from akkordeon.core.errors import RecipeError
 from akkordeon.core.payload import Payload
-from akkordeon.core.reports import Score, StreamingScore
 from akkordeon.sentinels.loss import OWN_WEIGHTS, Loss, check_loss
+from akkordeon.sentinels.scores import Score, StreamingScore
 
 __all__ = ["Best", "Evaluation", "Sentinel", "Split", "Training"]
 

@@ -40,16 +40,14 @@ from akkordeon.core.reports import (
     BatchCount,
     BatchRefused,
     EpochDone,
-    Score,
-    ScoreBoard,
     SentinelEnded,
     SentinelStatus,
-    Tally,
     TrainingProgress,
 )
 from akkordeon.core.shard_messages import Settle, Settled
 from akkordeon.sentinels.loss import LossInputs, check_graph, gradient_of, leaf_of, loss_of, to_targets_device
 from akkordeon.sentinels.recipes import Training
+from akkordeon.sentinels.scores import Score, ScoreBoard, Tally
 
 __all__ = ["Trainer"]
 
