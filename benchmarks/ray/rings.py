@@ -12,7 +12,7 @@ import ray
 import torch
 
 import akkordeon as ak
-from akkordeon.core.actor import Actor, Effect, Report, Send
+from akkordeon.core.actor import Actor, Effect, Report, Send, Spawn
 from akkordeon.core.messages import Batch, Forward
 from akkordeon.engines.threads import Threads
 
@@ -112,7 +112,7 @@ class OurRing:
         self.addresses = [f"replica/0/ring/{i}" if together else f"ring/{i}" for i in range(ACTORS)]
         followers = [*self.addresses[1:], self.addresses[0]]
         engine.spawn_all(
-            [(a, lambda a=a, f=f: Link(a, f), None) for a, f in zip(self.addresses, followers, strict=True)]
+            Spawn(a, lambda a=a, f=f: Link(a, f)) for a, f in zip(self.addresses, followers, strict=True)
         )
 
     def _count(self, record: Any) -> None:

@@ -98,7 +98,7 @@ def main() -> None:
     address = ray.get_runtime_context().gcs_address
     os.environ["RAY_AUTH_MODE"] = "token"
     network = digits().network
-    networks.found(NAME, network, [(s.address, s.make, s.resources) for s in network.spawns(0)])
+    networks.found(NAME, network, network.spawns(0))
     done = mp.get_context("spawn").Queue()
     steady = begin(address, "steady", done)
     validator = begin(address, "validator", done)

@@ -245,7 +245,7 @@ def founding(monkeypatch, name, network):
     address = ray.get_runtime_context().gcs_address
 
     def found():
-        networks.found(name, network, [(s.address, s.make, s.resources) for s in network.spawns(0)])
+        networks.found(name, network, network.spawns(0))
 
     found()
     yield address, found

@@ -101,7 +101,7 @@ def start(
         networks.found(
             name,
             made,
-            [(s.address, s.make, s.resources) for s in made.spawns(seed)],
+            made.spawns(seed),
             seed=seed,
             placement=_placement(placement),
             wire_dtype=torch.bfloat16 if bf16 else None,

@@ -9,13 +9,14 @@ into the generator. Nothing here knows a thread, a clock or a socket: time comes
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from akkordeon.core.generator import Use
 from akkordeon.core.messages import Message
 
-__all__ = ["Actor", "After", "Effect", "Report", "Send", "Stop"]
+__all__ = ["Actor", "After", "Effect", "Report", "Send", "Spawn", "Stop"]
 
 
 class Send(NamedTuple):
@@ -61,3 +62,18 @@ class Actor(ABC):
     def last_words(self) -> Iterator[Effect]:
         """What to leave behind when the actor failed and will handle nothing more."""
         return iter(())
+
+
+@dataclass(frozen=True)
+class Spawn:
+    """What an engine needs to make one actor.
+
+    Attributes:
+        address: nobody else's.
+        make: makes it, where it is to be.
+        resources: what it needs, where that makes a difference.
+    """
+
+    address: str
+    make: Callable[[], Actor]
+    resources: Mapping[str, float] | None = None

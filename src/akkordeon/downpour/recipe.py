@@ -22,6 +22,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from akkordeon.core.actor import Spawn
 from akkordeon.core.checks import require_whole
 from akkordeon.core.errors import RecipeError
 from akkordeon.data.batches import as_batches
@@ -31,7 +32,7 @@ from akkordeon.downpour.shard import ParameterShard, ShardActor, WeightIndices
 from akkordeon.downpour.shard_client import SyncPolicy
 from akkordeon.downpour.split_shard import FrontRole, PartRole, divide_weights, part_of
 from akkordeon.pipeline.gate import Gate, GateActor
-from akkordeon.pipeline.network import Network, Spawn
+from akkordeon.pipeline.network import Network
 from akkordeon.pipeline.stage import Place
 from akkordeon.pipeline.staleness import Rule, Stash
 from akkordeon.pipeline.updater import OptimizerFactory

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 
-from akkordeon.core.actor import Actor, Effect
+from akkordeon.core.actor import Actor, Effect, Spawn
 from akkordeon.core.checks import require_seconds
 from akkordeon.core.messages import Message
 
@@ -81,12 +81,10 @@ class Engine(ABC):
             beside: the actor that it belongs with, where there is a choice of places.
         """
 
-    def spawn_all(
-        self, actors: Iterable[tuple[str, Callable[[], Actor], Mapping[str, float] | None]]
-    ) -> None:
-        """Make the actors of a network: (address, make, resources), which belong together."""
-        for address, make, resources in actors:
-            self.spawn(address, make, resources)
+    def spawn_all(self, spawns: Iterable[Spawn]) -> None:
+        """Make the actors of a network, which belong together."""
+        for spawn in spawns:
+            self.spawn(spawn.address, spawn.make, spawn.resources)
 
     def retire(self, addresses: Iterable[str]) -> None:  # noqa: B027 - most have nothing to do
         """These actors have been told to close and are not needed: end what was there for them alone."""

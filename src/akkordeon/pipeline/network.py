@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
@@ -12,7 +12,7 @@ from typing import Protocol
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from akkordeon.core.actor import Actor
+from akkordeon.core.actor import Spawn
 from akkordeon.core.checks import require_whole
 from akkordeon.core.errors import RecipeError, SharedParameterError, explain
 from akkordeon.pipeline.gate import Gate, GateActor
@@ -22,19 +22,10 @@ from akkordeon.pipeline.staleness import Rule, Stash
 from akkordeon.pipeline.updater import OptimizerFactory
 from akkordeon.sentinels.recipes import Evaluation, Sentinel, Training
 
-__all__ = ["Network", "Recipe", "Spawn"]
+__all__ = ["Network", "Recipe"]
 
 NAMED_MAX = 6
 """Gates that a network names in one line."""
-
-
-@dataclass(frozen=True)
-class Spawn:
-    """What an engine needs to make one actor."""
-
-    address: str
-    make: Callable[[], Actor]
-    resources: Mapping[str, float] | None = None
 
 
 AnySentinel = Training | Evaluation

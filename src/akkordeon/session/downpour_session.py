@@ -291,9 +291,8 @@ class DownpourSession(Session):
         if self._recorder is not None:
             self._recorder.joined(replica)
         self._replicas.add(replica)
-        spawns = self.network.replica_spawns(replica, self.seed)
         try:
-            self._engine.spawn_all((spawn.address, spawn.make, spawn.resources) for spawn in spawns)
+            self._engine.spawn_all(self.network.replica_spawns(replica, self.seed))
         except BaseException:
             self._retire(replica, in_peace=True)
             raise

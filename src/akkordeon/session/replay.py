@@ -17,14 +17,14 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from akkordeon.core.actor import Actor, Effect
+from akkordeon.core.actor import Actor, Effect, Spawn
 from akkordeon.core.errors import ReplayError, explain
 from akkordeon.core.messages import Message
 from akkordeon.core.reports import EpochDone, GateLeft, RoundDone
 from akkordeon.data.sources import after
 from akkordeon.engines.base import ProcessState
 from akkordeon.engines.dispatch import Interpreter
-from akkordeon.pipeline.network import Recipe, Spawn
+from akkordeon.pipeline.network import Recipe
 from akkordeon.sentinels.factory import actors_of
 from akkordeon.sentinels.recipes import Evaluation, Sentinel, Training
 from akkordeon.session.recording import Digest, Record, data_fingerprint, key_of, message_of, unpacked

@@ -99,7 +99,7 @@ class Session:
                 recorder.close()
             raise
         try:
-            engine.spawn_all((s.address, s.make, s.resources) for s in network.spawns(seed))
+            engine.spawn_all(network.spawns(seed))
         except BaseException:
             engine.stop()
             raise

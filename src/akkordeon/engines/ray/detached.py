@@ -11,10 +11,10 @@ import ray
 import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from akkordeon.core.actor import Actor
+from akkordeon.core.actor import Spawn
 from akkordeon.core.errors import ClusterError, NameTakenError, explain
 from akkordeon.engines.ray.connection import NAMESPACE, join
-from akkordeon.engines.ray.engine import HOME, READY_S, UNRECORDED, Ray, Recipe
+from akkordeon.engines.ray.engine import HOME, READY_S, UNRECORDED, Ray
 from akkordeon.engines.ray.placement import Placement
 from akkordeon.engines.ray.registrar import WEIGHTS_S, Keeper, Plan, Survey
 from akkordeon.engines.ray.serialization import pack, ship_by_value, unpack
@@ -51,7 +51,7 @@ def wait_for_machines(count: int) -> None:
 def found(
     name: str,
     network: Any,
-    actors: Iterable[Recipe],
+    spawns: Iterable[Spawn],
     *,
     seed: int = 0,
     placement: Placement = "spread",
@@ -63,7 +63,7 @@ def found(
     Args:
         name: of the network.
         network: its recipe, for sessions that join.
-        actors: its gates.
+        spawns: its gates.
         seed: see :func:`akkordeon.run`.
         placement: see :class:`Ray`.
         wire_dtype: likewise.
@@ -78,7 +78,7 @@ def found(
     founder = _Founder(name, seed, placement, wire_dtype)
     try:
         _end_leftovers(name)
-        founder.spawn_all(actors)
+        founder.spawn_all(spawns)
         who = founder._hosts, founder._where, founder._places
         plan = Plan(pack(network), seed, *who, wire_dtype, dict(description or {}))
         _answer(keeper.open.remote(plan, keeper), READY_S)
@@ -293,7 +293,7 @@ class Joined(Ray):
             self._places.update(self._plan.places)
         super().start(on_report, seed)
 
-    def spawn_all(self, actors: Iterable[tuple[str, Callable[[], Actor], Any]]) -> None:
+    def spawn_all(self, spawns: Iterable[Spawn]) -> None:
         """The gates are there; see that they and the home know each other."""
         self._settle_home()
 

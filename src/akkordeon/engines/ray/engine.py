@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from akkordeon.core.actor import Actor
+from akkordeon.core.actor import Actor, Spawn
 from akkordeon.core.errors import ClusterError, RecipeError, SessionError, explain
 from akkordeon.core.messages import Message
 from akkordeon.core.reports import ActorFailed, ActorLost, ClusterLost, SentinelEnded, Undelivered
@@ -57,8 +57,6 @@ HEARTBEAT_S = 2.0
 
 HEAD_S = 20.0
 """How long the head of the cluster may be away. Ray ends this process, without a word, after a minute."""
-
-Recipe = tuple[str, Callable[[], Actor], Mapping[str, float] | None]
 
 
 class Ray(Engine):
@@ -239,7 +237,7 @@ class Ray(Engine):
             ClusterError: the process that it belongs into has died.
         """
         if not is_visitor(address):
-            self.spawn_all([(address, make, resources)])
+            self.spawn_all([Spawn(address, make, resources)])
             return
         parcel = self._shipped(address, make)
         host = HOME if parcel is None or beside is None else self._places.get(beside, "")
@@ -253,22 +251,22 @@ class Ray(Engine):
             self._ship({address: host}, {address: parcel})
         self._tell_routes({address: host})
 
-    def spawn_all(self, actors: Iterable[Recipe]) -> None:
+    def spawn_all(self, spawns: Iterable[Spawn]) -> None:
         """Make the actors of a network, their hosts at once."""
-        recipes = list(actors)
-        places = {address: self._place(address) for address, _, _ in recipes}
+        spawns = list(spawns)
+        places = {spawn.address: self._place(spawn.address) for spawn in spawns}
         self._make_hosts(
             {
-                host: sum_of_resources(needs for address, _, needs in recipes if places[address] == host)
+                host: sum_of_resources(s.resources for s in spawns if places[s.address] == host)
                 for host in places.values()
             }
         )
         parcels: dict[str, Parcel] = {}
-        for address, make, _ in recipes:
-            parcel = self._shipped(address, make)
+        for spawn in spawns:
+            parcel = self._shipped(spawn.address, spawn.make)
             if parcel is None:
-                raise RecipeError(f"{address} cannot travel to its host: {self._why_not}")
-            parcels[address] = parcel
+                raise RecipeError(f"{spawn.address} cannot travel to its host: {self._why_not}")
+            parcels[spawn.address] = parcel
         self._ship(places, parcels)
         self._tell_routes(places)
 
