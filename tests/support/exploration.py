@@ -164,7 +164,7 @@ class Witness:
 
 def _parts(message: Any) -> bool:
     """Whether some gates may learn from a batch that others do not, from here on."""
-    trains = isinstance(message, Forget) and message.sentinel.startswith("sentinel/t")
+    trains = isinstance(message, Forget) and message.sender.startswith("sentinel/t")
     return trains or isinstance(message, Refused)
 
 

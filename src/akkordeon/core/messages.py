@@ -152,9 +152,12 @@ class Refused(Message):
 
 @dataclass(frozen=True, slots=True)
 class Forget(Message):
-    """Drop what you hold of this batch, or (``number=None``) of this sentinel, now and when it arrives."""
+    """Drop what you hold of this batch, or (``number=None``) of this sender, now and when it arrives.
 
-    sentinel: str
+    ``sender``: a sentinel; to a shard, a replica's gate.
+    """
+
+    sender: str
     number: int | None = None
 
 

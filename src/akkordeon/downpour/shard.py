@@ -247,7 +247,7 @@ class ShardActor(Stage):
     def _forget(self, message: Forget) -> Iterator[Effect]:
         """Somebody is lost: a sentinel, or the gate of a replica, of which more may be on its way."""
         yield from super()._forget(message)
-        yield from self._is_gone(message.sentinel)
+        yield from self._is_gone(message.sender)
 
     def _left(self, message: Left) -> Iterator[Effect]:
         """The gate of a replica has ended, and nothing more of it will come."""

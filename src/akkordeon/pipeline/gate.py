@@ -342,7 +342,7 @@ class GateActor(Stage):
     def _forget(self, message: Forget) -> Iterator[Effect]:
         """Drop a batch, and what it left in the buffers where nothing has come after it."""
         last = self._last
-        if last is not None and last.batch == (message.sentinel, message.number) and last.batch in self.stash:
+        if last is not None and last.batch == (message.sender, message.number) and last.batch in self.stash:
             self._last = None
             if self.buffers.unchanged_since(last.left):
                 self.buffers.install(last.before)

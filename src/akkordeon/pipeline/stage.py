@@ -193,15 +193,15 @@ class Stage(Actor):
 
     def _forget(self, message: Forget) -> Iterator[Effect]:
         if message.number is not None:
-            if self.stash.pop(Batch(message.sentinel, message.number), None) is None:
-                self._bury(message.sentinel, message.number)
+            if self.stash.pop(Batch(message.sender, message.number), None) is None:
+                self._bury(message.sender, message.number)
             return
-        self._bury(message.sentinel, None)
-        for batch in [batch for batch in self.stash if batch.sentinel == message.sentinel]:
+        self._bury(message.sender, None)
+        for batch in [batch for batch in self.stash if batch.sentinel == message.sender]:
             del self.stash[batch]
-        for cut in [cut for cut in self.pins if cut.asker == message.sentinel]:
+        for cut in [cut for cut in self.pins if cut.asker == message.sender]:
             del self.pins[cut]
-        self._watchers.pop(message.sentinel, None)
+        self._watchers.pop(message.sender, None)
         yield from ()
 
     def _bury(self, sentinel: str, number: int | None) -> None:

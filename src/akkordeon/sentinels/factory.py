@@ -20,10 +20,10 @@ from akkordeon.sentinels.reader import Reader
 from akkordeon.sentinels.recipes import Evaluation, Sentinel, Training
 from akkordeon.sentinels.trainer import Trainer
 
-__all__ = ["actors_of"]
+__all__ = ["make_actors"]
 
 
-def actors_of(
+def make_actors(
     sentinel: Training | Evaluation, address: str, name: str, row: tuple[str, ...], seed: int
 ) -> dict[str, Callable[[], Actor]]:
     """How to make the actors of a sentinel, by address: its reader and itself.

@@ -43,7 +43,7 @@ from akkordeon.sentinels.recipes import Sentinel
 
 __all__ = ["Digest", "Record", "Recorder", "data_fingerprint", "fingerprint", "key_of"]
 
-FORMAT = 2
+FORMAT = 3
 
 FLUSH_EVERY = 100
 """Lines that a run that is killed may cost."""

@@ -25,7 +25,7 @@ from akkordeon.data.sources import after
 from akkordeon.engines.base import ProcessState
 from akkordeon.engines.dispatch import Interpreter
 from akkordeon.pipeline.network import Recipe
-from akkordeon.sentinels.factory import actors_of
+from akkordeon.sentinels.factory import make_actors
 from akkordeon.sentinels.recipes import Evaluation, Sentinel, Training
 from akkordeon.session.recording import Digest, Record, data_fingerprint, key_of, message_of, unpacked
 
@@ -150,7 +150,7 @@ class _Replay(Interpreter[_Cell]):
         if what.get("data") and what["data"] != data_fingerprint(recipe.batches):
             self.suspects.append(f"the data of {what['name']!r}")
         row = self.network.row_of(recipe)
-        actors = actors_of(recipe, address, what["name"], row, self.record.header["seed"])
+        actors = make_actors(recipe, address, what["name"], row, self.record.header["seed"])
         self.cells.update((own, _Cell(make())) for own, make in actors.items())
 
     def _recipe(self, what: dict[str, Any]) -> Training | Evaluation:

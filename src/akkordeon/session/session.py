@@ -26,7 +26,7 @@ from akkordeon.core.messages import Attach, Close, Detach, Due, Message, Probe
 from akkordeon.core.reports import BestKept, GateStatus, SentinelStatus
 from akkordeon.engines.base import Engine, Load
 from akkordeon.pipeline.network import Recipe
-from akkordeon.sentinels.factory import actors_of
+from akkordeon.sentinels.factory import make_actors
 from akkordeon.sentinels.recipes import Evaluation, Sentinel, Training
 from akkordeon.session.attachment import Attachment
 from akkordeon.session.recording import Recorder
@@ -209,7 +209,7 @@ class Session:
         """Have the actors of a sentinel made; they do nothing before they are told."""
         attachment = self._roster.register(sentinel, self.network.row_of(sentinel), self)
         try:
-            actors = actors_of(sentinel, attachment.address, attachment.name, attachment.row, self.seed)
+            actors = make_actors(sentinel, attachment.address, attachment.name, attachment.row, self.seed)
             for address, make in actors.items():
                 self._engine.spawn(address, make, beside=self._beside(attachment))
         except BaseException:

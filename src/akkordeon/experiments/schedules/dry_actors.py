@@ -70,7 +70,7 @@ class DryGate(Actor):
                 self.staleness_seen[self.version - version] += 1
                 self.version += 1
         elif kind is Forget:
-            self._forgotten[message.sentinel] = message.number
+            self._forgotten[message.sender] = message.number
             self.stash = {b: version for b, version in self.stash.items() if not self._is_forgotten(b)}
 
     def _is_forgotten(self, batch: Batch) -> bool:
