@@ -1,29 +1,22 @@
-"""Fetches data sets: several mirrors, known checksums, interrupted downloads go on where they stopped.
+"""Fetches data sets: several mirrors, known checksums, and no file under its name before it is whole.
 
-pooch decides what is right: it compares checksums before and after. Here is how a file comes: its bytes
-are appended to FILE.part beside the destination, and a FILE.part that is there already is asked for from
-its end on (HTTP Range). Complete, it is handed to pooch, which keeps it under its name or deletes it.
+pooch decides what is right: it compares checksums before and after, and keeps a file or deletes it. The
+largest file has 26 MB, so a download that broke off begins anew.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from akkordeon.core.errors import DataError
-
-if TYPE_CHECKING:
-    import requests
 
 __all__ = ["download"]
 
 _TIMEOUT_S = (10.0, 30.0)  # to connect, and between two pieces of an answer
-_TRIES_MAX = 4  # at one mirror for one file
-_CHUNK_BYTES = 1 << 14  # what a broken connection may lose
+_TRIES_MAX = 3  # at one mirror for one file, where the connection breaks
 
 
 @dataclass(frozen=True)
@@ -66,8 +59,6 @@ def download(
     name: str, folder: str | Path, mirrors: Sequence[str] | None = None, progress: bool = False
 ) -> list[Path]:
     """Downloads the files of a data set into ``folder``; what is there and right is not fetched again.
-
-    An interrupted download leaves FILE.part in ``folder``; the next call goes on from there.
 
     Args:
         name: ``mnist`` or ``fashion-mnist``.
@@ -114,68 +105,57 @@ def _fetch_from(url: str, path: Path, md5: str, progress: bool) -> str | None:
     """Tries one mirror; returns why it failed, or None if ``path`` is there and right."""
     import pooch
 
-    resuming = _Resuming(path, progress)
     reason = "not tried"
     for _ in range(_TRIES_MAX):
-        before_bytes = resuming.part_bytes
         try:
-            pooch.retrieve(url, f"md5:{md5}", path.name, path.parent, downloader=resuming)
+            pooch.retrieve(url, f"md5:{md5}", path.name, path.parent, downloader=_Downloader(progress))
             return None
+        except _BrokenOffError as error:
+            reason = str(error)
         except (OSError, ValueError) as error:
-            reason = _reason(error)
-        # A part that grew can go on, one that proved wrong and went can start afresh. If nothing has
-        # changed, the same mirror would only say the same again.
-        if resuming.part_bytes == before_bytes:
-            break
+            return _reason(error)  # the same mirror would only say the same again
     return reason
 
 
-class _Resuming:
-    """A downloader for pooch that goes on from FILE.part and keeps it when the connection breaks."""
+class _BrokenOffError(OSError):
+    """The connection broke in the middle of a file."""
 
-    def __init__(self, path: Path, progress: bool) -> None:
-        self._part = path.with_name(path.name + ".part")
-        self._progress = progress
 
-    @property
-    def part_bytes(self) -> int:
-        return self._part.stat().st_size if self._part.exists() else 0
+@dataclass(frozen=True)
+class _Downloader:
+    """Gives pooch the bytes of a file as the server has them, which its own downloader may unpack."""
+
+    progress: bool
 
     def __call__(self, url: str, output_file: str, pooch: object) -> None:
-        """Makes ``output_file``; whether it is right, pooch finds out.
+        """Writes ``output_file``; whether it is right, pooch finds out.
 
         Raises:
             OSError: the server refuses, is silent, or broke off (those of requests are OSErrors, too).
         """
         import requests
-
-        start = self.part_bytes
-        # The file as it is, please: some servers would pack it, or call a .gz file packed.
-        headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
-        with requests.get(url, headers=headers, stream=True, timeout=_TIMEOUT_S) as response:
-            # 416: there is nothing beyond what we have. The part is whole, or wrong: the checksum tells.
-            if not (start and response.status_code == 416):
-                response.raise_for_status()
-                self._receive(response, start)
-        os.replace(self._part, output_file)
-
-    def _receive(self, response: requests.Response, start: int) -> None:
         import urllib3  # comes with requests, whose own stream would unpack what the server calls packed
+        from rich.console import Console
+        from rich.progress import wrap_file
 
-        if response.status_code != 206:  # the server does not know Range and sends all of it
-            start = 0
-        length = response.headers.get("Content-Length")
-        total = start + int(length) if length else None
-        reason: Exception | None = None
-        bar = _bar(self._part.stem, start, total) if self._progress else nullcontext(_draw_nothing)
-        with self._part.open("ab" if start else "wb") as file, bar as advance:
-            try:
-                for chunk in response.raw.stream(_CHUNK_BYTES, decode_content=False):
-                    advance(file.write(chunk))
-            except urllib3.exceptions.HTTPError as error:
-                reason = error
-        if reason or (total and self.part_bytes < total):
-            raise ConnectionError(f"broke off after {self.part_bytes} of {total} bytes") from reason
+        # The file as it is, please: some servers would pack it, or call a .gz file packed.
+        headers = {"Accept-Encoding": "identity"}
+        with requests.get(url, headers=headers, stream=True, timeout=_TIMEOUT_S) as response:
+            response.raise_for_status()
+            total, label = int(response.headers.get("Content-Length", 0)), url.rpartition("/")[2]
+            shown = wrap_file(
+                response.raw,
+                total,
+                description=label,
+                console=Console(stderr=True),
+                disable=not self.progress,
+            )
+            Path(output_file).unlink()  # it may be read by its owner alone, as temporary files are
+            with shown as content, Path(output_file).open("wb") as file:
+                try:
+                    shutil.copyfileobj(content, file)
+                except urllib3.exceptions.HTTPError as error:
+                    raise _BrokenOffError(f"broke off after {file.tell()} of {total} bytes") from error
 
 
 def _reason(error: OSError | ValueError) -> str:
@@ -192,18 +172,3 @@ def _reason(error: OSError | ValueError) -> str:
             return str(error)
         case _:  # pooch's ValueError
             return "wrong checksum"
-
-
-@contextmanager
-def _bar(label: str, done: int, total: int | None) -> Iterator[Callable[[int], None]]:
-    """Draws a progress bar on stderr; what it gives is called with the number of new bytes."""
-    from rich.console import Console
-    from rich.progress import DownloadColumn, Progress
-
-    with Progress(*Progress.get_default_columns(), DownloadColumn(), console=Console(stderr=True)) as bar:
-        task = bar.add_task(label, completed=done, total=total)
-        yield lambda n: bar.advance(task, n)
-
-
-def _draw_nothing(n: int) -> None:
-    """Stands in for the bar that nobody asked for."""
