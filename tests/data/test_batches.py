@@ -1,4 +1,4 @@
-"""Sources of batches: akkordeon.data.batches."""
+"""Batches and what else can be a source of them: akkordeon.data, batches, sources and loaders."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ from torch.utils.data import (
 )
 
 from akkordeon.core.errors import DataError
-from akkordeon.data.batches import Batches, as_batches, gives_new_tensors, is_indexable, private_loader
+from akkordeon.data.batches import Batches
+from akkordeon.data.loaders import private_loader
+from akkordeon.data.sources import as_batches, gives_new_tensors, is_indexable
 
 
 def numbered(n: int) -> tuple[Tensor, Tensor]:

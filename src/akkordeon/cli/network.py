@@ -292,14 +292,14 @@ def train(
     seed: Annotated[int, typer.Option(help="Of the order of the samples.")] = 0,
 ) -> None:
     """Train a network with data of this machine; Ctrl-C ends it, the network goes on."""
-    from akkordeon.data.sources import taken
+    from akkordeon.data.split import take_samples
     from akkordeon.experiments.tasks import load_task
     from akkordeon.sentinels.recipes import Sentinel
 
     _probed(target)
     task = load_task(data, data_dir)
     batches = task.train_batches(batch_size, seed)
-    recipe = partial(Sentinel.train, batches if take is None else taken(batches, take), task.loss)
+    recipe = partial(Sentinel.train, batches if take is None else take_samples(batches, take), task.loss)
     ended, number = _attach(
         target,
         recipe(in_flight=in_flight, epochs=epochs or task.epochs, scores=task.scores, name=name),
@@ -321,14 +321,14 @@ def validate(
     name: SentinelName = None,
 ) -> None:
     """Validate a network with data of this machine, until Ctrl-C."""
-    from akkordeon.data.batches import as_batches
-    from akkordeon.data.sources import taken
+    from akkordeon.data.sources import as_batches
+    from akkordeon.data.split import take_samples
     from akkordeon.experiments.tasks import load_task
     from akkordeon.sentinels.recipes import Sentinel
 
     _probed(target)
     task = load_task(data, data_dir)
-    batches = task.validate if take is None else taken(as_batches(task.validate, 1024), take)
+    batches = task.validate if take is None else take_samples(as_batches(task.validate, 1024), take)
     _, number = _attach(
         target, Sentinel.validate(batches, task.loss, scores=task.scores, every_s=every, name=name)
     )

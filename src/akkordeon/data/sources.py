@@ -1,116 +1,115 @@
-"""Sources of batches cut down to so many samples, or dealt out among several sentinels."""
+"""What can be a source of batches, and what is known of each kind."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from operator import itemgetter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from torch.utils.data import DataLoader, IterableDataset
+import numpy as np
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from akkordeon.core.errors import DataError
-from akkordeon.core.payload import map_tensors, samples
-from akkordeon.data.batches import Batches, private_loader
-from akkordeon.data.dealing import Deal, FirstIndices, advanced, order_of, reordered
+from akkordeon.core.payload import map_nested, samples
+from akkordeon.data.batches import Batches
+from akkordeon.data.loaders import private_loader
 
-__all__ = ["after", "dealt", "samples_of", "taken"]
-
-
-@dataclass(frozen=True, eq=False)
-class _Derived:
-    """What another source gives, with something done to it each time it is read."""
-
-    source: Iterable[Any]
-    change: Callable[[Iterator[Any]], Iterator[Any]]
-
-    def __iter__(self) -> Iterator[Any]:
-        return self.change(iter(self.source))
+__all__ = ["as_batches", "copied", "gives_new_tensors", "has_length", "is_indexable", "samples_of"]
 
 
-def taken(source: Any, n: int) -> Any:
-    """The first ``n`` samples of a source, the last batch cut where it must be.
+def as_batches(source: object, batch_size: int, seed: int = 0, pairs: bool = True) -> Iterable[Any]:
+    """Makes of ``source`` something that can be iterated to get (x, y) batches.
 
     Args:
-        source: :class:`Batches`, or any iterable of (x, y) batches.
-        n: at least 1.
+        source: a tuple (x, y) of tensors, which is cut into :class:`Batches`; a ``DataLoader``, which is
+            made private (:func:`private_loader`); :class:`Batches` or any other iterable of batches (a
+            list, a generator, an endless stream), which stays as it is.
+        batch_size: for a tuple (x, y) only: everything else has batches already.
+        seed: for a tuple (x, y) and a ``DataLoader``.
+        pairs: whether the batches of a list must be pairs, and not of another form, to be split later.
 
     Raises:
-        DataError: ``n`` is out of range.
+        DataError: ``source`` cannot be a source of batches.
     """
-    if isinstance(source, Batches):
-        return source.take(n)
-    if n < 1:
-        raise DataError(f"cannot take {n} samples")
-    if isinstance(source, list | tuple):
-        return list(_first(iter(source), n))
-    if isinstance(source, DataLoader) and _deals(source):
-        return reordered(source, FirstIndices(source.batch_sampler, n))
-    return _Derived(source, lambda batches: _first(batches, n))
-
-
-def _first(batches: Iterator[Any], n: int) -> Iterator[Any]:
-    for x, y in batches:
-        size = samples(x)
-        cut = itemgetter(slice(n))
-        yield (x, y) if size <= n else (map_tensors(cut, x), map_tensors(cut, y))
-        n -= size
-        if n <= 0:
-            return
-
-
-def dealt(source: Any, n: int, seed: int = 0) -> list[Any]:
-    """A source in ``n`` parts, disjoint and together all of it.
-
-    Args:
-        source: :class:`Batches`, whose samples are dealt out; or a list of batches or a ``DataLoader``, of
-            which each part gets every n-th batch.
-        n: at least 1.
-        seed: of a ``DataLoader`` that brings no generator.
-
-    Raises:
-        DataError: there is too little to deal, or nobody knows whether each part would see the same order.
-    """
-    if n == 1:
-        return [source]
-    if isinstance(source, Batches):
-        return [source.part(i, n) for i in range(n)]
-    if isinstance(source, list | tuple):
-        if len(source) < n:
-            raise DataError(f"cannot deal {len(source)} batches to {n} sentinels")
-        return [source[i::n] for i in range(n)]
-    kind = type(source).__name__
-    if isinstance(source, Iterator):
-        raise DataError(f"a {kind} can be read only once, so it cannot be dealt to {n} sentinels")
-    if not isinstance(source, DataLoader) or not _deals(source):
-        of = f" of a {type(source.dataset).__name__}" if isinstance(source, DataLoader) else ""
+    if isinstance(source, DataLoader):
+        return private_loader(source, seed)
+    if isinstance(source, tuple) and _is_examples(source):
+        x, y = source
+        return Batches(x, y, batch_size, seed=seed)
+    if isinstance(source, Dataset) and not isinstance(source, Iterable):
         raise DataError(
-            f"a {kind}{of} cannot be dealt to {n} sentinels: nobody knows whether it gives each the same "
-            "order. Give Batches, a list, a DataLoader with a sampler, or to each one a source of its own"
+            f"{type(source).__name__} is a data set, which gives one sample at a time; "
+            f"have a DataLoader make batches of it: DataLoader(…, batch_size={batch_size}, shuffle=True)"
         )
-    private = private_loader(source, seed)
-    deal = Deal(order_of(private))
-    return [reordered(private, deal.part(i, n), seed=i) for i in range(n)]
-
-
-def after(source: Any, epochs: int, seed: int = 0) -> Any:
-    """``Batches`` or a ``DataLoader``, to be read on after so many epochs.
-
-    Args:
-        source: one of these; anything else stays as it is.
-        epochs: that were read before.
-        seed: of a ``DataLoader`` that brings no generator.
-    """
-    if isinstance(source, Batches) and epochs:
-        return source.from_epoch(source.first_epoch + epochs)
-    if isinstance(source, DataLoader) and epochs:
-        return advanced(private_loader(source, seed), epochs)
+    if isinstance(source, list | tuple):
+        _check_batches(source, pairs)
+        return source
+    # These can be iterated as well, but never to (x, y) batches.
+    if not isinstance(source, Iterable) or isinstance(source, Tensor | str | bytes | Mapping):
+        raise DataError(
+            f"a {type(source).__name__} is no source of batches; "
+            "give (x, y), Batches, a DataLoader or an iterable of (x, y) batches"
+        )
     return source
 
 
-def _deals(loader: DataLoader[Any]) -> bool:
-    """Whether the loader's batches are lists of indices, which can be dealt without reading anything."""
-    return loader.batch_sampler is not None and not isinstance(loader.dataset, IterableDataset)
+def is_indexable(source: object) -> bool:
+    """Whether the batches of ``source`` are all in memory, so that reading them can never stall."""
+    return isinstance(source, Batches | list | tuple)
+
+
+def has_length(source: object) -> bool:
+    """Whether ``source`` says how many batches it gives, and so that they come to an end."""
+    try:
+        return len(source) >= 0  # type: ignore[arg-type]  # what has no length raises
+    except TypeError:  # a loader of a stream has a __len__ that raises
+        return False
+
+
+def gives_new_tensors(source: object) -> bool:
+    """Whether a batch of ``source`` surely stays as it is when the next one is read.
+
+    In a plain loop a batch is done with by then; here some are kept, and an iterable that fills one array
+    again and again would change them.
+    """
+    if isinstance(source, DataLoader):
+        return source.num_workers > 0 or source.collate_fn is default_collate
+    return is_indexable(source)
+
+
+def copied(batch: Any) -> Any:
+    """A batch with copies of all tensors and arrays in it."""
+    if isinstance(batch, Tensor):
+        return batch.clone()
+    return batch.copy() if isinstance(batch, np.ndarray) else map_nested(copied, batch)
+
+
+def _is_examples(source: tuple[object, ...]) -> bool:
+    if len(source) != 2 or not isinstance(source[0], Tensor | tuple | dict):
+        return False
+    if isinstance(source[0], tuple) and isinstance(source[1], tuple):
+        raise DataError(
+            "a tuple of 2 tuples may be (x, y) or two batches; "
+            "write Batches(x, y, batch_size) for the one and a list of batches for the other"
+        )
+    return True
+
+
+def _check_batches(batches: Sequence[object], pairs: bool) -> None:
+    if not batches:
+        raise DataError(f"a {type(batches).__name__} of 0 batches is no source; give at least one batch")
+    for b, batch in enumerate(batches):
+        if pairs and (not isinstance(batch, list | tuple) or len(batch) != 2):
+            if isinstance(batch, np.ndarray):
+                raise DataError(
+                    f"item {b} of the {type(batches).__name__} is a NumPy ndarray; "
+                    "give (x, y) as tensors: torch.from_numpy(…)"
+                )
+            raise DataError(
+                f"item {b} of the {type(batches).__name__} is a {type(batch).__name__}, not a batch (x, y); "
+                "tensors that are to be cut into batches are given as a tuple (x, y), "
+                "and batches of another form with split=, a function from a batch to (x, y)"
+            )
 
 
 def samples_of(source: Any) -> int | None:

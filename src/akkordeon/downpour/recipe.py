@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from akkordeon.core.actor import Spawn
 from akkordeon.core.checks import require_whole
 from akkordeon.core.errors import RecipeError
-from akkordeon.data.batches import as_batches
-from akkordeon.data.sources import dealt
+from akkordeon.data.sources import as_batches
+from akkordeon.data.split import deal_data
 from akkordeon.downpour.replica_gate import ReplicaGate, writes_sentence
 from akkordeon.downpour.shard import ParameterShard, ShardActor, WeightIndices
 from akkordeon.downpour.shard_client import SyncPolicy
@@ -198,7 +198,7 @@ class Downpour:
         name = sentinel.name or sentinel.role
         return [
             replace(sentinel, batches=part, samples=samples, name=f"{name}-{replica}", replica=replica)
-            for replica, part in zip(replicas, dealt(batches, len(replicas)), strict=True)
+            for replica, part in zip(replicas, deal_data(batches, len(replicas)), strict=True)
         ]
 
     def replica_row(self, replica: int) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ from typing import Any
 import torch
 
 from akkordeon.core.errors import ScenarioError
-from akkordeon.data.batches import as_batches
+from akkordeon.data.sources import as_batches
 from akkordeon.engines.simulator.compute import Compute, Cost, Slowdown
 from akkordeon.engines.simulator.distributions import Distribution, LogNormal, Uniform
 from akkordeon.engines.simulator.engine import Simulator

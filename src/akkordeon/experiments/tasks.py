@@ -22,7 +22,8 @@ from torch.nn.functional import cross_entropy
 from akkordeon.core.checks import require_whole
 from akkordeon.core.errors import DataError, TaskError, explain
 from akkordeon.data import datasets
-from akkordeon.data.batches import Batches, as_batches
+from akkordeon.data.batches import Batches
+from akkordeon.data.sources import as_batches
 from akkordeon.experiments.presets import optimizer_named
 from akkordeon.pipeline.gate import Gate
 from akkordeon.pipeline.network import Network

@@ -16,8 +16,8 @@ from torch import Tensor
 from akkordeon.core.errors import ActorFailedError, AkkordeonError, DataError, RecordError, TaskError
 from akkordeon.core.payload import signature
 from akkordeon.core.reports import RoundDone
-from akkordeon.data.batches import as_batches
-from akkordeon.data.sources import dealt, taken
+from akkordeon.data.sources import as_batches
+from akkordeon.data.split import deal_data, take_samples
 from akkordeon.downpour.recipe import Downpour
 from akkordeon.engines.threads import Threads
 from akkordeon.experiments.journal import Journal
@@ -172,7 +172,7 @@ def trainers_of(task: Task, plan: Plan) -> list[Training]:
     """The training sentinels: ``train``, or ``train-1`` and so on."""
     batches = task.train_batches(plan.batch_size, plan.seed)
     if plan.take is not None:
-        batches = taken(batches, plan.take)
+        batches = take_samples(batches, plan.take)
     return [
         Sentinel.train(
             part,
@@ -182,7 +182,7 @@ def trainers_of(task: Task, plan: Plan) -> list[Training]:
             scores=task.scores,
             name="train" if plan.sentinels == 1 else f"train-{number}",
         )
-        for number, part in enumerate(dealt(batches, plan.sentinels, plan.seed), 1)
+        for number, part in enumerate(deal_data(batches, plan.sentinels, plan.seed), 1)
     ]
 
 

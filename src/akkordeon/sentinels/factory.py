@@ -14,7 +14,8 @@ from akkordeon.core.actor import Actor
 from akkordeon.core.autocast import autocast_here
 from akkordeon.core.errors import DataError
 from akkordeon.core.payload import map_tensors, tensors
-from akkordeon.data.batches import Batches, as_batches, gives_new_tensors, has_length, is_indexable
+from akkordeon.data.batches import Batches
+from akkordeon.data.sources import as_batches, gives_new_tensors, has_length, is_indexable
 from akkordeon.sentinels.evaluator import Evaluator
 from akkordeon.sentinels.reader import Reader
 from akkordeon.sentinels.recipes import Evaluation, Sentinel, Training

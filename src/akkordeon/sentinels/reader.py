@@ -9,7 +9,7 @@ from akkordeon.core.actor import Actor, Effect, Send, Stop
 from akkordeon.core.errors import DataError, ProtocolError
 from akkordeon.core.messages import Close, EpochEnd, Item, SourceFailed
 from akkordeon.core.payload import Payload, map_tensors, tensors
-from akkordeon.data.batches import copied
+from akkordeon.data.sources import copied
 
 __all__ = ["Reader"]
 

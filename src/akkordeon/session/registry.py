@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from akkordeon.core.errors import NameTakenError, RecipeError
 from akkordeon.data.batches import Batches
-from akkordeon.data.sources import after
+from akkordeon.data.split import skip_epochs
 from akkordeon.sentinels.recipes import Sentinel, Training
 from akkordeon.session.attachment import Attachment, Host
 
@@ -83,7 +83,7 @@ class Roster:
             read = self._epochs_read.get(source, 0)
         if not read:
             return sentinel
-        following = after(source, read, seed)
+        following = skip_epochs(source, read, seed)
         self._note(following, source, read)
         return replace(sentinel, batches=following)
 

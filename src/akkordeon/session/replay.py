@@ -21,7 +21,7 @@ from akkordeon.core.actor import Actor, Effect, Spawn
 from akkordeon.core.errors import ReplayError, explain
 from akkordeon.core.messages import Message
 from akkordeon.core.reports import EpochDone, GateLeft, RoundDone
-from akkordeon.data.sources import after
+from akkordeon.data.split import skip_epochs
 from akkordeon.engines.base import ProcessState
 from akkordeon.engines.dispatch import Interpreter
 from akkordeon.pipeline.network import Recipe
@@ -146,7 +146,7 @@ class _Replay(Interpreter[_Cell]):
     def _attach(self, address: str, what: dict[str, Any]) -> None:
         recipe = self._recipe(what)
         before = what.get("epochs_before", 0)
-        recipe = replace(recipe, batches=after(recipe.batches, before, self.record.header["seed"]))
+        recipe = replace(recipe, batches=skip_epochs(recipe.batches, before, self.record.header["seed"]))
         if what.get("data") and what["data"] != data_fingerprint(recipe.batches):
             self.suspects.append(f"the data of {what['name']!r}")
         row = self.network.row_of(recipe)

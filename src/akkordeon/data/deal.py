@@ -7,20 +7,15 @@ needed, by whoever comes first, and what is kept is indices, of the epochs that 
 
 from __future__ import annotations
 
-import copy
 import threading
 import weakref
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
-    Dataset,
-    IterableDataset,
     RandomSampler,
     SequentialSampler,
     SubsetRandomSampler,
@@ -29,7 +24,7 @@ from torch.utils.data import (
 
 from akkordeon.core.errors import DataError
 
-__all__ = ["Deal", "FirstIndices", "advanced", "order_of", "reordered"]
+__all__ = ["Deal", "FirstIndices"]
 
 SEEDED = (SequentialSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler, list, tuple, range)
 """Samplers that give the same order wherever they are asked, given a generator of the same state."""
@@ -125,47 +120,3 @@ class FirstIndices:
             left -= len(indices)
             if left <= 0:
                 return
-
-
-class _Indices(Dataset[Any]):
-    """Gives of each sample its index."""
-
-    def __getitem__(self, index: Any) -> Any:
-        return index
-
-
-def _as_it_is(indices: list[Any]) -> list[Any]:
-    return indices
-
-
-def order_of(loader: DataLoader[Any]) -> DataLoader[Any]:
-    """A loader that gives, instead of the batches of ``loader``, their lists of indices."""
-    order = copy.copy(loader)
-    vars(order).update(
-        dataset=_Indices(),
-        collate_fn=_as_it_is,
-        num_workers=0,
-        timeout=0,
-        pin_memory=False,
-        prefetch_factor=None,
-        persistent_workers=False,
-        _iterator=None,
-    )
-    return order
-
-
-def advanced(loader: DataLoader[Any], epochs: int) -> DataLoader[Any]:
-    """The loader, its generator where it is after so many epochs; nothing is loaded for that."""
-    if not isinstance(loader.dataset, IterableDataset):
-        for _ in range(epochs):
-            deque(order_of(loader), maxlen=0)
-    return loader
-
-
-def reordered(loader: DataLoader[Any], batches: Iterable[Any], seed: int | None = None) -> DataLoader[Any]:
-    """A copy of ``loader`` that reads other batches, with a generator of its own if a seed is given."""
-    other = copy.copy(loader)
-    vars(other).update(batch_sampler=batches, _iterator=None)
-    if seed is not None:
-        vars(other).update(generator=torch.Generator().manual_seed(seed))
-    return other

@@ -1,4 +1,4 @@
-"""Sources cut down and dealt out: akkordeon.data.sources."""
+"""Sources cut down and dealt out: akkordeon.data.split."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from torch.utils.data import (
 
 from akkordeon.core.errors import DataError
 from akkordeon.data.batches import Batches
-from akkordeon.data.sources import dealt, samples_of, taken
+from akkordeon.data.sources import samples_of
+from akkordeon.data.split import deal_data, take_samples
 
 X = torch.arange(10.0)[:, None]
 Y = torch.arange(10)
@@ -48,7 +49,7 @@ def labels(source):
 @pytest.mark.parametrize("make", SOURCES.values(), ids=SOURCES.keys())
 def test_the_first_samples_are_taken_and_the_last_batch_is_cut(make):
     for n in (1, 4, 7, 10):
-        first = taken(make(), n)
+        first = take_samples(make(), n)
         assert labels(first) == list(range(n))
         assert labels(first) == list(range(n)), "a second epoch is like the first"
 
@@ -56,14 +57,14 @@ def test_the_first_samples_are_taken_and_the_last_batch_is_cut(make):
 @pytest.mark.parametrize("make", list(SOURCES.values())[:-1], ids=list(SOURCES)[:-1])
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_the_parts_dealt_are_disjoint_and_together_all(make, n):
-    parts = dealt(make(), n)
+    parts = deal_data(make(), n)
     assert len(parts) == n
     assert sorted(label for part in parts for label in labels(part)) == list(range(10))
 
 
 def test_parts_of_a_shuffling_loader_agree_on_the_order_in_every_epoch():
     loader = DataLoader(TensorDataset(X, Y), batch_size=1, shuffle=True)
-    parts = dealt(loader, 2, seed=3)
+    parts = deal_data(loader, 2, seed=3)
     epochs = [[labels(part) for part in parts] for _ in range(3)]
     assert all(sorted(one + other) == list(range(10)) for one, other in epochs)
     assert len({tuple(one) for one, _ in epochs}) == 3
@@ -71,8 +72,8 @@ def test_parts_of_a_shuffling_loader_agree_on_the_order_in_every_epoch():
 
 def test_what_can_be_read_only_once_cannot_be_dealt():
     with pytest.raises(DataError, match="a generator can be read only once"):
-        dealt((batch for batch in LIST), 2)
-    assert labels(dealt((batch for batch in LIST), 1)[0]) == list(range(10))
+        deal_data((batch for batch in LIST), 2)
+    assert labels(deal_data((batch for batch in LIST), 1)[0]) == list(range(10))
 
 
 class Shuffled(Sampler):
@@ -99,7 +100,7 @@ LOADERS = {
 @pytest.mark.parametrize("how", LOADERS.values(), ids=LOADERS)
 @pytest.mark.parametrize("cut", [10, 7])
 def test_parts_of_any_loader_are_disjoint_in_every_epoch_whoever_is_ahead(how, cut):
-    parts = dealt(taken(DataLoader(TensorDataset(X, Y), **how), cut), 3)
+    parts = deal_data(take_samples(DataLoader(TensorDataset(X, Y), **how), cut), 3)
     read = [[], [], []]
     for epochs in [(0, 0, 1, 2), (1, 2, 2, 1, 0)]:  # one part is two epochs ahead, then the others follow
         for i in epochs:
@@ -119,13 +120,13 @@ def test_a_part_reads_no_sample_of_another_part():
             read.append(i)
             return super().__getitem__(i)
 
-    part, other = dealt(DataLoader(Spy(X, Y), batch_size=2), 2)
+    part, other = deal_data(DataLoader(Spy(X, Y), batch_size=2), 2)
     assert labels(part) == read == [0, 1, 4, 5, 8, 9]
     assert labels(other) == [2, 3, 6, 7]
 
 
 def test_orders_are_dropped_once_every_part_has_read_them():
-    parts = dealt(DataLoader(TensorDataset(X, Y)), 2)
+    parts = deal_data(DataLoader(TensorDataset(X, Y)), 2)
     deal = parts[0].batch_sampler.deal
     for _ in range(3):
         labels(parts[0])
@@ -138,10 +139,10 @@ def test_orders_are_dropped_once_every_part_has_read_them():
 
 
 def test_a_dealt_loader_goes_to_another_process_only_if_its_order_is_the_same_there():
-    for part in pickle.loads(pickle.dumps(dealt(DataLoader(TensorDataset(X, Y), shuffle=True), 2))):
+    for part in pickle.loads(pickle.dumps(deal_data(DataLoader(TensorDataset(X, Y), shuffle=True), 2))):
         assert len(labels(part)) == 5
     with pytest.raises(DataError, match="whether a Shuffled gives the same order in another process"):
-        pickle.dumps(dealt(DataLoader(TensorDataset(X, Y), sampler=Shuffled()), 2))
+        pickle.dumps(deal_data(DataLoader(TensorDataset(X, Y), sampler=Shuffled()), 2))
 
 
 class Lines(IterableDataset):
@@ -154,21 +155,21 @@ class Lines(IterableDataset):
 )
 def test_what_may_shuffle_by_itself_cannot_be_dealt(make, what):
     with pytest.raises(DataError, match=f"{what} cannot be dealt to 2 sentinels: nobody knows whether"):
-        dealt(make(), 2)
+        deal_data(make(), 2)
 
 
 def test_too_few_batches_or_samples_cannot_be_dealt():
     with pytest.raises(DataError, match="cannot deal 3 batches to 4 sentinels"):
-        dealt(list(LIST), 4)
+        deal_data(list(LIST), 4)
     with pytest.raises(DataError, match="11 of 10 samples"):
-        dealt(Batches(X, Y, 4), 11)
+        deal_data(Batches(X, Y, 4), 11)
 
 
 def test_less_than_one_sample_cannot_be_taken():
     with pytest.raises(DataError, match="cannot take 0"):
-        taken(list(LIST), 0)
+        take_samples(list(LIST), 0)
     with pytest.raises(DataError, match="cannot take 11 of 10"):
-        taken(Batches(X, Y, 4), 11)
+        take_samples(Batches(X, Y, 4), 11)
 
 
 def test_samples_are_counted_where_that_needs_no_reading():
