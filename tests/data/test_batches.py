@@ -6,6 +6,7 @@ import pickle
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -154,17 +155,29 @@ X, Y = numbered(10)
         (lambda: Batches((X, X[:7]), Y, 4), ["x[0] has 10", "x[1] has 7"]),
         (lambda: Batches(X, {"a": Y, "b": Y[:3]}, 4), ["y['b'] has 3"]),
         (lambda: Batches(X[:0], Y[:0], 4), ["no samples", "0"]),
-        (lambda: Batches((), (), 4), ["no samples"]),
+        (lambda: Batches((), (), 4), ["x is an empty tuple", "no samples"]),
+        (lambda: Batches(X, {}, 4), ["y is an empty dict", "no samples"]),
         (lambda: Batches(X, Y, 0), ["batch_size", "0"]),
+        (lambda: Batches(X, Y, "4"), ["batch_size", "'4'"]),
+        (lambda: Batches(X, Y, 2.5), ["batch_size is a whole number", "2.5"]),
+        (lambda: Batches(X, Y, None), ["batch_size", "None"]),
+        (lambda: Batches(X, Y, 4, seed="a"), ["seed is a whole number", "'a'"]),
+        (lambda: Batches(X, Y, 4, first_epoch=-1), ["first_epoch", "-1"]),
+        (lambda: Batches(X, Y, 4).with_seed(1.5), ["seed is a whole number", "1.5"]),
         (lambda: Batches(X, Y, 11, drop_last=True), ["11", "10 samples"]),
         (lambda: Batches(X.numpy(), Y, 4), ["x must be a tensor", "ndarray"]),
         (lambda: Batches(X, torch.tensor(1), 4), ["y must be a tensor", "without dimensions"]),
         (lambda: Batches(X, Y, 4).take(0), ["0 of 10"]),
         (lambda: Batches(X, Y, 4).take(11), ["11 of 10"]),
+        (lambda: Batches(X, Y, 4).take("3"), ["'3' of 10"]),
+        (lambda: Batches(X, Y, 4).take(2.0), ["2.0 of 10"]),
+        (lambda: Batches(X, Y, 4).part("0", 2), ["part '0' of 2"]),
         (lambda: Batches(X, Y, 4).part(3, 3), ["part 3 of 3"]),
         (lambda: Batches(X, Y, 4).part(-1, 3), ["part -1 of 3"]),
         (lambda: Batches(X, Y, 4).part(0, 11), ["part 0 of 11", "10 samples"]),
         (lambda: Batches(X, Y, 4).epoch(-1), ["-1"]),
+        (lambda: Batches(X, Y, 4).epoch("0"), ["counted from 0", "'0'"]),
+        (lambda: Batches(X, Y, 4).from_epoch(1.5), ["counted from 0", "1.5"]),
         (lambda: Batches(X, Y, 4).with_batch_size(-2), ["batch_size", "-2"]),
     ],
 )
@@ -358,3 +371,9 @@ def test_batches_go_on_from_any_epoch() -> None:
     assert epochs(part, 3)[2:] == epochs(fresh().from_epoch(2).part(1, 2), 1)
     with pytest.raises(DataError, match="epochs are counted from 0, got -1"):
         fresh().from_epoch(-1)
+
+
+def test_numbers_of_numpy_are_numbers_too() -> None:
+    """A seed that was a NumPy integer raised an OverflowError in the first shuffled epoch."""
+    plain = Batches(X, Y, 4, shuffle=True, seed=3)
+    assert labels_of(Batches(X, Y, np.int64(4), shuffle=True, seed=np.int64(3))) == labels_of(plain)

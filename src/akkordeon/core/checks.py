@@ -18,15 +18,15 @@ __all__ = ["require_above", "require_seconds", "require_whole"]
 def require_whole(
     what: str,
     value: Any,
-    least: int = 1,
+    least: int | None = 1,
     *,
     optional: bool = False,
     error: type[AkkordeonError] = RecipeError,
 ) -> None:
-    """Refuse what is no whole number, or below ``least``; None passes where it is ``optional``."""
+    """Refuse what is no whole number, or below a ``least`` one; None passes where it is ``optional``."""
     if value is None and optional:
         return
-    if not (_is_number(value) and value >= least):
+    if least is not None and not (_is_number(value) and value >= least):
         raise error(f"{what} is at least {least}, got {value!r}")
     if not isinstance(value, Integral):
         raise error(f"{what} is a whole number, got {value!r}")

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias
+from numbers import Integral
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from akkordeon.core.checks import require_whole
 from akkordeon.core.errors import DataError
 
 __all__ = ["Batches", "Tensors", "derived_seed", "permutation"]
@@ -39,7 +41,7 @@ class Batches:
         first_epoch: the epoch to begin with, where others were read before; see :meth:`from_epoch`.
 
     Raises:
-        DataError: x or y is no tensor, they differ in length or are empty, ``batch_size`` is below 1,
+        DataError: x or y is no tensor, they differ in length or are empty, a number is none or out of range,
             or ``drop_last`` leaves no batch.
     """
 
@@ -56,8 +58,9 @@ class Batches:
 
     def __post_init__(self) -> None:
         self.samples = _common_length(self.x, self.y)
-        if self.batch_size < 1:
-            raise DataError(f"batch_size must be at least 1, got {self.batch_size}")
+        require_whole("batch_size", self.batch_size, error=DataError)
+        require_whole("seed", self.seed, None, error=DataError)
+        require_whole("first_epoch", self.first_epoch, 0, error=DataError)
         if len(self) == 0:
             raise DataError(
                 f"drop_last leaves no batch of {self.batch_size} out of {self.samples} samples; "
@@ -81,8 +84,7 @@ class Batches:
         Raises:
             DataError: ``k`` is negative.
         """
-        if k < 0:
-            raise DataError(f"epochs are counted from 0, got {k}")
+        _check_epoch(k)
         order = permutation(self.samples, self.seed, self.first_epoch + k) if self.shuffle else None
         cuts = (slice(b * self.batch_size, (b + 1) * self.batch_size) for b in range(len(self)))
         return ((_rows(self.x, cut, order), _rows(self.y, cut, order)) for cut in cuts)
@@ -93,8 +95,8 @@ class Batches:
         Raises:
             DataError: ``n`` is not between 1 and N.
         """
-        if not 1 <= n <= self.samples:
-            raise DataError(f"cannot take {n} of {self.samples} samples")
+        if not (isinstance(n, Integral) and 1 <= n <= self.samples):
+            raise DataError(f"cannot take {n!r} of {self.samples} samples")
         return replace(self, x=_map(lambda t: t[:n], self.x), y=_map(lambda t: t[:n], self.y))
 
     def part(self, i: int, n: int) -> Batches:
@@ -106,8 +108,8 @@ class Batches:
         Raises:
             DataError: ``i`` is not between 0 and n - 1, or there are fewer than ``n`` samples.
         """
-        if not 0 <= i < n <= self.samples:
-            raise DataError(f"cannot give part {i} of {n} of {self.samples} samples (parts count from 0)")
+        if not (isinstance(i, Integral) and isinstance(n, Integral) and 0 <= i < n <= self.samples):
+            raise DataError(f"cannot give part {i!r} of {n!r} of {self.samples} samples (parts count from 0)")
         x, y = (_map(lambda t: t[i::n].contiguous(), tensors) for tensors in (self.x, self.y))
         return replace(self, x=x, y=y, seed=derived_seed(self.seed, i, n) if n > 1 else self.seed)
 
@@ -117,8 +119,7 @@ class Batches:
         Raises:
             DataError: ``k`` is negative.
         """
-        if k < 0:
-            raise DataError(f"epochs are counted from 0, got {k}")
+        _check_epoch(k)
         return replace(self, first_epoch=k)
 
     def with_batch_size(self, batch_size: int) -> Batches:
@@ -130,9 +131,14 @@ class Batches:
         return replace(self, seed=seed)
 
 
+def _check_epoch(k: Any) -> None:
+    if not (isinstance(k, Integral) and int(k) >= 0):
+        raise DataError(f"epochs are counted from 0, got {k!r}")
+
+
 def derived_seed(seed: int, *key: int) -> int:
     """A seed of 64 bits; unlike ``seed + k``, neighbouring seeds and keys have nothing in common."""
-    sequence = np.random.SeedSequence(seed % 2**64, spawn_key=key)  # which refuses negative seeds
+    sequence = np.random.SeedSequence(int(seed) % 2**64, spawn_key=key)  # which refuses negative seeds
     return int(sequence.generate_state(1, np.uint64)[0])
 
 
@@ -165,6 +171,8 @@ def _leaves(name: str, tensors: object) -> dict[str, Tensor]:
         leaves = {f"{name}[{i}]": t for i, t in enumerate(tensors)}
     else:
         leaves = {name: tensors}
+    if not leaves:
+        raise DataError(f"{name} is an empty {type(tensors).__name__}, which holds no samples")
     for leaf, t in leaves.items():
         if not isinstance(t, Tensor) or t.ndim == 0:
             got = f"a {type(t).__name__}" if not isinstance(t, Tensor) else "a tensor without dimensions"
@@ -177,7 +185,7 @@ def _common_length(x: object, y: object) -> int:
     if len(set(lengths.values())) > 1:
         sizes = ", ".join(f"{name} has {n}" for name, n in lengths.items())
         raise DataError(f"x and y differ in their number of samples ({sizes}); give every input its label")
-    samples = max(lengths.values(), default=0)
+    samples = max(lengths.values())
     if samples == 0:
         raise DataError("x and y hold no samples (0); a source needs at least one")
     return samples
