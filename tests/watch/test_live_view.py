@@ -24,6 +24,7 @@ from akkordeon.core.reports import (
     Undelivered,
 )
 from akkordeon.engines.base import Load
+from akkordeon.sentinels.roles import TRAIN
 from akkordeon.session.session import Status
 from akkordeon.watch.lines import WARNINGS_MAX, Lines, line_of
 from akkordeon.watch.live_view import LiveView
@@ -101,7 +102,7 @@ def attachment(times: int | None = 7, batches: object = None, **changes) -> Simp
     """What the view reads of an attachment."""
     batches = batches if batches is not None else batches_of(10)
     recipe = ak.Sentinel.train(batches, cross_entropy, epochs=times, seconds=None if times else 9.0)
-    known = {"name": "tdp", "role": "train", "address": "sentinel/tdp#1", "epochs": [], "ended": False}
+    known = {"name": "tdp", "role": TRAIN, "address": "sentinel/tdp#1", "epochs": [], "ended": False}
     found = SimpleNamespace(recipe=recipe, **{**known, **changes})
     found.epochs_done = len(found.epochs)
     found.samples = sum(epoch.samples for epoch in found.epochs)

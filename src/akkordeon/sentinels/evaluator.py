@@ -46,6 +46,7 @@ from akkordeon.core.payload import Payload, form, rebuilt, samples
 from akkordeon.core.reports import BatchCount, BestKept, LastKept, RoundDone, SentinelEnded, SentinelStatus
 from akkordeon.sentinels.loss import LossInputs, loss_of, to_targets_device
 from akkordeon.sentinels.recipes import Evaluation
+from akkordeon.sentinels.roles import EXPORT, PREDICT
 from akkordeon.sentinels.scores import ScoreBoard
 
 __all__ = ["Evaluator"]
@@ -62,7 +63,7 @@ class Evaluator(Actor):
         name: what reports call it.
         row: addresses of the gates, head first.
         reader: address of its reader.
-        recipe: the sentinel; of kind ``"export"`` it only fetches the weights of a cut.
+        recipe: the sentinel; one to export only fetches the weights of a cut.
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class Evaluator(Actor):
         self._joined: Any = None
         self._states: dict[str, dict[str, Tensor]] = {}
         self._due: Due | None = None  # one more round after this one
-        self._ending = recipe.ends_by_itself
+        self._ending = not recipe.kind.repeats
         self._best: float | None = None
         self._is_best = False  # the round under way
         self._without_better = 0
@@ -114,7 +115,7 @@ class Evaluator(Actor):
     # ── when ─────────────────────────────────────────────────────────────────────────────────────────
 
     def _attach(self, message: Attach, now_s: float) -> Iterator[Effect]:
-        if self._recipe.ends_by_itself:
+        if not self._recipe.kind.repeats:
             yield from self._begin(now_s)
         if self._recipe.every_s is not None:
             yield After(self._recipe.every_s, Tick())
@@ -148,7 +149,7 @@ class Evaluator(Actor):
             return
         self._versions = message.versions
         self._board = ScoreBoard(self._recipe.scores)
-        if self._recipe.kind == "export":
+        if self._recipe.kind == EXPORT:
             yield from self._to_all(Export(message.cut))
             return
         yield Send(self._reader, Pull(self._in_flight, self._rounds))
@@ -197,7 +198,7 @@ class Evaluator(Actor):
         raise DataError(f"{message.gate} refused it: {message.reason}") from message.error
 
     def _all_back(self, now_s: float) -> Iterator[Effect]:
-        if self._recipe.kind == "predict":
+        if self._recipe.kind == PREDICT:
             self._joined = _joined([self._outputs[number] for number in sorted(self._outputs)])
         self._is_best = self._improved()
         if self._is_best or self._recipe.keep_last:
@@ -230,7 +231,7 @@ class Evaluator(Actor):
 
     def _kept(self) -> Iterator[Effect]:
         """Report the weights of a validation round; those of an export are its result."""
-        if self._recipe.kind == "export":
+        if self._recipe.kind == EXPORT:
             return
         states, self._states = self._states, {}
         if self._is_best and self._best is not None:
@@ -263,7 +264,7 @@ class Evaluator(Actor):
         patience = self._recipe.best.patience if self._recipe.best else None
         return RoundDone(
             sentinel=self.name,
-            role=self._recipe.kind,
+            role=str(self._recipe.kind),
             round=self._rounds,
             loss=self._board.loss,
             scores=self._board.scores(),
@@ -309,7 +310,7 @@ class Evaluator(Actor):
         yield Report(SentinelEnded(self.address, BatchCount(), self._result() if whole else None))
 
     def _result(self) -> Any:
-        return self._states if self._recipe.kind == "export" else self._joined
+        return self._states if self._recipe.kind == EXPORT else self._joined
 
     def _probe(self, message: Probe, now_s: float) -> Iterator[Effect]:
         yield Report(
@@ -317,7 +318,7 @@ class Evaluator(Actor):
                 probe=message.number,
                 address=self.address,
                 name=self.name,
-                role=self._recipe.kind,
+                role=str(self._recipe.kind),
                 rounds=self._rounds,
                 in_flight=len(self._flights),
                 samples=self._board.samples,

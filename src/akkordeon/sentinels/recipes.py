@@ -12,6 +12,7 @@ from akkordeon.core.checks import require_above, require_whole
 from akkordeon.core.errors import RecipeError
 from akkordeon.core.payload import Payload
 from akkordeon.sentinels.loss import OWN_WEIGHTS, Loss, check_loss
+from akkordeon.sentinels.roles import PREDICT, TEST, TRAIN, VALIDATE, Role
 from akkordeon.sentinels.scores import Score, StreamingScore
 
 __all__ = ["Best", "Evaluation", "Sentinel", "Split", "Training"]
@@ -55,7 +56,7 @@ class Sentinel:
     one dict with the labels in it, are made (x, y) by ``split``.
     """
 
-    role: ClassVar[str] = "sentinel"
+    role: ClassVar[Role]
     batches: Any
     name: str | None = None
     batch_size: int = 128
@@ -168,7 +169,7 @@ class Sentinel:
             RecipeError: a number out of range, or ``best`` names a score that is not there.
         """
         return Evaluation(
-            kind="validate",
+            kind=VALIDATE,
             batches=batches,
             loss=loss,
             scores=_by_name(scores),
@@ -197,7 +198,7 @@ class Sentinel:
     ) -> Evaluation:
         """A sentinel that makes one round at once, on one cut, and ends."""
         return Evaluation(
-            kind="test",
+            kind=TEST,
             batches=batches,
             loss=loss,
             scores=_by_name(scores),
@@ -225,7 +226,7 @@ class Sentinel:
             name: for reports.
         """
         return Evaluation(
-            kind="predict", batches=inputs, loss=None, in_flight=in_flight, batch_size=batch_size, name=name
+            kind=PREDICT, batches=inputs, loss=None, in_flight=in_flight, batch_size=batch_size, name=name
         )
 
 
@@ -233,7 +234,7 @@ class Sentinel:
 class Training(Sentinel):
     """The recipe of a training sentinel; see :meth:`Sentinel.train`."""
 
-    role: ClassVar[str] = "train"
+    role: ClassVar[Role] = TRAIN
     in_flight: int = 1
     loss: Loss
     epochs: int | None = None
@@ -261,7 +262,7 @@ class Training(Sentinel):
 class Evaluation(Sentinel):
     """The recipe of a sentinel that works on cuts; see :meth:`Sentinel.validate`."""
 
-    kind: str
+    kind: Role
     loss: Loss | None
     scores: Mapping[str, Score] = field(default_factory=dict)
     every_s: float | None = None
@@ -272,8 +273,8 @@ class Evaluation(Sentinel):
     keep_last: bool = False
 
     @property
-    def role(self) -> str:  # type: ignore[override]  # one recipe, several roles
-        """``validate``, ``test``, ``predict`` or ``export``."""
+    def role(self) -> Role:  # type: ignore[override]  # one recipe, several roles
+        """To validate, test, predict or export."""
         return self.kind
 
     def __post_init__(self) -> None:
@@ -292,14 +293,9 @@ class Evaluation(Sentinel):
                 raise RecipeError(f"{what} is by {score!r}, but the scores are {known}")
 
     @property
-    def ends_by_itself(self) -> bool:
-        """Whether one round is all there is to do."""
-        return self.kind != "validate"
-
-    @property
     def rounds(self) -> int | None:
         """How many rounds there will be; None if nobody knows."""
-        return 1 if self.ends_by_itself else None
+        return None if self.kind.repeats else 1
 
 
 def _by_name(scores: Mapping[str, Score] | None) -> dict[str, Score]:

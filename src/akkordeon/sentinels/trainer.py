@@ -454,7 +454,7 @@ class Trainer(Actor):
                 probe=message.number,
                 address=self.address,
                 name=self.name,
-                role="train",
+                role=str(self._recipe.role),
                 rounds=self._epochs_done,
                 in_flight=len(self._flights),
                 samples=self._samples_trained,

@@ -12,6 +12,7 @@ from akkordeon.core.errors import ActorFailedError, again
 from akkordeon.core.messages import Detach, Message
 from akkordeon.core.reports import BatchCount, BatchRefused, BestKept, EpochDone, RoundDone, TrainingProgress
 from akkordeon.sentinels.recipes import Sentinel
+from akkordeon.sentinels.roles import Role
 
 __all__ = ["KEPT_MAX", "Attachment", "Host"]
 
@@ -44,7 +45,7 @@ class Attachment:
     Attributes:
         name: as in reports.
         row: whom it talks to, head first.
-        role: ``train``, ``validate``, ``test`` or ``predict``.
+        role: what it is for; a string, ``train``, ``validate``, ``test`` or ``predict``.
         recipe: the sentinel; without its batches once it has ended.
         epochs: of a training sentinel, one record each; the latest 1000.
         rounds: of a validation or test sentinel, one record each; likewise.
@@ -60,7 +61,7 @@ class Attachment:
     """
 
     name: str
-    role: str
+    role: Role
     address: str
     recipe: Sentinel
     row: tuple[str, ...]
@@ -92,7 +93,7 @@ class Attachment:
     @property
     def stopped(self) -> bool:
         """Whether it was told to end before it was done: detached, for want of better rounds, or closed."""
-        return self.ended and self._told_to_end and (self._cut_short or self.role != "train")
+        return self.ended and self._told_to_end and (self._cut_short or not self.role.trains)
 
     def wait(self, timeout: float | None = None) -> Self:
         """Wait until the sentinel has ended.
@@ -105,7 +106,7 @@ class Attachment:
             WaitTimeoutError: it has not ended by then; it goes on.
         """
         what = f"{self.name!r} has not ended"
-        self._session._wait(lambda: self.ended, timeout, what, drain=self.role not in ("predict", "export"))
+        self._session._wait(lambda: self.ended, timeout, what, drain=not self.role.answers)
         self._raise_error()
         return self
 
@@ -121,7 +122,7 @@ class Attachment:
     @property
     def _done_in_words(self) -> str:
         """How many epochs or rounds are done, of how many, as in ``3 of 10 epochs``."""
-        done, what = (self.epochs_done, "epochs") if self.role == "train" else (self.rounds_done, "rounds")
+        done, what = (self.epochs_done, "epochs") if self.role.trains else (self.rounds_done, "rounds")
         of = getattr(self.recipe, "epochs", None)
         return f"{done} of {of} {what}" if of else f"{done} {what}"
 

@@ -16,6 +16,7 @@ from akkordeon.core.shard_messages import Left
 from akkordeon.downpour.recipe import Downpour
 from akkordeon.engines.base import Engine
 from akkordeon.sentinels.recipes import Evaluation, Training
+from akkordeon.sentinels.roles import TRAIN
 from akkordeon.session.attachment import Attachment
 from akkordeon.session.recording import Recorder
 from akkordeon.session.session import Session
@@ -34,7 +35,7 @@ class Attachments(Sequence[Attachment]):
         session: where they are attached.
     """
 
-    role = "train"
+    role = TRAIN
     rounds: Sequence[RoundDone] = ()
     rounds_done = 0
     best: BestKept | None = None
@@ -241,11 +242,11 @@ class DownpourSession(Session):
             return None, [sentinel]
         if sentinel.replica is not None:
             self._check_replica(sentinel.replica)
-            return sentinel.name or sentinel.role, [sentinel]
+            return sentinel.name or str(sentinel.role), [sentinel]
         self._check_open()
         if not self._replicas:
             raise RecipeError("no replica is left; add one with session.add_replica()")
-        name = sentinel.name or self._free_base(sentinel.role)
+        name = sentinel.name or self._free_base(str(sentinel.role))
         sentinel = self._roster.going_on(replace(sentinel, name=name), self.seed)
         parts = self.network.parts(sentinel, self.replicas, self.seed)
         self._roster.derive([part.batches for part in parts], sentinel.batches)
@@ -338,7 +339,7 @@ class DownpourSession(Session):
 
     def _beside(self, attachment: Attachment) -> str | None:
         """A replica has its sentinels and their data with it: only pushes and fetches leave it."""
-        return attachment.row[0] if attachment.role == "train" else None
+        return attachment.row[0] if attachment.role.trains else None
 
     def _other_failed(self, address: str, why: str, error: BaseException | None) -> None:
         """A gate of a replica is gone: that replica is out, with its sentinels."""

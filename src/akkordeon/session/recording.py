@@ -158,10 +158,10 @@ class Recorder:
         """A sentinel joins; of its data so many epochs were read by others before."""
         what: dict[str, Any] = {"name": name, "role": recipe.role}
         try:
-            if recipe.role == "predict":
+            if recipe.role.answers:
                 what["inputs"] = _packed(recipe.batches)
                 what["batch_size"], what["in_flight"] = recipe.batch_size, recipe.in_flight
-            elif recipe.role != "export":
+            else:
                 what["data"] = data_fingerprint(recipe.batches)
             if epochs_before:
                 what["epochs_before"] = epochs_before

@@ -53,7 +53,7 @@ class Roster:
         with self._lock:
             at_work = [a for a in self.attachments if not a.ended]
             names = {a.name for a in at_work}
-            name = sentinel.name or _free_name(sentinel.role, names)
+            name = sentinel.name or _free_name(str(sentinel.role), names)
             if name in names:
                 raise NameTakenError(f"a sentinel {name!r} is at work already; give this one another name")
             self._check_room(name, row, [sentinel, *(a.recipe for a in at_work if a.row == row)])
@@ -107,7 +107,7 @@ class Roster:
     def has_read(self, attachment: Attachment) -> None:
         """A sentinel has ended: remember how far it came in its data."""
         source = attachment.recipe.batches
-        if attachment.role == "train" and isinstance(source, Batches | DataLoader):
+        if attachment.role.trains and isinstance(source, Batches | DataLoader):
             with self._lock:
                 origin, began = self._came_of.get(source, (source, 0))
                 reached = began + attachment.epochs_done

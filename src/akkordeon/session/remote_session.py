@@ -60,7 +60,7 @@ class JoinedSession(Session):
 
     def _place(self, sentinel: Training | Evaluation) -> Attachment:
         """Have the actors of a sentinel made, under a name that is free in the whole network."""
-        name, number = self._joined.admit(sentinel.name, sentinel.role)
+        name, number = self._joined.admit(sentinel.name, str(sentinel.role), sentinel.role.answers)
         self._roster.incarnations[name] = number - 1
         try:
             return super()._place(replace(sentinel, name=name))

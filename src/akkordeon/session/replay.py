@@ -26,7 +26,8 @@ from akkordeon.engines.base import ProcessState
 from akkordeon.engines.dispatch import Interpreter
 from akkordeon.pipeline.network import Recipe
 from akkordeon.sentinels.factory import make_actors
-from akkordeon.sentinels.recipes import Evaluation, Sentinel, Training
+from akkordeon.sentinels.recipes import Evaluation, Training
+from akkordeon.sentinels.roles import Role
 from akkordeon.session.recording import Digest, Record, data_fingerprint, key_of, message_of, unpacked
 
 __all__ = ["Replayed", "replay"]
@@ -155,14 +156,12 @@ class _Replay(Interpreter[_Cell]):
 
     def _recipe(self, what: dict[str, Any]) -> Training | Evaluation:
         name, role = what["name"], what["role"]
-        if role == "export":
-            return Evaluation(kind="export", batches=(), loss=None)
-        if role == "predict":
+        if "inputs" in what:
             if what["inputs"] is None:
                 raise ReplayError(f"the inputs of {name!r} could be read only once and are not in the record")
-            return Sentinel.predict(
-                unpacked(what["inputs"]), batch_size=what["batch_size"], in_flight=what["in_flight"]
-            )
+            inputs, size, in_flight = unpacked(what["inputs"]), what["batch_size"], what["in_flight"]
+            question = Role(role, answers=True)
+            return Evaluation(kind=question, batches=inputs, loss=None, batch_size=size, in_flight=in_flight)
         if name in self.named:
             return self.named[name]
         for recipe in self.unused:

@@ -28,6 +28,7 @@ from akkordeon.engines.base import Engine, Load
 from akkordeon.pipeline.network import Recipe
 from akkordeon.sentinels.factory import make_actors
 from akkordeon.sentinels.recipes import Evaluation, Sentinel, Training
+from akkordeon.sentinels.roles import EXPORT
 from akkordeon.session.attachment import Attachment
 from akkordeon.session.recording import Recorder
 from akkordeon.session.registry import Roster
@@ -130,7 +131,7 @@ class Session:
 
     def _say_what_is_cut_short(self) -> None:
         """Leaving the block ends everything; who did not mean that should know."""
-        cut_short = [a for a in self.attachments if a.role == "train" and not (a.ended or a._told_to_end)]
+        cut_short = [a for a in self.attachments if a.role.trains and not (a.ended or a._told_to_end)]
         if cut_short and not self._closed:
             logging.getLogger(__name__).warning(
                 "the session ends before its training does (%s); session.wait() waits for the end",
@@ -267,10 +268,10 @@ class Session:
             return None if deadline_s is None else max(0.0, deadline_s - self._engine.now_s())
 
         def all_ended() -> bool:
-            return all(a.ended for a in self.attachments if a.role != "validate")
+            return all(a.ended for a in self.attachments if not a.role.repeats)
 
         self._wait(all_ended, left(), "the sentinels have not ended", timeout)
-        validators = [a for a in self.attachments if a.role == "validate"]
+        validators = [a for a in self.attachments if a.role.repeats]
         for validator in validators:
             if not validator.ended:
                 self._send(validator.address, Due(last=True))
@@ -326,7 +327,7 @@ class Session:
         if self._closed or self._error is not None:
             return self._states_left(CLOSE_S if timeout is None else timeout, partial)
         states: dict[str, dict[str, Tensor]] = self._result(
-            Evaluation(kind="export", batches=(), loss=None), timeout
+            Evaluation(kind=EXPORT, batches=(), loss=None), timeout
         )
         return states
 

@@ -108,7 +108,7 @@ class Supervisor:
             attachment._round_done(record)
         if record.stop_training:
             for a in list(self._roster.attachments):
-                if a.role == "train" and not a.ended:
+                if a.role.trains and not a.ended:
                     self._send(a.address, Detach())
 
     def _batch_refused(self, record: BatchRefused) -> None:

@@ -94,7 +94,7 @@ class Follower:
         for view in self._views:
             view.note("stopping with what is reached: a last validation; Ctrl-C again ends at once")
         for attachment in self._session.attachments:
-            if attachment.role == "train":
+            if attachment.role.trains:
                 attachment.detach()
 
 

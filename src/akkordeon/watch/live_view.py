@@ -94,7 +94,7 @@ class LiveView(View):
         for _ in range(4):
             bars.add_column(no_wrap=True, justify="right")
         for attachment in attachments:
-            if attachment.role == "train":
+            if attachment.role.trains:
                 bar = self._bars.setdefault(attachment.address, _Bar(attachment))
                 bar.look(status)
                 bars.add_row(*bar.cells())
@@ -126,7 +126,7 @@ class LiveView(View):
 
 def _in_flight(attachments: list[Attachment]) -> list[RenderableType]:
     """What more than one batch in flight costs and buys, where there are more."""
-    most = max((a.recipe.in_flight or 1 for a in attachments if a.role == "train"), default=1)
+    most = max((a.recipe.in_flight or 1 for a in attachments if a.role.trains), default=1)
     if most == 1:
         return []
     cost = "gates work side by side, with gradients τ updates old; 1 is the plain loop"

@@ -23,7 +23,7 @@ def summary(session: Session, seconds: float) -> dict[str, Any]:
         ``sentinels`` by name, ``gates`` head first, ``batches`` (sent = trained + refused + lost),
         ``seconds`` and ``samples_per_s`` of the training alone.
     """
-    trainers = [a for a in session.attachments if a.role == "train"]
+    trainers = [a for a in session.attachments if a.role.trains]
     samples = sum(a.samples for a in trainers)
     trained_s = max((a.seconds for a in trainers), default=0.0)
     return {

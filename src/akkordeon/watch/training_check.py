@@ -39,7 +39,7 @@ class TrainingCheck(View):
         for attachment in session.attachments:
             name, sent = attachment.name, attachment.batches.sent
             refused = self._refused[name]
-            if attachment.role != "train" or attachment.error is not None:
+            if not attachment.role.trains or attachment.error is not None:
                 continue
             if 2 * refused > sent:
                 found.append(

@@ -303,14 +303,19 @@ class Joined(Ray):
         _answer(home.keep.remote(self._keeper), READY_S)
         _answer(self._keeper.welcome.remote(self._key, home))
 
-    def admit(self, name: str | None, role: str) -> tuple[str, int]:
+    def admit(self, name: str | None, role: str, answers: bool) -> tuple[str, int]:
         """A name that no other sentinel of the network has, and its number.
+
+        Args:
+            name: the one wanted; None takes one after the role.
+            role: what the sentinel is for.
+            answers: whether it is only a question, of whose end nobody needs to hear.
 
         Raises:
             NameTakenError: another has it.
         """
         where = self._where[HOME]
-        answer = _answer(self._keeper.admit.remote(name, role, self._key, self._hosts[HOME], where))
+        answer = _answer(self._keeper.admit.remote(name, role, answers, self._key, self._hosts[HOME], where))
         if isinstance(answer[0], bytes):
             _raise(answer)
         return answer[0], answer[1]

@@ -89,6 +89,7 @@ class SentinelLine:
     address: str
     node: str
     pid: int
+    answers: bool = False  # a question, of whose end nobody needs to hear
     last: EpochDone | RoundDone | None = None
 
 
@@ -190,7 +191,7 @@ class Keeper:
             return [a for a, host in plan.places.items() if host in plan.hosts] if plan else []
 
     def admit(
-        self, name: str | None, role: str, key: str, home: Any, where: tuple[str, int]
+        self, name: str | None, role: str, answers: bool, key: str, home: Any, where: tuple[str, int]
     ) -> tuple[str, int] | Parcel:
         """Give a sentinel a name that no other here has, and a number that none ever had."""
         with self._lock:
@@ -203,7 +204,7 @@ class Keeper:
                 return pack(NameTakenError(why))
             self._numbers[name] += 1
             address = f"sentinel/{name}#{self._numbers[name]}"
-            self._sentinels[address] = SentinelLine(name, role, address, *where)
+            self._sentinels[address] = SentinelLine(name, role, address, *where, answers)
             self._home_of[address] = key
             self._homes[key] = home
             return name, self._numbers[name]
@@ -213,7 +214,7 @@ class Keeper:
         with self._lock:
             line = self._sentinels.pop(address, None)
             self._home_of.pop(address, None)
-        if line is not None and line.role in ("train", "validate", "test"):
+        if line is not None and not line.answers:
             self._note(f"{line.name} ended")
 
     def welcome(self, key: str, home: Any) -> None:
