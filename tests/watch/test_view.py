@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 import akkordeon as ak
 from akkordeon.core.reports import EpochDone
 from akkordeon.watch.follower import BackgroundFollower, Follower
-from akkordeon.watch.interrupts import Interrupts
+from akkordeon.watch.signals import SignalCounter
 from akkordeon.watch.view import FailSafeView, View
 
 
@@ -32,8 +32,8 @@ def test_a_new_view_is_one_class_that_overrides_what_it_cares_for():
     with ak.run(small_network()) as session:
         follower, background = Follower(session, [here]), BackgroundFollower(session, beside)
         training = train(session)
-        with Interrupts() as interrupts:
-            follower.until_end(interrupts)
+        with SignalCounter() as signals:
+            follower.until_end(signals)
         background.close()
     assert here.seen == beside.seen == [epoch.loss for epoch in training.epochs]
 

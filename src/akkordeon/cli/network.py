@@ -348,12 +348,12 @@ def _attach(target: str, recipe: Any) -> tuple[Any, int | None]:
     What a sentinel came to when SIGTERM ended it is told on its way out.
     """
     from akkordeon.session.remote_session import connect
-    from akkordeon.watch.interrupts import Interrupts
     from akkordeon.watch.lines import Lines
+    from akkordeon.watch.signals import SignalCounter
 
     echo: Callable[[str], None] = typer.echo
     view = Lines(echo, partial(typer.echo, err=True))
-    with view, connect(target) as session, Interrupts() as interrupts:  # Ray takes SIGTERM when it begins
+    with view, connect(target) as session, SignalCounter() as signals:  # Ray takes SIGTERM when it begins
         session.subscribe(view.tell)
         attachment = session.attach(recipe)
         typer.echo(f"{attachment.name!r} is attached to {target}; Ctrl-C ends it")
@@ -361,10 +361,10 @@ def _attach(target: str, recipe: Any) -> tuple[Any, int | None]:
         while True:
             try:
                 attachment.wait(POLL_S)
-                return attachment, interrupts.first
+                return attachment, signals.first
             except WaitTimeoutError:
-                if answered < interrupts.count:
-                    answered = interrupts.count
+                if answered < signals.count:
+                    answered = signals.count
                     attachment.detach(drop=answered > 1)
 
 

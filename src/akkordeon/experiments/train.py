@@ -40,7 +40,7 @@ from akkordeon.session.recording import Record
 from akkordeon.session.replay import Replayed, replay
 from akkordeon.session.session import Session
 from akkordeon.watch.follower import Follower
-from akkordeon.watch.interrupts import Interrupts
+from akkordeon.watch.signals import SignalCounter
 from akkordeon.watch.summary import summary
 from akkordeon.watch.training_check import TrainingCheck
 from akkordeon.watch.view import FailSafeView, View
@@ -233,16 +233,16 @@ def train(
     sentinels: list[Training | Evaluation] = [*trainers_of(task, plan), validator_of(task, plan)]
     recipe, engine, check = recipe_of(task, plan), Threads(plan.workers), TrainingCheck()
     with (
-        Interrupts() as interrupts,
+        SignalCounter() as signals,
         FailSafeView(view, "what shows the training", warn) as shown,
         ExitStack() as kept,
     ):
         with run(recipe, engine, seed=plan.seed, record=record, task=described(plan)) as session:
             keeper = None
             if folder is not None:
-                keeper = kept.enter_context(_Keeper(folder, plan, session, interrupts, shown.note))
+                keeper = kept.enter_context(_Keeper(folder, plan, session, signals, shown.note))
             views = [shown, check, *(keeper.views if keeper else ())]
-            seconds, complaints = _followed(session, sentinels, views, interrupts)
+            seconds, complaints = _followed(session, sentinels, views, signals)
         told = summary(session, seconds)
         complaints += check.complaints(session)
         if session.record_failure is not None:
@@ -252,21 +252,21 @@ def train(
             unkept = keeper.finish(told)
             complaints += unkept
     kept_all = keeper is not None and not unkept
-    return Outcome(told, check.best, interrupts.first, complaints, kept_all)
+    return Outcome(told, check.best, signals.first, complaints, kept_all)
 
 
 def _followed(
     session: Session,
     sentinels: Sequence[Training | Evaluation],
     views: Sequence[View],
-    interrupts: Interrupts,
+    signals: SignalCounter,
 ) -> tuple[float, list[str]]:
     """Attach the sentinels and see them end: how long that took, and what failed."""
     follower = Follower(session, views)
     began_s = time.monotonic()
     session.attach_all(sentinels)
     try:
-        follower.until_end(interrupts)
+        follower.until_end(signals)
     except ActorFailedError as failed:
         return time.monotonic() - began_s, [str(failed)]
     return time.monotonic() - began_s, []
@@ -276,11 +276,11 @@ class _Keeper:
     """What a run keeps in a folder: weights as they come, and its report; a context manager."""
 
     def __init__(
-        self, path: Path, plan: Plan, session: Session, interrupts: Interrupts, warn: Callable[[str], None]
+        self, path: Path, plan: Plan, session: Session, signals: SignalCounter, warn: Callable[[str], None]
     ) -> None:
         self._folder = Folder(path, {"akkordeon": version("akkordeon"), **described(plan)})
         asks = plan.workers != 1  # or no two runs would be alike
-        self._saver = WeightSaver(self._folder, session, lambda: interrupts.count > 0, asks, warn)
+        self._saver = WeightSaver(self._folder, session, lambda: signals.count > 0, asks, warn)
         self._journal = Journal(path)
         self._told = FailSafeView(self._journal, "the report", warn)
         self.views: list[View] = [self._saver, self._told]

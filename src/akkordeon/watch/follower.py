@@ -12,7 +12,7 @@ from typing import Any
 
 from akkordeon.core.errors import SessionClosedError
 from akkordeon.session.session import Session
-from akkordeon.watch.interrupts import Interrupts
+from akkordeon.watch.signals import SignalCounter
 from akkordeon.watch.view import FailSafeView, View
 
 __all__ = ["BackgroundFollower", "Follower"]
@@ -59,7 +59,7 @@ class Follower:
         self._views = views
         self._feed = _Feed(session, views)
 
-    def until_end(self, interrupts: Interrupts) -> None:
+    def until_end(self, signals: SignalCounter) -> None:
         """Show the session until everything has ended.
 
         The first signal has the trainers stop, which leads to a last validation; the second closes the
@@ -71,16 +71,16 @@ class Follower:
         with ThreadPoolExecutor(1, "akkordeon-wait") as pool:
             end = pool.submit(self._session.wait)
             try:
-                self._turns(end, interrupts)
+                self._turns(end, signals)
             except BaseException:
                 self._session.close()  # or the pool would wait for the training
                 raise
 
-    def _turns(self, end: Future[None], interrupts: Interrupts) -> None:
+    def _turns(self, end: Future[None], signals: SignalCounter) -> None:
         answered = 0
         while not wait([end], POLL_S).done:
             self._feed.turn()
-            if answered < min(interrupts.count, 2):
+            if answered < min(signals.count, 2):
                 answered += 1
                 self._stop() if answered == 1 else self._session.close()
         self._feed.turn(at_once=True)

@@ -7,10 +7,10 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-__all__ = ["Interrupts"]
+__all__ = ["SignalCounter"]
 
 
-class Interrupts:
+class SignalCounter:
     """Counts Ctrl-C, SIGTERM and SIGHUP, instead of having them end the program wherever it happens to be.
 
     Outside the main thread, where Python has no signals, it counts nothing. A SIGHUP that is ignored, as
