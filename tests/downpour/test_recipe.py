@@ -545,6 +545,7 @@ def test_an_embedding_that_keeps_its_norm_can_be_pushed_as_differences():
         ({"push": "weights"}, "'gradients' or 'differences'"),
         ({"compression": "zip"}, "compression is"),
         ({"server_optimizer": 0.1}, "server_optimizer is a function"),
+        ({"staleness": "latest"}, r"staleness is a rule such as Stash\(\), got 'latest'"),
         ({"staleness": ak.DelayCompensation()}, "push_every=1 and local_step=False"),
         ({"staleness": ak.DelayCompensation(), "local_step": False, "push_every": 2}, "push_every=1"),
         ({"push": "differences", "local_step": False}, "no difference to push"),

@@ -15,7 +15,7 @@ from akkordeon.core.errors import DataError, RecipeError
 from akkordeon.core.messages import Backward, Batch, Fault, Forget, Forward, Refused
 from akkordeon.core.shard_messages import Dropped, Fetch, Parameters, Push, Settle, Settled
 from akkordeon.downpour.replica_gate import DROPPED_MAX, ReplicaGate
-from akkordeon.downpour.shard_client import SyncPolicy
+from akkordeon.downpour.sync_policy import SyncPolicy
 from akkordeon.pipeline.stage import Place
 
 SGD = partial(torch.optim.SGD, lr=0.5)

@@ -34,8 +34,8 @@ from akkordeon.core.shard_messages import Fetch, Parameters, Push, Settle, Settl
 from akkordeon.data import datasets
 from akkordeon.downpour.replica_gate import ReplicaGate
 from akkordeon.downpour.shard import ParameterShard, ShardActor
-from akkordeon.downpour.shard_client import SyncPolicy
 from akkordeon.downpour.split_shard import FrontRole, PartRole, divide_weights, part_of
+from akkordeon.downpour.sync_policy import SyncPolicy
 from akkordeon.engines.simulator.compute import Compute, Cost, Slowdown
 from akkordeon.engines.simulator.distributions import Exponential
 from akkordeon.engines.simulator.faults import Crash

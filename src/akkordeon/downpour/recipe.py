@@ -29,8 +29,8 @@ from akkordeon.data.sources import as_batches
 from akkordeon.data.split import deal_data
 from akkordeon.downpour.replica_gate import ReplicaGate, writes_sentence
 from akkordeon.downpour.shard import ParameterShard, ShardActor, WeightIndices
-from akkordeon.downpour.shard_client import SyncPolicy
 from akkordeon.downpour.split_shard import FrontRole, PartRole, divide_weights, part_of
+from akkordeon.downpour.sync_policy import SyncPolicy
 from akkordeon.pipeline.gate import Gate, GateActor
 from akkordeon.pipeline.network import Network
 from akkordeon.pipeline.stage import Place
@@ -103,6 +103,8 @@ class Downpour:
         require_whole("warm_start", self.warm_start, 0)
         require_whole("max_staleness", self.max_staleness, 0, optional=True)
         require_whole("max_shard_bytes", self.max_shard_bytes, optional=True)
+        if not isinstance(self.staleness, Rule):
+            raise RecipeError(f"staleness is a rule such as Stash(), got {self.staleness!r}")
         if not callable(self.server_optimizer):
             raise RecipeError("server_optimizer is a function from parameters to an optimizer")
         self._check_rules(self.sync_policy)
@@ -131,7 +133,7 @@ class Downpour:
 
     @property
     def sync_policy(self) -> SyncPolicy:
-        """What the gates of a replica and their shards have to do with each other."""
+        """When the gates of a replica push and fetch, and what they push."""
         return SyncPolicy(
             push_every=self.push_every,
             fetch_every=self.fetch_every,

@@ -37,7 +37,8 @@ from akkordeon.core.messages import Batch, Fault, Forget, Forward, Probe, Refuse
 from akkordeon.core.payload import Payload
 from akkordeon.core.shard_messages import Dropped, Parameters, Settle, Settled
 from akkordeon.downpour.buffer_merger import on_device
-from akkordeon.downpour.shard_client import ShardClient, SyncPolicy
+from akkordeon.downpour.shard_client import ShardClient
+from akkordeon.downpour.sync_policy import SyncPolicy
 from akkordeon.pipeline.gate import Gate, GateActor
 from akkordeon.pipeline.stage import Place, Stashed
 from akkordeon.pipeline.updater import clipped

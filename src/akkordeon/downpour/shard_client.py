@@ -1,4 +1,4 @@
-"""What a replica's gate and a shard have to do with each other: the settings, and where one gate stands.
+"""Where a replica's gate stands with a shard: what it accumulated, fetched and has still to push.
 
 A gate is a client of every shard of its position, mostly one. Each goes its own way: what was accumulated
 for a shard, which of its versions the gate works on and what it was asked for concern that shard alone.
@@ -8,57 +8,19 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from akkordeon.core.actor import Effect, Send
-from akkordeon.core.checks import require_whole
-from akkordeon.core.errors import RecipeError
 from akkordeon.core.messages import Batch
 from akkordeon.core.shard_messages import Fetch, Parameters, Push, Settle
 from akkordeon.downpour.accumulators import Accumulator, GradientSum, WeightDelta
-from akkordeon.downpour.compression import COMPRESSIONS, Compressor
+from akkordeon.downpour.compression import Compressor
+from akkordeon.downpour.sync_policy import SyncPolicy
 from akkordeon.pipeline.weights import Weights
 
-__all__ = ["ShardClient", "SyncPolicy"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SyncPolicy:
-    """What the gates of a replica and their shards have to do with each other.
-
-    Args:
-        push_every: steps between pushes.
-        fetch_every: steps between fetches; with each push if None.
-        wait: whether a forward waits for weights that are on their way.
-        local_step: whether the gate's own optimizer makes a step with each gradient.
-        differences: push how far the weights have come instead of the sum of gradients.
-        compression: of pushes: None, ``"bf16"`` or ``"int8"``.
-
-    Raises:
-        RecipeError: a number out of range, or differences without local steps, which would be zero.
-    """
-
-    push_every: int = 1
-    fetch_every: int | None = None
-    wait: bool = False
-    local_step: bool = True
-    differences: bool = False
-    compression: str | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse what could only fail later."""
-        require_whole("push_every", self.push_every)
-        require_whole("fetch_every", self.fetch_every, optional=True)
-        if self.compression not in COMPRESSIONS:
-            raise RecipeError(f"compression is None, 'bf16' or 'int8', got {self.compression!r}")
-        if self.differences and not self.local_step:
-            raise RecipeError(
-                "without local steps the weights of a replica do not move, so there is no difference to "
-                "push; use local_step=True, or push gradients"
-            )
+__all__ = ["ShardClient"]
 
 
 class ShardClient:
