@@ -31,7 +31,7 @@ from akkordeon.pipeline.staleness import Rule, Stash
 from akkordeon.pipeline.updater import Learner, OptimizerFactory
 from akkordeon.pipeline.weights import Snapshot
 
-__all__ = ["Handlers", "ParameterShard", "Role", "ShardActor", "WeightIndices"]
+__all__ = ["Handlers", "ParameterShard", "ShardActor", "SplitRole", "WeightIndices"]
 
 WeightIndices = tuple[int, ...]
 """Some of a module's parameters, by their numbers among all of them."""
@@ -67,7 +67,7 @@ class ParameterShard:
     held_elsewhere: WeightIndices = ()
 
 
-class Role(Protocol):
+class SplitRole(Protocol):
     """What a shard does otherwise where it is one of several of its position; see split_shard.py."""
 
     handlers: Handlers
@@ -84,7 +84,7 @@ class ShardActor(Stage):
     """
 
     def __init__(
-        self, shard: ParameterShard, place: Place, role: Callable[[ShardActor], Role] | None = None
+        self, shard: ParameterShard, place: Place, role: Callable[[ShardActor], SplitRole] | None = None
     ) -> None:
         super().__init__(shard.module, place, shard.name, shard.device)
         self._recipe = shard
