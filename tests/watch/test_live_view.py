@@ -1,4 +1,4 @@
-"""What people see: lines, the live view and the summary."""
+"""The live view on a terminal."""
 
 from __future__ import annotations
 
@@ -12,90 +12,13 @@ from tests.support.harness import WAIT_S, batches_of, small_network
 from torch.nn.functional import cross_entropy
 
 import akkordeon as ak
-from akkordeon.core.reports import (
-    ActorFailed,
-    BatchCount,
-    BatchRefused,
-    EpochDone,
-    GateStatus,
-    RoundDone,
-    SentinelStatus,
-    TrainingProgress,
-    Undelivered,
-)
+from akkordeon.core.reports import BatchCount, EpochDone, GateStatus, SentinelStatus
 from akkordeon.engines.base import Load
 from akkordeon.sentinels.roles import TRAIN
 from akkordeon.session.session import Status
-from akkordeon.watch.lines import WARNINGS_MAX, Lines, line_of
 from akkordeon.watch.live_view import LiveView
-from akkordeon.watch.summary import summary
 
 EPOCH = EpochDone("tdp", 3, 0.5, {"accuracy": 0.875}, 6000, 0.25, 1.5, 4)
-ROUND = RoundDone("vdp", "validate", 2, 0.25, {"accuracy": 0.9375}, 1000, 0.5, 135)
-
-# ── lines ────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_an_epoch_is_a_line_with_all_that_matters():
-    assert line_of(EPOCH) == (
-        "tdp        epoch    3  loss 0.5000  accuracy 0.8750    0.25 s    24,000 samples/s  τ mean 1.5 max 4"
-    )
-
-
-def test_a_round_is_a_line_with_the_version_it_saw():
-    assert line_of(ROUND) == (
-        "vdp        round    2  loss 0.2500  accuracy 0.9375    0.50 s     2,000 samples/s  version 135"
-    )
-
-
-def test_refused_batches_and_the_best_round_are_told_in_their_lines():
-    assert line_of(EpochDone("tdp", 1, 0.5, {}, 10, 1.0, 0.0, 0, refused=2)).endswith("max 0  refused 2")
-    assert line_of(RoundDone("vdp", "validate", 1, 0.5, {}, 10, 1.0, 3, best=True)).endswith("best so far")
-
-
-def test_progress_within_an_epoch_is_a_line_with_the_batches_it_is_of():
-    progress = TrainingProgress("tdp", 3, 0.5, {"accuracy": 0.875}, 1200, 240_000, 10.0, 1.5, 4)
-    line = (
-        "tdp        epoch    3  loss 0.5000  accuracy 0.8750   10.00 s    24,000 samples/s  "
-        "τ mean 1.5 max 4  last 1,200 batches"
-    )
-    assert line_of(progress) == line
-    written = []
-    Lines(written.append).tell(progress)
-    assert written == [line]
-
-
-def test_lines_are_written_for_epochs_and_rounds_alone():
-    written, warned = [], []
-    with Lines(written.append, warned.append) as lines:
-        for record in (EPOCH, Undelivered("nobody", None), ROUND, BatchCount()):
-            lines.tell(record)
-        lines.note("by the way")
-    assert written == [line_of(EPOCH), line_of(ROUND)]
-    assert warned == ["by the way"]
-
-
-def test_a_handful_of_refused_batches_is_told_and_the_others_are_counted():
-    warned = []
-    with Lines(print, warned.append) as lines:
-        for number in range(WARNINGS_MAX + 20):
-            lines.tell(BatchRefused("tdp", number, "gate/1", "not_finite", "its output is not finite"))
-    assert warned[0] == "warning: gate/1 refused batch 0 of tdp: its output is not finite"
-    assert warned[WARNINGS_MAX:] == [
-        "warning: further refused batches are only counted",
-        f"warning: {WARNINGS_MAX + 20} batches were refused in all",
-    ]
-
-
-def test_a_sentinel_that_fails_while_others_go_on_is_told_at_once():
-    warned = []
-    lines = Lines(print, warned.append)
-    lines.tell(ActorFailed("sentinel/tdp#1", "a batch", ValueError("no such label")))
-    lines.tell(ActorFailed("gate/1", "a batch", ValueError("ends the session, which says so")))
-    assert warned == ["warning: sentinel/tdp#1 has failed; why is told when the others have ended"]
-
-
-# ── the live view ────────────────────────────────────────────────────────────────────────────────────
 
 
 def attachment(times: int | None = 7, batches: object = None, **changes) -> SimpleNamespace:
@@ -194,40 +117,3 @@ def test_it_draws_a_session_at_work_with_the_lines_above():
     assert "nearly there" in text
     last = text[text.rindex("gate    version") :]
     assert [line.split()[:2] for line in last.splitlines()[1:4]] == [[f"gate/{i}", "40"] for i in range(3)]
-
-
-# ── the summary ──────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_the_summary_has_every_sentinel_gate_and_batch():
-    scores = {"accuracy": ak.accuracy}
-    with ak.run(small_network()) as session:
-        for name in ("one", "two"):
-            session.attach(
-                ak.Sentinel.train(batches_of(10), cross_entropy, epochs=2, scores=scores, name=name)
-            )
-        session.attach(ak.Sentinel.validate(batches_of(3), cross_entropy, scores=scores, name="vdp"))
-        session.wait(WAIT_S)
-    found = summary(session, seconds=2.0)
-    assert found.keys() == {"sentinels", "gates", "batches", "seconds", "samples_per_s"}
-    assert {name: (s["role"], s["rounds"], s["samples"]) for name, s in found["sentinels"].items()} == {
-        "one": ("train", 2, 160),
-        "two": ("train", 2, 160),
-        "vdp": ("validate", 1, 24),
-    }
-    last = session.attachments[0].epochs[-1]
-    assert found["sentinels"]["one"]["loss"] == last.loss
-    assert found["sentinels"]["one"]["scores"] == last.scores
-    assert found["batches"] == {"sent": 40, "trained": 40, "refused": 0, "lost": 0}
-    assert [(g["name"], g["version"]) for g in found["gates"]] == [(f"gate/{i}", 40) for i in range(3)]
-    assert found["seconds"] == 2.0
-    assert found["samples_per_s"] > 0
-
-
-def test_the_summary_of_a_session_in_which_nothing_happened_is_empty():
-    with ak.run(small_network()) as session:
-        pass
-    found = summary(session, seconds=0.0)
-    assert found["sentinels"] == {}
-    assert found["samples_per_s"] == 0.0
-    assert [gate["version"] for gate in found["gates"]] == [0, 0, 0]

@@ -180,15 +180,12 @@ class _Bar:
     def _samples_per_s(self) -> float:
         if not self._attachment.ended:
             return self._rate.per_s
-        seconds = self._seconds()
+        seconds = self._attachment.seconds
         return self._done / seconds if seconds else 0.0
-
-    def _seconds(self) -> float:
-        return self._attachment.seconds
 
     def _time(self, total: int | None) -> Text:
         if self._attachment.ended:
-            return Text(f"{_clock(self._seconds())} taken", style="dim")
+            return Text(f"{_clock(self._attachment.seconds)} taken", style="dim")
         if not total or not self._rate.per_s:
             return Text("")
         return Text(f"{_clock((total - self._done) / self._rate.per_s)} left", style="yellow")
