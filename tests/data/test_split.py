@@ -7,6 +7,7 @@ import random
 
 import pytest
 import torch
+from tests.support.harness import labels_of
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -42,16 +43,12 @@ SOURCES = {
 }
 
 
-def labels(source):
-    return [label for _, y in source for label in y.tolist()]
-
-
 @pytest.mark.parametrize("make", SOURCES.values(), ids=SOURCES.keys())
 def test_the_first_samples_are_taken_and_the_last_batch_is_cut(make):
     for n in (1, 4, 7, 10):
         first = take_samples(make(), n)
-        assert labels(first) == list(range(n))
-        assert labels(first) == list(range(n)), "a second epoch is like the first"
+        assert labels_of(first) == list(range(n))
+        assert labels_of(first) == list(range(n)), "a second epoch is like the first"
 
 
 @pytest.mark.parametrize("make", list(SOURCES.values())[:-1], ids=list(SOURCES)[:-1])
@@ -59,13 +56,13 @@ def test_the_first_samples_are_taken_and_the_last_batch_is_cut(make):
 def test_the_parts_dealt_are_disjoint_and_together_all(make, n):
     parts = deal_data(make(), n)
     assert len(parts) == n
-    assert sorted(label for part in parts for label in labels(part)) == list(range(10))
+    assert sorted(label for part in parts for label in labels_of(part)) == list(range(10))
 
 
 def test_parts_of_a_shuffling_loader_agree_on_the_order_in_every_epoch():
     loader = DataLoader(TensorDataset(X, Y), batch_size=1, shuffle=True)
     parts = deal_data(loader, 2, seed=3)
-    epochs = [[labels(part) for part in parts] for _ in range(3)]
+    epochs = [[labels_of(part) for part in parts] for _ in range(3)]
     assert all(sorted(one + other) == list(range(10)) for one, other in epochs)
     assert len({tuple(one) for one, _ in epochs}) == 3
 
@@ -73,7 +70,7 @@ def test_parts_of_a_shuffling_loader_agree_on_the_order_in_every_epoch():
 def test_what_can_be_read_only_once_cannot_be_dealt():
     with pytest.raises(DataError, match="a generator can be read only once"):
         deal_data((batch for batch in LIST), 2)
-    assert labels(deal_data((batch for batch in LIST), 1)[0]) == list(range(10))
+    assert labels_of(deal_data((batch for batch in LIST), 1)[0]) == list(range(10))
 
 
 class Shuffled(Sampler):
@@ -104,7 +101,7 @@ def test_parts_of_any_loader_are_disjoint_in_every_epoch_whoever_is_ahead(how, c
     read = [[], [], []]
     for epochs in [(0, 0, 1, 2), (1, 2, 2, 1, 0)]:  # one part is two epochs ahead, then the others follow
         for i in epochs:
-            read[i].append(labels(parts[i]))
+            read[i].append(labels_of(parts[i]))
     for epoch in range(3):
         together = [label for part in read for label in part[epoch]]
         assert len(together) == cut
@@ -121,26 +118,26 @@ def test_a_part_reads_no_sample_of_another_part():
             return super().__getitem__(i)
 
     part, other = deal_data(DataLoader(Spy(X, Y), batch_size=2), 2)
-    assert labels(part) == read == [0, 1, 4, 5, 8, 9]
-    assert labels(other) == [2, 3, 6, 7]
+    assert labels_of(part) == read == [0, 1, 4, 5, 8, 9]
+    assert labels_of(other) == [2, 3, 6, 7]
 
 
 def test_orders_are_dropped_once_every_part_has_read_them():
     parts = deal_data(DataLoader(TensorDataset(X, Y)), 2)
     deal = parts[0].batch_sampler.deal
     for _ in range(3):
-        labels(parts[0])
+        labels_of(parts[0])
     assert len(deal._drawn) == 3
-    labels(parts[1])
+    labels_of(parts[1])
     assert len(deal._drawn) == 2
     del parts[1]
-    labels(parts[0])
+    labels_of(parts[0])
     assert not deal._drawn
 
 
 def test_a_dealt_loader_goes_to_another_process_only_if_its_order_is_the_same_there():
     for part in pickle.loads(pickle.dumps(deal_data(DataLoader(TensorDataset(X, Y), shuffle=True), 2))):
-        assert len(labels(part)) == 5
+        assert len(labels_of(part)) == 5
     with pytest.raises(DataError, match="whether a Shuffled gives the same order in another process"):
         pickle.dumps(deal_data(DataLoader(TensorDataset(X, Y), sampler=Shuffled()), 2))
 

@@ -34,6 +34,17 @@ def batches_of(n: int, features: int = 6, classes: int = 4, size: int = SIZE):
     return [(torch.randn(size, features), torch.randint(classes, (size,))) for _ in range(n)]
 
 
+def numbered(n: int) -> tuple[Tensor, Tensor]:
+    """Sample i is the row (i, i), its label is 10 i."""
+    y = torch.arange(n)
+    return torch.stack([y, y], 1).float(), 10 * y
+
+
+def labels_of(batches) -> list[int]:
+    """All labels of a source, in the order in which it gives them."""
+    return [label for _, y in batches for label in y.tolist()]
+
+
 def small_network(**kwargs) -> ak.Network:
     """6 features to 4 classes in three gates."""
     parts = [nn.Sequential(nn.Linear(6, 9), nn.ReLU()), nn.Sequential(nn.Linear(9, 7), nn.Tanh())]
