@@ -319,6 +319,7 @@ def test_loads_tell_what_waits_and_what_was_done(stage):
 def test_after_stop_the_process_is_as_it_was(engine_name):
     torch.set_num_threads(2)
     random_before = torch.get_rng_state()
+    threads_before = set(threading.enumerate())  # another test may have left a source that blocks
     stage = Stage(ALL_ENGINES[engine_name]())
 
     def worker(message, now_s):
@@ -332,7 +333,8 @@ def test_after_stop_the_process_is_as_it_was(engine_name):
     stage.engine.stop()
     assert torch.get_num_threads() == 2
     assert torch.equal(torch.get_rng_state(), random_before)
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("akkordeon")]
+    begun = set(threading.enumerate()) - threads_before
+    assert not [thread for thread in begun if thread.name.startswith("akkordeon")]
 
 
 def test_messages_may_come_from_any_thread(stage):

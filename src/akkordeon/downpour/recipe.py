@@ -13,7 +13,6 @@ position before its parts.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -25,8 +24,6 @@ from torch import Tensor, nn
 from akkordeon.core.actor import Spawn
 from akkordeon.core.checks import require_whole
 from akkordeon.core.errors import RecipeError
-from akkordeon.data.sources import as_batches
-from akkordeon.data.split import deal_data
 from akkordeon.downpour.replica_gate import ReplicaGate, writes_sentence
 from akkordeon.downpour.shard import ParameterShard, ShardActor, WeightIndices
 from akkordeon.downpour.split_shard import FrontRole, PartRole, divide_weights, part_of
@@ -36,7 +33,6 @@ from akkordeon.pipeline.network import Network
 from akkordeon.pipeline.stage import Place
 from akkordeon.pipeline.staleness import Rule, Stash
 from akkordeon.pipeline.updater import OptimizerFactory
-from akkordeon.sentinels.recipes import Evaluation, Sentinel, Training
 
 __all__ = ["Downpour"]
 
@@ -170,38 +166,6 @@ class Downpour:
             return {}
         parts = divide_weights(gate.module, self.max_shard_bytes)
         return {f"shard/{i}.{n}": indices for n, indices in enumerate(parts, 1)} if len(parts) > 1 else {}
-
-    def row_of(self, sentinel: Sentinel) -> tuple[str, ...]:
-        """Whom a sentinel talks to: one that trains to a replica, all others to the shards.
-
-        Raises:
-            RecipeError: it trains, and nobody says which replica.
-        """
-        if not isinstance(sentinel, Training):
-            return self.row()
-        if sentinel.replica is None:
-            raise RecipeError("which replica is it to train? Sentinel.train(…, replica=0)")
-        return self.replica_row(sentinel.replica)
-
-    def as_attached(self, sentinel: Training | Evaluation, seed: int) -> Sequence[Training | Evaluation]:
-        """One that trains becomes one for each replica of the start, if it does not say which."""
-        if not isinstance(sentinel, Training) or sentinel.replica is not None:
-            return [sentinel]
-        return self.parts(sentinel, range(self.replicas), seed)
-
-    def parts(self, sentinel: Training, replicas: Sequence[int], seed: int) -> list[Training]:
-        """A sentinel for each replica, named after it, with its part of the batches and samples.
-
-        Raises:
-            DataError: the batches cannot be dealt out.
-        """
-        batches = as_batches(sentinel.batches, sentinel.batch_size, seed, pairs=sentinel.split is None)
-        samples = None if sentinel.samples is None else math.ceil(sentinel.samples / len(replicas))
-        name = sentinel.name or sentinel.role
-        return [
-            replace(sentinel, batches=part, samples=samples, name=f"{name}-{replica}", replica=replica)
-            for replica, part in zip(replicas, deal_data(batches, len(replicas)), strict=True)
-        ]
 
     def replica_row(self, replica: int) -> tuple[str, ...]:
         """The addresses of a replica's gates, head first."""

@@ -7,7 +7,6 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -20,49 +19,11 @@ from akkordeon.pipeline.module_state import copied, tensors_of, write
 from akkordeon.pipeline.stage import Place
 from akkordeon.pipeline.staleness import Rule, Stash
 from akkordeon.pipeline.updater import OptimizerFactory
-from akkordeon.sentinels.recipes import Evaluation, Sentinel, Training
 
-__all__ = ["Network", "Recipe"]
+__all__ = ["Network"]
 
 NAMED_MAX = 6
 """Gates that a network names in one line."""
-
-
-AnySentinel = Training | Evaluation
-
-
-class Recipe(Protocol):
-    """What a session needs of what it stages: a :class:`Network`, or a :class:`akkordeon.Downpour`."""
-
-    @property
-    def gates(self) -> Sequence[Gate]:
-        """The gates of a row, head first."""
-
-    @property
-    def max_in_flight(self) -> int:
-        """Batches a gate holds at most, of all sentinels together."""
-
-    @property
-    def max_staleness(self) -> int | None:
-        """What is older than so many updates is not learned from."""
-
-    def row(self) -> tuple[str, ...]:
-        """Where cuts are made: addresses, head first."""
-
-    def row_of(self, sentinel: Sentinel) -> tuple[str, ...]:
-        """Whom a sentinel talks to, head first."""
-
-    def as_attached(self, sentinel: AnySentinel, seed: int) -> Sequence[AnySentinel]:
-        """The sentinels that a session attaches for this one, as long as nothing has come or gone."""
-
-    def spawns(self, seed: int) -> Iterator[Spawn]:
-        """What an engine needs to make the actors."""
-
-    def replica_spawns(self, replica: int, seed: int) -> Iterator[Spawn]:
-        """What an engine needs to make one replica more, where there can be more."""
-
-    def module(self, states: Mapping[str, Mapping[str, Tensor]] | None = None) -> nn.Sequential:
-        """All of it as one plain module, with these states by address of the row."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -167,32 +128,10 @@ class Network:
         """The addresses of the gates, head first."""
         return tuple(f"{prefix}gate/{i}" for i in range(len(self.gates)))
 
-    def row_of(self, sentinel: Sentinel) -> tuple[str, ...]:
-        """Whom a sentinel talks to: all to the one row there is.
-
-        Raises:
-            RecipeError: it is to train a replica.
-        """
-        if isinstance(sentinel, Training) and sentinel.replica is not None:
-            raise RecipeError(f"a Network has no replica {sentinel.replica}; a Downpour has")
-        return self.row()
-
-    def as_attached(self, sentinel: AnySentinel, seed: int) -> Sequence[AnySentinel]:
-        """A sentinel is attached as it is."""
-        return [sentinel]
-
     def spawns(self, seed: int, prefix: str = "") -> Iterator[Spawn]:
         """What an engine needs to make the gates, wired to each other."""
         for place, gate in zip(self.places(seed, prefix), self.gates, strict=True):
             yield Spawn(place.address, partial(GateActor, gate, place), gate.resources)
-
-    def replica_spawns(self, replica: int, seed: int) -> Iterator[Spawn]:
-        """Nothing: there is one row.
-
-        Raises:
-            RecipeError: always.
-        """
-        raise RecipeError(f"a Network has one row and no replica {replica}; a Downpour has replicas")
 
     def places(self, seed: int, prefix: str = "") -> Iterator[Place]:
         """Where each gate stands, head first."""

@@ -7,19 +7,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Self, TypeVar, cast, overload
 
-from torch import Tensor
-
-from akkordeon.core.errors import ActorFailedError, GateFailedError, NameTakenError, RecipeError
-from akkordeon.core.messages import Close, Forget
+from akkordeon.core.errors import ActorFailedError, NameTakenError, RecipeError
 from akkordeon.core.reports import BatchCount, BatchRefused, BestKept, EpochDone, RoundDone, TrainingProgress
-from akkordeon.core.shard_messages import Left
 from akkordeon.downpour.recipe import Downpour
-from akkordeon.engines.base import Engine
 from akkordeon.sentinels.recipes import Evaluation, Training
 from akkordeon.sentinels.roles import TRAIN
 from akkordeon.session.attachment import Attachment
-from akkordeon.session.recording import Recorder
 from akkordeon.session.session import Session
+from akkordeon.session.topology import ReplicaTopology
 
 __all__ = ["Attachments", "DownpourSession"]
 
@@ -193,18 +188,12 @@ class DownpourSession(Session):
     """
 
     network: Downpour
-
-    def __init__(
-        self, downpour: Downpour, engine: Engine, seed: int = 0, recorder: Recorder | None = None
-    ) -> None:
-        self._replicas = set(range(downpour.replicas))
-        self._next_replica = downpour.replicas
-        super().__init__(downpour, engine, seed, recorder)
+    _topology: ReplicaTopology
 
     @property
     def replicas(self) -> tuple[int, ...]:
         """The replicas that live."""
-        return tuple(sorted(self._replicas))
+        return self._topology.replicas
 
     # ── sentinels ────────────────────────────────────────────────────────────────────────────────────
 
@@ -244,11 +233,11 @@ class DownpourSession(Session):
             self._check_replica(sentinel.replica)
             return sentinel.name or str(sentinel.role), [sentinel]
         self._check_open()
-        if not self._replicas:
+        if not self.replicas:
             raise RecipeError("no replica is left; add one with session.add_replica()")
         name = sentinel.name or self._free_base(str(sentinel.role))
         sentinel = self._roster.going_on(replace(sentinel, name=name), self.seed)
-        parts = self.network.parts(sentinel, self.replicas, self.seed)
+        parts = self._topology.deal(sentinel, self.seed)
         self._roster.derive([part.batches for part in parts], sentinel.batches)
         living = {a.name for a in self.attachments if not a.ended}
         taken = ", ".join(repr(part.name) for part in parts if part.name in living)
@@ -261,18 +250,9 @@ class DownpourSession(Session):
         return next(n for i in itertools.count(1) if (n := role if i == 1 else f"{role}{i}") not in living)
 
     def _check_replica(self, replica: int) -> None:
-        if replica not in self._replicas:
+        if replica not in self.replicas:
             known = ", ".join(map(str, self.replicas)) or "none"
             raise RecipeError(f"there is no replica {replica}; there are {known}")
-
-    # ── results ──────────────────────────────────────────────────────────────────────────────────────────
-
-    def states(self, timeout: float | None = None, *, partial: bool = False) -> dict[str, dict[str, Tensor]]:
-        """The master weights, by gate address as those of a plain network; see :meth:`Session.states`."""
-        return self.network.by_gate(super().states(timeout, partial=partial))
-
-    def _states_of(self, kept: BestKept | None) -> dict[str, dict[str, Tensor]] | None:
-        return None if kept is None else self.network.by_gate(kept.states)
 
     # ── replicas ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -286,14 +266,11 @@ class DownpourSession(Session):
             SessionClosedError: the session has ended.
         """
         self._check_open()
-        with self._lock:
-            replica = self._next_replica
-            self._next_replica += 1
+        replica = self._topology.new_replica()
         if self._recorder is not None:
             self._recorder.joined(replica)
-        self._replicas.add(replica)
         try:
-            self._engine.spawn_all(self.network.replica_spawns(replica, self.seed))
+            self._engine.spawn_all(self._topology.replica_spawns(replica, self.seed))
         except BaseException:
             self._retire(replica, in_peace=True)
             raise
@@ -318,42 +295,3 @@ class DownpourSession(Session):
         what = f"the sentinels of replica {replica} have not ended"
         self._wait(lambda: all(trainer.ended for trainer in trainers), timeout, what)
         self._retire(replica, in_peace=True)
-
-    def _trainers_of(self, replica: int) -> list[Attachment]:
-        row = self.network.replica_row(replica)
-        return [a for a in self.attachments if a.row == row and not a.ended]
-
-    def _retire(self, replica: int, in_peace: bool) -> None:
-        """Have the gates of a replica leave, and the shards keep nothing for it.
-
-        Args:
-            replica: its number.
-            in_peace: nothing of it is on its way to the shards, so that they need not watch out for it.
-        """
-        self._replicas.discard(replica)
-        for gate, shards in zip(self.network.replica_row(replica), self.network.shards(), strict=True):
-            self._send(gate, Close())
-            for shard in shards:
-                self._send(shard, Left(gate) if in_peace else Forget(gate))
-        self._engine.retire(self.network.replica_row(replica))
-
-    def _beside(self, attachment: Attachment) -> str | None:
-        """A replica has its sentinels and their data with it: only pushes and fetches leave it."""
-        return attachment.row[0] if attachment.role.trains else None
-
-    def _other_failed(self, address: str, why: str, error: BaseException | None) -> None:
-        """A gate of a replica is gone: that replica is out, with its sentinels."""
-        replica = next((r for r in self.replicas if address in self.network.replica_row(r)), None)
-        if replica is None:
-            return
-        for trainer in self._trainers_of(replica):
-            trainer.error = GateFailedError(f"{address} {why}")
-            trainer.error.__cause__ = error
-            self._send(trainer.address, Close())
-        self._retire(replica, in_peace=False)
-
-    def _close_actors(self) -> None:
-        for replica in self.replicas:
-            for gate in self.network.replica_row(replica):
-                self._send(gate, Close())
-        super()._close_actors()

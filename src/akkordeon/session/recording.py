@@ -38,7 +38,8 @@ from akkordeon.core import messages, shard_messages
 from akkordeon.core.actor import Actor, Effect
 from akkordeon.core.errors import RecordError, explain
 from akkordeon.core.messages import Batch, CutId, Message
-from akkordeon.pipeline.network import Recipe
+from akkordeon.downpour.recipe import Downpour
+from akkordeon.pipeline.network import Network
 from akkordeon.sentinels.recipes import Sentinel
 
 __all__ = ["Digest", "Record", "Recorder", "data_fingerprint", "fingerprint", "key_of"]
@@ -98,7 +99,7 @@ def key_of(message: Message) -> str:
     return " ".join(parts)
 
 
-def fingerprint(network: Recipe) -> str:
+def fingerprint(network: Network | Downpour) -> str:
     """A digest of a network's modules, weights and rules. What its optimizers are, nobody can see."""
     digest = Digest()
     for gate in network.gates:
@@ -136,7 +137,7 @@ class Recorder:
     """
 
     def __init__(
-        self, path: str | Path, network: Recipe, seed: int, task: Mapping[str, Any] | None = None
+        self, path: str | Path, network: Network | Downpour, seed: int, task: Mapping[str, Any] | None = None
     ) -> None:
         self.failure: str | None = None
         self._path = path
@@ -350,7 +351,7 @@ class Record:
                 "not a whole one any more; with partial=True, or --partial, it is replayed as far as it goes"
             )
 
-    def differences(self, network: Recipe) -> list[str]:
+    def differences(self, network: Network | Downpour) -> list[str]:
         """What is not as it was when the record was made."""
         now = {**_versions(), "network": fingerprint(network)}
         names = {"network": "the network's modules, weights or rules"}

@@ -22,13 +22,15 @@ from akkordeon.core.errors import ReplayError, explain
 from akkordeon.core.messages import Message
 from akkordeon.core.reports import EpochDone, GateLeft, RoundDone
 from akkordeon.data.split import skip_epochs
+from akkordeon.downpour.recipe import Downpour
 from akkordeon.engines.base import ProcessState
 from akkordeon.engines.dispatch import Interpreter
-from akkordeon.pipeline.network import Recipe
+from akkordeon.pipeline.network import Network
 from akkordeon.sentinels.factory import make_actors
 from akkordeon.sentinels.recipes import Evaluation, Training
 from akkordeon.sentinels.roles import Role
 from akkordeon.session.recording import Digest, Record, data_fingerprint, key_of, message_of, unpacked
+from akkordeon.session.topology import topology_of
 
 __all__ = ["Replayed", "replay"]
 
@@ -48,7 +50,7 @@ class Replayed:
     messages: int = 0
     states: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     reports: list[EpochDone | RoundDone] = field(default_factory=list)
-    network: Recipe | None = None
+    network: Network | Downpour | None = None
     whole: bool = True
 
     def module(self) -> nn.Sequential:
@@ -59,7 +61,7 @@ class Replayed:
 
 def replay(
     record: str | Path | Record,
-    network: Recipe,
+    network: Network | Downpour,
     sentinels: Sequence[Training | Evaluation] = (),
     *,
     partial: bool = False,
@@ -104,17 +106,20 @@ class _Cell:
 class _Replay(Interpreter[_Cell]):
     """A replay under way."""
 
-    def __init__(self, record: Record, network: Recipe, sentinels: Sequence[Training | Evaluation]) -> None:
+    def __init__(
+        self, record: Record, network: Network | Downpour, sentinels: Sequence[Training | Evaluation]
+    ) -> None:
         self.record = record
         self.network = network
         seed = record.header["seed"]
-        self.unused = [part for sentinel in sentinels for part in network.as_attached(sentinel, seed)]
+        self.topology = topology_of(network)
+        self.unused = [part for sentinel in sentinels for part in self.topology.deal(sentinel, seed)]
         self.named = {s.name: s for s in self.unused if s.name is not None}
         self.suspects = record.differences(network)
         self.cells: dict[str, _Cell] = {}
         self.recorder = self.heard = _Listener()
         self.result = Replayed(network=network, whole=record.whole)
-        self._spawn(network.spawns(seed))
+        self._spawn(self.topology.spawns(seed))
 
     def _spawn(self, spawns: Iterable[Spawn]) -> None:
         self.cells.update((spawn.address, _Cell(spawn.make())) for spawn in spawns)
@@ -126,7 +131,7 @@ class _Replay(Interpreter[_Cell]):
             if what == "attach":
                 self._attach(address, rest[0])
             elif what == "replica":
-                self._spawn(self.network.replica_spawns(address, self.record.header["seed"]))
+                self._spawn(self.topology.replica_spawns(address, self.record.header["seed"]))
             elif what == "outside":
                 self._put(address, message_of(rest[0]))
             else:
@@ -150,7 +155,7 @@ class _Replay(Interpreter[_Cell]):
         recipe = replace(recipe, batches=skip_epochs(recipe.batches, before, self.record.header["seed"]))
         if what.get("data") and what["data"] != data_fingerprint(recipe.batches):
             self.suspects.append(f"the data of {what['name']!r}")
-        row = self.network.row_of(recipe)
+        row = self.topology.row_for(recipe)
         actors = make_actors(recipe, address, what["name"], row, self.record.header["seed"])
         self.cells.update((own, _Cell(make())) for own, make in actors.items())
 

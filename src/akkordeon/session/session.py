@@ -24,8 +24,9 @@ from akkordeon.core.errors import (
 )
 from akkordeon.core.messages import Attach, Close, Detach, Due, Message, Probe
 from akkordeon.core.reports import BestKept, GateStatus, SentinelStatus
+from akkordeon.downpour.recipe import Downpour
 from akkordeon.engines.base import Engine, Load
-from akkordeon.pipeline.network import Recipe
+from akkordeon.pipeline.network import Network
 from akkordeon.sentinels.factory import make_actors
 from akkordeon.sentinels.recipes import Evaluation, Sentinel, Training
 from akkordeon.sentinels.roles import EXPORT
@@ -34,6 +35,7 @@ from akkordeon.session.recording import Recorder
 from akkordeon.session.registry import Roster
 from akkordeon.session.subscription import Subscription
 from akkordeon.session.supervisor import Supervisor
+from akkordeon.session.topology import topology_of
 
 __all__ = ["Session", "Status"]
 
@@ -68,12 +70,13 @@ class Session:
     """
 
     def __init__(
-        self, network: Recipe, engine: Engine, seed: int = 0, recorder: Recorder | None = None
+        self, network: Network | Downpour, engine: Engine, seed: int = 0, recorder: Recorder | None = None
     ) -> None:
         self.network = network
         self.seed = seed
         self._engine = engine
-        self._row = network.row()
+        self._topology = topology_of(network)
+        self._row = self._topology.row
         self._lock = threading.Lock()  # never held while the engine is called
         self._subscriptions: list[Subscription] = []
         self._inline: list[Callable[[Any], None]] = []
@@ -100,7 +103,7 @@ class Session:
                 recorder.close()
             raise
         try:
-            engine.spawn_all(network.spawns(seed))
+            engine.spawn_all(self._topology.spawns(seed))
         except BaseException:
             engine.stop()
             raise
@@ -208,11 +211,11 @@ class Session:
 
     def _place(self, sentinel: Training | Evaluation) -> Attachment:
         """Have the actors of a sentinel made; they do nothing before they are told."""
-        attachment = self._roster.register(sentinel, self.network.row_of(sentinel), self)
+        attachment = self._roster.register(sentinel, self._topology.row_for(sentinel), self)
         try:
             actors = make_actors(sentinel, attachment.address, attachment.name, attachment.row, self.seed)
             for address, make in actors.items():
-                self._engine.spawn(address, make, beside=self._beside(attachment))
+                self._engine.spawn(address, make, beside=self._topology.place_beside(sentinel))
         except BaseException:
             self._withdraw(attachment)
             raise
@@ -325,11 +328,10 @@ class Session:
             WaitTimeoutError: they did not come in time.
         """
         if self._closed or self._error is not None:
-            return self._states_left(CLOSE_S if timeout is None else timeout, partial)
-        states: dict[str, dict[str, Tensor]] = self._result(
-            Evaluation(kind=EXPORT, batches=(), loss=None), timeout
-        )
-        return states
+            states = self._states_left(CLOSE_S if timeout is None else timeout, partial)
+        else:
+            states = self._result(Evaluation(kind=EXPORT, batches=(), loss=None), timeout)
+        return self._topology.by_gate(states)
 
     def _states_left(self, patience_s: float, partial: bool) -> dict[str, dict[str, Tensor]]:
         """What the gates left behind when they ended."""
@@ -374,7 +376,7 @@ class Session:
         return keepers[0].best if keepers else None
 
     def _states_of(self, kept: BestKept | None) -> dict[str, dict[str, Tensor]] | None:
-        return None if kept is None else kept.states
+        return None if kept is None else self._topology.by_gate(kept.states)
 
     def _module_of(self, kept: BestKept | None) -> nn.Sequential | None:
         states = self._states_of(kept)
@@ -496,6 +498,9 @@ class Session:
         return not self._supervisor.missing()
 
     def _close_actors(self) -> None:
+        for replica in self._topology.replicas:
+            for gate in self._topology.replica_row(replica):
+                self._send(gate, Close())
         for attachment in list(self.attachments):
             if not attachment.ended:
                 self._send(attachment.address, Close())
@@ -569,9 +574,25 @@ class Session:
                 self._inline.remove(watcher)
                 logging.getLogger(__name__).exception("a watcher of the session raised and was unsubscribed")
 
-    def _beside(self, attachment: Attachment) -> str | None:
-        """The actor whose place a sentinel shares; None leaves it with the process that attaches it."""
-        return None
+    # ── replicas, where there are any ────────────────────────────────────────────────────────────────
 
     def _other_failed(self, address: str, why: str, error: BaseException | None) -> None:
-        """An actor is gone that no cut needs; a session whose recipe has such actors says what that means."""
+        """An actor is gone that no cut needs: a gate of a replica, which is out with its sentinels."""
+        replica = self._topology.replica_of(address)
+        if replica is None:
+            return
+        for trainer in self._trainers_of(replica):
+            trainer.error = GateFailedError(f"{address} {why}")
+            trainer.error.__cause__ = error
+            self._send(trainer.address, Close())
+        self._retire(replica, in_peace=False)
+
+    def _trainers_of(self, replica: int) -> list[Attachment]:
+        row = self._topology.replica_row(replica)
+        return [a for a in self.attachments if a.row == row and not a.ended]
+
+    def _retire(self, replica: int, in_peace: bool) -> None:
+        """Have the gates of a replica leave; ``in_peace``: nothing of it is on its way to the shards."""
+        for to, message in self._topology.removed(replica, in_peace):
+            self._send(to, message)
+        self._engine.retire(self._topology.replica_row(replica))

@@ -1,0 +1,199 @@
+"""Who is in a running network and who talks to whom: one row of gates, or shards and replicas of a row.
+
+A session asks its topology and needs not know which of the two it has.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from torch import Tensor
+
+from akkordeon.core.actor import Spawn
+from akkordeon.core.errors import RecipeError
+from akkordeon.core.messages import Close, Forget, Message
+from akkordeon.core.shard_messages import Left
+from akkordeon.data.sources import as_batches
+from akkordeon.data.split import deal_data
+from akkordeon.downpour.recipe import Downpour
+from akkordeon.pipeline.network import Network
+from akkordeon.sentinels.recipes import Evaluation, Sentinel, Training
+
+__all__ = ["ReplicaTopology", "RowTopology", "topology_of"]
+
+States = Mapping[str, Mapping[str, Tensor]]
+"""Weights and buffers by address and name."""
+
+
+class RowTopology:
+    """One row of gates: every sentinel talks to it, and cuts are made of it.
+
+    Args:
+        network: the recipe.
+
+    Attributes:
+        row: where cuts are made, head first.
+    """
+
+    def __init__(self, network: Network) -> None:
+        self.row = network.row()
+        self._network = network
+
+    def spawns(self, seed: int) -> Iterator[Spawn]:
+        """The actors of the start."""
+        return self._network.spawns(seed)
+
+    def row_for(self, sentinel: Sentinel) -> tuple[str, ...]:
+        """Whom a sentinel talks to, head first.
+
+        Raises:
+            RecipeError: it is to train a replica.
+        """
+        if isinstance(sentinel, Training) and sentinel.replica is not None:
+            raise RecipeError(f"a Network has no replica {sentinel.replica}; a Downpour has")
+        return self.row
+
+    def place_beside(self, sentinel: Sentinel) -> str | None:
+        """The actor whose place a sentinel shares; None leaves it with the process that attaches it."""
+        return None
+
+    def deal(self, sentinel: Training | Evaluation, seed: int) -> Sequence[Training | Evaluation]:
+        """The sentinels that are attached for one."""
+        return [sentinel]
+
+    def by_gate(self, states: States) -> dict[str, dict[str, Tensor]]:
+        """States of the row, by the address of the gate they are of."""
+        return {address: dict(state) for address, state in states.items()}
+
+    # ── replicas, of which a row has none ────────────────────────────────────────────────────────────
+
+    @property
+    def replicas(self) -> tuple[int, ...]:
+        """The replicas that live."""
+        return ()
+
+    def replica_row(self, replica: int) -> tuple[str, ...]:
+        """The addresses of a replica's gates, head first.
+
+        Raises:
+            RecipeError: there is none of that number.
+        """
+        raise RecipeError(f"a Network has one row and no replica {replica}; a Downpour has replicas")
+
+    def replica_of(self, address: str) -> int | None:
+        """The living replica that a gate is part of."""
+        return next((r for r in self.replicas if address in self.replica_row(r)), None)
+
+    def replica_spawns(self, replica: int, seed: int) -> Iterator[Spawn]:
+        """The actors of one replica more.
+
+        Raises:
+            RecipeError: there can be none.
+        """
+        raise RecipeError(f"a Network has one row and no replica {replica}; a Downpour has replicas")
+
+    def removed(self, replica: int, in_peace: bool) -> Iterator[tuple[str, Message]]:
+        """Take a replica out: what is to be sent to whom.
+
+        Args:
+            replica: its number.
+            in_peace: nothing of it is on its way to the shards, so that they need not watch out for it.
+        """
+        raise RecipeError(f"a Network has one row and no replica {replica}; a Downpour has replicas")
+
+
+class ReplicaTopology(RowTopology):
+    """A row of shards, and replicas of a row of gates that come and go.
+
+    Who trains talks to a replica, all others to the shards.
+
+    Args:
+        downpour: the recipe.
+    """
+
+    def __init__(self, downpour: Downpour) -> None:
+        self.row = downpour.row()
+        self._downpour = downpour
+        self._living = set(range(downpour.replicas))
+        self._next = downpour.replicas
+        self._lock = threading.Lock()
+
+    def spawns(self, seed: int) -> Iterator[Spawn]:
+        """The shards and the replicas of the start."""
+        return self._downpour.spawns(seed)
+
+    def row_for(self, sentinel: Sentinel) -> tuple[str, ...]:
+        """Whom a sentinel talks to: one that trains to a replica, all others to the shards.
+
+        Raises:
+            RecipeError: it trains, and nobody says which replica.
+        """
+        if not isinstance(sentinel, Training):
+            return self.row
+        if sentinel.replica is None:
+            raise RecipeError("which replica is it to train? Sentinel.train(…, replica=0)")
+        return self.replica_row(sentinel.replica)
+
+    def place_beside(self, sentinel: Sentinel) -> str | None:
+        """A replica has its sentinels and their data with it: only pushes and fetches leave it."""
+        return self.row_for(sentinel)[0] if isinstance(sentinel, Training) else None
+
+    def deal(self, sentinel: Training | Evaluation, seed: int) -> Sequence[Training | Evaluation]:
+        """One that trains becomes one for each living replica, if it does not say which.
+
+        Each is named after its replica and has its part of the batches and samples.
+
+        Raises:
+            DataError: the batches cannot be dealt out.
+        """
+        if not isinstance(sentinel, Training) or sentinel.replica is not None:
+            return [sentinel]
+        replicas = self.replicas
+        batches = as_batches(sentinel.batches, sentinel.batch_size, seed, pairs=sentinel.split is None)
+        samples = None if sentinel.samples is None else math.ceil(sentinel.samples / len(replicas))
+        name = sentinel.name or sentinel.role
+        return [
+            replace(sentinel, batches=part, samples=samples, name=f"{name}-{replica}", replica=replica)
+            for replica, part in zip(replicas, deal_data(batches, len(replicas)), strict=True)
+        ]
+
+    def by_gate(self, states: States) -> dict[str, dict[str, Tensor]]:
+        """The master weights, by the address of the gate they are of."""
+        return self._downpour.by_gate(states)
+
+    @property
+    def replicas(self) -> tuple[int, ...]:
+        """The replicas that live."""
+        return tuple(sorted(self._living))
+
+    def replica_row(self, replica: int) -> tuple[str, ...]:
+        """The addresses of a replica's gates, head first."""
+        return self._downpour.replica_row(replica)
+
+    def new_replica(self) -> int:
+        """Have one replica more; its number was never used before."""
+        with self._lock:
+            replica = self._next
+            self._next += 1
+        self._living.add(replica)
+        return replica
+
+    def replica_spawns(self, replica: int, seed: int) -> Iterator[Spawn]:
+        """The actors of one replica more."""
+        return self._downpour.replica_spawns(replica, seed)
+
+    def removed(self, replica: int, in_peace: bool) -> Iterator[tuple[str, Message]]:
+        """Take a replica out: its gates end, and the shards keep nothing for it."""
+        self._living.discard(replica)
+        for gate, shards in zip(self.replica_row(replica), self._downpour.shards(), strict=True):
+            yield gate, Close()
+            for shard in shards:
+                yield shard, Left(gate) if in_peace else Forget(gate)
+
+
+def topology_of(network: Network | Downpour) -> RowTopology:
+    """What a recipe becomes when it runs."""
+    return ReplicaTopology(network) if isinstance(network, Downpour) else RowTopology(network)
