@@ -58,7 +58,7 @@ def victim_name(report: dict[str, Any]) -> str:
 def wait_until_known(address: str, name: str) -> None:
     """Wait until a sentinel is at work; it may just have been begun."""
     for _ in range(60):
-        if any(line.name == name and line.last for line in networks.survey(address, NAME).sentinels):
+        if any(line.name == name and line.last for line in networks.status(address, NAME).sentinels):
             return
         time.sleep(1)
 
@@ -98,7 +98,7 @@ def main() -> None:
     address = ray.get_runtime_context().gcs_address
     os.environ["RAY_AUTH_MODE"] = "token"
     network = digits().network
-    networks.found(NAME, network, network.spawns(0))
+    networks.start(NAME, network, network.spawns(0))
     done = mp.get_context("spawn").Queue()
     steady = begin(address, "steady", done)
     validator = begin(address, "validator", done)
@@ -115,8 +115,8 @@ def main() -> None:
         victim = begin(address, victim_name(report), done)
         if passed_s >= early_s and "early" not in report["memory_mb"]:
             report["memory_mb"]["early"] = memory_mb(os.getpid())
-        survey = networks.survey(address, NAME)
-        versions = [line.status.version for line in survey.gates if line.status]
+        status = networks.status(address, NAME)
+        versions = [line.status.version for line in status.gates if line.status]
         print(f"{passed_s:6.0f} s  {report['kills']} kills, versions {versions}", file=sys.stderr, flush=True)
     report["memory_mb"]["late"] = memory_mb(os.getpid())
     if given.json:
@@ -125,11 +125,11 @@ def main() -> None:
     for process in (victim, steady, validator):
         process.terminate()
     report["ended"] = [done.get(timeout=90) for _ in range(3)]
-    time.sleep(6)  # two rounds of the keeper's questions to the gates
-    survey = networks.survey(address, NAME)
-    report["in flight"] = [line.status.stashed for line in survey.gates if line.status]
-    report["failure"] = survey.failure
-    networks.end(address, NAME)
+    time.sleep(6)  # two rounds of the registrar's questions to the gates
+    status = networks.status(address, NAME)
+    report["in flight"] = [line.status.stashed for line in status.gates if line.status]
+    report["failure"] = status.failure
+    networks.stop(address, NAME)
     leave()
     print(json.dumps(report, indent=1))
     if given.json:

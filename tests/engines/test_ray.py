@@ -28,7 +28,7 @@ from akkordeon.core.errors import (
     SessionError,
 )
 from akkordeon.engines.ray import engine as ray_engine
-from akkordeon.engines.ray.engine import HOME
+from akkordeon.engines.ray.host_pool import SESSION_HOST, HostPool
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install '.[ray]'")
 
@@ -75,13 +75,13 @@ def test_killed_processes_are_told_of_and_nothing_hangs():
     """First that of the sentinels, then that of two of the gates."""
     engine = ak.Ray(placement=[[0], [1, 2]])
     with ak.run(three_gates(), engine=engine) as session:
-        where = engine.whereabouts()
+        where = engine.locations()
         assert where["gate/1"] == where["gate/2"] != where["gate/0"]
         assert os.getpid() not in {pid for _, pid in where.values()}
         endless = session.attach(ak.Sentinel.train(problem(), F.cross_entropy, epochs=10**6, name="endless"))
         assert engine.wait_until(lambda: len(endless.epochs) > 1, 30)
 
-        os.kill(engine._where[HOME][1], signal.SIGKILL)
+        os.kill(engine._pool.locations[SESSION_HOST][1], signal.SIGKILL)
         with pytest.raises(SentinelFailedError, match="sentinel/endless#1 is lost"):
             endless.wait(timeout=10)
         again = session.attach(ak.Sentinel.train(problem(), F.cross_entropy, name="again")).wait(timeout=30)
@@ -103,15 +103,15 @@ def test_a_process_that_is_stopped_counts_as_lost_after_a_while(monkeypatch):
     with ak.run(row(nn.Linear(6, 3)), engine=engine) as session:
         training = session.attach(ak.Sentinel.train(problem(), F.cross_entropy, epochs=10**6))
         assert engine.wait_until(lambda: training.epochs, 30)
-        pid = engine.whereabouts()["gate/0"][1]
+        pid = engine.locations()["gate/0"][1]
         monkeypatch.setattr(ray_engine, "SILENT_S", 4.0)
         os.kill(pid, signal.SIGSTOP)
         with pytest.raises(GateFailedError, match=r"gate/0 is lost: its process has not answered for 4 s"):
             training.wait(timeout=20)
 
 
-class Pulseless:
-    """The vitals of a cluster that has died, without a cluster that dies."""
+class DeadCluster:
+    """The answers of a cluster that has died, without a cluster that dies."""
 
     def __init__(self, node=True, head=True):
         self.node_answers, self.head_answers = lambda: node, lambda: head
@@ -119,27 +119,27 @@ class Pulseless:
 
 def test_every_wait_ends_when_ray_dies_on_this_machine(warm, monkeypatch):
     """module(timeout=5) and close() waited in Ray for what had died."""
-    monkeypatch.setattr(ray_engine, "HEARTBEAT_S", 0.1)
+    monkeypatch.setattr(ray_engine, "CLUSTER_CHECK_S", 0.1)
     with ak.run(three_gates(), engine=warm) as session:
         training = session.attach(ak.Sentinel.train(problem(), F.cross_entropy, epochs=10**6))
         assert warm.wait_until(lambda: training.epochs, 30)
-        warm._vitals = Pulseless(node=False)
+        warm._cluster = DeadCluster(node=False)
         with pytest.raises(GateFailedError, match=r"is lost: Ray's process on this machine .* has died"):
             training.wait(timeout=10)
         with pytest.raises(GateFailedError):
             session.module(timeout=5)
         with pytest.raises(ClusterError, match="has died"):
-            warm._answers([start_cluster()["warm/0"].pulse.remote()], 60)
+            warm._pool.answers([start_cluster()["warm/0"].heartbeat.remote()], 60)
 
 
 def test_a_head_that_is_away_ends_the_session_before_ray_ends_the_process(warm, monkeypatch):
     """Ray ends the user's process after a minute, without finally: what was trained was gone."""
-    monkeypatch.setattr(ray_engine, "HEARTBEAT_S", 0.1)
+    monkeypatch.setattr(ray_engine, "CLUSTER_CHECK_S", 0.1)
     monkeypatch.setattr(ray_engine, "HEAD_S", 0.3)
     with ak.run(three_gates(), engine=warm) as session:
         training = session.attach(ak.Sentinel.train(problem(), F.cross_entropy, epochs=10**6))
         assert warm.wait_until(lambda: training.epochs, 30)
-        warm._vitals = Pulseless(head=False)
+        warm._cluster = DeadCluster(head=False)
         with pytest.raises(GateFailedError, match=r"the head of the Ray cluster has not answered for 0.3 s"):
             training.wait(timeout=10)
         assert len(session.module(timeout=10)) == 3  # of the weights that the gates had last
@@ -150,7 +150,7 @@ def test_a_replica_that_is_killed_costs_its_own_work_alone_and_others_come_and_g
     with ak.run(ak.Downpour(three_gates(), replicas=2), engine=engine) as session:
         training = session.attach(ak.Sentinel.train(problem(), F.cross_entropy, epochs=10**6, name="t"))
         assert engine.wait_until(lambda: all(len(each.epochs) > 1 for each in training), 60)
-        where = engine.whereabouts()
+        where = engine.locations()
         assert where["sentinel/t-1#1"] == where["replica/1/gate/0"] == where["replica/1/gate/2"]
         assert len({where["replica/0/gate/0"], where["replica/1/gate/0"], where["shard/0"]}) == 3
 
@@ -164,7 +164,7 @@ def test_a_replica_that_is_killed_costs_its_own_work_alone_and_others_come_and_g
         third = session.add_replica()
         again = session.attach(ak.Sentinel.train(problem(), F.cross_entropy, name="again", replica=third))
         assert again.wait(timeout=60).batches.as_tuple() == (40, 40, 0, 0)
-        pid = engine.whereabouts()[f"replica/{third}/gate/0"][1]
+        pid = engine.locations()[f"replica/{third}/gate/0"][1]
         session.remove_replica(third, timeout=30)
         assert ended(pid)
         training[0].detach()
@@ -190,16 +190,20 @@ def test_a_replica_that_fails_gives_its_process_back_and_a_new_one_gets_all_its_
 
     asked = []
 
-    class Asking(ak.Ray):
-        def _new_host(self, name, needs):
+    class AskingPool(HostPool):
+        def _start(self, name, needs):
             asked.append((name, dict(needs)))
-            return super()._new_host(name, needs)
+            return super()._start(name, needs)
+
+    class Asking(ak.Ray):
+        def _new_pool(self, seed):
+            return AskingPool(seed)
 
     gates = [ak.Gate(nn.Linear(6, 6), sgd, resources={"num_cpus": 0.1}), ak.Gate(Limited(), sgd)]
     gates.append(ak.Gate(nn.Linear(3, 3), sgd, resources={"num_cpus": 0.2}))
     engine = Asking()
     with ak.run(ak.Downpour(ak.Network(gates), replicas=1), engine=engine) as session:
-        pid = engine.whereabouts()["replica/0/gate/0"][1]
+        pid = engine.locations()["replica/0/gate/0"][1]
         training = session.attach(ak.Sentinel.train(problem(), F.cross_entropy, name="t"))
         with pytest.raises(GateFailedError, match="worn out"):
             training.wait(timeout=30)
@@ -213,21 +217,21 @@ def test_a_replica_that_fails_gives_its_process_back_and_a_new_one_gets_all_its_
 
 
 @pytest.fixture
-def founded(monkeypatch):
-    """A network of the shared cluster: its address, its name and how to found it again."""
-    with founding(monkeypatch, "orphan", row(nn.Linear(6, 3))) as (address, found):
-        yield address, "orphan", found
+def started(monkeypatch):
+    """A network of the shared cluster: its address, its name and how to start it again."""
+    with starting(monkeypatch, "orphan", row(nn.Linear(6, 3))) as (address, start):
+        yield address, "orphan", start
 
 
 @pytest.fixture
-def founded_row(monkeypatch):
+def started_row(monkeypatch):
     """Another, of two gates: its address and its name."""
-    with founding(monkeypatch, "row", row(nn.Linear(6, 6), nn.Linear(6, 3))) as (address, _):
+    with starting(monkeypatch, "row", row(nn.Linear(6, 6), nn.Linear(6, 3))) as (address, _):
         yield address, "row"
 
 
 @pytest.fixture
-def founding_at(monkeypatch):
+def starting_at(monkeypatch):
     """The address of the shared cluster, for networks."""
     import ray
 
@@ -236,7 +240,7 @@ def founding_at(monkeypatch):
 
 
 @contextlib.contextmanager
-def founding(monkeypatch, name, network):
+def starting(monkeypatch, name, network):
     import ray
 
     from akkordeon.engines.ray import detached as networks
@@ -244,35 +248,35 @@ def founding(monkeypatch, name, network):
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     address = ray.get_runtime_context().gcs_address
 
-    def found():
-        networks.found(name, network, network.spawns(0))
+    def start():
+        networks.start(name, network, network.spawns(0))
 
-    found()
-    yield address, found
+    start()
+    yield address, start
     with contextlib.suppress(ClusterError):
-        networks.end(address, name)
+        networks.stop(address, name)
 
 
-def test_a_network_whose_keeper_was_killed_can_be_ended_and_founded_again(founded):
+def test_a_network_whose_registrar_was_killed_can_be_stopped_and_started_again(started):
     import ray
 
     from akkordeon.engines.ray import detached as networks
 
-    address, name, found = founded
-    ray.kill(networks._keeper(address, name))
-    found()  # in the place of what was left
-    ray.kill(networks._keeper(address, name))
-    networks.end(address, name)
+    address, name, start = started
+    ray.kill(networks._registrar(address, name))
+    start()  # in the place of what was left
+    ray.kill(networks._registrar(address, name))
+    networks.stop(address, name)
     assert networks._leftovers(name) == []
     with pytest.raises(ClusterError, match="no network 'orphan'"):
-        networks.end(address, name)
+        networks.stop(address, name)
 
 
-def test_the_weights_of_a_network_can_be_had_when_a_gate_has_failed_or_is_lost(founded_row):
+def test_the_weights_of_a_network_can_be_had_when_a_gate_has_failed_or_is_lost(started_row):
     """They were gone with the first failure, though the other gates were alive."""
     from akkordeon.engines.ray import detached as networks
 
-    address, name = founded_row
+    address, name = started_row
     with ak.connect(f"{address}/{name}") as session:
         assert not networks.unsaved(address, name)
         session.attach(ak.Sentinel.train(problem(), F.cross_entropy)).wait(timeout=60)
@@ -284,7 +288,7 @@ def test_the_weights_of_a_network_can_be_had_when_a_gate_has_failed_or_is_lost(f
         assert not networks.unsaved(address, name)
 
         session.attach(ak.Sentinel.train(problem(3), F.cross_entropy)).wait(timeout=60)
-        os.kill(session._engine.whereabouts()["gate/1"][1], signal.SIGKILL)
+        os.kill(session._engine.locations()["gate/1"][1], signal.SIGKILL)
         with pytest.raises(GateFailedError, match="gate/1 is lost"):
             session.attach(ak.Sentinel.train(problem(), F.cross_entropy, epochs=10**6)).wait(timeout=30)
         last = session.states(timeout=30)
@@ -298,42 +302,43 @@ def test_the_weights_of_a_network_can_be_had_when_a_gate_has_failed_or_is_lost(f
 
 def test_a_network_says_of_a_gate_that_hangs_for_how_long_and_where(monkeypatch):
     """It said that it runs, with the last rate of a process that was stopped."""
-    from akkordeon.engines.ray import registrar as keeping
-    from akkordeon.engines.ray.registrar import Keeper, Plan
+    from akkordeon.engines.ray import registrar as registering
+    from akkordeon.engines.ray.network_info import NetworkInfo
 
-    keeper = Keeper("net")
-    keeper._plan = Plan((b"", []), 0, {}, {"host": ("10.0.0.7", 42)}, {"gate/0": "host", "gate/1": "other"})
-    keeper._asked_s = {"host": time.monotonic() - 40.0, "other": time.monotonic()}
+    registrar = registering.Registrar("net")
+    places = {"gate/0": "host", "gate/1": "other"}
+    registrar._info = NetworkInfo((b"", []), 0, {}, {"host": ("10.0.0.7", 42)}, places)
+    registrar._heartbeats._since_s = {"host": time.monotonic() - 40.0, "other": time.monotonic()}
     sentence = "gate/0 has not answered for 30 s or more (number 42 on 10.0.0.7)"
-    assert keeper.failure() == keeper.survey().failure == sentence
-    monkeypatch.setattr(keeping, "SILENT_S", 50.0)
-    assert keeper.failure() is keeper.survey().failure is None
+    assert registrar.failure() == registrar.status().failure == sentence
+    monkeypatch.setattr(registering, "SILENT_S", 50.0)
+    assert registrar.failure() is registrar.status().failure is None
 
 
-def test_a_network_is_saved_and_another_starts_from_what_was_saved(founding_at, tmp_path):
+def test_a_network_is_saved_and_another_starts_from_what_was_saved(starting_at, tmp_path):
     from akkordeon.experiments.packing import unpacked
     from akkordeon.experiments.run_folder import WEIGHTS
 
     (tmp_path / "mine.py").write_text(RECIPE)
     recipe, first, second = f"{tmp_path}/mine.py:network", tmp_path / "first", tmp_path / "second"
-    at = ("--listen", founding_at, "--placement", "pack", "--name")
+    at = ("--listen", starting_at, "--placement", "pack", "--name")
     says("network", "start", recipe, *at, "saved")
-    with ak.connect(f"{founding_at}/saved") as session:
+    with ak.connect(f"{starting_at}/saved") as session:
         session.attach(ak.Sentinel.train(problem(), F.cross_entropy)).wait(timeout=60)
         trained = session.module(timeout=30)
-    told = says("network", "stop", f"{founding_at}/saved", "--save", str(first))
+    told = says("network", "stop", f"{starting_at}/saved", "--save", str(first))
     assert "updates behind them: gate/0 40, gate/1 40\n'saved' has ended\n" in told
     assert "is gone" not in told
 
     says("network", "start", recipe, *at, "saved", "--from", str(first))
-    assert "gate/0 0, gate/1 0" in says("network", "save", f"{founding_at}/saved", str(second))
+    assert "gate/0 0, gate/1 0" in says("network", "save", f"{starting_at}/saved", str(second))
     network = row(nn.Linear(6, 6), nn.Linear(6, 3))
     loaded = unpacked((second / WEIGHTS).read_bytes(), network, second).module().state_dict()
     assert all(torch.equal(tensor, loaded[name]) for name, tensor in trained.state_dict().items())
 
-    with ak.connect(f"{founding_at}/saved") as session:
+    with ak.connect(f"{starting_at}/saved") as session:
         session.attach(ak.Sentinel.train(problem(1), F.cross_entropy)).wait(timeout=60)
-    told = says("network", "stop", f"{founding_at}/saved")
+    told = says("network", "stop", f"{starting_at}/saved")
     assert "what it learned since its weights were saved last is gone" in told
 
 
@@ -365,13 +370,13 @@ def same(states, others):
     )
 
 
-def test_a_sentinel_that_has_ended_does_not_end_another_sessions_of_its_name(founded):
+def test_a_sentinel_that_has_ended_does_not_end_another_sessions_of_its_name(started):
     from akkordeon.engines.ray import detached as networks
 
-    address, name, _ = founded
+    address, name, _ = started
     with ak.connect(f"{address}/{name}") as mine, ak.connect(f"{address}/{name}") as theirs:
         first = mine.attach(ak.Sentinel.train(problem(), F.cross_entropy, name="t")).wait(timeout=60)
-        assert theirs._engine.wait_until(lambda: not networks.survey(address, name).sentinels, 10)
+        assert theirs._engine.wait_until(lambda: not networks.status(address, name).sentinels, 10)
         second = theirs.attach(ak.Sentinel.train(problem(), F.cross_entropy, epochs=10**6, name="t"))
         first.detach()
         assert theirs._engine.wait_until(lambda: len(second.epochs) > 5, 30)
@@ -410,7 +415,7 @@ class Echo(Actor):
 def test_payloads_of_all_sizes_arrive_in_order_from_host_to_host(warm):
     """Small ones travel in the call, large ones through shared memory: none overtakes another."""
     stage = Stage(warm)
-    places = {warm._place(f"echo/{i}"): f"echo/{i}" for i in range(9)}
+    places = {warm._pool._host_of(f"echo/{i}"): f"echo/{i}" for i in range(9)}
     first, second = sorted(places.values())
     warm.spawn(first, lambda: Echo(first, second))
     warm.spawn(second, lambda: Echo(second))
@@ -488,7 +493,7 @@ def test_parts_of_a_position_are_in_several_hosts_and_validators_see_all_of_them
         module = session.module(timeout=30)
         torch.testing.assert_close(session.predict(x, timeout=30), module.eval()(x))
         assert [shard.version for shard in session.status(timeout=30).gates] == [80] * 5
-        assert len({warm.whereabouts()[shard] for shard in ("shard/1", "shard/1.1", "shard/1.2")}) == 2
+        assert len({warm.locations()[shard] for shard in ("shard/1", "shard/1.1", "shard/1.2")}) == 2
 
 
 def test_modules_that_this_process_finds_are_found_by_hosts(monkeypatch, tmp_path):

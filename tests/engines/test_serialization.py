@@ -1,4 +1,4 @@
-"""Parcels: what is unpacked is what was packed, whatever it is, and no storage of torch is pickled."""
+"""Serialization: what comes out is what went in, whatever it is, and no storage of torch is pickled."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from akkordeon.core.messages import Backward, Batch, CutId, Evaluate, Forget, Fo
 from akkordeon.core.reports import ActorFailed
 from akkordeon.core.shard_messages import Push
 from akkordeon.engines.ray.placement import host_of, sum_of_resources
-from akkordeon.engines.ray.serialization import Opened, pack, seal, unpack
+from akkordeon.engines.ray.serialization import Envelope, deserialize, serialize, serialize_message
 
 DTYPES = [
     torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool,
@@ -33,12 +33,12 @@ BATCH = Batch("sentinel/t#1", 7)
 
 
 def through(thing, writable=True, **options):
-    head, buffers = pack(thing, **options)
+    head, buffers = serialize(thing, **options)
     for buffer in buffers:
         buffer.flags.writeable = False  # as Ray hands them out
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return unpack((head, buffers), writable)
+        return deserialize((head, buffers), writable)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -55,9 +55,9 @@ def test_a_tensor_of_any_dtype_and_shape_arrives(dtype, shape):
 def test_a_view_arrives_without_the_rest_of_its_storage(shape, turned):
     whole = torch.randn(1000, *shape)
     view = whole[3:5].transpose(0, -1) if turned else whole[3:5]
-    head, buffers = pack(view)
+    head, buffers = serialize(view)
     assert sum(buffer.nbytes for buffer in buffers) == view.numel() * 4
-    assert torch.equal(unpack((head, buffers), writable=True), view)
+    assert torch.equal(deserialize((head, buffers), writable=True), view)
 
 
 def test_payloads_keep_their_form_and_their_none():
@@ -89,9 +89,9 @@ def test_what_is_unpacked_writable_is_memory_of_its_own():
 def test_activations_and_gradients_are_narrowed_where_that_is_asked_and_come_back_wide():
     x = torch.randn(100)
     for message in (Forward(BATCH, x), Backward(BATCH, x)):
-        head, buffers = pack(message, torch.bfloat16)
+        head, buffers = serialize(message, torch.bfloat16)
         assert buffers[0].nbytes == 200
-        found = unpack((head, buffers), writable=True).payload
+        found = deserialize((head, buffers), writable=True).payload
         assert found.dtype is torch.float32
         assert torch.equal(found, x.bfloat16().float())
     evaluation = Evaluate(BATCH, x, CutId("sentinel/v#1", 1))
@@ -124,9 +124,9 @@ def test_an_error_of_a_class_that_the_receiver_lacks_arrives_as_its_words(monkey
     module = ModuleType("only_here")
     exec("class RareError(Exception): pass", module.__dict__)
     monkeypatch.setitem(sys.modules, "only_here", module)
-    parcel = pack(ActorFailed("gate/0", "Forward", module.RareError("no luck")))
+    serialized = serialize(ActorFailed("gate/0", "Forward", module.RareError("no luck")))
     monkeypatch.delitem(sys.modules, "only_here")
-    found = unpack(parcel)
+    found = deserialize(serialized)
     assert found.address == "gate/0"
     assert str(found.error) == "RareError: no luck"
 
@@ -134,14 +134,14 @@ def test_an_error_of_a_class_that_the_receiver_lacks_arrives_as_its_words(monkey
 def test_what_cannot_travel_is_refused():
     for thing in ((i for i in range(3)), threading.Lock()):
         with pytest.raises(TypeError):
-            pack(thing)
+            serialize(thing)
 
 
-# ── letters ──────────────────────────────────────────────────────────────────────────────────────────
+# ── messages ─────────────────────────────────────────────────────────────────────────────────────────
 
 Pair = namedtuple("Pair", "x y")
 
-LETTERS = [
+MESSAGES = [
     Forward(BATCH, torch.randn(3, 4)),
     Forward(BATCH, torch.randn(64, 100)),
     Forward(BATCH, (torch.ones(2, dtype=torch.bfloat16), torch.randn(200_000), None)),
@@ -154,43 +154,43 @@ LETTERS = [
 ]
 
 
-def opened(letter):
-    for buffer in () if isinstance(letter, bytes) else letter[1]:
+def opened(serialized):
+    for buffer in () if isinstance(serialized, bytes) else serialized[1]:
         buffer.flags.writeable = False
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = Opened(letter)
+        found = Envelope(serialized)
         return found.to, found.message()
 
 
-@pytest.mark.parametrize("message", LETTERS, ids=lambda message: type(message).__name__)
-def test_a_letter_is_opened_as_it_was_sealed(message):
-    to, found = opened(seal("gate/1", message))
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
+def test_a_message_comes_out_as_it_was_serialized(message):
+    to, found = opened(serialize_message("gate/1", message))
     assert to == "gate/1"
     assert type(found) is type(message)
     assert str(found) == str(message)
 
 
-def test_a_small_letter_is_plain_bytes_and_a_large_tensor_is_not_copied_into_it():
-    assert type(seal("gate/0", Forward(BATCH, torch.randn(128, 512)))) is bytes
-    head, buffers = seal("gate/0", Forward(BATCH, torch.randn(1024, 512)))
+def test_a_small_message_is_plain_bytes_and_a_large_tensor_is_not_copied_into_it():
+    assert type(serialize_message("gate/0", Forward(BATCH, torch.randn(128, 512)))) is bytes
+    head, buffers = serialize_message("gate/0", Forward(BATCH, torch.randn(1024, 512)))
     assert len(head) < 300
     assert [buffer.nbytes for buffer in buffers] == [1024 * 512 * 4]
 
 
-def test_letters_are_narrowed_where_that_is_asked():
+def test_messages_are_narrowed_where_that_is_asked():
     x = torch.randn(1000, 1000)
-    _, found = opened(seal("gate/0", Forward(BATCH, x), torch.bfloat16))
+    _, found = opened(serialize_message("gate/0", Forward(BATCH, x), torch.bfloat16))
     assert torch.equal(found.payload, x.bfloat16().float())
     evaluation = Evaluate(BATCH, x, CutId("sentinel/v#1", 1))
-    assert torch.equal(opened(seal("gate/0", evaluation, torch.bfloat16))[1].payload, x)
+    assert torch.equal(opened(serialize_message("gate/0", evaluation, torch.bfloat16))[1].payload, x)
 
 
-def test_a_letter_that_cannot_be_read_still_says_for_whom_it_is():
-    letter = Opened(seal("gate/0", Forward(BATCH, torch.ones(2)))[:40])
-    assert letter.to == "gate/0"
+def test_a_message_that_cannot_be_read_still_says_for_whom_it_is():
+    envelope = Envelope(serialize_message("gate/0", Forward(BATCH, torch.ones(2)))[:40])
+    assert envelope.to == "gate/0"
     with pytest.raises((EOFError, UnpicklingError)):
-        letter.message()
+        envelope.message()
 
 
 # ── placement ────────────────────────────────────────────────────────────────────────────────────────

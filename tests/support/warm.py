@@ -14,7 +14,7 @@ import ray
 import akkordeon as ak
 from akkordeon.engines.ray import hosts
 from akkordeon.engines.ray.connection import join
-from akkordeon.engines.ray.engine import HOME
+from akkordeon.engines.ray.host_pool import SESSION_HOST, HostPool
 
 HOSTS = 2
 
@@ -33,9 +33,10 @@ def start_cluster() -> dict[str, Any]:
             if (getattr(module, "__file__", None) or "").startswith(TESTS):
                 cloudpickle.register_pickle_by_value(module)
                 ray.cloudpickle.register_pickle_by_value(module)
-        home = ray.remote(num_cpus=0, concurrency_groups={"desk": 1})(WarmHome)
+        session_host = ray.remote(num_cpus=0, concurrency_groups={"control": 1})(WarmSessionHost)
         host = ray.remote(num_cpus=0)(WarmHost)
-        _cluster.update({HOME: home.remote(0), **{f"warm/{i}": host.remote(0) for i in range(HOSTS)}})
+        _cluster[SESSION_HOST] = session_host.remote(0)
+        _cluster.update({f"warm/{i}": host.remote(0) for i in range(HOSTS)})
     return _cluster
 
 
@@ -46,7 +47,7 @@ def end_cluster() -> None:
         ray.shutdown()
 
 
-class WarmHost(hosts.Host):
+class WarmHost(hosts.HostProcess):
     """A host that can begin again."""
 
     def renew(self) -> None:
@@ -54,8 +55,8 @@ class WarmHost(hosts.Host):
         self.__init__(0)
 
 
-class WarmHome(hosts.Home):
-    """A home that can begin again."""
+class WarmSessionHost(hosts.SessionHost):
+    """A session host that can begin again."""
 
     def __init__(self, seed: int) -> None:
         hosts.COLLECT_S = 0.1
@@ -66,6 +67,19 @@ class WarmHome(hosts.Home):
         self.__init__(0)
 
 
+class WarmPool(HostPool):
+    """The shared hosts."""
+
+    def _host_of(self, address: str) -> str:
+        return f"warm/{zlib.crc32(address.encode()) % HOSTS}"
+
+    def _start(self, name: str, needs: Any) -> Any:
+        return start_cluster()[name]
+
+    def end(self, name: str, handle: Any) -> None:
+        ray.get(handle.renew.remote())
+
+
 class WarmRay(ak.Ray):
     """The engine on the shared hosts."""
 
@@ -73,13 +87,10 @@ class WarmRay(ak.Ray):
         start_cluster()
         super().start(on_report, seed)
 
-    def _place(self, address: str) -> str:
-        return f"warm/{zlib.crc32(address.encode()) % HOSTS}"
-
-    def _new_host(self, name: str, needs: Any) -> Any:
-        return start_cluster()[name]
+    def _new_pool(self, seed: int) -> HostPool:
+        return WarmPool(seed)
 
     def _end_host(self, name: str, handle: Any) -> None:
-        if self._awaited:
-            ray.wait(list(self._awaited), num_returns=len(self._awaited), timeout=5)
-        ray.get(handle.renew.remote())
+        if owed := self._heartbeats.owed():
+            ray.wait(owed, num_returns=len(owed), timeout=5)
+        super()._end_host(name, handle)

@@ -98,7 +98,7 @@ def start(
         leave = join_cluster(listen)
         joined = True
         networks.wait_for_machines(machines)
-        networks.found(
+        networks.start(
             name,
             made,
             made.spawns(seed),
@@ -170,7 +170,7 @@ def stop(
             _save(networks, address, name, out)
         try:
             lost = _unsaved(networks, address, name)
-            networks.end(address, name)
+            networks.stop(address, name)
         except ClusterError as error:
             unknown = error
         left = networks.names()
@@ -188,7 +188,7 @@ def stop(
 
 
 def _unsaved(networks: Any, address: str, name: str) -> bool:
-    """Whether something is lost when it ends; nobody knows where its keeper has died."""
+    """Whether something is lost when it ends; nobody knows where its registrar has died."""
     try:
         return bool(networks.unsaved(address, name))
     except ClusterError:
@@ -231,16 +231,16 @@ def status(address: Address) -> None:
             typer.echo(f"no network at {address}")
         for name in names:
             try:
-                lines = list(_survey_lines(networks.survey(address, name)))
+                lines = list(_status_lines(networks.status(address, name)))
             except ClusterError as error:
                 lines = [f"{name}: {error}"]
             for line in lines:
                 typer.echo(line)
 
 
-def _survey_lines(survey: Any) -> Iterator[str]:
-    yield f"{survey.name}: {survey.failure or 'runs'}"
-    for gate in survey.gates:
+def _status_lines(status: Any) -> Iterator[str]:
+    yield f"{status.name}: {status.failure or 'runs'}"
+    for gate in status.gates:
         place = f"{gate.node} number {gate.pid}"
         if gate.status is None:
             yield f"  {gate.address:<10} {place}  has not answered yet"
@@ -249,10 +249,11 @@ def _survey_lines(survey: Any) -> Iterator[str]:
         tau = f"τ mean {how.staleness_mean:.1f} max {how.staleness_max}"
         rate = f"{gate.updates_per_s:.1f} updates/s  {how.stashed} in flight"
         yield f"  {gate.address:<10} {place}  version {how.version}  {tau}  {rate}"
-    for line in survey.sentinels:
-        yield f"  {line.name:<10} {line.role} on {line.node} number {line.pid}  {_last(line.last)}"
-    for left in survey.left:
-        yield f"  earlier: {left}"
+    for sentinel in status.sentinels:
+        place = f"{sentinel.node} number {sentinel.pid}"
+        yield f"  {sentinel.name:<10} {sentinel.role} on {place}  {_last(sentinel.last)}"
+    for event in status.events:
+        yield f"  earlier: {event}"
 
 
 def _last(record: Any) -> str:

@@ -60,12 +60,14 @@ class JoinedSession(Session):
 
     def _place(self, sentinel: Training | Evaluation) -> Attachment:
         """Have the actors of a sentinel made, under a name that is free in the whole network."""
-        name, number = self._joined.admit(sentinel.name, str(sentinel.role), sentinel.role.answers)
+        name, number = self._joined.register_sentinel(
+            sentinel.name, str(sentinel.role), sentinel.role.answers
+        )
         self._roster.incarnations[name] = number - 1
         try:
             return super()._place(replace(sentinel, name=name))
         except BaseException:
-            self._joined.dismiss(f"sentinel/{name}#{number}")
+            self._joined.unregister_sentinel(f"sentinel/{name}#{number}")
             raise
 
     def detach(self, name: str, drop: bool = False) -> None:

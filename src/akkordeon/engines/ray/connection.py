@@ -20,7 +20,7 @@ from akkordeon.core.errors import ClusterError
 __all__ = [
     "NAMESPACE",
     "SYSTEM_CONFIG",
-    "Vitals",
+    "ClusterProbe",
     "is_member",
     "join",
     "own_address",
@@ -179,7 +179,7 @@ def answers(host: str, port: int, timeout_s: float = PROBE_S) -> bool:
     return True
 
 
-class Vitals:
+class ClusterProbe:
     """Where Ray's processes are without which this one can do nothing: its node's, and the cluster's head."""
 
     def __init__(self) -> None:

@@ -1,33 +1,41 @@
-"""Detached networks: found one, join one as a session's engine, look at all, end one."""
+"""Detached networks: start one, join one as a session's engine, look at all, stop one."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any, NoReturn
 
 import ray
 import torch
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from akkordeon.core.actor import Spawn
 from akkordeon.core.errors import ClusterError, NameTakenError, explain
 from akkordeon.engines.ray.connection import NAMESPACE, join
-from akkordeon.engines.ray.engine import HOME, READY_S, UNRECORDED, Ray
+from akkordeon.engines.ray.engine import Ray
+from akkordeon.engines.ray.host_pool import (
+    READY_S,
+    SESSION_HOST,
+    UNRECORDED,
+    HostPool,
+    detached_as,
+    on_this_node,
+)
+from akkordeon.engines.ray.network_info import NetworkInfo, NetworkStatus
 from akkordeon.engines.ray.placement import Placement
-from akkordeon.engines.ray.registrar import WEIGHTS_S, Keeper, Plan, Survey
-from akkordeon.engines.ray.serialization import pack, ship_by_value, unpack
-from akkordeon.engines.ray.snapshots import Kept
+from akkordeon.engines.ray.registrar import WEIGHTS_S, Registrar
+from akkordeon.engines.ray.serialization import deserialize, pickle_by_value, serialize
+from akkordeon.engines.ray.snapshots import Snapshot
 
 __all__ = [
     "Joined",
     "detach",
-    "end",
-    "found",
     "names",
     "recipe",
-    "survey",
+    "start",
+    "status",
+    "stop",
     "unsaved",
     "wait_for_machines",
     "weights",
@@ -36,7 +44,7 @@ __all__ = [
 PREFIX = "network/"
 
 ANSWER_S = 10.0
-"""How long a keeper may take to answer."""
+"""How long a registrar may take to answer."""
 
 
 def wait_for_machines(count: int) -> None:
@@ -45,10 +53,10 @@ def wait_for_machines(count: int) -> None:
         time.sleep(0.5)
 
 
-# ── founding and ending ──────────────────────────────────────────────────────────────────────────────
+# ── starting and stopping ─────────────────────────────────────────────────────────────────────────────
 
 
-def found(
+def start(
     name: str,
     network: Any,
     spawns: Iterable[Spawn],
@@ -73,30 +81,37 @@ def found(
         NameTakenError: there is a network of that name.
         ClusterError: a host did not come up.
     """
-    ship_by_value()
-    keeper = _new_keeper(name)
-    founder = _Founder(name, seed, placement, wire_dtype)
+    pickle_by_value()
+    registrar = _new_registrar(name)
+    pool = HostPool(seed, placement=placement, wire_dtype=wire_dtype, network=name)
     try:
         _end_leftovers(name)
-        founder.spawn_all(spawns)
-        who = founder._hosts, founder._where, founder._places
-        plan = Plan(pack(network), seed, *who, wire_dtype, dict(description or {}))
-        _answer(keeper.open.remote(plan, keeper), READY_S)
+        pool.tell_routes(pool.spawn_all(spawns))
+        info = NetworkInfo(
+            serialize(network),
+            seed,
+            pool.hosts,
+            pool.locations,
+            pool.places,
+            wire_dtype,
+            dict(description or {}),
+        )
+        _answer(registrar.open.remote(info, registrar), READY_S)
     except BaseException:
-        for handle in [*founder._hosts.values(), keeper]:
+        for handle in [*pool.hosts.values(), registrar]:
             ray.kill(handle)
         raise
 
 
 def _leftovers(name: str) -> list[str]:
-    """Hosts of a network whose keeper was killed."""
+    """Hosts of a network whose registrar was killed."""
     found = ray.util.list_named_actors(all_namespaces=True)
     ours = [actor["name"] for actor in found if actor["namespace"] == NAMESPACE]
     return [host for host in ours if host.startswith(f"host/{name}/")]
 
 
 def _end_leftovers(name: str) -> bool:
-    """End what nobody keeps; whether there was anything."""
+    """End what no registrar knows of; whether there was anything."""
     left = _leftovers(name)
     for host in left:
         with suppress(ValueError):  # it ended by itself
@@ -107,49 +122,31 @@ def _end_leftovers(name: str) -> bool:
     return bool(left)
 
 
-def _new_keeper(name: str) -> Any:
-    """A keeper, on this machine: others may leave the cluster."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    desk = {"concurrency_groups": {"desk": 1}}
-    options = {**UNRECORDED, "num_cpus": 0, "scheduling_strategy": here, **desk, **_detached(PREFIX + name)}
+def _new_registrar(name: str) -> Any:
+    """A registrar, on this machine: others may leave the cluster."""
+    options = {**UNRECORDED, "num_cpus": 0, **on_this_node(), **detached_as(PREFIX + name)}
     try:
-        return ray.remote(**options)(Keeper).remote(name)
+        return ray.remote(**options)(Registrar).remote(name)
     except ValueError as error:
         raise NameTakenError(
             f"there is a network {name!r} here already; give this one another --name, or stop that one"
         ) from error
 
 
-def _detached(name: str) -> dict[str, Any]:
-    return {"name": name, "namespace": NAMESPACE, "lifetime": "detached"}
-
-
-class _Founder(Ray):
-    """Makes hosts that outlive this process; there is no home, for no sentinel is here."""
-
-    def __init__(self, name: str, seed: int, placement: Placement, wire_dtype: torch.dtype | None) -> None:
-        super().__init__(placement=placement, wire_dtype=wire_dtype)
-        self._name = name
-        self._seed = seed
-
-    def _options(self, name: str, needs: Mapping[str, float]) -> dict[str, Any]:
-        return super()._options(name, needs) | _detached(f"host/{self._name}/{name}")
-
-
-def end(address: str, name: str) -> None:
+def stop(address: str, name: str) -> None:
     """Stop a detached network.
 
     Raises:
         ClusterError: there is none of that name.
     """
     try:
-        keeper = _keeper(address, name)
+        registrar = _registrar(address, name)
     except ClusterError:
         if _end_leftovers(name):
             return
         raise
-    _answer(keeper.end.remote("the network was stopped"))
-    ray.kill(keeper)
+    _answer(registrar.end.remote("the network was stopped"))
+    ray.kill(registrar)
 
 
 # ── looking ──────────────────────────────────────────────────────────────────────────────────────────
@@ -162,32 +159,31 @@ def names() -> list[str]:
     return sorted(name.removeprefix(PREFIX) for name in ours if name.startswith(PREFIX))
 
 
-def survey(address: str, name: str) -> Survey:
+def status(address: str, name: str) -> NetworkStatus:
     """How a network is.
 
     Raises:
         ClusterError: there is none of that name.
     """
-    found: Survey = _answer(_keeper(address, name).survey.remote())
+    found: NetworkStatus = _answer(_registrar(address, name).status.remote())
     return found
 
 
-def weights(address: str, name: str) -> Kept:
+def weights(address: str, name: str) -> Snapshot:
     """The weights of a network as they are now; of one that has failed, the last that are known.
 
     Raises:
         ClusterError: there is no such network, or none of its weights are known.
     """
-    found: Kept = _weights(_keeper(address, name), name)
-    return found
+    return _weights(_registrar(address, name), name)
 
 
-def _weights(keeper: Any, name: str, timeout_s: float = WEIGHTS_S + ANSWER_S) -> Kept:
-    parcel = _answer(keeper.weights.remote(), timeout_s)
-    if parcel is None:
+def _weights(registrar: Any, name: str, timeout_s: float = WEIGHTS_S + ANSWER_S) -> Snapshot:
+    serialized = _answer(registrar.weights.remote(), timeout_s)
+    if serialized is None:
         raise ClusterError(f"of some gates of {name!r} no weights are known: they died before they gave any")
-    kept: Kept = unpack(parcel, writable=True)
-    return kept
+    snapshot: Snapshot = deserialize(serialized, writable=True)
+    return snapshot
 
 
 def unsaved(address: str, name: str) -> bool:
@@ -196,19 +192,19 @@ def unsaved(address: str, name: str) -> bool:
     Raises:
         ClusterError: there is none of that name.
     """
-    return bool(_answer(_keeper(address, name).unsaved.remote()))
+    return bool(_answer(_registrar(address, name).unsaved.remote()))
 
 
 def recipe(address: str, name: str) -> tuple[Any, dict[str, Any]]:
-    """The network that was founded, with the weights it began with, and how its task is made again.
+    """The network that was started, with the weights it began with, and how its task is made again.
 
     Raises:
         ClusterError: there is none of that name, or it cannot be read on this machine.
     """
-    plan: Plan | None = _answer(_keeper(address, name).plan.remote())
-    if plan is None:
+    info: NetworkInfo | None = _answer(_registrar(address, name).info.remote())
+    if info is None:
         raise ClusterError(f"the network {name!r} is being started or stopped; try again")
-    return _recipe(plan, name), plan.description
+    return _recipe(info, name), info.description
 
 
 def detach(address: str, name: str, sentinel: str, drop: bool = False) -> None:
@@ -218,12 +214,12 @@ def detach(address: str, name: str, sentinel: str, drop: bool = False) -> None:
         NoSuchSentinelError: none of that name is at work.
         ClusterError: there is no such network.
     """
-    refusal = _answer(_keeper(address, name).detach.remote(sentinel, drop))
+    refusal = _answer(_registrar(address, name).detach.remote(sentinel, drop))
     if refusal is not None:
         _raise(refusal)
 
 
-def _keeper(address: str, name: str) -> Any:
+def _registrar(address: str, name: str) -> Any:
     try:
         return ray.get_actor(PREFIX + name, namespace=NAMESPACE)
     except ValueError as error:
@@ -239,16 +235,16 @@ def _answer(ref: Any, timeout_s: float = ANSWER_S) -> Any:
 
 
 def _raise(refusal: Any) -> NoReturn:
-    error: BaseException = unpack(refusal)
+    error: BaseException = deserialize(refusal)
     raise error
 
 
 # ── joining ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _recipe(plan: Plan, name: str) -> Any:
+def _recipe(info: NetworkInfo, name: str) -> Any:
     try:
-        return unpack(plan.recipe, writable=True)
+        return deserialize(info.recipe, writable=True)
     except Exception as error:
         raise ClusterError(
             f"the recipe of {name!r} cannot be read on this machine: {explain(error)}"
@@ -269,41 +265,38 @@ class Joined(Ray):
     def __init__(self, address: str, name: str) -> None:
         self._undo = join(address)
         try:
-            self._keeper = _keeper(address, name)
-            failure = _answer(self._keeper.failure.remote())
+            self._registrar = _registrar(address, name)
+            failure = _answer(self._registrar.failure.remote())
             if failure is not None:
                 raise ClusterError(f"the network {name!r} works no more: {failure}")
-            plan: Plan | None = _answer(self._keeper.plan.remote())
-            if plan is None:
+            info: NetworkInfo | None = _answer(self._registrar.info.remote())
+            if info is None:
                 raise ClusterError(f"the network {name!r} is being started or stopped; try again")
-            self.network: Any = _recipe(plan, name)
+            self.network: Any = _recipe(info, name)
         except BaseException:
             self._undo()
             raise
-        super().__init__(wire_dtype=plan.wire_dtype)  # on the cluster that was just joined
-        self.seed = plan.seed
+        super().__init__(wire_dtype=info.wire_dtype)  # on the cluster that was just joined
+        self.seed = info.seed
         self._name = name
-        self._plan = plan
+        self._info = info
 
-    def start(self, on_report: Callable[[Any], None], seed: int) -> None:
-        """Make the home, and learn where the gates are."""
-        with self._lock:
-            self._hosts.update(self._plan.hosts)
-            self._where.update(self._plan.where)
-            self._places.update(self._plan.places)
-        super().start(on_report, seed)
+    def _new_pool(self, seed: int) -> HostPool:
+        pool = super()._new_pool(seed)
+        pool.adopt(self._info.hosts, self._info.locations, self._info.places)
+        return pool
 
     def spawn_all(self, spawns: Iterable[Spawn]) -> None:
-        """The gates are there; see that they and the home know each other."""
-        self._settle_home()
+        """The gates are there; see that they and the session host know each other."""
+        self._settle_session_host()
 
-    def _settle_home(self) -> None:
-        super()._settle_home()
-        home = self._hosts[HOME]
-        _answer(home.keep.remote(self._keeper), READY_S)
-        _answer(self._keeper.welcome.remote(self._key, home))
+    def _settle_session_host(self) -> None:
+        super()._settle_session_host()
+        session_host = self._pool.hosts[SESSION_HOST]
+        _answer(session_host.set_registrar.remote(self._registrar), READY_S)
+        _answer(self._registrar.register_session.remote(self._key, session_host))
 
-    def admit(self, name: str | None, role: str, answers: bool) -> tuple[str, int]:
+    def register_sentinel(self, name: str | None, role: str, answers: bool) -> tuple[str, int]:
         """A name that no other sentinel of the network has, and its number.
 
         Args:
@@ -314,15 +307,16 @@ class Joined(Ray):
         Raises:
             NameTakenError: another has it.
         """
-        where = self._where[HOME]
-        answer = _answer(self._keeper.admit.remote(name, role, answers, self._key, self._hosts[HOME], where))
+        session_host, location = self._pool.hosts[SESSION_HOST], self._pool.locations[SESSION_HOST]
+        what = name, role, answers, self._key, session_host, location
+        answer = _answer(self._registrar.register_sentinel.remote(*what))
         if isinstance(answer[0], bytes):
             _raise(answer)
         return answer[0], answer[1]
 
-    def dismiss(self, address: str) -> None:
-        """A sentinel that was admitted did not come."""
-        self._keeper.dismiss.remote(address)
+    def unregister_sentinel(self, address: str) -> None:
+        """A sentinel that was registered did not come."""
+        self._registrar.unregister_sentinel.remote(address)
 
     def detach(self, name: str, drop: bool) -> None:
         """Have a sentinel of another session end.
@@ -330,7 +324,7 @@ class Joined(Ray):
         Raises:
             NoSuchSentinelError: none of that name is at work.
         """
-        refusal = _answer(self._keeper.detach.remote(name, drop))
+        refusal = _answer(self._registrar.detach.remote(name, drop))
         if refusal is not None:
             _raise(refusal)
 
@@ -340,13 +334,13 @@ class Joined(Ray):
         Raises:
             ClusterError: they are not known.
         """
-        return _weights(self._keeper, self._name, timeout_s).states
+        return _weights(self._registrar, self._name, timeout_s).states
 
     def _end_host(self, name: str, handle: Any) -> None:
-        if name == HOME:
+        if name == SESSION_HOST:
             with suppress(ClusterError):  # the network may have ended before us
-                _answer(self._keeper.farewell.remote(self._key))
-            super()._end_host(name, handle)
+                _answer(self._registrar.unregister_session.remote(self._key))
+        super()._end_host(name, handle)
 
     def stop(self) -> None:
         """Leave; the network goes on."""

@@ -1,13 +1,10 @@
-"""The engine's part in the user's process: it makes hosts, ships actors to them, and hears of everything."""
+"""The engine's part in the driver, the user's process: it ships actors to hosts, and hears of everything."""
 
 from __future__ import annotations
 
-import os
-import sys
 import threading
 import time
 import uuid
-import zlib
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
@@ -20,25 +17,16 @@ from akkordeon.core.errors import ClusterError, RecipeError, SessionError, expla
 from akkordeon.core.messages import Message
 from akkordeon.core.reports import ActorFailed, ActorLost, ClusterLost, SentinelEnded, Undelivered
 from akkordeon.engines.base import Engine, Load, ProcessState, bounded
-from akkordeon.engines.ray.connection import Vitals, join, require_ray, within
-from akkordeon.engines.ray.placement import Placement, host_of, is_replica, is_visitor, sum_of_resources
+from akkordeon.engines.ray.connection import ClusterProbe, join, require_ray, within
+from akkordeon.engines.ray.heartbeats import HEARTBEAT_S, SILENT_S, Heartbeats, Lost
+from akkordeon.engines.ray.host_pool import READY_S, SESSION_HOST, HostPool, shipped
+from akkordeon.engines.ray.placement import Placement, is_visitor
 
 if TYPE_CHECKING:
-    from akkordeon.engines.ray.hosts import Dispatcher, Routes
-    from akkordeon.engines.ray.serialization import Parcel
+    from akkordeon.engines.ray.hosts import Dispatcher
+    from akkordeon.engines.ray.serialization import Serialized
 
 __all__ = ["Ray"]
-
-HOME = "home"
-
-READY_S = 60.0
-"""How long a host may take to come up; one that waits for resources never does."""
-
-PULSE_S = 0.5
-"""How often each host's pulse is felt."""
-
-UNRECORDED = {"enable_task_events": False}
-"""Ray's head need not keep an event for each message."""
 
 STOP_S = 10.0
 """How long ``stop`` waits for the thread that follows the hosts, which may wait for one that is stuck."""
@@ -46,13 +34,7 @@ STOP_S = 10.0
 LOADS_S = 2.0
 """How long ``loads`` waits for the hosts."""
 
-SILENT_S = 30.0
-"""How long a host may owe a sign of life: then it counts as lost, though its process may be there still."""
-
-ROUTES_S = 2.0
-"""How long a sentinel's attaching waits for hosts to know the way to it; one that hangs learns it later."""
-
-HEARTBEAT_S = 2.0
+CLUSTER_CHECK_S = 2.0
 """How often Ray's own processes are looked after."""
 
 HEAD_S = 20.0
@@ -91,19 +73,14 @@ class Ray(Engine):
         self.wire_dtype = wire_dtype
         self.workers = workers
         self._reported = threading.Condition(threading.RLock())
-        self._key = uuid.uuid4().hex  # of the home, for those that report to it; a new home has a new one
-        self._lock = threading.Lock()  # guards hosts, routes and what is awaited
-        self._hosts: dict[str, Any] = {}
-        self._where: dict[str, tuple[str, int]] = {}
-        self._places: dict[str, str] = {}  # name of the host, by address of the actor
-        self._leaving: set[str] = set()  # hosts to end when the last of their actors has gone
+        self._key = uuid.uuid4().hex  # of the session host, for those that report to it; each has a new one
+        self._pool = HostPool(0)
+        self._heartbeats = Heartbeats()
         self._local: Dispatcher | None = None  # holds what cannot be shipped
         self._local_addresses: set[str] = set()
-        self._awaited: dict[Any, str] = {}  # name of the host, by what it will answer
         self._over = threading.Event()
-        self._moving = False  # whether the home died and another is on its way
-        self._vitals: Vitals | None = None
-        self._dead = ""  # why there is no cluster any more, if so
+        self._moving = False  # whether the session host died and another is on its way
+        self._cluster: ClusterProbe | None = None
         self._thread: threading.Thread | None = None
         self._on_report: Callable[[Any], None] = lambda record: None
         self._process: ProcessState | None = None
@@ -113,7 +90,7 @@ class Ray(Engine):
     # ── beginning and ending ─────────────────────────────────────────────────────────────────────────
 
     def start(self, on_report: Callable[[Any], None], seed: int) -> None:
-        """Join or start the cluster, and make the home.
+        """Join or start the cluster, and make the session host.
 
         Raises:
             SessionError: it carries a session already, or is asked to record.
@@ -128,16 +105,19 @@ class Ray(Engine):
         torch.manual_seed(seed)
         self._on_report, self._seed = on_report, seed
         self._over.clear()
-        self._dead = ""
+        self._pool, self._heartbeats = self._new_pool(seed), Heartbeats()
         try:
-            self._vitals = Vitals()
-            self._hosts[HOME] = self._new_host(HOME, {})  # it comes up together with the first of the others
+            self._cluster = ClusterProbe()
+            self._pool.start_session_host()
         except BaseException:
             self.stop()
             raise
         self._thread = threading.Thread(target=self._follow, name="akkordeon-ray", daemon=True)
         self._thread.start()
-        threading.Thread(target=self._look_after, name="akkordeon-ray-vitals", daemon=True).start()
+        threading.Thread(target=self._look_after, name="akkordeon-ray-cluster", daemon=True).start()
+
+    def _new_pool(self, seed: int) -> HostPool:
+        return HostPool(seed, placement=self.placement, wire_dtype=self.wire_dtype, workers=self.workers)
 
     def stop(self) -> None:
         """End the hosts, and the cluster if it was started here."""
@@ -149,10 +129,10 @@ class Ray(Engine):
         if self._local is not None:
             self._local.stop()
             self._local = None
-        for gathered in (self._hosts, self._where, self._places, self._awaited, self._local_addresses):
-            gathered.clear()
+        self._pool.clear()
+        self._local_addresses.clear()
         if self._process is not None:
-            if self._dead:
+            if self._pool.lost:
                 within(STOP_S, self._leave)  # Ray waits for what is no more
             else:
                 self._leave()
@@ -160,66 +140,12 @@ class Ray(Engine):
             self._process = None
 
     def _end_hosts(self) -> None:
-        for name, handle in list(self._hosts.items()):
+        for name, handle in list(self._pool.hosts.items()):
             self._end_host(name, handle)
-
-    # ── hosts ────────────────────────────────────────────────────────────────────────────────────────
-
-    def _make_hosts(self, needed: Mapping[str, Mapping[str, float]]) -> None:
-        """Make hosts, all at once, by name and with what they need; those that are there already stay."""
-        ray = require_ray()
-        with self._lock:
-            there = dict(self._hosts)
-        made: dict[str, Any] = {}
-        try:
-            for name, needs in needed.items():
-                if name not in there and name not in made:
-                    made[name] = self._new_host(name, needs)
-            new = made | {name: handle for name, handle in there.items() if name not in self._where}
-            asked = {name: handle.whereabouts.remote() for name, handle in new.items()}
-            found = dict(zip(asked, self._answers(asked.values(), READY_S), strict=True))
-        except BaseException as error:
-            for name, handle in made.items():
-                self._end_host(name, handle)
-            if not isinstance(error, ray.exceptions.GetTimeoutError | ray.exceptions.RayActorError):
-                raise
-            wishes = {name: dict(needs) for name, needs in needed.items() if needs} or "nothing special"
-            came = "died" if isinstance(error, ray.exceptions.RayActorError) else f"took {READY_S:g} s"
-            raise ClusterError(
-                f"the cluster did not bring up {', '.join(new)}: a process {came}; what was asked for: "
-                f"{wishes}; what there is: {ray.available_resources()}"
-            ) from error
-        with self._lock:
-            self._where.update(found)
-            self._hosts.update(made)
-
-    def _new_host(self, name: str, needs: Mapping[str, float]) -> Any:
-        """Ask Ray for a process."""
-        from akkordeon.engines.ray.hosts import Home, Host
-
-        try:
-            make = require_ray().remote(**self._options(name, needs))(Home if name == HOME else Host)
-        except ValueError as error:
-            raise RecipeError(f"{name} cannot have the resources {dict(needs)}: {error}") from error
-        seed = (self._seed + zlib.crc32(name.encode())) % 2**63
-        # The gates of a replica mostly wait for each other: a second worker would take turns with the first.
-        workers = self.workers or (1 if is_replica(name) else None)
-        return make.remote(seed, workers, self.wire_dtype, [os.path.abspath(folder) for folder in sys.path])
-
-    def _options(self, name: str, needs: Mapping[str, float]) -> dict[str, Any]:
-        """What Ray is to know of a host: what it needs, and where it may be."""
-        ray = require_ray()
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-        if name != HOME:
-            return {**UNRECORDED, "num_cpus": 0, **_ray_options(needs), "scheduling_strategy": "SPREAD"}
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        desk = {"concurrency_groups": {"desk": 1}}
-        return {**UNRECORDED, "num_cpus": 0, "scheduling_strategy": here, **desk}
 
     def _end_host(self, name: str, handle: Any) -> None:
         """End a process."""
-        require_ray().kill(handle)
+        self._pool.end(name, handle)
 
     # ── actors ───────────────────────────────────────────────────────────────────────────────────────
 
@@ -230,7 +156,7 @@ class Ray(Engine):
         resources: Mapping[str, float] | None = None,
         beside: str | None = None,
     ) -> None:
-        """Make an actor: a sentinel or its reader at home or beside whom it serves, any other in its host.
+        """Make an actor: a sentinel or its reader in the session host or beside another, others by placement.
 
         Raises:
             RecipeError: an actor that does not belong here cannot travel.
@@ -239,95 +165,31 @@ class Ray(Engine):
         if not is_visitor(address):
             self.spawn_all([Spawn(address, make, resources)])
             return
-        parcel = self._shipped(address, make)
-        host = HOME if parcel is None or beside is None else self._places.get(beside, "")
-        if host == HOME:
+        try:
+            maker: Serialized | None = shipped(make)
+        except TypeError:
+            maker = None
+        host = SESSION_HOST if maker is None or beside is None else self._pool.places.get(beside, "")
+        if host == SESSION_HOST:
             self.wait_until(lambda: not self._moving, READY_S)
-        if host not in self._hosts:
+        if host not in self._pool.hosts:
             raise ClusterError(f"the process that {address} belongs into has died")
-        if parcel is None:
+        if maker is None:
             self._spawn_here(address, make)
         else:
-            self._ship({address: host}, {address: parcel})
+            self._pool.ship({address: host}, {address: maker})
         self._tell_routes({address: host})
 
     def spawn_all(self, spawns: Iterable[Spawn]) -> None:
         """Make the actors of a network, their hosts at once."""
-        spawns = list(spawns)
-        places = {spawn.address: self._place(spawn.address) for spawn in spawns}
-        self._make_hosts(
-            {
-                host: sum_of_resources(s.resources for s in spawns if places[s.address] == host)
-                for host in places.values()
-            }
-        )
-        parcels: dict[str, Parcel] = {}
-        for spawn in spawns:
-            parcel = self._shipped(spawn.address, spawn.make)
-            if parcel is None:
-                raise RecipeError(f"{spawn.address} cannot travel to its host: {self._why_not}")
-            parcels[spawn.address] = parcel
-        self._ship(places, parcels)
-        self._tell_routes(places)
+        self._tell_routes(self._pool.spawn_all(spawns))
 
     def retire(self, addresses: Iterable[str]) -> None:
         """End the hosts that have nobody else, or as soon as they have nobody."""
-        gone = set(addresses)
-        with self._lock:
-            self._leaving |= {self._places.pop(address) for address in gone & self._places.keys()} - {HOME}
-            others = list(self._hosts.values())
-        for handle in others:
-            handle.unroute.remote(gone)
-        self._end_the_leaving()
-
-    def _end_the_leaving(self) -> None:
-        with self._lock:
-            empty = self._leaving - set(self._places.values())
-            self._leaving -= empty
-            ended = {name: self._hosts.pop(name) for name in empty & self._hosts.keys()}
-        for name, handle in ended.items():
-            self._end_host(name, handle)
-
-    def _place(self, address: str) -> str:
-        """The name of the host that an actor belongs to."""
-        return host_of(address, self.placement)
-
-    _why_not = ""
-
-    def _shipped(self, address: str, make: Callable[[], Actor]) -> Parcel | None:
-        """An actor's recipe as a parcel; None if it cannot travel."""
-        from akkordeon.engines.ray.serialization import pack, ship_by_value
-
-        ship_by_value()
-        try:
-            return pack(make)
-        except TypeError as error:
-            self._why_not = str(error)
-            return None
-
-    def _ship(self, places: Mapping[str, str], parcels: Mapping[str, Parcel]) -> None:
-        """Have the hosts make the actors; what making one raises, this raises."""
-        from akkordeon.engines.ray.serialization import unpack
-
-        ray = require_ray()
-        with self._lock:
-            self._places.update(places)
-        made = [
-            self._hosts[places[address]].spawn.remote(address, parcel) for address, parcel in parcels.items()
-        ]
-        moving = ", ".join(parcels)
-        try:
-            outcomes = self._answers(made, READY_S)
-        except ray.exceptions.RayActorError as error:
-            raise ClusterError(f"a host died while {moving} moved in: {error}") from error
-        except ray.exceptions.GetTimeoutError as error:
-            raise ClusterError(f"no host took {moving} in within {READY_S:g} s") from error
-        for outcome in outcomes:
-            if outcome is not None:
-                raise _as_told(unpack(outcome), moving)
+        self._pool.retire(list(addresses))
 
     def _spawn_here(self, address: str, make: Callable[[], Actor]) -> None:
-        """Make an actor in this process, which the others reach through the home."""
+        """Make an actor in this process, which the others reach through the session host."""
         if self._local is None:
             from akkordeon.engines.ray.hosts import Dispatcher
 
@@ -335,63 +197,21 @@ class Ray(Engine):
             self._local._reported = self._reported  # one lock: each side may report while the other does
             self._local.start(self._report, self._seed)
         self._local.spawn(address, make)
-        with self._lock:
-            self._local_addresses.add(address)
-            self._places[address] = HOME
+        self._local_addresses.add(address)
+        self._pool.place({address: SESSION_HOST})
 
     def _tell_routes(self, places: Mapping[str, str]) -> None:
-        """Tell every host where these actors are, and new ones where all are; wait until they know."""
-        ray = require_ray()
-        with self._lock:
-            hosts, known = dict(self._hosts), dict(self._places)
+        """Tell every host where these actors are, and where to report; wait until they know."""
+        hosts = dict(self._pool.hosts)
         told = []
-        for name, handle in hosts.items():
-            news = known if name in places.values() else places
-            routes: Routes = {a: hosts[host] for a, host in news.items() if host != name and host in hosts}
-            if name == HOME:
-                routes.update(dict.fromkeys(self._local_addresses & news.keys()))
-            elif HOME in hosts:
-                told.append(handle.listen.remote(self._key, hosts[HOME]))
-            told.append(handle.route.remote(routes))
-        with suppress(ray.exceptions.RayError):  # whoever feels their pulse will say so
-            self._answers(told, ROUTES_S)
+        if (session_host := hosts.pop(SESSION_HOST, None)) is not None:
+            told = [handle.add_listener.remote(self._key, session_host) for handle in hosts.values()]
+        self._pool.tell_routes(places, list(self._local_addresses), told)
 
-    def _answers(self, asked: Iterable[Any], timeout_s: float) -> list[Any]:
-        """What hosts answer, all of them; every wait for Ray that a user waits for has this bound.
-
-        Raises:
-            ClusterError: the cluster is gone.
-            ray.exceptions.GetTimeoutError: not all answers have come by then.
-            ray.exceptions.RayActorError: somebody who was asked has died.
-        """
-        ray = require_ray()
-        refs, deadline_s = list(asked), time.monotonic() + timeout_s
-        left = refs
-        while left:
-            if self._dead:
-                raise ClusterError(self._dead)
-            if time.monotonic() >= deadline_s:
-                raise ray.exceptions.GetTimeoutError(f"no answer within {timeout_s:g} s")
-            patience_s = min(PULSE_S, max(0.0, deadline_s - time.monotonic()))
-            _, left = ray.wait(left, num_returns=len(left), timeout=patience_s)
-        return list(ray.get(refs))
-
-    def _settle_home(self) -> None:
-        """See that the home, perhaps a new one, and the hosts know each other."""
-        self._make_hosts({})
-        self._tell_routes({"": HOME})
-
-    def _forget(self, address: str) -> None:
-        """A sentinel has ended: nobody needs to know the way to it."""
-        gone = [address, address.replace("sentinel/", "reader/", 1)]
-        with self._lock:
-            for each in gone:
-                self._places.pop(each, None)
-                self._local_addresses.discard(each)
-            hosts = [handle for name, handle in self._hosts.items() if name != HOME]
-        for handle in hosts:
-            handle.unroute.remote(gone)
-        self._end_the_leaving()
+    def _settle_session_host(self) -> None:
+        """See that the session host, perhaps a new one, and the others know each other."""
+        self._pool.make({})
+        self._tell_routes({"": SESSION_HOST})
 
     # ── messages ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -404,12 +224,12 @@ class Ray(Engine):
 
     def _post(self, to: str, message: Message) -> bool:
         """Send a message to another process; False if nobody there has that address."""
-        from akkordeon.engines.ray.serialization import seal
+        from akkordeon.engines.ray.serialization import serialize_message
 
-        handle = None if to in self._local_addresses else self._hosts.get(self._places.get(to, ""))
+        handle = None if to in self._local_addresses else self._pool.host_with(to)
         if handle is None:
             return False
-        handle.enqueue.remote(seal(to, message, self.wire_dtype))
+        handle.enqueue.remote(serialize_message(to, message, self.wire_dtype))
         return True
 
     def now_s(self) -> float:
@@ -424,20 +244,17 @@ class Ray(Engine):
     def loads(self) -> dict[str, Load]:
         """How busy each living actor is, where its host answers in time."""
         ray = require_ray()
-        asked = [handle.loads.remote() for handle in list(self._hosts.values())]
+        asked = [handle.loads.remote() for handle in list(self._pool.hosts.values())]
         ready, _ = ray.wait(asked, num_returns=len(asked), timeout=LOADS_S) if asked else ([], [])
         found = dict(self._local.loads()) if self._local is not None else {}
         for ref in ready:
-            try:
+            with suppress(ray.exceptions.RayActorError):
                 found.update(ray.get(ref))
-            except ray.exceptions.RayActorError:
-                continue
         return found
 
-    def whereabouts(self) -> dict[str, tuple[str, int]]:
+    def locations(self) -> dict[str, tuple[str, int]]:
         """Address of the node and number of the process of every actor in a host."""
-        with self._lock:
-            return {a: self._where[host] for a, host in self._places.items() if host in self._where}
+        return self._pool.actor_locations()
 
     # ── what comes in ────────────────────────────────────────────────────────────────────────────────
 
@@ -446,143 +263,107 @@ class Ray(Engine):
             self._on_report(record)
             self._reported.notify_all()
         if isinstance(record, SentinelEnded):
-            self._forget(record.address)
+            gone = [record.address, record.address.replace("sentinel/", "reader/", 1)]
+            self._local_addresses.difference_update(gone)
+            self._pool.forget(gone)
 
     def _follow(self) -> None:
-        """Take what the home hands over, and feel the pulse of the hosts. The engine's one thread here."""
-        beaten_s: dict[str, float] = {}
-        asked_s: dict[str, float] = {}
+        """Take what the session host hands over, and ask all others for heartbeats. The one thread here."""
         try:
             while not self._over.is_set():
-                self._ask_hosts(beaten_s, asked_s)
-                self._hear(beaten_s)
-                self._lose_the_silent(asked_s)
+                self._ask_hosts()
+                self._hear()
+                self._lose_the_silent()
         except Exception as error:  # the cluster is gone: nobody will answer any more
             self._lose_all(f"Ray does not answer ({explain(error)})")
 
-    def _hear(self, beaten_s: dict[str, float]) -> None:
+    def _ask_hosts(self) -> None:
+        """Ask each that owes no answer: the session host for what it has, the others for heartbeats."""
+        for name, handle in list(self._pool.hosts.items()):
+            if name == SESSION_HOST:
+                self._heartbeats.ask(name, handle.collect.remote)
+            else:
+                self._heartbeats.ask(name, handle.heartbeat.remote, HEARTBEAT_S)
+
+    def _hear(self) -> None:
         """Take the answers that have come, or wait a moment for one."""
         ray = require_ray()
-        if not self._awaited:
-            self._over.wait(PULSE_S)
+        if not self._heartbeats.owed():
+            self._over.wait(HEARTBEAT_S)
             return
-        ready, _ = ray.wait(list(self._awaited), num_returns=1, timeout=PULSE_S)
-        for ref in ready:
-            name = self._awaited.pop(ref)
-            try:
-                answer = ray.get(ref)
-            except ray.exceptions.ActorUnavailableError:
-                continue  # it may come back; if it does not, Ray says that it died
-            except ray.exceptions.RayActorError:
-                if not self._over.is_set():
-                    self._lose(name, "its process died")
-                    self._replace_home()
-                continue
-            beaten_s[name] = time.monotonic()
-            for to, parcel in answer or ():
-                self._take_in(to, parcel)
+        for name, answer in self._heartbeats.answers(HEARTBEAT_S):
+            if not isinstance(answer, Lost):
+                for to, serialized in answer or ():
+                    self._take_in(to, serialized)
+            elif not isinstance(answer.error, ray.exceptions.RayActorError):
+                raise answer.error
+            elif not self._over.is_set():
+                self._lose(name, "its process died")
+                self._replace_session_host()
 
-    def _ask_hosts(self, beaten_s: Mapping[str, float], asked_s: dict[str, float]) -> None:
-        """Ask every host that owes no answer: the home for what it has, the others for a sign of life."""
-        with self._lock:
-            hosts = dict(self._hosts)
-        for name, handle in hosts.items():
-            if name in self._awaited.values():
-                continue
-            if name == HOME:
-                self._awaited[handle.collect.remote()] = name
-            elif time.monotonic() - beaten_s.get(name, 0.0) >= PULSE_S:
-                self._awaited[handle.pulse.remote()] = name
-            else:
-                continue
-            asked_s[name] = time.monotonic()
-
-    def _lose_the_silent(self, asked_s: dict[str, float]) -> None:
+    def _lose_the_silent(self) -> None:
         """A host that owes an answer for too long counts as lost: it is stopped, stuck or cut off."""
-        now_s = time.monotonic()
-        for ref, name in list(self._awaited.items()):
-            if name not in self._where:
-                asked_s[name] = now_s  # one that comes up may take its time
-            elif now_s - asked_s[name] > SILENT_S:
-                del self._awaited[ref]
-                handle = self._hosts[name]
-                self._lose(name, f"its process has not answered for {SILENT_S:g} s")
-                within(STOP_S, partial(self._end_host, name, handle))
-                self._replace_home()
+        for name in self._pool.hosts.keys() - self._pool.locations.keys():
+            self._heartbeats.excuse(name)  # it comes up, and may take its time
+        for name in self._heartbeats.silent(SILENT_S):
+            self._heartbeats.drop(name)
+            if (handle := self._pool.hosts.get(name)) is None:
+                continue  # it was ended
+            self._lose(name, f"its process has not answered for {SILENT_S:g} s")
+            within(STOP_S, partial(self._end_host, name, handle))
+            self._replace_session_host()
 
     def _look_after(self) -> None:
         """See that Ray's own processes are there, without which nothing goes on. On a thread of its own."""
         away_s = 0.0
-        while not self._over.wait(HEARTBEAT_S) and self._vitals is not None:
-            if not self._vitals.node_answers():
+        while not self._over.wait(CLUSTER_CHECK_S) and self._cluster is not None:
+            if not self._cluster.node_answers():
                 self._lose_all("Ray's process on this machine (raylet) has died")
                 return
-            away_s = 0.0 if self._vitals.head_answers() else away_s + HEARTBEAT_S
+            away_s = 0.0 if self._cluster.head_answers() else away_s + CLUSTER_CHECK_S
             if away_s >= HEAD_S:
-                self._dead = f"the head of the Ray cluster has not answered for {HEAD_S:g} s"
-                self._report(ClusterLost(self._dead))  # the hosts are there: gates can leave their weights
+                self._pool.lost = f"the head of the Ray cluster has not answered for {HEAD_S:g} s"
+                self._report(
+                    ClusterLost(self._pool.lost)
+                )  # the hosts are there: gates can leave their weights
                 return
 
-    def _lose_all(self, why: str) -> None:
-        self._dead = why
-        for name in sorted(self._hosts, key=lambda name: name == HOME):  # it is gates that end a session
-            self._lose(name, why)
-
-    def _take_in(self, to: str | None, parcel: Parcel) -> None:
-        from akkordeon.engines.ray.serialization import unpack
+    def _take_in(self, to: str | None, serialized: Serialized) -> None:
+        from akkordeon.engines.ray.serialization import deserialize
 
         try:
-            thing = unpack(parcel, writable=True)
+            thing = deserialize(serialized, writable=True)
         except Exception as error:
-            thing = ActorFailed(to or HOME, "a report that cannot be unpacked", error)
+            thing = ActorFailed(to or SESSION_HOST, "a report that cannot be unpacked", error)
             to = None
         if to is None:
             self._report(thing)
         elif self._local is not None:
             self._local.send(to, thing)
 
+    def _lose_all(self, why: str) -> None:
+        self._pool.lost = why
+        # Gates first: it is they that end a session.
+        for name in sorted(self._pool.hosts, key=lambda name: name == SESSION_HOST):
+            self._lose(name, why)
+
     def _lose(self, name: str, why: str) -> None:
         """A host is gone: say who was there."""
-        self._moving = self._moving or name == HOME
-        with self._lock:
-            self._hosts.pop(name, None)
-            node, pid = self._where.pop(name, ("?", 0))
-            gone = [address for address, host in self._places.items() if host == name]
-            for address in gone:
-                del self._places[address]
+        self._moving = self._moving or name == SESSION_HOST
+        (node, pid), gone = self._pool.remove(name)
         for address in gone:
             self._report(ActorLost(address, f"{why} (number {pid} on {node})"))
 
-    def _replace_home(self) -> None:
-        """Have a home again, if it was the home that died: without one the session hears nothing."""
-        if not self._moving or self._dead:
+    def _replace_session_host(self) -> None:
+        """Have a session host again, if it was that which died: without one the session hears nothing."""
+        if not self._moving or self._pool.lost:
             return
-        for handle in self._hosts.values():
-            handle.deafen.remote(self._key)
+        for handle in self._pool.hosts.values():
+            handle.remove_listener.remote(self._key)
         self._key = uuid.uuid4().hex
         with suppress(ClusterError):
-            self._hosts[HOME] = self._new_host(HOME, {})
-            self._settle_home()
+            self._pool.start_session_host()
+            self._settle_session_host()
         with self._reported:
             self._moving = False
             self._reported.notify_all()
-
-
-def _as_told(error: BaseException, moving: str) -> BaseException:
-    """What a host raised when it made an actor; what is missing there is not missing here."""
-    if not isinstance(error, ModuleNotFoundError):
-        return error
-    told = RecipeError(
-        f"{moving} cannot be made in another process: {error}. What a gate or a sentinel imports must be "
-        "installed on every machine, or lie in a folder that is there under the same name"
-    )
-    told.__cause__ = error
-    return told
-
-
-def _ray_options(needs: Mapping[str, float]) -> dict[str, Any]:
-    """Resources as Ray's options have them: CPUs, GPUs and memory by name, all others in a dict."""
-    own = {"num_cpus", "num_gpus", "memory"}
-    options: dict[str, Any] = {name: amount for name, amount in needs.items() if name in own}
-    custom = {name: amount for name, amount in needs.items() if name not in own}
-    return options | ({"resources": custom} if custom else {})

@@ -1,7 +1,8 @@
-"""The keeper of a detached network: it knows who is where, outlives every session, and sees who dies.
+"""The registrar of a detached network: it knows who is where, outlives every session, and sees who dies.
 
-One Ray actor a network, named after it. Sessions ask it for the way in; gates and homes tell it what is
-to be remembered; it feels their pulse and has the gates forget the sentinels of a home that died.
+One Ray actor a network, named after it. Sessions ask it for the way in; gates and session hosts tell it what
+is to be known later; it asks all of them for heartbeats, and has the gates forget the sentinels of a session
+that died.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import itertools
 import threading
 import time
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -26,22 +27,25 @@ from akkordeon.core.reports import (
     RoundDone,
     SentinelEnded,
 )
-from akkordeon.engines.ray.serialization import Letter, Opened, Parcel, pack, seal, unpack
-from akkordeon.engines.ray.snapshots import KEEPER, Snapshots
+from akkordeon.engines.ray.heartbeats import HEARTBEAT_S, SILENT_S, Heartbeats, Lost
+from akkordeon.engines.ray.network_info import GateRow, NetworkInfo, NetworkStatus, SentinelRow
+from akkordeon.engines.ray.serialization import (
+    Envelope,
+    Serialized,
+    SerializedMessage,
+    deserialize,
+    serialize,
+    serialize_message,
+)
+from akkordeon.engines.ray.snapshots import REGISTRAR, Snapshots
 
-__all__ = ["GateLine", "Keeper", "Plan", "SentinelLine", "Survey"]
+__all__ = ["Registrar"]
 
 READY_S = 60.0
-"""How long the hosts may take to know their keeper."""
-
-PULSE_S = 0.5
-"""How often each process's pulse is felt."""
+"""How long the hosts may take to know their registrar."""
 
 PROBE_S = 2.0
 """How often the gates are asked how they are."""
-
-SILENT_S = 30.0
-"""How long a host may owe a sign of life: until it gives one, the network does not work."""
 
 SNAPSHOT_S = 60.0
 """How often the gates are asked for their weights, if that is quick."""
@@ -53,58 +57,7 @@ WEIGHTS_S = 60.0
 """How long somebody who asks for weights waits for those of now, before older ones must do."""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What a session must know to join. ``hosts`` are handles by name, ``places`` host names by address.
-
-    ``description``: how the network's task is made again, for those that keep its weights.
-    """
-
-    recipe: Parcel
-    seed: int
-    hosts: dict[str, Any]
-    where: dict[str, tuple[str, int]]
-    places: dict[str, str]
-    wire_dtype: Any = None
-    description: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class GateLine:
-    """A gate, as last heard of. ``node`` and ``pid``: where it is."""
-
-    address: str
-    node: str
-    pid: int
-    status: GateStatus | None
-    updates_per_s: float
-
-
-@dataclass
-class SentinelLine:
-    """A sentinel, as last heard of."""
-
-    name: str
-    role: str
-    address: str
-    node: str
-    pid: int
-    answers: bool = False  # a question, of whose end nobody needs to hear
-    last: EpochDone | RoundDone | None = None
-
-
-@dataclass(frozen=True)
-class Survey:
-    """How a network is."""
-
-    name: str
-    gates: list[GateLine]
-    sentinels: list[SentinelLine]
-    failure: str | None
-    left: list[str] = field(default_factory=list)
-
-
-class Keeper:
+class Registrar:
     """See the module. Ray calls its methods one after the other; a thread of its own keeps watch.
 
     Args:
@@ -115,53 +68,51 @@ class Keeper:
         self._name = name
         self._lock = threading.RLock()
         self._told = threading.Condition(self._lock)  # by gates, how they are
-        self._plan: Plan | None = None
-        self._homes: dict[str, Any] = {}
-        self._sentinels: dict[str, SentinelLine] = {}
-        self._home_of: dict[str, str] = {}  # key of the home, by address of the sentinel
+        self._info: NetworkInfo | None = None
+        self._sessions: dict[str, Any] = {}  # session hosts by key
+        self._sentinels: dict[str, SentinelRow] = {}
+        self._session_of: dict[str, str] = {}  # key, by address of the sentinel
         self._numbers: Counter[str] = Counter()
         self._gates: dict[str, GateStatus] = {}
         self._heard: dict[str, tuple[float, int]] = {}  # when each gate had which version
         self._rates: dict[str, float] = {}
         self._failure: str | None = None
-        self._left: list[str] = []
-        self._awaited: dict[Any, str] = {}
-        self._asked_s: dict[str, float] = {}  # since when each owes an answer
+        self._events: list[str] = []
+        self._heartbeats = Heartbeats()
         self._snapshots: Snapshots | None = None
         self._saved: dict[str, int] | None = None  # versions of the gates when weights were asked for last
         self._probes = itertools.count(1)
 
     # ── for sessions ─────────────────────────────────────────────────────────────────────────────────
 
-    def open(self, plan: Plan, myself: Any) -> None:
+    def open(self, info: NetworkInfo, myself: Any) -> None:
         """The gates are there: begin to keep watch."""
-        self._plan = plan
-        self._snapshots = Snapshots(tuple(plan.places), self._send)
-        kept = [host.keep.remote(myself) for host in plan.hosts.values()]
-        routed = [host.route.remote({KEEPER: myself}) for host in plan.hosts.values()]
-        ray.get([*kept, *routed], timeout=READY_S)
-        threading.Thread(target=self._watch, name="akkordeon-keeper", daemon=True).start()
+        self._info = info
+        self._snapshots = Snapshots(tuple(info.places), self._send)
+        told = [host.set_registrar.remote(myself) for host in info.hosts.values()]
+        routed = [host.add_routes.remote({REGISTRAR: myself}) for host in info.hosts.values()]
+        ray.get([*told, *routed], timeout=READY_S)
+        threading.Thread(target=self._watch, name="akkordeon-registrar", daemon=True).start()
 
-    def plan(self) -> Plan | None:
+    def info(self) -> NetworkInfo | None:
         """The way in; None while the network is being started."""
-        return self._plan
+        return self._info
 
     def failure(self) -> str | None:
         """Why the network works no more, or not now, if so."""
         if self._failure is not None:
             return self._failure
-        now_s = time.monotonic()
+        silent = self._heartbeats.silent(SILENT_S)
         with self._lock:
-            silent = {name for name, asked_s in self._asked_s.items() if now_s - asked_s > SILENT_S}
-            places = self._plan.places if self._plan else {}
+            places = self._info.places if self._info else {}
             gates = [address for address, host in places.items() if host in silent]
         if not gates:
             return None
-        node, pid = self._whereabouts(places[gates[0]])
+        node, pid = self._location(places[gates[0]])
         return f"{', '.join(gates)} has not answered for {SILENT_S:g} s or more (number {pid} on {node})"
 
-    @ray.method(concurrency_group="desk")
-    def weights(self) -> Parcel | None:
+    @ray.method(concurrency_group="control")
+    def weights(self) -> Serialized | None:
         """The weights of now, or the latest that are known; None if there are none yet."""
         snapshots = self._snapshots
         if snapshots is None:
@@ -170,13 +121,13 @@ class Keeper:
             snapshots.wait_for_last(self._living_gates(), WEIGHTS_S / 4)
         elif self.failure() is None:
             snapshots.wait_for(snapshots.ask(), WEIGHTS_S)
-        kept = snapshots.kept()
-        if kept is None:
+        latest = snapshots.latest()
+        if latest is None:
             return None
-        self._saved = dict(kept.versions)
-        return pack(kept)
+        self._saved = dict(latest.versions)
+        return serialize(latest)
 
-    @ray.method(concurrency_group="desk")
+    @ray.method(concurrency_group="control")
     def unsaved(self) -> bool:
         """Whether the network was trained since its weights were asked for last."""
         number, gates = self._probe_gates(), self._living_gates()
@@ -187,12 +138,18 @@ class Keeper:
 
     def _living_gates(self) -> list[str]:
         with self._lock:
-            plan = self._plan
-            return [a for a, host in plan.places.items() if host in plan.hosts] if plan else []
+            info = self._info
+            return [a for a, host in info.places.items() if host in info.hosts] if info else []
 
-    def admit(
-        self, name: str | None, role: str, answers: bool, key: str, home: Any, where: tuple[str, int]
-    ) -> tuple[str, int] | Parcel:
+    def register_sentinel(
+        self,
+        name: str | None,
+        role: str,
+        answers: bool,
+        key: str,
+        session_host: Any,
+        location: tuple[str, int],
+    ) -> tuple[str, int] | Serialized:
         """Give a sentinel a name that no other here has, and a number that none ever had."""
         with self._lock:
             taken = {line.name for line in self._sentinels.values()}
@@ -201,86 +158,87 @@ class Keeper:
                 name = next(n for n in itertools.chain([role], numbered) if n not in taken)
             if name in taken:
                 why = f"a sentinel {name!r} is at work in {self._name!r} already; give this one another name"
-                return pack(NameTakenError(why))
+                return serialize(NameTakenError(why))
             self._numbers[name] += 1
             address = f"sentinel/{name}#{self._numbers[name]}"
-            self._sentinels[address] = SentinelLine(name, role, address, *where, answers)
-            self._home_of[address] = key
-            self._homes[key] = home
+            self._sentinels[address] = SentinelRow(name, role, address, *location, answers)
+            self._session_of[address] = key
+            self._sessions[key] = session_host
             return name, self._numbers[name]
 
-    def dismiss(self, address: str) -> None:
+    def unregister_sentinel(self, address: str) -> None:
         """A sentinel has ended, or never began."""
         with self._lock:
             line = self._sentinels.pop(address, None)
-            self._home_of.pop(address, None)
+            self._session_of.pop(address, None)
         if line is not None and not line.answers:
             self._note(f"{line.name} ended")
 
-    def welcome(self, key: str, home: Any) -> None:
-        """A session begins; if its process dies, the gates need not tell its home any more."""
+    def register_session(self, key: str, session_host: Any) -> None:
+        """A session begins; if its host dies, the gates need not tell it any more."""
         with self._lock:
-            self._homes[key] = home
+            self._sessions[key] = session_host
 
-    def farewell(self, key: str) -> None:
-        """A session ends; its home is no more."""
-        self._close_home(key)
+    def unregister_session(self, key: str) -> None:
+        """A session ends; its host is no more."""
+        self._remove_session(key)
 
-    def detach(self, name: str, drop: bool) -> Parcel | None:
+    def detach(self, name: str, drop: bool) -> Serialized | None:
         """Have a sentinel end, whoever attached it."""
         with self._lock:
             found = [line for line in self._sentinels.values() if line.name == name]
             if not found:
                 known = ", ".join(sorted(repr(line.name) for line in self._sentinels.values())) or "none"
                 why = f"no sentinel {name!r} is at work in {self._name!r}; there are: {known}"
-                return pack(NoSuchSentinelError(why))
+                return serialize(NoSuchSentinelError(why))
             address = found[0].address
-            home = self._homes[self._home_of[address]]
-        home.enqueue.remote(seal(address, Detach(drop)))
+            session_host = self._sessions[self._session_of[address]]
+        session_host.enqueue.remote(serialize_message(address, Detach(drop)))
         return None
 
-    def survey(self) -> Survey:
+    def status(self) -> NetworkStatus:
         """How the network is."""
         with self._lock:
             gates = [
-                GateLine(
-                    address, *self._whereabouts(host), self._gates.get(address), self._rates.get(address, 0.0)
+                GateRow(
+                    address, *self._location(host), self._gates.get(address), self._rates.get(address, 0.0)
                 )
-                for address, host in (self._plan.places.items() if self._plan else ())
+                for address, host in (self._info.places.items() if self._info else ())
             ]
-            return Survey(self._name, gates, list(self._sentinels.values()), self.failure(), list(self._left))
+            return NetworkStatus(
+                self._name, gates, list(self._sentinels.values()), self.failure(), list(self._events)
+            )
 
-    def _whereabouts(self, host: str) -> tuple[str, int]:
-        assert self._plan is not None
-        return self._plan.where.get(host, ("?", 0))
+    def _location(self, host: str) -> tuple[str, int]:
+        assert self._info is not None
+        return self._info.locations.get(host, ("?", 0))
 
     def end(self, why: str) -> None:
         """Tell every session that the network ends, and end its gates."""
         with self._lock:
-            plan, self._plan = self._plan, None
-            homes = list(self._homes.values())
-        if plan is None:
+            info, self._info = self._info, None
+            session_hosts = list(self._sessions.values())
+        if info is None:
             return
-        for address in plan.places:
-            for home in homes:
-                home.report.remote(pack(ActorLost(address, why)))
-        for host in plan.hosts.values():
+        for address in info.places:
+            for session_host in session_hosts:
+                session_host.report.remote(serialize(ActorLost(address, why)))
+        for host in info.hosts.values():
             ray.kill(host)
 
     # ── for hosts ────────────────────────────────────────────────────────────────────────────────────
 
     @ray.method(num_returns=0)
-    def enqueue(self, letter: Letter) -> None:
-        """Take in what a gate sends to the keeper: its part of a cut."""
-        opened = Opened(letter, writable=True)
+    def enqueue(self, serialized: SerializedMessage) -> None:
+        """Take in what a gate sends to the registrar: its part of a cut."""
         if self._snapshots is not None:
-            self._snapshots.hear(opened.message())
+            self._snapshots.hear(Envelope(serialized, writable=True).message())
 
     @ray.method(num_returns=0)
-    def report(self, parcel: Parcel) -> None:
+    def report(self, serialized: Serialized) -> None:
         """Remember what a gate or a sentinel tells."""
         try:
-            record = unpack(parcel, writable=True)
+            record = deserialize(serialized, writable=True)
         except Exception as error:
             self._note(f"a report could not be read: {explain(error)}")
             return
@@ -292,7 +250,7 @@ class Keeper:
                     if line.name == record.sentinel:
                         line.last = record
         elif isinstance(record, SentinelEnded):
-            self.dismiss(record.address)
+            self.unregister_sentinel(record.address)
         elif isinstance(record, GateLeft) and self._snapshots is not None:
             self._snapshots.keep(record)
         elif isinstance(record, ActorFailed):
@@ -310,7 +268,7 @@ class Keeper:
                 self._heard[status.address] = (now_s, status.version)
 
     def _fail(self, address: str, why: str) -> None:
-        if self._plan is not None and address in self._plan.places:
+        if self._info is not None and address in self._info.places:
             if self._failure is None:
                 self._tell_gates(Close())  # nothing will come of them any more but their weights
             self._failure = self._failure or f"{address} {why}"
@@ -318,22 +276,22 @@ class Keeper:
 
     def _note(self, what: str) -> None:
         with self._lock:
-            self._left = [*self._left[-19:], what]
+            self._events = [*self._events[-19:], what]
 
     # ── watching ─────────────────────────────────────────────────────────────────────────────────────
 
     def _watch(self) -> None:
-        """Feel every pulse, and ask the gates how they are. Runs on a thread of its own, to the end."""
+        """Ask all for heartbeats, and the gates how they are. Runs on a thread of its own, to the end."""
         probed_s = 0.0
         snapshots = threading.Thread(target=self._take_snapshots, name="akkordeon-snapshots", daemon=True)
         snapshots.start()
-        while self._plan is not None:
+        while self._info is not None:
             for name in self._dead():
-                self._lose(name)
+                self._mark_lost(name)
             if time.monotonic() - probed_s >= PROBE_S:
                 probed_s = time.monotonic()
                 self._probe_gates()
-            threading.Event().wait(PULSE_S)
+            time.sleep(HEARTBEAT_S)
 
     def _probe_gates(self) -> int:
         """Ask the gates how they are; the number of the question. Those of sessions are above 0."""
@@ -349,38 +307,22 @@ class Keeper:
         """Have the latest weights at hand, whatever happens to the gates. Runs on a thread of its own."""
         assert self._snapshots is not None
         taken: dict[str, int] | None = None
-        while self._plan is not None and self._failure is None:
+        while self._info is not None and self._failure is None:
             began_s = time.monotonic()
             versions = {address: status.version for address, status in self._gates.items()}
             if versions != taken and self._snapshots.wait_for(self._snapshots.ask(), WEIGHTS_S):
                 taken = versions
             took_s = time.monotonic() - began_s
-            threading.Event().wait(max(SNAPSHOT_S, took_s / SNAPSHOT_SHARE))
+            time.sleep(max(SNAPSHOT_S, took_s / SNAPSHOT_SHARE))
 
     def _dead(self) -> list[str]:
         """Ask everybody who owes no answer for a sign of life; the names of those who will give none."""
         with self._lock:
-            members = {**(self._plan.hosts if self._plan else {}), **self._homes}
+            members = {**(self._info.hosts if self._info else {}), **self._sessions}
         for name, handle in members.items():
-            if name not in self._awaited.values():
-                self._awaited[handle.pulse.remote()] = name
-                self._asked_s[name] = time.monotonic()
-        if not self._awaited:
-            return []
-        asked = list(self._awaited)
-        answered, _ = ray.wait(asked, num_returns=len(asked), timeout=PULSE_S)
-        dead = []
-        for ref in answered:
-            name = self._awaited.pop(ref)
-            with self._lock:
-                self._asked_s.pop(name, None)
-            try:
-                ray.get(ref)
-            except ray.exceptions.ActorUnavailableError:
-                continue  # it may come back; if it does not, Ray says that it died
-            except ray.exceptions.RayError:
-                dead.append(name)
-        return dead
+            self._heartbeats.ask(name, handle.heartbeat.remote)
+        answers = self._heartbeats.answers(HEARTBEAT_S, all_of_them=True)
+        return [name for name, answer in answers if isinstance(answer, Lost)]
 
     def _tell_gates(self, message: Message) -> None:
         for address in self._living_gates():
@@ -388,38 +330,39 @@ class Keeper:
 
     def _send(self, address: str, message: Message) -> None:
         """Put a message into a gate's mailbox, if its host is there."""
-        plan = self._plan
-        host = None if plan is None else plan.hosts.get(plan.places.get(address, ""))
+        info = self._info
+        host = None if info is None else info.hosts.get(info.places.get(address, ""))
         if host is not None:
-            host.enqueue.remote(seal(address, message))
+            host.enqueue.remote(serialize_message(address, message))
 
-    def _lose(self, name: str) -> None:
-        """Somebody's process is gone: a home with its sentinels, or a host with its gates."""
-        if name in self._homes:
-            for line in self._close_home(name):
+    def _mark_lost(self, name: str) -> None:
+        """Somebody's process is gone: a session with its sentinels, or a host with its gates."""
+        if name in self._sessions:
+            for line in self._remove_session(name):
                 self._tell_gates(Forget(line.address))
                 self._note(f"{line.name} is lost: its process died (number {line.pid} on {line.node})")
             return
-        plan = self._plan
-        if plan is None or name not in plan.hosts:
+        info = self._info
+        if info is None or name not in info.hosts:
             return
-        hosts = {other: handle for other, handle in plan.hosts.items() if other != name}
-        self._plan = replace(plan, hosts=hosts)  # Ray's thread may be reading the old one
-        node, pid = plan.where.get(name, ("?", 0))
+        hosts = {other: handle for other, handle in info.hosts.items() if other != name}
+        self._info = replace(info, hosts=hosts)  # Ray's thread may be reading the old one
+        node, pid = info.locations.get(name, ("?", 0))
         why = f"its process died (number {pid} on {node})"
-        for address in [address for address, host in plan.places.items() if host == name]:
+        for address in [address for address, host in info.places.items() if host == name]:
             self._fail(address, f"is lost: {why}")
 
-    def _close_home(self, key: str) -> list[SentinelLine]:
-        """Forget a home; the sentinels that were at work there."""
+    def _remove_session(self, key: str) -> list[SentinelRow]:
+        """Forget a session; the sentinels that were at work there."""
         with self._lock:
-            self._homes.pop(key, None)
-            addresses = [address for address, home in self._home_of.items() if home == key]
+            self._sessions.pop(key, None)
+            addresses = [address for address, session in self._session_of.items() if session == key]
             gone = [self._sentinels.pop(address) for address in addresses]
             for address in addresses:
-                del self._home_of[address]
-            hosts = list(self._plan.hosts.values()) if self._plan else []
+                del self._session_of[address]
+            hosts = list(self._info.hosts.values()) if self._info else []
+        readers = [address.replace("sentinel/", "reader/", 1) for address in addresses]
         for host in hosts:
-            host.deafen.remote(key)
-            host.unroute.remote([*addresses, *(a.replace("sentinel/", "reader/", 1) for a in addresses)])
+            host.remove_listener.remote(key)
+            host.remove_routes.remote([*addresses, *readers])
         return gone

@@ -1,12 +1,12 @@
 """Anything as bytes and buffers: tensors as NumPy arrays, errors so that they arrive, all else pickled.
 
-A parcel is ``(head, buffers)``. Ray moves its buffers through shared memory without copying them, so a
-tensor that was unpacked may lie in memory that is not ours: it must not be written to, which is what the
-protocol asks of every tensor in a message. What is to be written to is unpacked ``writable``.
+What is serialized is ``(head, buffers)``. Ray moves the buffers through shared memory without copying them,
+so a tensor that was deserialized may lie in memory that is not ours: it must not be written to, which is what
+the protocol asks of every tensor in a message. What is to be written to is deserialized ``writable``.
 
-A message with its receiver's address is a letter. There are thousands a second of them, so the common ones
-are sealed by a pickler that calls Python for tensors alone, and a small one is plain bytes, for which Ray
-has a way of its own.
+A message is serialized with its receiver's address. There are thousands a second of them, so the common ones
+have a pickler that calls Python for tensors alone, and a small one is plain bytes, for which Ray has a way of
+its own.
 """
 
 from __future__ import annotations
@@ -33,23 +33,32 @@ from torch import Tensor
 from akkordeon.core.messages import Backward, Evaluate, Forward, Message
 from akkordeon.core.shard_messages import Fetch, Parameters, Push
 
-__all__ = ["Letter", "Opened", "Parcel", "pack", "seal", "ship_by_value", "tolerate_read_only", "unpack"]
+__all__ = [
+    "Envelope",
+    "Serialized",
+    "SerializedMessage",
+    "deserialize",
+    "pickle_by_value",
+    "serialize",
+    "serialize_message",
+    "tolerate_read_only",
+]
 
-Parcel = tuple[bytes, list[NDArray[np.uint8]]]
+Serialized = tuple[bytes, list[NDArray[np.uint8]]]
 """The pickled thing, and the memory of its tensors."""
 
-Letter = bytes | Parcel
+SerializedMessage = bytes | Serialized
 """The receiver's address and the message, one pickled after the other."""
 
 INLINE = 512 * 1024
-"""Bytes up to which a tensor is copied into its letter, instead of going through shared memory beside it."""
+"""Bytes up to which a tensor is copied into its message, instead of going through shared memory beside it."""
 
 PLAIN = frozenset({Backward, Evaluate, Fetch, Forward, Parameters, Push})
 """The messages that hold nothing of a class that the receiver might not know."""
 
 
-def pack(thing: Any, wire_dtype: torch.dtype | None = None) -> Parcel:
-    """Make a parcel of anything.
+def serialize(thing: Any, wire_dtype: torch.dtype | None = None) -> Serialized:
+    """Anything as bytes and buffers.
 
     Args:
         thing: a message, a record, a function, …
@@ -68,17 +77,17 @@ def pack(thing: Any, wire_dtype: torch.dtype | None = None) -> Parcel:
     return file.getvalue(), [np.asarray(buffer) for buffer in buffers]
 
 
-def unpack(parcel: Parcel, writable: bool = False) -> Any:
-    """What was packed. Its tensors may be written to only if they are unpacked ``writable``."""
-    head, buffers = parcel
+def deserialize(serialized: Serialized, writable: bool = False) -> Any:
+    """What was serialized. Its tensors may be written to only if it is deserialized ``writable``."""
+    head, buffers = serialized
     return pickle.loads(head, buffers=[buffer.copy() for buffer in buffers] if writable else buffers)
 
 
-# ── letters ──────────────────────────────────────────────────────────────────────────────────────────
+# ── messages ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def seal(to: str, message: Message, wire_dtype: torch.dtype | None = None) -> Letter:
-    """A message ready for its way, as :func:`pack` would have it, with the address of its receiver.
+def serialize_message(to: str, message: Message, wire_dtype: torch.dtype | None = None) -> SerializedMessage:
+    """A message with the address of its receiver, as :func:`serialize` would have it.
 
     Raises:
         TypeError: it holds something that cannot travel.
@@ -97,21 +106,21 @@ def seal(to: str, message: Message, wire_dtype: torch.dtype | None = None) -> Le
     try:
         if type(message) not in PLAIN:
             raise pickle.PicklingError
-        pickler = _Swift(file, 5, buffer_callback=stays_inside)
+        pickler = _FastPickler(file, 5, buffer_callback=stays_inside)
         pickler.dispatch_table = _table(narrow)
         pickler.dump(message)
     except pickle.PicklingError:
-        head, rest = pack(message, wire_dtype)
+        head, rest = serialize(message, wire_dtype)
         return pickle.dumps(to) + head, rest
     head = file.getvalue()
     return (head, [np.asarray(buffer) for buffer in buffers]) if buffers else head
 
 
-class Opened:
-    """A letter that came: for whom it is, and then what is in it, which may not be readable."""
+class Envelope:
+    """A message that came: for whom it is, and then the message itself, which may not be readable."""
 
-    def __init__(self, letter: Letter, writable: bool = False) -> None:
-        head, buffers = (letter, []) if isinstance(letter, bytes) else letter
+    def __init__(self, serialized: SerializedMessage, writable: bool = False) -> None:
+        head, buffers = (serialized, []) if isinstance(serialized, bytes) else serialized
         if writable:
             buffers = [buffer.copy() for buffer in buffers]
         self._buffers = buffers
@@ -119,11 +128,11 @@ class Opened:
         self.to: str = pickle.load(self._file)
 
     def message(self) -> Any:
-        """What is in it; its tensors must not be written to, unless it was opened ``writable``."""
+        """The message; its tensors must not be written to, unless this was made ``writable``."""
         return pickle.load(self._file, buffers=self._buffers)
 
 
-class _Swift(pickle.Pickler):
+class _FastPickler(pickle.Pickler):
     """The C pickler, as it is, with a table of its own."""
 
 
@@ -206,14 +215,14 @@ def tolerate_read_only() -> None:
         torch.from_numpy(array)
 
 
-def ship_by_value() -> None:
-    """Have the source of the user's ``FILE.py`` travel, and that of its neighbours: other hosts lack them."""
+def pickle_by_value() -> None:
+    """Have the user's ``FILE.py`` and its neighbours pickled with their source: other hosts lack them."""
     tasks = [m for name, m in list(sys.modules.items()) if name.startswith("akkordeon_task_")]
     if not tasks:
         return
-    homes = {folder for task in tasks if (folder := _folder(task)) is not None}
+    folders = {folder for task in tasks if (folder := _folder(task)) is not None}
     for module in list(sys.modules.values()):
-        if isinstance(module, ModuleType) and _folder(module) in homes and module.__name__ != "__main__":
+        if isinstance(module, ModuleType) and _folder(module) in folders and module.__name__ != "__main__":
             cloudpickle.register_pickle_by_value(module)
 
 

@@ -1,8 +1,9 @@
-"""The weights of a network that runs on its own, as its keeper knows them.
+"""The weights of a network that runs on its own, as its registrar knows them.
 
 It asks the gates for consistent cuts as a sentinel does, and keeps the latest that is whole::
 
-    keeper ─ Cut ─▶ last gate ─▶ … ─▶ first gate ─ Cut ─▶ keeper ─ Export ─▶ every gate ─ Exported ─▶ keeper
+    registrar ─ Cut ─▶ last gate ─▶ … ─▶ first gate ─ Cut ─▶ registrar
+    registrar ─ Export ─▶ every gate ─ Exported ─▶ registrar
 
 So of a gate whose process dies there are the weights of the last cut; one that raises leaves those it had.
 """
@@ -17,14 +18,14 @@ from typing import Any
 from akkordeon.core.messages import Cut, CutId, Export, Exported, Message, Release
 from akkordeon.core.reports import GateLeft
 
-__all__ = ["KEEPER", "Kept", "Snapshots"]
+__all__ = ["REGISTRAR", "Snapshot", "Snapshots"]
 
-KEEPER = "keeper"
-"""The keeper's address among the actors."""
+REGISTRAR = "registrar"
+"""The registrar's address among the actors."""
 
 
 @dataclass(frozen=True)
-class Kept:
+class Snapshot:
     """Weights and buffers by gate, and the version each is of. ``late``: gates that are of an earlier cut."""
 
     states: Mapping[str, Mapping[str, Any]]
@@ -47,7 +48,7 @@ class Snapshots:
         self._number = 0
         self._versions: dict[str, int] = {}
         self._states: dict[str, Mapping[str, Any]] = {}  # of the cut under way
-        self._latest: Kept | None = None
+        self._latest: Snapshot | None = None
         self._left: dict[str, GateLeft] = {}
 
     def ask(self) -> int:
@@ -56,8 +57,8 @@ class Snapshots:
             given_up, self._number = self._number, self._number + 1
             self._versions, self._states = {}, {}
             number = self._number
-        self._to_all(Release(CutId(KEEPER, given_up)))
-        self._send(self._row[-1], Cut(CutId(KEEPER, number), ()))
+        self._to_all(Release(CutId(REGISTRAR, given_up)))
+        self._send(self._row[-1], Cut(CutId(REGISTRAR, number), ()))
         return number
 
     def hear(self, message: Message) -> None:
@@ -70,7 +71,7 @@ class Snapshots:
                 self._states[message.gate] = message.state
                 if len(self._states) < len(self._row):
                     return
-                self._latest = Kept({gate: self._states[gate] for gate in self._row}, self._versions)
+                self._latest = Snapshot({gate: self._states[gate] for gate in self._row}, self._versions)
                 self._changed.notify_all()
             self._to_all(Release(message.cut))
 
@@ -91,7 +92,7 @@ class Snapshots:
         with self._changed:
             return self._changed.wait_for(lambda: self._left.keys() >= set(gates), timeout_s)
 
-    def kept(self) -> Kept | None:
+    def latest(self) -> Snapshot | None:
         """What gates left at their end, and of others those of the latest cut; None if some are not known."""
         with self._changed:
             left, latest = dict(self._left), self._latest
@@ -103,7 +104,7 @@ class Snapshots:
             return None
         late = [gate for gate in self._row if left and gate not in left]
         row = self._row
-        return Kept({gate: states[gate] for gate in row}, {gate: versions[gate] for gate in row}, late)
+        return Snapshot({gate: states[gate] for gate in row}, {gate: versions[gate] for gate in row}, late)
 
     def _is_whole(self) -> bool:
         return len(self._states) == len(self._row)

@@ -1,0 +1,69 @@
+"""What the registrar of a detached network tells: the way in, and how the network is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from akkordeon.core.reports import EpochDone, GateStatus, RoundDone
+from akkordeon.engines.ray.serialization import Serialized
+
+__all__ = ["GateRow", "NetworkInfo", "NetworkStatus", "SentinelRow"]
+
+
+@dataclass(frozen=True)
+class NetworkInfo:
+    """What a session must know to join.
+
+    Attributes:
+        recipe: of the network.
+        seed: of the network.
+        hosts: handles by name.
+        locations: address of the node and number of the process, by name of the host.
+        places: name of the host, by address of the gate.
+        wire_dtype: see :class:`akkordeon.Ray`.
+        description: how the network's task is made again, for those that keep its weights.
+    """
+
+    recipe: Serialized
+    seed: int
+    hosts: dict[str, Any]
+    locations: dict[str, tuple[str, int]]
+    places: dict[str, str]
+    wire_dtype: Any = None
+    description: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class GateRow:
+    """A gate, as last heard of. ``node`` and ``pid``: where it is."""
+
+    address: str
+    node: str
+    pid: int
+    status: GateStatus | None
+    updates_per_s: float
+
+
+@dataclass
+class SentinelRow:
+    """A sentinel, as last heard of."""
+
+    name: str
+    role: str
+    address: str
+    node: str
+    pid: int
+    answers: bool = False  # a question, of whose end nobody needs to hear
+    last: EpochDone | RoundDone | None = None
+
+
+@dataclass(frozen=True)
+class NetworkStatus:
+    """How a network is. ``events``: who ended or was lost of late, in words."""
+
+    name: str
+    gates: list[GateRow]
+    sentinels: list[SentinelRow]
+    failure: str | None
+    events: list[str] = field(default_factory=list)
