@@ -167,6 +167,19 @@ def test_nothing_stays_of_a_replica_that_left():
     assert not actor._steps_by_speed._since_s
 
 
+def test_nothing_stays_of_a_replica_that_died_while_pushes_of_it_were_on_their_way():
+    """Late pushes brought back what was known of it: the weights it was lent, and a speed that slows others."""
+    actor = shard(staleness=ak.DelayCompensation(), steps_by_speed=4)
+    fetched(actor)
+    do(actor, Forget("r/0"))
+    for now_s in (1.0, 2.0):
+        do(actor, push(0, torch.ones(1, 2), fetch=True), now_s=now_s)
+    assert not actor._lent
+    assert not actor._dropped
+    assert not actor._merger.knows("r/0")
+    assert not actor._steps_by_speed._per_s
+
+
 def test_no_gradient_is_not_a_gradient_of_zero():
     module = nn.Linear(2, 1)
     actor = shard(module, partial(torch.optim.SGD, lr=0.5, weight_decay=0.1))

@@ -163,6 +163,8 @@ class ShardActor(Stage):
             yield from self._apply(message, gradients, then)
         if message.fetch:
             yield self._lend(message.asker)
+        if (message.asker, None) in self._forgotten:  # it died after it had pushed
+            yield from self._is_gone(message.asker)
         if self._warm_start.waiting and self._warm_start.is_over(self.version):
             yield from self._release_waiting()
 
