@@ -168,7 +168,7 @@ def test_nothing_stays_of_a_replica_that_left():
 
 
 def test_nothing_stays_of_a_replica_that_died_while_pushes_of_it_were_on_their_way():
-    """Late pushes brought back what was known of it: the weights it was lent, and a speed that slows others."""
+    """Late pushes brought back what it was lent, and a speed that the others were held to."""
     actor = shard(staleness=ak.DelayCompensation(), steps_by_speed=4)
     fetched(actor)
     do(actor, Forget("r/0"))
