@@ -16,21 +16,21 @@ from akkordeon.core.messages import Backward, Batch, Fault, Forget, Forward, Ref
 from akkordeon.core.shard_messages import Dropped, Fetch, Parameters, Push, Settle, Settled
 from akkordeon.downpour.replica_gate import DROPPED_MAX, ReplicaGate
 from akkordeon.downpour.sync_policy import SyncPolicy
-from akkordeon.pipeline.stage import Place
+from akkordeon.pipeline.stage import Position
 
 SGD = partial(torch.optim.SGD, lr=0.5)
 X = torch.tensor([[1.0, 2.0]])
 G = torch.tensor([[1.0]])
 
 
-def replica(module=None, optimizer=SGD, place=None, gate=None, **policy) -> ReplicaGate:
+def replica(module=None, optimizer=SGD, position=None, gate=None, **policy) -> ReplicaGate:
     """The only gate of a replica; its weight is (0, 0), so its gradient is X for each batch."""
     if module is None:
         module = nn.Linear(2, 1, bias=False)
         nn.init.zeros_(module.weight)
     return ReplicaGate(
         ak.Gate(module, optimizer, **(gate or {})),
-        Place("r/gate/0", 0, **(place or {})),
+        Position("r/gate/0", 0, **(position or {})),
         SyncPolicy(**policy),
         "shard/0",
     )
@@ -97,7 +97,7 @@ def test_told_to_wait_the_next_forward_does():
 
 
 def test_forwards_that_wait_are_bounded_and_can_be_forgotten():
-    actor = replica(place={"max_in_flight": 2})
+    actor = replica(position={"max_in_flight": 2})
     refused = sends(do(actor, *(forward(i, X) for i in range(3))), Refused)
     assert [message.batch.number for message in refused] == [2]
     out = sends(do(actor, Forget("s", 0), parameters(0)), Forward)
@@ -310,7 +310,7 @@ def test_the_rule_that_keeps_no_weights_takes_a_copy():
 def test_a_batch_in_flight_keeps_its_weights_when_others_come():
     module = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False))
     torch.manual_seed(3)
-    actor = replica(module, place={"previous": "gate/-1"}, local_step=False)
+    actor = replica(module, position={"previous": "gate/-1"}, local_step=False)
     first = tuple(p.detach().clone() for p in module.parameters())
     do(actor, forward(0, X), Parameters("shard/0", 0, first))
     do(actor, Parameters("shard/0", 1, tuple(p + 1 for p in first)))

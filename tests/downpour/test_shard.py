@@ -15,7 +15,7 @@ from akkordeon.core.messages import Batch, Close, Cut, CutId, Evaluate, Export, 
 from akkordeon.core.reports import GateLeft, ShardStatus
 from akkordeon.core.shard_messages import Dropped, Fetch, Left, Parameters, Push, Settle, Settled
 from akkordeon.downpour.shard import ParameterShard, ShardActor
-from akkordeon.pipeline.stage import Place
+from akkordeon.pipeline.stage import Position
 
 SGD = partial(torch.optim.SGD, lr=0.5)
 
@@ -23,7 +23,7 @@ SGD = partial(torch.optim.SGD, lr=0.5)
 def shard(module=None, optimizer=SGD, **recipe) -> ShardActor:
     """The only shard of a row."""
     module = nn.Linear(2, 1, bias=False) if module is None else module
-    return ShardActor(ParameterShard(module, optimizer, **recipe), Place("shard/0", 0))
+    return ShardActor(ParameterShard(module, optimizer, **recipe), Position("shard/0", 0))
 
 
 def fetched(actor: ShardActor, asker: str = "r/0", now_s: float = 0.0) -> Parameters:

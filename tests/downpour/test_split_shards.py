@@ -40,7 +40,7 @@ from akkordeon.engines.simulator.compute import Compute, Cost, Slowdown
 from akkordeon.engines.simulator.distributions import Exponential
 from akkordeon.engines.simulator.faults import Crash
 from akkordeon.engines.simulator.links import Link
-from akkordeon.pipeline.stage import Place
+from akkordeon.pipeline.stage import Position
 
 SGD = partial(torch.optim.SGD, lr=0.1)
 LOCAL = [name for name in ENGINES if name != "ray"]
@@ -196,11 +196,11 @@ def position() -> tuple[ShardActor, ShardActor, ShardActor]:
     module = nn.Linear(2, 1)
     parts = {"shard/0.1": (0,), "shard/0.2": (1,)}
     empty = ParameterShard(module, None, held_elsewhere=(0, 1))
-    front = ShardActor(empty, Place("shard/0", 0), partial(FrontRole, parts))
+    front = ShardActor(empty, Position("shard/0", 0), partial(FrontRole, parts))
     one, other = (
         ShardActor(
             ParameterShard(part_of(module, indices), SGD),
-            Place(part, 0, previous),
+            Position(part, 0, previous),
             partial(PartRole, "shard/0"),
         )
         for (part, indices), previous in zip(parts.items(), ("shard/0", "shard/0.1"), strict=True)
@@ -211,7 +211,7 @@ def position() -> tuple[ShardActor, ShardActor, ShardActor]:
 def cut_at(part: ShardActor, number: int = 0) -> tuple[Parameters, Cut]:
     """What a part sends to the front, and the cut as it goes on."""
     weights, cut = do(part, Cut(CutId("s", number)))
-    assert (weights.to, cut.to) == ("shard/0", part.place.previous)
+    assert (weights.to, cut.to) == ("shard/0", part.position.previous)
     return weights.message, cut.message
 
 
@@ -280,7 +280,7 @@ G, X = torch.tensor([[1.0]]), torch.tensor([[1.0, 2.0]])
 def replica(**policy) -> ReplicaGate:
     parts = {"shard/0.1": (0,), "shard/0.2": (1,)}
     gate = ak.Gate(nn.Linear(2, 1), SGD)
-    return ReplicaGate(gate, Place("r/gate/0", 0), SyncPolicy(**policy), "shard/0", parts)
+    return ReplicaGate(gate, Position("r/gate/0", 0), SyncPolicy(**policy), "shard/0", parts)
 
 
 def lent(shard: str, version: int, value: float = 0.0) -> Parameters:

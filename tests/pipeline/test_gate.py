@@ -73,7 +73,7 @@ def everything(gate) -> dict:
         "pins": dict(gate.pins),
         "version": gate.version,
         "seen": dict(gate.staleness_seen),
-        "optimizer": copy.deepcopy(gate._learner._optimizer.state_dict()),
+        "optimizer": copy.deepcopy(gate._updater._optimizer.state_dict()),
         "training": gate.module.training,
     }
 
@@ -121,7 +121,7 @@ def test_the_gradient_goes_on_before_the_weights_move():
 
 
 def test_the_first_gate_answers_the_sentinel_and_sends_no_gradient_and_so_does_the_last():
-    gate = gate_alone(nn.Linear(6, 4), place={"previous": None, "next": None})
+    gate = gate_alone(nn.Linear(6, 4), position={"previous": None, "next": None})
     (out,) = do(gate, forward(0, x_of()))
     (back,) = do(gate, backward(0, torch.randn(SIZE, 4)))
     assert (out.to, back.to) == ("s", "s")
@@ -245,9 +245,9 @@ class Sometimes(nn.Module):
 @pytest.mark.parametrize("previous", [None, "gate/0"])
 def test_a_module_may_work_in_place_on_some_inputs_only(previous):
     gate = gate_alone(
-        nn.Sequential(nn.BatchNorm1d(2), nn.Identity(), Sometimes()), place={"previous": previous}
+        nn.Sequential(nn.BatchNorm1d(2), nn.Identity(), Sometimes()), position={"previous": previous}
     )
-    direct = gate_alone(Sometimes(), place={"previous": previous})
+    direct = gate_alone(Sometimes(), position={"previous": previous})
     for n, sign in enumerate((-1, 1, 1, -1)):
         do(gate, forward(n, sign * torch.rand(4, 2)))
         (out,) = sends(do(direct, forward(n, torch.full((2, 2), float(sign)))), Forward)
@@ -461,9 +461,9 @@ def refusal(gate, message) -> Refused:
     return effect.message
 
 
-def busy_gate(**place):
+def busy_gate(**position):
     """A gate with a history: two updates, one batch in flight, one cut pinned."""
-    gate = gate_alone(normed(), place=place)
+    gate = gate_alone(normed(), position=position)
     for n in range(2):
         do(gate, forward(n, x_of()), backward(n, torch.randn(SIZE, 4)))
     do(gate, forward(2, x_of()), Cut(CUT))
@@ -689,7 +689,7 @@ def trained_after_cut():
 def test_a_cut_collects_versions_and_goes_to_the_gate_before_and_at_last_to_the_asker():
     (passed,) = do(gate_alone(nn.Linear(6, 4)), Cut(CUT, (7,)))
     assert (passed.to, passed.message) == ("gate/0", Cut(CUT, (7, 0)))
-    (home,) = do(gate_alone(nn.Linear(6, 4), place={"previous": None}), Cut(CUT))
+    (home,) = do(gate_alone(nn.Linear(6, 4), position={"previous": None}), Cut(CUT))
     assert home.to == "v"
 
 
@@ -706,7 +706,7 @@ def test_evaluation_uses_the_weights_and_buffers_of_the_cut_and_leaves_no_trace(
 
 
 def test_the_last_gate_answers_the_sentinel_of_the_evaluation():
-    gate = gate_alone(nn.Linear(6, 4), place={"next": None})
+    gate = gate_alone(nn.Linear(6, 4), position={"next": None})
     do(gate, Cut(CUT))
     (effect,) = do(gate, Evaluate(Batch("v", 0), x_of(), CUT))
     assert effect.to == "v"
@@ -836,7 +836,7 @@ def test_a_last_gate_that_lets_no_gradient_through_is_refused():
         def forward(self, x):
             return super().forward(x).detach()
 
-    last = gate_alone(Detaches(6, 4), place={"next": None})
+    last = gate_alone(Detaches(6, 4), position={"next": None})
     assert "does it detach its result" in refusal(last, forward(0, x_of())).reason
     between = gate_alone(Detaches(6, 4))
     assert not sends(do(between, forward(0, x_of())), Refused)

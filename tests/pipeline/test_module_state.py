@@ -9,7 +9,8 @@ from torch.nn import functional as F
 import akkordeon as ak
 from akkordeon.core.errors import RecipeError
 from akkordeon.experiments.run_folder import load_weights, save_weights
-from akkordeon.pipeline.module_state import Statistics, copied, evaluating, overlapping, tensors_of, write
+from akkordeon.pipeline.module_copy import copied, overlapping
+from akkordeon.pipeline.module_state import Statistics, evaluating, tensors_of, write
 
 X, Y = torch.randn(8, 6, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 4
 

@@ -101,11 +101,11 @@ def test_gates_are_wired_to_their_neighbours():
     spawns = list(network.spawns(seed=3, prefix="replica/2/"))
     addresses = [f"replica/2/gate/{i}" for i in range(3)]
     assert [spawn.address for spawn in spawns] == addresses
-    places = [spawn.make().place for spawn in spawns]
-    assert [place.address for place in places] == addresses
-    assert [place.previous for place in places] == [None, *addresses[:2]]
-    assert [place.next for place in places] == [*addresses[1:], None]
-    assert [(p.index, p.seed, p.max_staleness, p.max_in_flight) for p in places] == [
+    positions = [spawn.make().position for spawn in spawns]
+    assert [position.address for position in positions] == addresses
+    assert [position.previous for position in positions] == [None, *addresses[:2]]
+    assert [position.next for position in positions] == [*addresses[1:], None]
+    assert [(p.index, p.seed, p.max_staleness, p.max_in_flight) for p in positions] == [
         (i, 3, 5, 7) for i in range(3)
     ]
 

@@ -12,21 +12,21 @@ from torch import nn
 
 import akkordeon as ak
 from akkordeon.core.errors import ForeignParameterError, RecipeError
-from akkordeon.pipeline.updater import Learner, clipped
+from akkordeon.pipeline.updater import Updater, clipped
 from akkordeon.pipeline.weights import Weights
 
 
-def learner_of(module, optimizer=sgd, clip_norm=None, rule=None):
+def updater_of(module, optimizer=sgd, clip_norm=None, rule=None):
     weights = Weights(module)
-    return weights, Learner(weights, optimizer, rule or ak.Stash(), clip_norm, "gate/1")
+    return weights, Updater(weights, optimizer, rule or ak.Stash(), clip_norm, "gate/1")
 
 
 def gradients_like(module, scale=1.0):
     return [torch.randn_like(p) * scale for p in module.parameters()]
 
 
-def learn(weights, learner, gradients, staleness=0):
-    learner.learn([None if g is None else g.clone() for g in gradients], weights.now, staleness)
+def learn(weights, updater, gradients, staleness=0):
+    updater.update([None if g is None else g.clone() for g in gradients], weights.now, staleness)
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
@@ -53,11 +53,11 @@ def test_clipping_leaves_out_what_has_no_gradient():
 def test_it_updates_as_the_optimizer_alone_would():
     module, plain = nn.Linear(3, 2), None
     plain = copy.deepcopy(module)
-    weights, learner = learner_of(module)
+    weights, updater = updater_of(module)
     optimizer = sgd(plain.parameters())
     for _ in range(5):
         gradients = gradients_like(plain)
-        learn(weights, learner, gradients)
+        learn(weights, updater, gradients)
         for parameter, gradient in zip(plain.parameters(), gradients, strict=True):
             parameter.grad = gradient
         optimizer.step()
@@ -70,23 +70,23 @@ def test_the_scheduler_steps_once_per_update():
         return optimizer, torch.optim.lr_scheduler.StepLR(optimizer, step_size=2, gamma=0.1)
 
     module = nn.Linear(1, 1, bias=False)
-    weights, learner = learner_of(module, factory)
+    weights, updater = updater_of(module, factory)
     moved = []
     for _ in range(5):
         before = module.weight.item()
-        learn(weights, learner, [torch.ones(1, 1)])
+        learn(weights, updater, [torch.ones(1, 1)])
         moved.append(round(before - module.weight.item(), 3))
     assert moved == [1.0, 1.0, 0.1, 0.1, 0.01]
 
 
 def test_a_parameter_without_a_gradient_stays_under_momentum_and_weight_decay():
     module = nn.Linear(3, 2)
-    weights, learner = learner_of(
+    weights, updater = updater_of(
         module, lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.1)
     )
-    learn(weights, learner, gradients_like(module))
+    learn(weights, updater, gradients_like(module))
     bias = module.bias.detach().clone()
-    learn(weights, learner, [torch.ones(2, 3), None])
+    learn(weights, updater, [torch.ones(2, 3), None])
     assert torch.equal(module.bias, bias)
     assert all(master.grad is None for master in weights.masters)
 
@@ -95,14 +95,14 @@ def test_an_optimizer_over_foreign_parameters_is_refused_by_gate_and_shape():
     stranger = nn.Linear(3, 2)
     sentence = r"the optimizer of gate/1 holds a parameter of shape \(2, 3\) that is not the gate's"
     with pytest.raises(ForeignParameterError, match=sentence):
-        learner_of(nn.Linear(3, 2), lambda params: torch.optim.SGD(stranger.parameters(), lr=0.1))
+        updater_of(nn.Linear(3, 2), lambda params: torch.optim.SGD(stranger.parameters(), lr=0.1))
     with pytest.raises(ForeignParameterError, match=sentence):
-        learner_of(nn.Linear(3, 2), lambda params: torch.optim.SGD([*params, *stranger.parameters()], lr=0.1))
+        updater_of(nn.Linear(3, 2), lambda params: torch.optim.SGD([*params, *stranger.parameters()], lr=0.1))
 
 
 def test_a_function_that_gives_no_optimizer_is_refused():
     with pytest.raises(RecipeError, match="gave a list; it must return a"):
-        learner_of(nn.Linear(3, 2), lambda params: list(params))
+        updater_of(nn.Linear(3, 2), lambda params: list(params))
 
 
 class HalfWay(torch.optim.SGD):
@@ -121,7 +121,7 @@ class HalfWay(torch.optim.SGD):
 @pytest.mark.parametrize("error", [ZeroDivisionError, SystemExit])
 def test_an_optimizer_that_raises_half_way_leaves_the_last_version(error, monkeypatch):
     module = nn.Linear(3, 2)
-    weights, learner = learner_of(module, lambda params: HalfWay(params, lr=0.1))
+    weights, updater = updater_of(module, lambda params: HalfWay(params, lr=0.1))
     was, now = bits(module), weights.now
 
     def step():
@@ -129,9 +129,9 @@ def test_an_optimizer_that_raises_half_way_leaves_the_last_version(error, monkey
         raise error
 
     if error is SystemExit:
-        learner._step = step
+        updater._step = step
     with pytest.raises(error):
-        learn(weights, learner, gradients_like(module))
+        learn(weights, updater, gradients_like(module))
     assert same_bits(module, was)
     assert weights.now is now
     assert all(torch.equal(m, w) for m, w in zip(weights.masters, now, strict=True))
@@ -149,10 +149,10 @@ def test_a_scheduler_that_raises_leaves_the_last_version_too():
         return optimizer, Breaks(optimizer, 1)
 
     module = nn.Linear(3, 2)
-    weights, learner = learner_of(module, factory)
+    weights, updater = updater_of(module, factory)
     was = bits(module)
     with pytest.raises(ZeroDivisionError):
-        learn(weights, learner, gradients_like(module))
+        learn(weights, updater, gradients_like(module))
     assert same_bits(module, was)
 
 
@@ -166,9 +166,9 @@ def test_hooks_of_the_optimizer_are_called_before_and_after_each_step():
         return optimizer
 
     module = nn.Linear(3, 2)
-    weights, learner = learner_of(module, factory)
+    weights, updater = updater_of(module, factory)
     for _ in range(2):
-        learn(weights, learner, gradients_like(module))
+        learn(weights, updater, gradients_like(module))
     assert calls == ["before", "after"] * 2
 
 
@@ -181,8 +181,8 @@ def test_hooks_of_all_optimizers_are_called_too():
         register_optimizer_step_post_hook(lambda *_: calls.append("after")),
     ]
     try:
-        weights, learner = learner_of(module)
-        learn(weights, learner, gradients_like(module))
+        weights, updater = updater_of(module)
+        learn(weights, updater, gradients_like(module))
     finally:
         for hook in hooks:
             hook.remove()
@@ -191,20 +191,20 @@ def test_hooks_of_all_optimizers_are_called_too():
 
 def test_without_an_optimizer_or_without_parameters_nothing_is_learned():
     module = nn.Linear(3, 2)
-    weights, learner = learner_of(module, None)
+    weights, updater = updater_of(module, None)
     was = bits(module)
-    learn(weights, learner, gradients_like(module))
+    learn(weights, updater, gradients_like(module))
     assert same_bits(module, was)
-    weights, learner = learner_of(nn.ReLU())
-    learn(weights, learner, [])
+    weights, updater = updater_of(nn.ReLU())
+    learn(weights, updater, [])
 
 
 def test_frozen_parameters_stay_where_the_optimizer_holds_them_all():
     module = nn.Linear(3, 2)
     module.weight.requires_grad_(False)
-    weights, learner = learner_of(module)
+    weights, updater = updater_of(module)
     was = bits(module)
-    learn(weights, learner, [None, torch.ones(2)])
+    learn(weights, updater, [None, torch.ones(2)])
     assert torch.equal(module.weight, was["weight"])
     assert not torch.equal(module.bias, was["bias"])
 
@@ -215,9 +215,9 @@ def test_the_learner_gives_the_optimizer_what_the_rule_makes_of_a_gradient():
             return [g * (staleness + 1) for g in gradients]
 
     module = nn.Linear(1, 1, bias=False)
-    weights, learner = learner_of(module, lambda p: torch.optim.SGD(p, lr=1.0), rule=Doubles())
+    weights, updater = updater_of(module, lambda p: torch.optim.SGD(p, lr=1.0), rule=Doubles())
     before = module.weight.item()
-    learn(weights, learner, [torch.ones(1, 1)], staleness=2)
+    learn(weights, updater, [torch.ones(1, 1)], staleness=2)
     assert before - module.weight.item() == pytest.approx(3)
 
 
@@ -232,8 +232,8 @@ def test_a_step_that_somebody_wrapped_is_called():
 
     sgd(nn.Linear(1, 1).parameters())  # the first optimizer of a class has torch wrap its step
     module = nn.Linear(3, 2)
-    weights, learner = learner_of(module, lambda params: Counting(params, lr=0.1))
-    learn(weights, learner, gradients_like(module))
+    weights, updater = updater_of(module, lambda params: Counting(params, lr=0.1))
+    learn(weights, updater, gradients_like(module))
     assert calls == [1]
 
 
@@ -254,27 +254,27 @@ def test_an_optimizer_that_cannot_work_is_refused_before_anything_runs(factory, 
 
 def test_an_update_that_would_not_be_finite_leaves_the_weights_and_says_so():
     module = nn.Linear(3, 2)
-    weights, learner = learner_of(module, lambda params: torch.optim.Adam(params, eps=0.0))
+    weights, updater = updater_of(module, lambda params: torch.optim.Adam(params, eps=0.0))
     before = copy.deepcopy(module)
     gradients = [torch.ones(2, 3), torch.tensor([0.0, 1.0])]  # 0 / 0 at the first bias
-    assert not learner.learn(gradients, weights.now, 0)
+    assert not updater.update(gradients, weights.now, 0)
     assert same_bits(module, before)
-    assert learner.learn([torch.ones(2, 3), torch.ones(2)], weights.now, 0)
+    assert updater.update([torch.ones(2, 3), torch.ones(2)], weights.now, 0)
     assert all(bool(weight.isfinite().all()) for weight in weights.now)
 
 
 def test_without_weights_to_go_back_to_such_an_update_is_a_failure():
     module = nn.Linear(3, 2)
     weights = Weights(module, keep=False)
-    learner = Learner(weights, lambda params: torch.optim.SGD(params, lr=1e38), ak.Latest(), None, "gate/0")
+    updater = Updater(weights, lambda params: torch.optim.SGD(params, lr=1e38), ak.Latest(), None, "gate/0")
     with pytest.raises(ArithmeticError, match="not finite"):
-        learner.learn([torch.full((2, 3), 1e30), torch.ones(2)], weights.now, 0)
+        updater.update([torch.full((2, 3), 1e30), torch.ones(2)], weights.now, 0)
 
 
 def test_a_sparse_table_is_updated_in_place_unless_a_cut_holds_it():
     module, plain = nn.Embedding(1000, 2, sparse=True), None
     plain = copy.deepcopy(module)
-    weights, learner = learner_of(module)
+    weights, updater = updater_of(module)
     optimizer = sgd(plain.parameters())
 
     def step():
@@ -282,7 +282,7 @@ def test_a_sparse_table_is_updated_in_place_unless_a_cut_holds_it():
             table(torch.tensor([3, 3, 7])).sum().backward()
         gradient = weights.now[0].grad
         weights.now[0].grad = None
-        learner.learn([gradient], weights.now, 0)
+        updater.update([gradient], weights.now, 0)
         optimizer.step()
         optimizer.zero_grad()
 
@@ -303,9 +303,9 @@ def test_a_sparse_table_is_updated_in_place_unless_a_cut_holds_it():
 def test_a_sparse_update_that_would_not_be_finite_is_taken_back():
     module = nn.Embedding(10, 2, sparse=True)
     before = copy.deepcopy(module)
-    weights, learner = learner_of(module, lambda params: torch.optim.SGD(params, lr=1e38))
+    weights, updater = updater_of(module, lambda params: torch.optim.SGD(params, lr=1e38))
     (module(torch.tensor([4, 4])) * 1e30).sum().backward()
-    assert not learner.learn([weights.now[0].grad], weights.now, 0)
+    assert not updater.update([weights.now[0].grad], weights.now, 0)
     assert same_bits(module, before)
 
 
@@ -339,11 +339,11 @@ def test_a_scheduler_that_wants_a_score_steps_with_each_round_of_a_validator():
 def test_it_warns_where_nobody_gives_that_scheduler_a_score(monkeypatch):
     monkeypatch.setattr("akkordeon.pipeline.updater.UPDATES_WITHOUT_SCORE", 3)
     module = nn.Linear(3, 2)
-    weights, learner = learner_of(module, on_a_plateau)
+    weights, updater = updater_of(module, on_a_plateau)
     for _ in range(2):
-        learn(weights, learner, gradients_like(module))
+        learn(weights, updater, gradients_like(module))
     with pytest.warns(UserWarning, match="give a validator schedule_by"):
-        learn(weights, learner, gradients_like(module))
+        learn(weights, updater, gradients_like(module))
 
 
 def test_schedule_by_names_a_score_that_is_there():
@@ -361,10 +361,10 @@ def test_an_optimizer_function_of_named_parameters_gets_their_names():
 
     module = nn.Linear(3, 2)
     plain = copy.deepcopy(module)
-    weights, learner = learner_of(module, factory)
+    weights, updater = updater_of(module, factory)
     optimizer = factory(plain.named_parameters())
     gradients = gradients_like(plain)
-    learn(weights, learner, gradients)
+    learn(weights, updater, gradients)
     for parameter, gradient in zip(plain.parameters(), gradients, strict=True):
         parameter.grad = gradient
     optimizer.step()

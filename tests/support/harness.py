@@ -16,8 +16,8 @@ from akkordeon.core.errors import AkkordeonError
 from akkordeon.core.messages import Backward, Batch, Cut, Forward
 from akkordeon.core.reports import ActorFailed
 from akkordeon.engines.mailbox import Mailbox
-from akkordeon.pipeline.gate import GateActor
-from akkordeon.pipeline.stage import Place
+from akkordeon.pipeline.gate_actor import GateActor
+from akkordeon.pipeline.stage import Position
 
 SIZE = 8
 """Samples in a batch."""
@@ -95,10 +95,10 @@ def stops(effects: list) -> bool:
     return any(isinstance(effect, Stop) for effect in effects)
 
 
-def gate_alone(module: nn.Module, optimizer=sgd, place: dict | None = None, **recipe) -> GateActor:
+def gate_alone(module: nn.Module, optimizer=sgd, position: dict | None = None, **recipe) -> GateActor:
     """The middle gate of a row that is not there."""
-    where = {"address": "gate/1", "index": 1, "previous": "gate/0", "next": "gate/2"} | (place or {})
-    return GateActor(ak.Gate(module, optimizer, **recipe), Place(**where))
+    where = {"address": "gate/1", "index": 1, "previous": "gate/0", "next": "gate/2"} | (position or {})
+    return GateActor(ak.Gate(module, optimizer, **recipe), Position(**where))
 
 
 def forward(number: int, x, sentinel: str = "s") -> Forward:

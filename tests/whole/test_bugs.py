@@ -50,8 +50,8 @@ from akkordeon.core.messages import (
 )
 from akkordeon.core.reports import RoundDone
 from akkordeon.engines import threads
-from akkordeon.pipeline.gate import GateActor
-from akkordeon.pipeline.stage import Place
+from akkordeon.pipeline.gate_actor import GateActor
+from akkordeon.pipeline.stage import Position
 from akkordeon.sentinels.evaluator import Evaluator
 from akkordeon.sentinels.trainer import Trainer
 from akkordeon.session import session as session_module
@@ -378,7 +378,7 @@ def test_a_checkpointed_module_runs_again_on_the_weights_and_masks_of_its_forwar
     x, g = torch.randn(2, SIZE, 6), torch.randn(2, SIZE, 4)
 
     def weights(again: bool):
-        gate = GateActor(ak.Gate(Checkpointed(net, again), sgd), Place("gate/0", 0, previous="before"))
+        gate = GateActor(ak.Gate(Checkpointed(net, again), sgd), Position("gate/0", 0, previous="before"))
         for i in range(2):
             list(gate.receive(Forward(Batch("s", i), x[i]), 0.0))
         for i in range(2):

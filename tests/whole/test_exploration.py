@@ -54,7 +54,7 @@ def a_cut_that_travels_forward(patch):
 
     def cut(self, message):
         for effect in right(self, message):
-            yield Send(self.place.next or message.cut.asker, effect.message)
+            yield Send(self.position.next or message.cut.asker, effect.message)
 
     begin.right = evaluator.Evaluator._begin
     patch.setattr(evaluator.Evaluator, "_begin", begin)

@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import akkordeon as ak
 from akkordeon.core.errors import ForeignParameterError, GateFailedError, SentinelFailedError
 from akkordeon.core.messages import Backward, Batch, Cut, CutId, Evaluate, Forward
-from akkordeon.pipeline.gate import GateActor, Place
+from akkordeon.pipeline.gate_actor import GateActor
+from akkordeon.pipeline.stage import Position
 from akkordeon.pipeline.updater import clipped
 
 SIZE = 8
@@ -139,7 +140,9 @@ def test_clipping_writes_to_no_gradient():
 
 @pytest.mark.parametrize("previous", ["gate/0", None])
 def test_no_update_writes_to_a_gradient_received_or_sent(previous):
-    actor = GateActor(ak.Gate(Shift(), lambda params: Vandal(params, lr=0.1)), Place("gate/1", 1, previous))
+    actor = GateActor(
+        ak.Gate(Shift(), lambda params: Vandal(params, lr=0.1)), Position("gate/1", 1, previous)
+    )
     list(actor.receive(Forward(Batch("s", 0), torch.randn(SIZE, 5)), 0.0))
     received = torch.randn(SIZE, 5)
     was = received.clone()
@@ -207,7 +210,7 @@ def test_a_nan_batch_does_not_poison_the_statistics_of_batch_norm():
 
 
 def test_a_nan_in_evaluation_touches_no_statistics():
-    actor = GateActor(ak.Gate(nn.BatchNorm1d(6), sgd), Place("gate/0", 0))
+    actor = GateActor(ak.Gate(nn.BatchNorm1d(6), sgd), Position("gate/0", 0))
     was, cut = bits(actor.module), CutId("v", 0)
     list(actor.receive(Cut(cut), 0.0))
     list(actor.receive(Evaluate(Batch("v", 0), torch.full((SIZE, 6), float("nan")), cut), 0.0))
@@ -318,7 +321,7 @@ def test_masks_depend_on_the_seed_the_gate_and_the_batch_and_on_no_order():
     dropout = ak.nn.Dropout(0.5)
 
     def masks(address, seed, numbers):
-        actor = GateActor(ak.Gate(dropout), Place(address, 0, seed=seed))
+        actor = GateActor(ak.Gate(dropout), Position(address, 0, seed=seed))
         forwards = {n: actor.receive(Forward(Batch("s", n), torch.ones(50)), 0.0) for n in numbers}
         return {n: next(effects).message.payload for n, effects in forwards.items()}
 
@@ -448,7 +451,7 @@ def test_a_stale_gradient_is_the_one_at_the_weights_of_its_forward(name):
     recipe = nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 4))
     inputs, upstream = torch.randn(3, SIZE, 6), torch.randn(3, SIZE, 4)
 
-    actor = GateActor(ak.Gate(recipe, OPTIMIZERS[name]), Place("gate/0", 0))
+    actor = GateActor(ak.Gate(recipe, OPTIMIZERS[name]), Position("gate/0", 0))
     for number in range(3):
         list(actor.receive(Forward(Batch("s", number), inputs[number]), 0.0))
     for number in range(3):

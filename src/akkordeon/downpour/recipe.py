@@ -28,9 +28,10 @@ from akkordeon.downpour.replica_gate import ReplicaGate, writes_sentence
 from akkordeon.downpour.shard import ParameterShard, ShardActor, WeightIndices
 from akkordeon.downpour.split_shard import FrontRole, PartRole, divide_weights, part_of
 from akkordeon.downpour.sync_policy import SyncPolicy
-from akkordeon.pipeline.gate import Gate, GateActor
+from akkordeon.pipeline.gate import Gate
+from akkordeon.pipeline.gate_actor import GateActor
 from akkordeon.pipeline.network import Network
-from akkordeon.pipeline.stage import Place
+from akkordeon.pipeline.stage import Position
 from akkordeon.pipeline.staleness import Rule, Stash
 from akkordeon.pipeline.updater import OptimizerFactory
 
@@ -182,18 +183,18 @@ class Downpour:
         for i, gate in enumerate(self.gates):
             front, parts, shard = f"shard/{i}", self._weights_of_parts(i), self._shard(gate)
             after = f"shard/{i + 1}" if i + 1 < len(self.gates) else None
-            place = Place(front, i, previous[front], after, seed)
+            position = Position(front, i, previous[front], after, seed)
             if parts:
                 held = tuple(itertools.chain(*parts.values()))
                 empty = replace(shard, optimizer=None, staleness=Stash(), held_elsewhere=held)
-                yield Spawn(front, partial(ShardActor, empty, place, partial(FrontRole, parts)))
+                yield Spawn(front, partial(ShardActor, empty, position, partial(FrontRole, parts)))
             else:
-                yield Spawn(front, partial(ShardActor, shard, place))
+                yield Spawn(front, partial(ShardActor, shard, position))
             for n, (address, indices) in enumerate(parts.items(), 1):
                 name = None if gate.name is None else f"{gate.name}.{n}"
                 part = replace(shard, module=part_of(gate.module, indices), warm_start=0, name=name)
-                place = Place(address, i, previous[address], seed=seed)
-                yield Spawn(address, partial(ShardActor, part, place, partial(PartRole, front)))
+                position = Position(address, i, previous[address], seed=seed)
+                yield Spawn(address, partial(ShardActor, part, position, partial(PartRole, front)))
 
     def _shard(self, gate: Gate) -> ParameterShard:
         return ParameterShard(
@@ -210,14 +211,14 @@ class Downpour:
     def replica_spawns(self, replica: int, seed: int) -> Iterator[Spawn]:
         """What an engine needs to make one replica."""
         policy = self.sync_policy
-        for place, gate in zip(self.network.places(seed, _prefix(replica)), self.gates, strict=True):
-            shard, parts = f"shard/{place.index}", self._weights_of_parts(place.index)
+        for position, gate in zip(self.network.positions(seed, _prefix(replica)), self.gates, strict=True):
+            shard, parts = f"shard/{position.index}", self._weights_of_parts(position.index)
             make = (
-                partial(ReplicaGate, gate, place, policy, shard, parts)
+                partial(ReplicaGate, gate, position, policy, shard, parts)
                 if _has_something_to_share(gate)
-                else partial(GateActor, gate, place)
+                else partial(GateActor, gate, position)
             )
-            yield Spawn(place.address, make, gate.resources)
+            yield Spawn(position.address, make, gate.resources)
 
     def module(self, states: Mapping[str, Mapping[str, Tensor]] | None = None) -> nn.Sequential:
         """The gates' modules as one plain ``nn.Sequential``, copied.

@@ -39,8 +39,9 @@ from akkordeon.core.shard_messages import Dropped, Parameters, Settle, Settled
 from akkordeon.downpour.buffer_merger import on_device
 from akkordeon.downpour.shard_client import ShardClient
 from akkordeon.downpour.sync_policy import SyncPolicy
-from akkordeon.pipeline.gate import Gate, GateActor
-from akkordeon.pipeline.stage import Place, Stashed
+from akkordeon.pipeline.gate import Gate
+from akkordeon.pipeline.gate_actor import GateActor
+from akkordeon.pipeline.stage import Position, Stashed
 from akkordeon.pipeline.updater import clipped
 
 __all__ = ["ReplicaGate", "writes_sentence"]
@@ -63,7 +64,7 @@ class ReplicaGate(GateActor):
 
     Args:
         gate: the recipe.
-        place: its place in the replica's row.
+        position: its place in the replica's row.
         policy: when it pushes and fetches, and what.
         shard: address of the shard of its position.
         parts: where the position is split, which weights each further shard holds; the first then holds
@@ -73,12 +74,12 @@ class ReplicaGate(GateActor):
     def __init__(
         self,
         gate: Gate,
-        place: Place,
+        position: Position,
         policy: SyncPolicy,
         shard: str,
         parts: Mapping[str, tuple[int, ...]] | None = None,
     ) -> None:
-        super().__init__(gate if policy.local_step else replace(gate, optimizer=None), place)
+        super().__init__(gate if policy.local_step else replace(gate, optimizer=None), position)
         self._policy = policy
         self._learns = gate.optimizer is not None
         self._clip_norm = gate.clip_norm
@@ -109,7 +110,7 @@ class ReplicaGate(GateActor):
 
     def _hold(self, message: Forward) -> Iterator[Effect]:
         """Keep a forward until the weights for it are there."""
-        if len(self._held) >= self.place.max_in_flight:
+        if len(self._held) >= self.position.max_in_flight:
             reason = f"{len(self._held)} batches wait here for weights, the network's most"
             yield self._refuse(message.batch, Fault.TOO_MANY, reason)
             return
@@ -158,7 +159,7 @@ class ReplicaGate(GateActor):
     ) -> Iterator[Effect]:
         ours = self._to_push(gradients)
         if self._policy.local_step:
-            if not self._learner.learn(gradients, stashed.weights, staleness):
+            if not self._updater.update(gradients, stashed.weights, staleness):
                 yield self._refuse_update(batch)
                 return
             self.version += 1
@@ -173,7 +174,7 @@ class ReplicaGate(GateActor):
         """The gradients for the shards, which a local optimizer must not get to write to."""
         if self._learns and self._clip_norm is not None:
             return clipped(gradients, self._clip_norm)
-        if self._learner.spares_gradients:
+        if self._updater.spares_gradients:
             return gradients
         return [None if gradient is None else gradient.clone() for gradient in gradients]
 

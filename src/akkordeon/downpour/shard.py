@@ -26,9 +26,9 @@ from akkordeon.core.shard_messages import Dropped, Fetch, Left, Parameters, Push
 from akkordeon.downpour.buffer_merger import BufferMerger, on_device
 from akkordeon.downpour.compression import unpacked
 from akkordeon.downpour.pacing import StepsBySpeed, WarmStart
-from akkordeon.pipeline.stage import Place, Stage
+from akkordeon.pipeline.stage import Position, Stage
 from akkordeon.pipeline.staleness import Rule, Stash
-from akkordeon.pipeline.updater import Learner, OptimizerFactory
+from akkordeon.pipeline.updater import OptimizerFactory, Updater
 from akkordeon.pipeline.weights import Snapshot
 
 __all__ = ["Handlers", "ParameterShard", "ShardActor", "SplitRole", "WeightIndices"]
@@ -79,16 +79,16 @@ class ShardActor(Stage):
 
     Args:
         shard: the recipe.
-        place: its place in the row of shards.
+        position: its place in the row of shards.
         role: makes its role of it, where the position is split.
     """
 
     def __init__(
-        self, shard: ParameterShard, place: Place, role: Callable[[ShardActor], SplitRole] | None = None
+        self, shard: ParameterShard, position: Position, role: Callable[[ShardActor], SplitRole] | None = None
     ) -> None:
-        super().__init__(shard.module, place, shard.name, shard.device)
+        super().__init__(shard.module, position, shard.name, shard.device)
         self._recipe = shard
-        self._learner = Learner(self.weights, shard.optimizer, shard.staleness, None, self.label)
+        self._updater = Updater(self.weights, shard.optimizer, shard.staleness, None, self.label)
         self._keeps_lent = shard.staleness.uses_old_weights
         self._lent: dict[str, dict[int, Snapshot]] = {}  # by replica's gate and version
         self._merger = BufferMerger(self.buffers.now)
@@ -176,7 +176,7 @@ class ShardActor(Stage):
         if not all_finite(gradients):
             yield self._drop(message, Fault.NOT_FINITE, "it is not finite")
             return
-        if not self._learner.learn(gradients, then, staleness):
+        if not self._updater.update(gradients, then, staleness):
             yield self._drop(message, Fault.NOT_FINITE, "it would make the weights not finite")
             return
         if message.buffers:
@@ -209,7 +209,7 @@ class ShardActor(Stage):
         return lent.get(message.version)
 
     def _gradients(self, message: Push) -> list[Tensor | None] | None:
-        """One for each parameter, as the learner wants them; None if they do not fit."""
+        """One for each parameter, as the updater wants them; None if they do not fit."""
         like = [self.weights.now[i] for i in self.weights.trainable]
         if len(message.payload) != len(like):
             return None
@@ -218,7 +218,7 @@ class ShardActor(Stage):
         found = unpacked((message.payload, message.scales), like)
         if self.device is not None:
             found = [None if tensor is None else tensor.to(self.device) for tensor in found]
-        if not self._learner.spares_gradients:  # what is in the message is not ours to write to
+        if not self._updater.spares_gradients:  # what is in the message is not ours to write to
             found = [None if tensor is None else tensor.clone() for tensor in found]
         if len(like) == len(self.weights.now):
             return found
@@ -226,7 +226,7 @@ class ShardActor(Stage):
         return [by_place.get(i) for i in range(len(self.weights.now))]
 
     def _scored(self, message: Scored) -> Iterator[Effect]:
-        self._learner.scored(message.value)
+        self._updater.scored(message.value)
         yield from ()
 
     # ── cuts ─────────────────────────────────────────────────────────────────────────────────────────
@@ -269,7 +269,7 @@ class ShardActor(Stage):
                 probe=message.number,
                 address=self.address,
                 name=self.label,
-                index=self.place.index,
+                index=self.position.index,
                 version=self.version,
                 stashed=0,
                 pinned=len(self.pins),

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from akkordeon.core.payload import Payload, copy_of, is_floating, map_tensors, memory, tensors
 
-__all__ = ["Door"]
+__all__ = ["InputGuard"]
 
 
-class Door:
+class InputGuard:
     """Prepares payloads for a module and finds out whether the module writes to what it is given.
 
     A first layer that works in place meets a leaf error, breaks the graph of the gate before it, or
@@ -39,7 +39,7 @@ class Door:
         """The module works in place, if not on its first payload."""
         self._works_in_place = True
 
-    def open(self, payload: Payload) -> tuple[Payload, Payload]:
+    def prepare(self, payload: Payload) -> tuple[Payload, Payload]:
         """The leaves to differentiate by, and what to give the module: the leaves or copies of them."""
         leaves = map_tensors(self._leaf, payload)
         if isinstance(leaves, Tensor):
@@ -55,7 +55,7 @@ class Door:
         leaf = tensor.detach()
         return leaf.requires_grad_() if self._needs_gradient and is_floating(leaf) else leaf
 
-    def close(self) -> None:
+    def verify(self) -> None:
         """Look at what the module was given, after it has run.
 
         Raises:

@@ -1,4 +1,4 @@
-"""What the state of a module is, in one place: how it is copied, read by name, kept and put back.
+"""What the state of a module is, in one place: how it is read by name, kept and put back.
 
     parameters      by name, each once; with their Python attributes and hooks
     buffers         of every kind: persistent or not, None at first, registered late, one under two names
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import ModuleType
@@ -24,121 +24,21 @@ from torch import Tensor, nn
 
 from akkordeon.core.errors import RecipeError
 from akkordeon.core.payload import memory
-from akkordeon.pipeline.rebinding import KEEPS_OTHERS, Rebinding, inside
+from akkordeon.pipeline.module_copy import KEEPS_OTHERS, inside, overlapping
 
 __all__ = [
-    "Kept",
+    "BufferState",
     "Statistics",
     "as_tensors",
-    "copied",
     "evaluating",
-    "in_fresh_memory",
-    "overlapping",
     "tensors_of",
     "write",
 ]
 
 EXTRA = "_extra_state"
 
-Kept = dict[str, Any]
+BufferState = dict[str, Any]
 """Buffers by name (a tensor, or None), and extra state under names that end in ``_extra_state``."""
-
-
-# ── copying ──────────────────────────────────────────────────────────────────────────────────────────
-
-
-def copied(module: nn.Module, structure_only: bool = False) -> nn.Module:
-    """A deep copy with all that ``copy.deepcopy`` leaves behind.
-
-    That is: attributes and hooks of parameters, memory that parameters share, and functions that a module
-    keeps and that reach it or its parts, such as ``self.act = lambda x: x * self.scale``. Generators
-    are cloned, results of a forward that it keeps are detached.
-
-    Args:
-        module: what to copy.
-        structure_only: use its own parameters and buffers instead of copies, to see whether it can be copied.
-    """
-    memo: dict[int, Any] = {}
-    parameters = list(module.parameters())
-    if structure_only:
-        memo.update((id(tensor), tensor) for tensor in (*parameters, *module.buffers()))
-    else:
-        memo.update(zip(map(id, parameters), _copied_parameters(parameters), strict=True))
-    for thing in _kept_in(module):
-        if isinstance(thing, torch.Generator):
-            memo[id(thing)] = thing.clone_state()
-        elif isinstance(thing, Tensor) and thing.grad_fn is not None:
-            memo[id(thing)] = thing.detach().clone()
-    twin = copy.deepcopy(module, memo)
-    rebinding = Rebinding(memo)
-    if not structure_only:
-        for parameter in parameters:
-            _copy_attributes(parameter, memo, rebinding)
-    rebinding.apply()
-    return twin
-
-
-def _copied_parameters(parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
-    """Copies that share memory where the originals do."""
-    twins = [copy.deepcopy(parameter) for parameter in parameters]
-    for group in overlapping(parameters):
-        for i, fresh in zip(group, in_fresh_memory([parameters[i].data for i in group]), strict=True):
-            twins[i].data = fresh
-    return twins
-
-
-def in_fresh_memory(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Copies of tensors that share one memory, which share one alike."""
-    storage = tensors[0].untyped_storage().clone()  # type: ignore[no-untyped-call]
-    return [
-        tensor.new_empty(0).set_(storage, tensor.storage_offset(), tensor.size(), tensor.stride())
-        for tensor in tensors
-    ]
-
-
-def overlapping(tensors: Sequence[Tensor]) -> list[list[int]]:
-    """Groups of those, by their places, that have memory in common; tensors alone are left out."""
-    by_storage: dict[int, list[tuple[int, int, int]]] = {}
-    for i, tensor in enumerate(tensors):
-        if tensor.layout is torch.strided and tensor.numel() and tensor.device.type != "meta":
-            last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
-            start = tensor.data_ptr()
-            end = start + (last + 1) * tensor.element_size()
-            by_storage.setdefault(memory(tensor), []).append((start, end, i))
-    groups: list[list[int]] = []
-    for spans in by_storage.values():
-        reach = -1
-        for start, end, i in sorted(spans):
-            if start < reach:
-                groups[-1].append(i)
-            else:
-                groups.append([i])
-            reach = max(reach, end)
-    return [group for group in groups if len(group) > 1]
-
-
-def _copy_attributes(parameter: nn.Parameter, memo: dict[int, Any], rebinding: Rebinding) -> None:
-    twin = memo[id(parameter)]
-    vars(twin).update(copy.deepcopy(vars(parameter), memo))
-    hooks = parameter._backward_hooks
-    if hooks:
-        twin._backward_hooks = OrderedDict((key, rebinding.of(hook)) for key, hook in hooks.items())
-
-
-def _kept_in(module: nn.Module) -> Iterator[object]:
-    """What the attributes of a module and its parts are, and what is in their lists, tuples and dicts."""
-    for owner in module.modules():
-        for name, thing in vars(owner).items():
-            if name not in ("_parameters", "_buffers", "_modules"):
-                yield from _in(thing)
-
-
-def _in(thing: object) -> Iterator[object]:
-    yield thing
-    if isinstance(thing, dict):
-        yield from thing.values()
-    elif isinstance(thing, list | tuple):
-        yield from thing
 
 
 # ── what a forward may change besides weights ────────────────────────────────────────────────────────
@@ -158,13 +58,13 @@ class Statistics:
         self._owner_of = dict(self._owners)
         self._extra = {f"{prefix}{EXTRA}": owner for prefix, owner in _with_extra_state(module)}
         self._held = dict(_held_elsewhere(module))
-        self.before: Kept = self.now
+        self.before: BufferState = self.now
         """What :meth:`roll_back` puts back."""
 
     @property
-    def now(self) -> Kept:
+    def now(self) -> BufferState:
         """What the module has."""
-        kept: Kept = {}
+        kept: BufferState = {}
         for prefix, owner in self._owners:
             if owner:
                 kept.update((prefix + name, buffer) for name, buffer in owner.items())
@@ -177,7 +77,7 @@ class Statistics:
             kept[name] = _copied_extra(name, module.get_extra_state())
         return kept
 
-    def unchanged_since(self, left: Kept) -> bool:
+    def unchanged_since(self, left: BufferState) -> bool:
         """Whether the module has the buffers of then; copies of them are others."""
         now = self.now
         return now.keys() == left.keys() and all(

@@ -14,9 +14,11 @@ from torch.nn.modules.batchnorm import _NormBase
 from akkordeon.core.actor import Spawn
 from akkordeon.core.checks import require_whole
 from akkordeon.core.errors import RecipeError, SharedParameterError, explain
-from akkordeon.pipeline.gate import Gate, GateActor
-from akkordeon.pipeline.module_state import copied, tensors_of, write
-from akkordeon.pipeline.stage import Place
+from akkordeon.pipeline.gate import Gate
+from akkordeon.pipeline.gate_actor import GateActor
+from akkordeon.pipeline.module_copy import copied
+from akkordeon.pipeline.module_state import tensors_of, write
+from akkordeon.pipeline.stage import Position
 from akkordeon.pipeline.staleness import Rule, Stash
 from akkordeon.pipeline.updater import OptimizerFactory
 
@@ -130,14 +132,14 @@ class Network:
 
     def spawns(self, seed: int, prefix: str = "") -> Iterator[Spawn]:
         """What an engine needs to make the gates, wired to each other."""
-        for place, gate in zip(self.places(seed, prefix), self.gates, strict=True):
-            yield Spawn(place.address, partial(GateActor, gate, place), gate.resources)
+        for position, gate in zip(self.positions(seed, prefix), self.gates, strict=True):
+            yield Spawn(position.address, partial(GateActor, gate, position), gate.resources)
 
-    def places(self, seed: int, prefix: str = "") -> Iterator[Place]:
+    def positions(self, seed: int, prefix: str = "") -> Iterator[Position]:
         """Where each gate stands, head first."""
         row = self.row(prefix)
         for i, address in enumerate(row):
-            yield Place(
+            yield Position(
                 address=address,
                 index=i,
                 previous=row[i - 1] if i else None,

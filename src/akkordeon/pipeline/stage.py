@@ -35,19 +35,20 @@ from akkordeon.core.messages import (
 )
 from akkordeon.core.payload import Forms, Payload, map_tensors, signature, tensors
 from akkordeon.core.reports import GateLeft, GateStatus
-from akkordeon.pipeline.input_guard import Door
-from akkordeon.pipeline.module_state import Kept, Statistics, as_tensors, copied, evaluating
+from akkordeon.pipeline.input_guard import InputGuard
+from akkordeon.pipeline.module_copy import copied
+from akkordeon.pipeline.module_state import BufferState, Statistics, as_tensors, evaluating
 from akkordeon.pipeline.nn import Marks, Seeded
 from akkordeon.pipeline.weights import Snapshot, Weights
 
-__all__ = ["Place", "Stage", "Stashed", "output_of"]
+__all__ = ["Position", "Stage", "Stashed", "output_of"]
 
 TOMBSTONES_MAX = 4096
 """Things to drop when they arrive; the oldest is given up when there are more."""
 
 
 @dataclass(frozen=True)
-class Place:
+class Position:
     """Where a gate stands: what its actor needs to know of the row around it, and of who staged it."""
 
     address: str
@@ -110,7 +111,7 @@ class _Pin:
     """What a gate keeps for a cut."""
 
     weights: Snapshot
-    buffers: Kept
+    buffers: BufferState
 
 
 class Stage(Actor):
@@ -118,7 +119,7 @@ class Stage(Actor):
 
     Args:
         module: what it computes with.
-        place: its place in the row.
+        position: its place in the row.
         name: for reports; the address if None.
         device: where the module and its work live; None leaves it where it is.
         keep: give every version of the weights memory of its own; see :class:`Weights`.
@@ -127,14 +128,14 @@ class Stage(Actor):
     def __init__(
         self,
         module: nn.Module,
-        place: Place,
+        position: Position,
         name: str | None = None,
         device: str | torch.device | None = None,
         keep: bool = True,
     ) -> None:
-        self.address = place.address
-        self.place = place
-        self.label = name or place.address
+        self.address = position.address
+        self.position = position
+        self.label = name or position.address
         self.module = _ready(copied(module))
         if device is not None:
             self.module.to(device)
@@ -147,9 +148,9 @@ class Stage(Actor):
         self.pins: dict[CutId, _Pin] = {}
         self.staleness_seen: Counter[int] = Counter()
         self.refusals: Counter[Fault] = Counter()
-        self._door = Door(needs_gradient=place.previous is not None)
+        self._input_guard = InputGuard(needs_gradient=position.previous is not None)
         # Whether no evaluation writes to the weights; None until one has shown it.
-        self._evaluation_door = Door(needs_gradient=False)  # a module may work in place there alone
+        self._evaluation_guard = InputGuard(needs_gradient=False)  # a module may work in place there alone
         self._accepted = Forms()  # of payloads that the module has worked on
         self._forgotten: OrderedDict[tuple[str, int | None], None] = OrderedDict()
         self._watchers: dict[str, int] = {}
@@ -220,7 +221,7 @@ class Stage(Actor):
         cut = message.cut
         if (cut.asker, None) not in self._forgotten:
             self.pins[cut] = _Pin(self.weights.pin(), self.buffers.now)
-        yield Send(self.place.previous or cut.asker, Cut(cut, (*message.versions, self.version)))
+        yield Send(self.position.previous or cut.asker, Cut(cut, (*message.versions, self.version)))
 
     def _evaluate(self, message: Evaluate) -> Iterator[Effect]:
         pin = self.pins.get(message.cut)
@@ -232,7 +233,7 @@ class Stage(Actor):
             reason = self._cannot("evaluate", message.payload, error)
             yield self._refuse(message.batch, self._fault_of(message.payload), reason, error)
             return
-        to = self.place.next or message.batch.sentinel
+        to = self.position.next or message.batch.sentinel
         yield Send(to, Evaluate(message.batch, y, message.cut))
 
     def _run_pinned(self, pin: _Pin, batch: Batch, payload: Payload) -> Payload:
@@ -242,22 +243,22 @@ class Stage(Actor):
             module.reseed(key)
         try:
             with torch.no_grad(), self.weights.evaluated_on(pin.weights), evaluating(self.module):
-                _, given = self._evaluation_door.open(self._here(payload))
+                _, given = self._evaluation_guard.prepare(self._here(payload))
                 y = self._called(given)
-                self._evaluation_door.close()
+                self._evaluation_guard.verify()
                 return output_of(y, Tensor.detach)
         finally:
             self.buffers.install(training)
 
     def _called(self, given: Payload) -> Any:
         """What the module gives for this, under the autocast of whoever staged the network."""
-        autocast = self.place.autocast
+        autocast = self.position.autocast
         return autocast.call(self.module, given) if autocast.modes else self.module(given)
 
     def _keys(self, batch: Batch) -> Iterator[tuple[Seeded, tuple[object, ...]]]:
         """What the randomness of each module begins from for a batch."""
         for i, module in enumerate(self._seeded):
-            yield module, (self.place.seed, self.address, *batch, i)
+            yield module, (self.position.seed, self.address, *batch, i)
 
     def _export(self, message: Export) -> Iterator[Effect]:
         pin = self.pins.get(message.cut)
@@ -269,7 +270,7 @@ class Stage(Actor):
         self.pins.pop(message.cut, None)
         yield from ()
 
-    def _state(self, weights: Snapshot, buffers: Kept) -> dict[str, Tensor]:
+    def _state(self, weights: Snapshot, buffers: BufferState) -> dict[str, Tensor]:
         state = as_tensors(self._named(weights), buffers)
         return {name: tensor.detach().clone() for name, tensor in state.items()}
 
@@ -297,7 +298,7 @@ class Stage(Actor):
                 probe=message.number,
                 address=self.address,
                 name=self.label,
-                index=self.place.index,
+                index=self.position.index,
                 version=self.version,
                 stashed=len(self.stash),
                 pinned=len(self.pins),
@@ -314,4 +315,4 @@ class Stage(Actor):
         """The weights as they are, and what there was to tell."""
         yield from self._probe(Probe(0))
         state = self._state(self.weights.now, self.buffers.now)
-        yield Report(GateLeft(self.address, self.place.index, self.version, state))
+        yield Report(GateLeft(self.address, self.position.index, self.version, state))

@@ -19,7 +19,7 @@ from akkordeon.core.errors import AkkordeonError, ForeignParameterError, RecipeE
 from akkordeon.pipeline.staleness import Rule
 from akkordeon.pipeline.weights import Snapshot, Weights
 
-__all__ = ["Learner", "OptimizerFactory", "clipped"]
+__all__ = ["OptimizerFactory", "Updater", "clipped"]
 
 UPDATES_WITHOUT_SCORE = 1000
 """After so many it is said that a scheduler waits for a score."""
@@ -36,7 +36,7 @@ A ``ReduceLROnPlateau`` steps once per round of a validator that has ``schedule_
 """
 
 
-class Learner:
+class Updater:
     """Updates weights.
 
     Args:
@@ -84,7 +84,7 @@ class Learner:
             and all(master.device.type == "cpu" for master in self._weights.masters)
         )
 
-    def learn(self, gradients: list[Tensor | None], then: Snapshot, staleness: int) -> bool:
+    def update(self, gradients: list[Tensor | None], then: Snapshot, staleness: int) -> bool:
         """Make the next version of the weights; if the optimizer raises, the last one stays.
 
         Args:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from akkordeon.core.errors import RecipeError
 from akkordeon.core.payload import all_finite
-from akkordeon.pipeline.module_state import in_fresh_memory, overlapping
+from akkordeon.pipeline.module_copy import in_fresh_memory, overlapping
 
 __all__ = ["Snapshot", "Weights"]
 

@@ -1,19 +1,122 @@
-"""Functions in the copy of a module, which ``copy.deepcopy`` leaves as they are: they close over the copy.
+"""A copy of a module that is whole: ``copy.deepcopy``, and all that it leaves behind.
 
 ``forward = module.forward; module.forward = lambda x: 2 * forward(x)`` keeps a function whose cell has a
 method of the module. Left as it is, it would go on computing with the original, whose weights nobody updates.
+So functions in the copy are made again, to close over the copy.
 """
 
 from __future__ import annotations
 
+import copy
 import types
-from collections.abc import Iterable, Iterator
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-__all__ = ["KEEPS_OTHERS", "Rebinding", "inside"]
+from akkordeon.core.payload import memory
+
+__all__ = ["KEEPS_OTHERS", "copied", "in_fresh_memory", "inside", "overlapping"]
+
+
+def copied(module: nn.Module, structure_only: bool = False) -> nn.Module:
+    """A deep copy with all that ``copy.deepcopy`` leaves behind.
+
+    That is: attributes and hooks of parameters, memory that parameters share, and functions that a module
+    keeps and that reach it or its parts, such as ``self.act = lambda x: x * self.scale``. Generators
+    are cloned, results of a forward that it keeps are detached.
+
+    Args:
+        module: what to copy.
+        structure_only: use its own parameters and buffers instead of copies, to see whether it can be copied.
+    """
+    memo: dict[int, Any] = {}
+    parameters = list(module.parameters())
+    if structure_only:
+        memo.update((id(tensor), tensor) for tensor in (*parameters, *module.buffers()))
+    else:
+        memo.update(zip(map(id, parameters), _copied_parameters(parameters), strict=True))
+    for thing in _kept_in(module):
+        if isinstance(thing, torch.Generator):
+            memo[id(thing)] = thing.clone_state()
+        elif isinstance(thing, Tensor) and thing.grad_fn is not None:
+            memo[id(thing)] = thing.detach().clone()
+    twin = copy.deepcopy(module, memo)
+    rebinding = Rebinding(memo)
+    if not structure_only:
+        for parameter in parameters:
+            _copy_attributes(parameter, memo, rebinding)
+    rebinding.apply()
+    return twin
+
+
+def _copied_parameters(parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
+    """Copies that share memory where the originals do."""
+    twins = [copy.deepcopy(parameter) for parameter in parameters]
+    for group in overlapping(parameters):
+        for i, fresh in zip(group, in_fresh_memory([parameters[i].data for i in group]), strict=True):
+            twins[i].data = fresh
+    return twins
+
+
+def in_fresh_memory(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Copies of tensors that share one memory, which share one alike."""
+    storage = tensors[0].untyped_storage().clone()  # type: ignore[no-untyped-call]
+    return [
+        tensor.new_empty(0).set_(storage, tensor.storage_offset(), tensor.size(), tensor.stride())
+        for tensor in tensors
+    ]
+
+
+def overlapping(tensors: Sequence[Tensor]) -> list[list[int]]:
+    """Groups of those, by their places, that have memory in common; tensors alone are left out."""
+    by_storage: dict[int, list[tuple[int, int, int]]] = {}
+    for i, tensor in enumerate(tensors):
+        if tensor.layout is torch.strided and tensor.numel() and tensor.device.type != "meta":
+            last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+            start = tensor.data_ptr()
+            end = start + (last + 1) * tensor.element_size()
+            by_storage.setdefault(memory(tensor), []).append((start, end, i))
+    groups: list[list[int]] = []
+    for spans in by_storage.values():
+        reach = -1
+        for start, end, i in sorted(spans):
+            if start < reach:
+                groups[-1].append(i)
+            else:
+                groups.append([i])
+            reach = max(reach, end)
+    return [group for group in groups if len(group) > 1]
+
+
+def _copy_attributes(parameter: nn.Parameter, memo: dict[int, Any], rebinding: Rebinding) -> None:
+    twin = memo[id(parameter)]
+    vars(twin).update(copy.deepcopy(vars(parameter), memo))
+    hooks = parameter._backward_hooks
+    if hooks:
+        twin._backward_hooks = OrderedDict((key, rebinding.of(hook)) for key, hook in hooks.items())
+
+
+def _kept_in(module: nn.Module) -> Iterator[object]:
+    """What the attributes of a module and its parts are, and what is in their lists, tuples and dicts."""
+    for owner in module.modules():
+        for name, thing in vars(owner).items():
+            if name not in ("_parameters", "_buffers", "_modules"):
+                yield from _in(thing)
+
+
+def _in(thing: object) -> Iterator[object]:
+    yield thing
+    if isinstance(thing, dict):
+        yield from thing.values()
+    elif isinstance(thing, list | tuple):
+        yield from thing
+
+
+# ── functions ────────────────────────────────────────────────────────────────────────────────────────
 
 
 class Rebinding:

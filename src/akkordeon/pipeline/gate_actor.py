@@ -1,0 +1,327 @@
+"""A gate at work: a module, its optimizer and its staleness rule, on one message at a time.
+
+Forward keeps what the backward will need (the *stash*) and passes the output on. Backward sends the
+gradient of the input to the gate before and only then updates, so that both work at the same time.
+Whatever can be refused is refused before the first effect and leaves the gate as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from weakref import ref
+
+import torch
+from torch import Tensor
+
+from akkordeon.core.actor import Effect, Send
+from akkordeon.core.autograd import accumulated, gradients, graph_behind
+from akkordeon.core.errors import RecipeError
+from akkordeon.core.generator import Habits, Use
+from akkordeon.core.messages import Backward, Batch, Fault, Forget, Forward, Scored
+from akkordeon.core.payload import Payload, all_finite, map_tensors, memory, same_form, signature, tensors
+from akkordeon.core.shard_messages import Settle, Settled
+from akkordeon.pipeline.gate import Gate
+from akkordeon.pipeline.module_state import BufferState
+from akkordeon.pipeline.stage import Position, Stage, Stashed, output_of
+from akkordeon.pipeline.updater import Updater
+
+__all__ = ["GateActor"]
+
+
+DETACHED = (
+    "no gradient can come back through the output of its module; does it detach its result, work under "
+    "no_grad, or give whole numbers?"
+)
+"""Where PyTorch says that a loss does not require grad."""
+
+
+@dataclass(frozen=True, slots=True)
+class _LastForward:
+    """The buffers around the forward of a batch, which may have to be undone."""
+
+    batch: Batch
+    before: BufferState
+    left: BufferState
+
+
+class GateActor(Stage):
+    """A gate at work. The recipe's module is copied: a recipe can be run many times.
+
+    Args:
+        gate: the recipe.
+        position: its place in the row.
+
+    Raises:
+        ForeignParameterError: the optimizer holds parameters that are not this gate's.
+    """
+
+    def __init__(self, gate: Gate, position: Position) -> None:
+        super().__init__(gate.module, position, gate.name, gate.device, gate.staleness.keeps_weights)
+        self._updater = Updater(self.weights, gate.optimizer, gate.staleness, gate.clip_norm, self.label)
+        self._originals = {id(p): (name, ref(p)) for name, p in gate.module.named_parameters()}
+        self._last_shape: torch.Size | None = None
+        self._derive = gradients
+        self._ends_a_row = position.next is None and position.previous is not None
+        self._habits = Habits()
+        self._last: _LastForward | None = None
+        self.use = self._habits.use
+        self._handlers |= {
+            Forward: self._forward,
+            Backward: self._backward,
+            Settle: self._settle,
+            Scored: self._scored,
+        }
+
+    # ── training ─────────────────────────────────────────────────────────────────────────────────────
+
+    def _forward(self, message: Forward) -> Iterator[Effect]:
+        batch = message.batch
+        if self._is_forgotten(batch):
+            return
+        if batch in self.stash:
+            yield self._refuse(batch, Fault.UNKNOWN, "a batch of this number is in flight already")
+            return
+        if len(self.stash) >= self.position.max_in_flight:
+            yield self._refuse(
+                batch, Fault.TOO_MANY, f"{len(self.stash)} batches are in flight here, the network's most"
+            )
+            return
+        self._begin(batch)
+        self.weights.begin_forward()
+        try:
+            x, y = self._run(batch, message.payload)
+            is_finite = all_finite(tensors(y))
+            if is_finite:
+                self.weights.end_forward()
+        except Exception as error:
+            self._undo_forward()
+            reason = self._cannot("work on", message.payload, error)
+            yield self._refuse(batch, self._fault_of(message.payload), reason, error)
+            return
+        if not is_finite:
+            self._undo_forward()
+            came_so = not all_finite(tensors(message.payload))
+            why = "its input is not finite" if came_so else "its output is not finite, though its input is"
+            yield self._refuse(batch, Fault.NOT_FINITE, why)
+            return
+        if self._ends_a_row and not any(tensor.requires_grad for tensor in tensors(y)):
+            self.buffers.roll_back()
+            yield self._refuse(batch, Fault.FORM, DETACHED)
+            return
+        self.stash[batch] = stashed = self._stashed(x, y)
+        if self._seeded:
+            stashed.marks = tuple(module.marks() for module in self._seeded)
+        if self.buffers.before:
+            self._last = _LastForward(batch, self.buffers.before, self.buffers.now)
+        yield Send(self.position.next or batch.sentinel, Forward(batch, map_tensors(Tensor.detach, y)))
+
+    def _stashed(self, x: Payload, y: Payload) -> Stashed:
+        return Stashed(x, y, self.weights.now, self.version)
+
+    def _undo_forward(self) -> None:
+        self.buffers.roll_back()
+        self.weights.undo_forward()
+
+    def _begin(self, batch: Batch) -> None:
+        """Give the batch its masks, and the module buffers that it may write to."""
+        if self._seeded:
+            for module, key in self._keys(batch):
+                module.reseed(key)
+        self.buffers.renew()
+
+    def _run(self, batch: Batch, payload: Payload) -> tuple[Payload, Payload]:
+        """The leaf inputs and the outputs, with the graph between them."""
+        try:
+            x, y = self._through(payload)
+        except RuntimeError as error:
+            if self._input_guard.copies or "a leaf Variable that requires grad" not in str(error):
+                raise
+            self._input_guard.copy_from_now_on()
+            if self._habits.use is not Use.NONE:  # what it has drawn cannot be drawn again
+                raise
+            self._undo_forward()
+            self.weights.begin_forward()
+            self._begin(batch)
+            x, y = self._through(payload)
+        if type(payload) is not Tensor or payload.shape != self._last_shape:
+            if payload not in self._accepted:
+                self._look_at_graph_of(y)
+                self._accepted.add(payload)
+            self._last_shape = payload.shape if isinstance(payload, Tensor) else None
+        return x, y
+
+    def _look_at_graph_of(self, y: Payload) -> None:
+        """Find out what is special about the module from its first graph of a form.
+
+        Raises:
+            RecipeError: it computes with parameters that it keeps where a gate cannot exchange them.
+        """
+        self._refuse_latecomers()
+        names = self.weights.names
+        masters = {id(master): name for name, master in zip(names, self.weights.masters, strict=True)}
+        for node in graph_behind(list(tensors(y))):
+            if node.name() == "CheckpointFunctionBackward":  # a reentrant one
+                self._derive = accumulated
+            variable = getattr(node, "variable", None)
+            past = masters.get(id(variable))
+            original, its = self._originals.get(id(variable), ("", None))
+            if its is not None and its() is variable:
+                past = original
+            if past is not None:
+                raise RecipeError(
+                    f"it reaches its parameter {past!r} past its attribute, as by a functools.partial, where "
+                    "it would never learn; have the forward read the attribute"
+                )
+
+    def _refuse_latecomers(self) -> None:
+        """Refuse parameters, and parts with state, that the first forwards have made.
+
+        Raises:
+            RecipeError: there are some.
+        """
+        known = set(self.weights.names)
+        late = [repr(name) for name, _ in self.module.named_parameters() if name not in known]
+        late += [repr(name) for name in self.buffers.out_of_reach(self.module)]
+        if late:
+            raise RecipeError(
+                f"its forward has made {', '.join(late)}, which its optimizer does not have and nobody would "
+                "be handed; make it in __init__, or send one batch through first"
+            )
+
+    def _through(self, payload: Payload) -> tuple[Payload, Payload]:
+        with torch.enable_grad():
+            x, given = self._input_guard.prepare(self._here(payload))
+            y = self._habits.forward(self._called, given)
+        self._input_guard.verify()
+        return x, y if isinstance(y, Tensor) else output_of(y, _itself)
+
+    def _backward(self, message: Backward) -> Iterator[Effect]:
+        batch, gradient = message.batch, message.payload
+        stashed = self.stash.get(batch)
+        if stashed is None:
+            if not self._is_forgotten(batch):
+                yield self._refuse(batch, Fault.UNKNOWN, "no such batch is in flight here")
+            return
+        if gradient is not None:
+            gradient = self._here(gradient)
+        if not same_form(gradient, stashed.y):
+            got, expected = signature(gradient), signature(stashed.y)
+            yield self._refuse(batch, Fault.FORM, f"its gradient is {got}, expected {expected}")
+            return
+        staleness = self.version - stashed.version
+        limit = self.position.max_staleness
+        if limit is not None and staleness > limit:
+            yield self._refuse(batch, Fault.TOO_STALE, f"it is {staleness} updates old, at most {limit}")
+            return
+        # A checkpointed module runs again in its backward: on the weights and masks of its forward.
+        if self._seeded:
+            for (module, key), marks in zip(self._keys(batch), stashed.marks, strict=True):
+                module.replay(key, marks)
+        self.buffers.renew()
+        self.weights.install(stashed.weights)
+        try:
+            to_previous, of_weights = self._gradients(stashed, gradient)
+        except BaseException:
+            self.buffers.roll_back()
+            raise
+        finally:
+            self.weights.install(self.weights.now)
+        if not all_finite((*tensors(to_previous), *of_weights)):
+            self.buffers.roll_back()
+            came_so = not all_finite(tensors(gradient))
+            why = "the gradient of its output is not finite" if came_so else "its gradient is not finite"
+            yield self._refuse(batch, Fault.NOT_FINITE, why)
+            return
+        del self.stash[batch]
+        if self._last is not None and self._last.batch == batch:
+            self._last = None
+        passed = (*message.staleness, staleness)
+        yield Send(self.position.previous or batch.sentinel, Backward(batch, to_previous, passed))
+        yield from self._learn(batch, of_weights, stashed, staleness)
+
+    def _learn(
+        self, batch: Batch, gradients: list[Tensor | None], stashed: Stashed, staleness: int
+    ) -> Iterator[Effect]:
+        """Update the weights; the gate before is at work by now."""
+        if not self._updater.update(gradients, stashed.weights, staleness):
+            yield self._refuse_update(batch)
+            return
+        self.version += 1
+        self.staleness_seen[staleness] += 1
+        yield from self._tell_watchers()
+
+    def _refuse_update(self, batch: Batch) -> Effect:
+        """The gradient has gone on to the gate before, but this gate cannot learn from the batch."""
+        return self._refuse(batch, Fault.NOT_FINITE, "its update would make the weights not finite")
+
+    def _scored(self, message: Scored) -> Iterator[Effect]:
+        self._updater.scored(message.value)
+        yield from ()
+
+    def _forget(self, message: Forget) -> Iterator[Effect]:
+        """Drop a batch, and what it left in the buffers where nothing has come after it."""
+        last = self._last
+        if last is not None and last.batch == (message.sender, message.number) and last.batch in self.stash:
+            self._last = None
+            if self.buffers.unchanged_since(last.left):
+                self.buffers.install(last.before)
+        return super()._forget(message)
+
+    def _settle(self, message: Settle) -> Iterator[Effect]:
+        yield Send(message.asker, Settled(self.address))
+
+    def _gradients(
+        self, stashed: Stashed, gradient: Payload | None
+    ) -> tuple[Payload | None, list[Tensor | None]]:
+        """Gradients by the input, in the input's form, and by the weights; None where there is none."""
+        inputs = [x for x in tensors(stashed.x) if x.requires_grad]
+        weights = [stashed.weights[i] for i in self.weights.trainable]
+        outputs, seeds = _differentiable(stashed.y, gradient)
+        found = self._habits.backward(self._derive, outputs, inputs + weights, seeds)
+        self.use = self._habits.use
+        to_previous: Payload | None = None
+        if inputs:
+            by_input = iter(found)
+            to_previous = map_tensors(lambda x: next(by_input) if x.requires_grad else None, stashed.x)
+        sent = {memory(tensor) for tensor in (*tensors(to_previous), *seeds)}
+        own = _own(found[len(inputs) :], weights, sent)
+        if len(own) == len(stashed.weights):
+            return to_previous, own
+        by_place = dict(zip(self.weights.trainable, own, strict=True))
+        return to_previous, [by_place.get(i) for i in range(len(stashed.weights))]
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _differentiable(y: Payload | None, gradient: Payload | None) -> tuple[list[Tensor], list[Tensor]]:
+    """The outputs that depend on anything and have a gradient, and those gradients; their forms agree."""
+    if gradient is None or y is None:
+        return [], []
+    if isinstance(gradient, Tensor):
+        return ([y], [gradient]) if y.requires_grad else ([], [])  # type: ignore[union-attr,list-item]
+    outputs: list[Tensor] = []
+    seeds: list[Tensor] = []
+    for name, part in gradient.items() if isinstance(gradient, dict) else enumerate(gradient):
+        some, theirs = _differentiable(y[name], part)
+        outputs += some
+        seeds += theirs
+    return outputs, seeds
+
+
+def _own(gradients: Iterable[Tensor | None], like: Iterable[Tensor], taken: set[int]) -> list[Tensor | None]:
+    """The gradients in memory of their own and laid out like the weights, free to be worked on in place.
+
+    For ``x + p`` the gradient of the parameter *is* the message to the gate before; for ``p + q`` it is
+    one tensor twice. ``taken`` has the memory that is not ours, and grows.
+    """
+    own: list[Tensor | None] = []
+    for gradient, weight in zip(gradients, like, strict=True):
+        if gradient is not None and not gradient.is_sparse:
+            if memory(gradient) in taken or gradient.stride() != weight.stride():
+                gradient = torch.empty_like(weight, requires_grad=False).copy_(gradient)
+            taken.add(memory(gradient))
+        own.append(gradient)
+    return own
