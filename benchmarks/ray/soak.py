@@ -23,7 +23,7 @@ import torch.nn.functional as F
 import akkordeon as ak
 from akkordeon.engines.ray import detached as networks
 from akkordeon.engines.ray.connection import join
-from akkordeon.experiments.tasks import digits
+from akkordeon.experiments.tasks.named import digits
 
 NAME = "soak"
 

@@ -29,7 +29,7 @@ from akkordeon.engines.simulator.links import PRESETS, Link
 from akkordeon.experiments.schedules.compare import asynchronous, compare, enough_in_flight
 from akkordeon.experiments.schedules.dry_actors import dry_row
 from akkordeon.experiments.schedules.measure_costs import measure
-from akkordeon.experiments.schedules.world import Plan
+from akkordeon.experiments.schedules.world import World
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "throughput"))
 from ring import messages_per_s
@@ -107,7 +107,7 @@ class Block(nn.Module):
         return x + self.think(self.between(x))
 
 
-def transformer_plan(quick: bool) -> tuple[dict, dict]:
+def transformer_world(quick: bool) -> tuple[dict, dict]:
     """Costs and sizes of a char-transformer in eight gates, measured here; and a summary of them."""
     torch.manual_seed(0)
     blocks: list[nn.Module] = [Block() for _ in range(8)]
@@ -140,38 +140,38 @@ def transformer_plan(quick: bool) -> tuple[dict, dict]:
     return world, summary
 
 
-def internet(world: dict, quick: bool) -> list[dict]:
+def internet(settings: dict, quick: bool) -> list[dict]:
     """1F1B with flush, GPipe, and the asynchronous row over links of 1, 20, 100 ms and 100 Mbit/s."""
     rows = []
     for latency_s in (0.001, 0.02, 0.1):
-        plan = Plan(**world, link=Link(latency_s, 100 * MEGABIT), seconds=120 if quick else 600)
-        enough = enough_in_flight(plan, most=128)
+        world = World(**settings, link=Link(latency_s, 100 * MEGABIT), seconds=120 if quick else 600)
+        enough = enough_in_flight(world, most=128)
         row = {"latency_ms": 1e3 * latency_s, "in_flight": enough}
-        for outcome in compare(plan, enough, micros=32):
+        for outcome in compare(world, enough, micros=32):
             row[outcome.schedule] = outcome.samples_per_s
-        row["asynchronous, 8 in flight"] = asynchronous(plan, 8).samples_per_s
+        row["asynchronous, 8 in flight"] = asynchronous(world, 8).samples_per_s
         rows.append(row)
     return rows
 
 
-def stragglers(world: dict, quick: bool) -> list[dict]:
+def stragglers(settings: dict, quick: bool) -> list[dict]:
     """One gate so many times slower for a tenth of the time, five seconds at a time; one hall."""
     rows = []
     for factor in (1, 2, 5):
         slow = [Slowdown("gate/3", factor, share=0.1, phase_s=5.0)] if factor > 1 else []
-        plan = Plan(**world, link=PRESETS["zone"], seconds=600 if quick else 3600, slowdowns=slow)
-        rows.append({"factor": factor, **{o.schedule: o.samples_per_s for o in compare(plan, 16, 32)}})
+        world = World(**settings, link=PRESETS["zone"], seconds=600 if quick else 3600, slowdowns=slow)
+        rows.append({"factor": factor, **{o.schedule: o.samples_per_s for o in compare(world, 16, 32)}})
     return rows
 
 
-def churn(world: dict, quick: bool) -> list[dict]:
+def churn(settings: dict, quick: bool) -> list[dict]:
     """Some gate crashes every so often and is back five seconds later, with a checkpoint every five."""
     rows = []
     for every_s in (10, 60, 600):
         crash = Crash(who="gate/*", every_s=every_s, back_after_s=5)
-        plan = Plan(**world, link=PRESETS["zone"], seconds=1200 if quick else 7200, faults=[crash],
-                    checkpoint_every_s=5)  # fmt: skip
-        outcomes = compare(plan, 16, 32, ("one device", "gpipe", "1f1b", "asynchronous"))
+        world = World(**settings, link=PRESETS["zone"], seconds=1200 if quick else 7200, faults=[crash],
+                      checkpoint_every_s=5)  # fmt: skip
+        outcomes = compare(world, 16, 32, ("one device", "gpipe", "1f1b", "asynchronous"))
         row = {"every_s": every_s, **{o.schedule: o.samples_per_s for o in outcomes}}
         row["lost batches"], row["redone samples"] = outcomes[-1].lost, outcomes[-1].redone
         rows.append(row)
@@ -187,10 +187,10 @@ def scale(quick: bool) -> list[dict]:
     cost = Cost(forward_s=0.001, backward_s=0.002)
     sizes = ((10, 100, 10, 30.0), (100, 100, 10, 30.0), (1000, 100, 10, 12.0), (10, 10_000, 1, 60.0))
     for count, sentinels, in_flight, seconds in sizes:
-        plan = Plan(costs=[cost] * count, link=Link(0.001), bytes_between=1000,
-                    seconds=seconds / 4 if quick else seconds)  # fmt: skip
+        world = World(costs=[cost] * count, link=Link(0.001), bytes_between=1000,
+                      seconds=seconds / 4 if quick else seconds)  # fmt: skip
         began_s = time.perf_counter()
-        outcome = asynchronous(plan, in_flight, sentinels)
+        outcome = asynchronous(world, in_flight, sentinels)
         took_s = time.perf_counter() - began_s
         rows.append(
             {
@@ -231,7 +231,7 @@ def main() -> None:
         found["prediction"] = prediction(quick)
         print(table("Prediction against reality", found["prediction"]), flush=True)
     if {"internet", "stragglers", "churn"} & set(chosen):
-        world, found["transformer"] = transformer_plan(quick)
+        world, found["transformer"] = transformer_world(quick)
         print(table("A char-transformer's gate, measured", [found["transformer"]]), flush=True)
         for name, study, title in (
             ("internet", internet, "Over the internet: samples per second"),

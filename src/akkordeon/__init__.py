@@ -9,7 +9,7 @@ from akkordeon.engines.ray import Ray
 from akkordeon.engines.simulator.engine import Simulator
 from akkordeon.engines.threads import Threads
 from akkordeon.experiments.run import run
-from akkordeon.experiments.tasks import Task
+from akkordeon.experiments.tasks.task import Task
 from akkordeon.pipeline import nn
 from akkordeon.pipeline.gate import Gate
 from akkordeon.pipeline.network import Network

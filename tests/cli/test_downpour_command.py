@@ -11,7 +11,14 @@ from typer.testing import CliRunner
 
 from akkordeon.cli.main import app
 from akkordeon.core.errors import RecipeError
-from akkordeon.experiments.presets import SERVER_OPTIMIZERS, SERVER_RULES, downpour_of
+from akkordeon.experiments.build import build_downpour
+from akkordeon.experiments.config import DownpourConfig
+from akkordeon.experiments.presets import (
+    SERVER_OPTIMIZERS,
+    SERVER_RULES,
+    server_optimizer_named,
+    server_rule_named,
+)
 
 DIGITS = ["downpour", "digits", "--replicas", "2", "--epochs", "2"]
 
@@ -100,13 +107,18 @@ def test_what_cannot_be_is_one_sentence():
 @pytest.mark.parametrize("optimizer", SERVER_OPTIMIZERS)
 @pytest.mark.parametrize("rule", SERVER_RULES)
 def test_every_server_optimizer_and_rule_has_a_name(optimizer, rule):
-    recipe = downpour_of(small_network(), 3, optimizer, staleness=rule, local_step=False)
+    config = DownpourConfig(replicas=3, server_optimizer=optimizer, staleness=rule, local_step=False)
+    recipe = build_downpour(small_network(), config)
     for spawn in recipe.spawns(0):
         spawn.make()
 
 
 def test_unknown_names_are_told_with_the_known_ones():
     with pytest.raises(RecipeError, match="no server optimizer 'lion'; there are adagrad, sgd"):
-        downpour_of(small_network(), 2, "lion")
+        server_optimizer_named("lion", None, 2)
+    with pytest.raises(RecipeError, match="'server_optimizer' cannot be 'lion'; there are adagrad, sgd"):
+        DownpourConfig(server_optimizer="lion")
     with pytest.raises(RecipeError, match="no staleness rule 'latest'; there are stash, inverse"):
-        downpour_of(small_network(), 2, staleness="latest")
+        server_rule_named("latest")
+    with pytest.raises(RecipeError, match="'staleness' cannot be 'latest'; there are stash, inverse"):
+        DownpourConfig(staleness="latest")

@@ -9,7 +9,8 @@ from torch import nn
 
 import akkordeon as ak
 from akkordeon.core.errors import RecipeError
-from akkordeon.experiments.presets import OPTIMIZERS, RULES, optimizer_named, rule_named, with_lr
+from akkordeon.experiments.presets import OPTIMIZERS, optimizer_named, rule_named, with_lr
+from akkordeon.pipeline.staleness import RULES
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -35,7 +36,7 @@ def test_every_rule_has_a_name(name):
 def test_unknown_names_are_told_with_the_known_ones():
     with pytest.raises(RecipeError, match="no optimizer 'adamax'; there are sgd, momentum, adam, adamw"):
         optimizer_named("adamax")
-    with pytest.raises(RecipeError, match="no staleness rule 'fresh'; there are latest, stash, dc-constant"):
+    with pytest.raises(RecipeError, match="no staleness rule 'fresh'; there are latest, stash, inverse, "):
         rule_named("fresh")
 
 

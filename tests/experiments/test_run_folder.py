@@ -25,13 +25,13 @@ from akkordeon.experiments.run_folder import (
     REPORT,
     TASK,
     WEIGHTS,
-    Folder,
+    RunFolder,
     as_json,
+    description_text,
     load_array,
     load_description,
     load_weights,
     save_array,
-    save_description,
     save_weights,
     whole_file,
 )
@@ -148,7 +148,7 @@ def test_damaged_weights_are_refused_or_the_same_and_never_others(tmp_path):
 
 def test_a_damaged_description_is_refused_or_the_same_and_never_another(tmp_path):
     how, description = random.Random(0), {"task": "digits", "seed": 3, "data_dir": None, "lr": 0.25}
-    save_description(tmp_path, description)
+    (tmp_path / TASK).write_text(description_text(description))
     content = (tmp_path / TASK).read_bytes()
     for _ in range(300):
         (tmp_path / TASK).write_bytes(damaged(content, how))
@@ -289,20 +289,20 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
 
 
 def test_one_run_at_a_time_keeps_in_a_folder(tmp_path):
-    folder = Folder(tmp_path, {"task": "digits"})
+    folder = RunFolder(tmp_path, {"task": "digits"})
     with pytest.raises(DataError, match="another run keeps its weights in"):
-        Folder(tmp_path, {"task": "digits"})
+        RunFolder(tmp_path, {"task": "digits"})
     folder.close()
-    Folder(tmp_path, {"task": "digits"}).close()
+    RunFolder(tmp_path, {"task": "digits"}).close()
 
 
 def test_what_an_earlier_run_kept_stays_until_there_are_weights_of_this_one(tmp_path):
     network = small_network()
-    earlier = Folder(tmp_path, {"task": "earlier"})
+    earlier = RunFolder(tmp_path, {"task": "earlier"})
     for name in (WEIGHTS, BEST):
         earlier.save(name, network.module())
     earlier.close()
-    folder = Folder(tmp_path, {"task": "later"})
+    folder = RunFolder(tmp_path, {"task": "later"})
     assert load_description(tmp_path) == {"task": "earlier"}
     folder.save(WEIGHTS, network.module())
     assert load_description(tmp_path) == {"task": "later"}
@@ -313,7 +313,7 @@ def test_what_an_earlier_run_kept_stays_until_there_are_weights_of_this_one(tmp_
 def test_what_cannot_be_written_is_a_data_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=r"the folder .*file/below cannot be made: Not a directory"):
-        Folder(tmp_path / "file" / "below", {})
+        RunFolder(tmp_path / "file" / "below", {})
     with pytest.raises(DataError, match=r"absent/w.safetensors cannot be written: No such file or directory"):
         save_weights(tmp_path / "absent" / "w.safetensors", nn.Linear(2, 2))
     with pytest.raises(DataError, match=r"absent/report.jsonl cannot be written: No such file"):
@@ -321,7 +321,7 @@ def test_what_cannot_be_written_is_a_data_error(tmp_path):
 
 
 def test_a_description_comes_back(tmp_path):
-    save_description(tmp_path, {"task": "digits", "seed": 3})
+    (tmp_path / TASK).write_text(description_text({"task": "digits", "seed": 3}))
     assert load_description(tmp_path) == {"task": "digits", "seed": 3}
 
 

@@ -12,7 +12,7 @@ from akkordeon.cli.main import app
 from akkordeon.core.errors import ScenarioError
 from akkordeon.engines.simulator.distributions import LogNormal, Uniform
 from akkordeon.engines.simulator.links import PRESETS
-from akkordeon.experiments.scenario import load
+from akkordeon.experiments.scenario import load_scenario
 
 SCENARIOS = sorted((Path(__file__).parents[2] / "examples/scenarios").glob("*.toml"))
 
@@ -59,7 +59,7 @@ preset = "zone"
 
 @pytest.mark.parametrize("path", SCENARIOS, ids=lambda path: path.stem)
 def test_the_scenarios_of_the_examples_can_be_read(path):
-    assert load(path).title
+    assert load_scenario(path).title
 
 
 def test_a_dry_scenario_compares_schedules(tmp_path):
@@ -140,12 +140,12 @@ def test_a_record_of_something_else_is_refused_in_a_sentence(tmp_path):
 
 def test_links_are_presets_or_described(tmp_path):
     text = DRY.replace("latency_s = 0.05", 'preset = "internet"')
-    assert load(written(tmp_path, text)).links.default is PRESETS["internet"]
+    assert load_scenario(written(tmp_path, text)).links.default is PRESETS["internet"]
     text = DRY.replace("latency_s = 0.05", "latency_s = 0.05\np99_s = 0.2\nbytes_per_s = 1e6\nloss = 0.01")
-    link = load(written(tmp_path, text)).links.default
+    link = load_scenario(written(tmp_path, text)).links.default
     assert (link.latency_s, link.bytes_per_s, link.loss) == (LogNormal(0.05, 0.2), 1e6, 0.01)
     text = DRY.replace("latency_s = 0.05", "latency_s = 0.05\nlatency_max_s = 0.2")
-    assert load(written(tmp_path, text)).links.default.latency_s == Uniform(0.05, 0.2)
+    assert load_scenario(written(tmp_path, text)).links.default.latency_s == Uniform(0.05, 0.2)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_links_are_presets_or_described(tmp_path):
 def test_what_is_wrong_in_a_scenario_is_named(tmp_path, change, sentence):
     path = written(tmp_path, DRY.replace(*change))
     with pytest.raises(ScenarioError, match=sentence):
-        load(path)
+        load_scenario(path)
     command("simulate", path, expect=1)
 
 

@@ -14,8 +14,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import akkordeon as ak
 from akkordeon.core.errors import DataError, TaskError
-from akkordeon.experiments import train as job
-from akkordeon.experiments.tasks import NAMED, load_task
+from akkordeon.experiments.build import build_trainers
+from akkordeon.experiments.config import DownpourConfig, TrainConfig
+from akkordeon.experiments.tasks.loader import load_task
+from akkordeon.experiments.tasks.named import NAMED
 
 X, Y = torch.randn(20, 6), torch.randint(4, (20,))
 
@@ -215,12 +217,12 @@ def test_a_task_says_how_many_batches_are_under_way_for_its_own_optimizers():
     task = load_task("digits")
     assert (task.in_flight, ak.Task(task.network, task.train, task.validate, task.loss).in_flight) == (3, 1)
 
-    def in_flight(**plan) -> int:
-        return job.trainers_of(task, job.Plan(**plan))[0].in_flight
+    def in_flight(**settings) -> int:
+        return build_trainers(task, TrainConfig(**settings))[0].in_flight
 
     assert in_flight() == 3
     assert in_flight(in_flight=7, lr=0.5) == 7
     assert in_flight(optimizer="sgd") == in_flight(lr=0.5) == 1
-    assert in_flight(downpour={"replicas": 2}) == 1
+    assert in_flight(downpour=DownpourConfig(replicas=2)) == 1
     with pytest.raises(TaskError, match="in_flight is at least 1, got 0"):
         replace(task, in_flight=0)

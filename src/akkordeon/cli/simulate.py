@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-__all__ = ["replay", "simulate"]
+from akkordeon.cli.options import AsJson, RecordTo
 
-AsJson = Annotated[bool, typer.Option("--json", help="End with the outcome as one JSON object on a line.")]
+__all__ = ["replay", "simulate"]
 
 
 def simulate(
@@ -28,9 +28,7 @@ def simulate(
         tuple[float, float] | None,
         typer.Option("--window", metavar="FROM TO", help="What of it to draw, in virtual seconds."),
     ] = None,
-    record: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Keep what every actor did, for `akkordeon replay`.")
-    ] = None,
+    record: RecordTo = None,
     seed: Annotated[
         int | None, typer.Option(min=-(2**63), max=2**63 - 1, help="Another than the scenario's.")
     ] = None,
@@ -40,9 +38,9 @@ def simulate(
 
     from akkordeon.core.errors import RecordError, ScenarioError
     from akkordeon.engines.simulator.timeline import Timeline
-    from akkordeon.experiments import scenario as scenarios
+    from akkordeon.experiments.scenario import load_scenario, train_scenario
 
-    world = scenarios.load(scenario)
+    world = load_scenario(scenario)
     if seed is not None:
         world = replace(world, seed=seed)
     seen = None if timeline is None else Timeline()
@@ -57,7 +55,7 @@ def simulate(
         typer.echo(_comparison(world.title, outcomes))
         report: dict[str, Any] = {"title": world.title, "schedules": [o.as_json() for o in outcomes]}
     else:
-        report = scenarios.train(world, record, seen)
+        report = train_scenario(world, record, seen)
         typer.echo(_training(report))
     if seen is not None and timeline is not None:
         begin_s, end_s = window or seen.telling()
@@ -80,10 +78,10 @@ def replay(
     json: AsJson = False,
 ) -> None:
     """Run a recorded run again, message by message, to the same bits; or say where it differs, and why."""
-    from akkordeon.experiments import train as job
+    from akkordeon.experiments.saved_run import replay_run
     from akkordeon.session.recording import Record
 
-    result = job.replay_of(Record(record), trust, partial)
+    result = replay_run(Record(record), trust, partial)
     digest = hashlib.sha256()
     for gate in result.states.values():
         for tensor in gate.values():

@@ -1,50 +1,54 @@
-"""Staleness rules and optimizers that go by a name, and networks that are told to use them."""
+"""Staleness rules and optimizers that go by a name, and networks that are told to use them.
+
+An entry of a table here is all that a new optimizer needs: commands offer what the tables have. The rules
+stand beside their classes, in ``pipeline/staleness.py``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from akkordeon.core.errors import RecipeError
+from akkordeon.downpour.compression import COMPRESSIONS
 from akkordeon.downpour.delayed_nesterov import DelayedNesterov
-from akkordeon.downpour.recipe import Downpour
 from akkordeon.pipeline.network import Network
-from akkordeon.pipeline.staleness import DelayCompensation, InverseStaleness, Latest, Rule, Stash
+from akkordeon.pipeline.staleness import RULES, Rule
 from akkordeon.pipeline.updater import OptimizerFactory
 
 __all__ = [
     "OPTIMIZERS",
-    "RULES",
     "SERVER_OPTIMIZERS",
     "SERVER_RULES",
-    "downpour_of",
+    "CompressionName",
+    "OptimizerName",
+    "RuleName",
+    "ServerOptimizerName",
+    "ServerRuleName",
     "optimizer_named",
     "rule_named",
+    "server_optimizer_named",
+    "server_rule_named",
     "with_lr",
 ]
 
-RULES: dict[str, Rule] = {
-    "latest": Latest(),
-    "stash": Stash(),
-    "dc-constant": DelayCompensation("constant"),
-    "dc-adaptive": DelayCompensation("adaptive"),
-}
+Preset = tuple[Callable[..., Optimizer], float]
+"""What makes the optimizer, and the learning rate it has if none is given."""
 
-OPTIMIZERS: dict[str, tuple[Callable[..., Optimizer], float]] = {
+OPTIMIZERS: dict[str, Preset] = {
     "sgd": (torch.optim.SGD, 0.05),
     "momentum": (partial(torch.optim.SGD, momentum=0.9), 0.01),
     "adam": (torch.optim.Adam, 1e-3),
     "adamw": (torch.optim.AdamW, 1e-3),
 }
-"""Each with the learning rate it has if none is given."""
 
-SERVER_OPTIMIZERS: dict[str, tuple[Callable[..., Optimizer], float]] = {
+SERVER_OPTIMIZERS: dict[str, Preset] = {
     "adagrad": (torch.optim.Adagrad, 0.01),
     "sgd": (torch.optim.SGD, 0.05),
     "momentum": (partial(torch.optim.SGD, momentum=0.9), 0.01),
@@ -52,14 +56,25 @@ SERVER_OPTIMIZERS: dict[str, tuple[Callable[..., Optimizer], float]] = {
     "delayed-nesterov": (DelayedNesterov, 0.7),
     "adam": (torch.optim.Adam, 1e-3),
 }
-"""Of parameter shards, likewise. 0.07 because 0.7, DiLoCo's, is too much where pushes are not averaged."""
+"""Of parameter shards. 0.07 because 0.7, DiLoCo's, is too much where pushes are not averaged."""
 
-SERVER_RULES: dict[str, Rule] = {
-    "stash": Stash(),
-    "inverse": InverseStaleness(),
-    "dc-constant": RULES["dc-constant"],
-    "dc-adaptive": RULES["dc-adaptive"],
-}
+SERVER_RULES = {name: rule for name, rule in RULES.items() if rule.keeps_weights}
+"""Of parameter shards: a shard lends weights and runs no backward, so to keep none says nothing there."""
+
+if TYPE_CHECKING:
+    RuleName: TypeAlias = str
+    ServerRuleName: TypeAlias = str
+    OptimizerName: TypeAlias = str
+    ServerOptimizerName: TypeAlias = str
+    CompressionName: TypeAlias = str
+else:  # so that a command offers, and a file may say, what the tables have
+    RuleName = Literal[tuple(RULES)]
+    ServerRuleName = Literal[tuple(SERVER_RULES)]
+    OptimizerName = Literal[tuple(OPTIMIZERS)]
+    ServerOptimizerName = Literal[tuple(SERVER_OPTIMIZERS)]
+    CompressionName = Literal[tuple(name or "none" for name in COMPRESSIONS)]
+
+T = TypeVar("T")
 
 
 def rule_named(name: str) -> Rule:
@@ -68,9 +83,16 @@ def rule_named(name: str) -> Rule:
     Raises:
         RecipeError: there is none.
     """
-    if name not in RULES:
-        raise RecipeError(f"there is no staleness rule {name!r}; there are {', '.join(RULES)}")
-    return RULES[name]
+    return _entry(RULES, name, "there is no staleness rule")
+
+
+def server_rule_named(name: str) -> Rule:
+    """The staleness rule for shards of that name.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    return _entry(SERVER_RULES, name, "shards have no staleness rule")
 
 
 def optimizer_named(name: str, lr: float | None = None) -> OptimizerFactory:
@@ -83,10 +105,30 @@ def optimizer_named(name: str, lr: float | None = None) -> OptimizerFactory:
     Raises:
         RecipeError: there is none.
     """
-    if name not in OPTIMIZERS:
-        raise RecipeError(f"there is no optimizer {name!r}; there are {', '.join(OPTIMIZERS)}")
-    make, usual_lr = OPTIMIZERS[name]
+    make, usual_lr = _entry(OPTIMIZERS, name, "there is no optimizer")
     return partial(make, lr=usual_lr if lr is None else lr)
+
+
+def server_optimizer_named(name: str, lr: float | None, replicas: int) -> OptimizerFactory:
+    """What makes an optimizer of that name for each shard.
+
+    Args:
+        name: a key of ``SERVER_OPTIMIZERS``.
+        lr: learning rate; its usual one if not given.
+        replicas: that push to it, of which delayed Nesterov takes one push each before it moves.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    make, usual_lr = _entry(SERVER_OPTIMIZERS, name, "there is no server optimizer")
+    made = partial(make, lr=usual_lr if lr is None else lr)
+    return partial(made, buffer=replicas) if make is DelayedNesterov else made
+
+
+def _entry(table: Mapping[str, T], name: str, there_is_no: str) -> T:
+    if name not in table:
+        raise RecipeError(f"{there_is_no} {name!r}; there are {', '.join(table)}")
+    return table[name]
 
 
 def with_lr(network: Network, lr: float) -> Network:
@@ -111,38 +153,3 @@ def _set_lr(factory: OptimizerFactory, lr: float, parameters: Iterable[nn.Parame
     for group in optimizer.param_groups:
         group["lr"] = lr
     return optimizer
-
-
-def downpour_of(
-    network: Network,
-    replicas: int,
-    server_optimizer: str = "adagrad",
-    server_lr: float | None = None,
-    staleness: str = "stash",
-    **settings: Any,
-) -> Downpour:
-    """A Downpour told by names and numbers alone.
-
-    Args:
-        network: what is replicated.
-        replicas: how many.
-        server_optimizer: a key of ``SERVER_OPTIMIZERS``.
-        server_lr: its learning rate; its usual one if not given.
-        staleness: a key of ``SERVER_RULES``.
-        settings: others of :class:`Downpour`.
-
-    Raises:
-        RecipeError: there is no such name, or the settings contradict each other.
-    """
-    if server_optimizer not in SERVER_OPTIMIZERS:
-        known = ", ".join(SERVER_OPTIMIZERS)
-        raise RecipeError(f"there is no server optimizer {server_optimizer!r}; there are {known}")
-    if staleness not in SERVER_RULES:
-        known = ", ".join(SERVER_RULES)
-        raise RecipeError(f"shards have no staleness rule {staleness!r}; there are {known}")
-    make, usual_lr = SERVER_OPTIMIZERS[server_optimizer]
-    made = partial(make, lr=usual_lr if server_lr is None else server_lr)
-    if make is DelayedNesterov:
-        made = partial(made, buffer=replicas)
-    rule = SERVER_RULES[staleness]
-    return Downpour(network, replicas=replicas, server_optimizer=made, staleness=rule, **settings)

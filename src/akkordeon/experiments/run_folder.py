@@ -1,8 +1,8 @@
-"""What a run leaves in a folder, and how to take it up again: weights, the task, the report.
+"""What a run leaves in a folder, and how to take it up again: weights, settings, the report.
 
     DIR/weights.safetensors   the last weights, under the names they have in ``session.module()``
     DIR/best.safetensors      the best ones, where they were kept
-    DIR/task.json             how to make the task again
+    DIR/task.json             the settings, with which the task is made again
     DIR/report.jsonl          what was reported, a JSON object a line, the summary last
 
 A file is written under another name, and renamed when it is whole and on the disk: what is there under its
@@ -35,13 +35,13 @@ __all__ = [
     "REPORT",
     "TASK",
     "WEIGHTS",
-    "Folder",
+    "RunFolder",
     "as_json",
+    "description_text",
     "load_array",
     "load_description",
     "load_weights",
     "save_array",
-    "save_description",
     "save_weights",
     "signature_of_rows",
     "to_disk",
@@ -52,10 +52,11 @@ WEIGHTS, BEST = "weights.safetensors", "best.safetensors"
 TASK, REPORT = "task.json", "report.jsonl"
 
 
-class Folder:
-    """A folder that one run keeps what it comes to in; until it is closed, no other run may.
+class RunFolder:
+    """A folder that one run saves what it comes to in; until it is closed, no other run may.
 
-    What an earlier run left there stays until there are weights of this one.
+    What an earlier run left there stays until there are weights of this one. A folder that somebody deletes
+    meanwhile is made again.
 
     Args:
         path: of the folder, made if need be.
@@ -68,16 +69,9 @@ class Folder:
     def __init__(self, path: Path, description: Mapping[str, Any]) -> None:
         self.path = path
         self._description = description
+        self._claim: int | None = None
         self._begun = False
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            self._claim = _claimed(path)
-        except BlockingIOError as error:
-            raise DataError(
-                f"another run keeps its weights in {path}; give this one another folder"
-            ) from error
-        except OSError as error:
-            raise DataError(f"the folder {path} cannot be made: {error.strerror}") from error
+        self._open()
 
     def close(self) -> None:
         """Let other runs in."""
@@ -91,17 +85,49 @@ class Folder:
         Raises:
             DataError: they cannot be written; what was there so far is there still.
         """
-        with whole_file(self.path / name) as part:
-            part.write_bytes(packed(module))
-            self._begin()
-
-    def _begin(self) -> None:
-        """Put this run's task in the place of what an earlier one left."""
-        if not self._begun:
-            for earlier in (WEIGHTS, BEST, TASK, REPORT):
-                (self.path / earlier).unlink(missing_ok=True)
-            save_description(self.path, self._description)
+        if not self._is_there():
+            self.close()
+            self._open()
+        if self._begun:
+            save_weights(self.path / name, module)
+        else:
+            self._begin(name, packed(module))
             self._begun = True
+
+    def _begin(self, name: str, content: bytes) -> None:
+        """Put this run's first weights and its settings in the place of all that an earlier one left.
+
+        What can fail for want of room is done before anything is deleted. Without ``task.json`` nobody takes
+        a folder for whole: so the earlier one is the first to go, and ours comes when all else is right.
+        """
+        with whole_file(self.path / TASK) as task, whole_file(self.path / name) as weights:
+            task.write_text(description_text(self._description), encoding="utf-8")
+            weights.write_bytes(content)
+            to_disk(task)
+            to_disk(weights)
+            for earlier in (TASK, REPORT, *({WEIGHTS, BEST} - {name})):
+                (self.path / earlier).unlink(missing_ok=True)
+
+    def _open(self) -> None:
+        self._begun = False
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._claim = _claimed(self.path)
+        except BlockingIOError as error:
+            raise DataError(
+                f"another run keeps its weights in {self.path}; give this one another folder"
+            ) from error
+        except OSError as error:
+            raise DataError(f"the folder {self.path} cannot be made: {error.strerror}") from error
+
+    def _is_there(self) -> bool:
+        """Whether the folder is still the one that was claimed."""
+        if self._claim is None:
+            return self.path.is_dir()
+        try:
+            return os.path.samestat(os.fstat(self._claim), self.path.stat())
+        except OSError:
+            return False
 
 
 def _claimed(path: Path) -> int | None:
@@ -201,16 +227,10 @@ def _finite(thing: Any) -> Any:
     return None if isinstance(thing, float) and not math.isfinite(thing) else thing
 
 
-def save_description(folder: Path, description: Mapping[str, Any]) -> None:
-    """Write how the task is made again.
-
-    Raises:
-        DataError: the file cannot be written.
-    """
+def description_text(description: Mapping[str, Any]) -> str:
+    """The settings of a run for ``task.json``, with their digest."""
     plain = _finite(description)
-    with whole_file(folder / TASK) as part:
-        told = json.dumps({**plain, "sha256": _digest(plain)}, indent=2, ensure_ascii=False)
-        part.write_text(f"{told}\n", encoding="utf-8")
+    return json.dumps({**plain, "sha256": _digest(plain)}, indent=2, ensure_ascii=False) + "\n"
 
 
 def _digest(description: Mapping[str, Any]) -> str:

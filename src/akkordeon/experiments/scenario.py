@@ -37,16 +37,17 @@ from akkordeon.engines.simulator.faults import Crash, Fault, Freeze, Partition
 from akkordeon.engines.simulator.hosts import Host
 from akkordeon.engines.simulator.links import PRESETS, Link, Links
 from akkordeon.engines.simulator.timeline import Timeline
-from akkordeon.experiments import train as job
+from akkordeon.experiments.build import build_network, build_sentinels, build_trainers
+from akkordeon.experiments.config import TrainConfig
 from akkordeon.experiments.run import run
 from akkordeon.experiments.schedules.compare import compare
 from akkordeon.experiments.schedules.measure_costs import from_operations, measure
-from akkordeon.experiments.schedules.world import Plan
+from akkordeon.experiments.schedules.world import ScheduleOutcome, World
 from akkordeon.pipeline.network import Network
 from akkordeon.sentinels.loss import Loss
 from akkordeon.watch.summary import summary
 
-__all__ = ["Row", "Scenario", "load", "train"]
+__all__ = ["Row", "Scenario", "load_scenario", "train_scenario"]
 
 SCHEDULES = ("one device", "gpipe", "1f1b", "data parallel", "asynchronous")
 
@@ -99,18 +100,18 @@ class Scenario:
     seed: int
     seconds: float
     row: Row | None
-    train: job.Plan | None
+    train: TrainConfig | None
     cost: Mapping[str, Any]
     links: Links
     hosts: tuple[Host, ...]
     slowdowns: tuple[Slowdown, ...]
     faults: tuple[Fault, ...]
 
-    def compare(self, timeline: Timeline | None = None) -> list[Any]:
-        """What every schedule makes of it, each an :class:`akkordeon.experiments.schedules.world.Outcome`."""
+    def compare(self, timeline: Timeline | None = None) -> list[ScheduleOutcome]:
+        """What every schedule makes of it."""
         row = self.row
         assert row is not None
-        plan = Plan(
+        world = World(
             costs=[_made(Cost, self.cost, "[cost]")] * row.gates,
             link=self.links.default,
             bytes_between=row.bytes,
@@ -122,10 +123,10 @@ class Scenario:
             checkpoint_every_s=row.checkpoint_every_s,
             weight_bytes=row.weight_bytes,
         )
-        return compare(plan, row.in_flight, row.micros, row.schedules, row.sentinels, timeline)
+        return compare(world, row.in_flight, row.micros, row.schedules, row.sentinels, timeline)
 
 
-def load(path: str | Path) -> Scenario:
+def load_scenario(path: str | Path) -> Scenario:
     """Read a scenario.
 
     Raises:
@@ -144,8 +145,8 @@ def load(path: str | Path) -> Scenario:
 
 
 def _scenario(table: dict[str, Any]) -> Scenario:
-    row, plan = table.pop("row", None), table.pop("train", None)
-    if (row is None) == (plan is None):
+    row, training = table.pop("row", None), table.pop("train", None)
+    if (row is None) == (training is None):
         raise ScenarioError("a scenario has either [row], to compare schedules, or [train], to train a task")
     between = [(b.pop("one"), b.pop("other"), _link(b)) for b in table.pop("between", [])]
     faults: list[Fault] = []
@@ -156,7 +157,7 @@ def _scenario(table: dict[str, Any]) -> Scenario:
         seed=table.pop("seed", 0),
         seconds=float(table.pop("seconds", 600)),
         row=None if row is None else _made(Row, {**row, "schedules": _schedules(row)}, "[row]"),
-        train=None if plan is None else _made(job.Plan, plan, "[train]"),
+        train=None if training is None else _made(TrainConfig, training, "[train]"),
         cost=table.pop("cost", {}),
         links=Links(_link(table.pop("link", {})), between),
         hosts=tuple(_made(Host, host, "[[host]]") for host in table.pop("host", [])),
@@ -209,7 +210,7 @@ def _made(kind: type, table: Mapping[str, Any], where: str) -> Any:
 # ── training ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def train(
+def train_scenario(
     scenario: Scenario, record: str | Path | None = None, timeline: Timeline | None = None
 ) -> dict[str, Any]:
     """Train the scenario's task in its world, with real gradients.
@@ -218,11 +219,11 @@ def train(
         What it came to: everything in it is the same each time, but for ``record_failure``, which is there
         only where the record breaks off.
     """
-    plan = scenario.train
-    assert plan is not None
-    task = plan.load()
-    network = job.network_of(task, plan)
-    batches = as_batches(job.trainers_of(task, plan)[0].batches, plan.batch_size or task.batch_size)
+    config = scenario.train
+    assert config is not None
+    task = config.load_task()
+    network = build_network(task, config)
+    batches = as_batches(build_trainers(task, config)[0].batches, config.batch_size or task.batch_size)
     costs = _costs(scenario, network, batches, task.loss)
     engine = Simulator(
         scenario.seed,
@@ -233,10 +234,9 @@ def train(
     )
     engine.timeline = timeline
     history: list[dict[str, Any]] = []
-    with run(network, engine, seed=plan.seed, record=record, task=job.described(plan)) as session:
-        for trainer in job.trainers_of(task, plan):
-            session.attach(trainer)
-        session.attach(job.validator_of(task, plan))
+    with run(network, engine, seed=config.seed, record=record, task=config.as_plain()) as session:
+        for sentinel in build_sentinels(task, config):
+            session.attach(sentinel)
         session.subscribe(lambda record: _remember(history, record, engine.now_s()), inline=True)
         try:
             session.wait(scenario.seconds)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from akkordeon.core.errors import AkkordeonError, DataError
 from akkordeon.core.reports import BestKept, LastKept
-from akkordeon.experiments.run_folder import BEST, WEIGHTS, Folder
+from akkordeon.experiments.run_folder import BEST, WEIGHTS, RunFolder
 from akkordeon.session.session import Session
 from akkordeon.watch.view import View
 
@@ -46,7 +46,7 @@ class WeightSaver(View):
 
     def __init__(
         self,
-        folder: Folder,
+        folder: RunFolder,
         session: Session,
         stopping: Callable[[], bool],
         asks: bool,

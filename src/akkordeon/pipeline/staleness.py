@@ -21,7 +21,7 @@ from torch import Tensor
 
 from akkordeon.core.errors import RecipeError
 
-__all__ = ["DelayCompensation", "InverseStaleness", "Latest", "Rule", "Stash"]
+__all__ = ["RULES", "DelayCompensation", "InverseStaleness", "Latest", "Rule", "Stash"]
 
 Gradients = list[Tensor | None]
 
@@ -189,3 +189,13 @@ class _Moments:
     """State of the adaptive variant: MS, one tensor per parameter."""
 
     squares: list[Tensor] = field(default_factory=list)
+
+
+RULES: dict[str, Rule] = {
+    "latest": Latest(),
+    "stash": Stash(),
+    "inverse": InverseStaleness(),
+    "dc-constant": DelayCompensation("constant"),
+    "dc-adaptive": DelayCompensation("adaptive"),
+}
+"""Each rule by its name, on the command line and in files; to shards, those that keep weights are offered."""

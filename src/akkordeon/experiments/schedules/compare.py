@@ -13,7 +13,7 @@ from akkordeon.engines.simulator.links import Links
 from akkordeon.engines.simulator.timeline import Timeline
 from akkordeon.experiments.schedules.dry_actors import DryRow, Restart, dry_row
 from akkordeon.experiments.schedules.synchronous import data_parallel, in_lockstep
-from akkordeon.experiments.schedules.world import Outcome, Plan
+from akkordeon.experiments.schedules.world import ScheduleOutcome, World
 
 __all__ = ["asynchronous", "compare", "enough_in_flight"]
 
@@ -41,7 +41,9 @@ class _Supervisor:
         self.checkpoint = {address: gate.version for address, gate in self.row.gates.items()}
 
 
-def asynchronous(plan: Plan, in_flight: int, sentinels: int = 1, timeline: Timeline | None = None) -> Outcome:
+def asynchronous(
+    world: World, in_flight: int, sentinels: int = 1, timeline: Timeline | None = None
+) -> ScheduleOutcome:
     """The asynchronous row, dry: backward before forward, an update after every backward, no flush.
 
     Three gates, three batches in flight::
@@ -53,40 +55,40 @@ def asynchronous(plan: Plan, in_flight: int, sentinels: int = 1, timeline: Timel
     The sentinel stands beside the last gate, which in a synchronous row has the labels.
 
     Args:
-        plan: the world.
+        world: where it happens.
         in_flight: batches under way, of each of
         sentinels: so many.
         timeline: filled with what everybody did.
     """
     engine = Simulator(
-        plan.seed,
-        links=Links(plan.link),
-        compute=plan.compute,
-        faults=plan.faults,
-        hosts=[Host("tail", (plan.row[-1], "sentinel/*"))],
+        world.seed,
+        links=Links(world.link),
+        compute=world.compute,
+        faults=world.faults,
+        hosts=[Host("tail", (world.row[-1], "sentinel/*"))],
     )
     engine.timeline = timeline
     supervisor = _Supervisor(engine)
     engine.start(supervisor, 0)
     try:
-        size = plan.bytes_between
-        row = supervisor.row = dry_row(engine.spawn, len(plan.costs), sentinels, in_flight, None, size, size)
+        size = world.bytes_between
+        row = supervisor.row = dry_row(engine.spawn, len(world.costs), sentinels, in_flight, None, size, size)
         for address in row.trainers:
             engine.send(address, Attach())
-        while engine.now_s() < plan.seconds:
-            left_s = plan.seconds - engine.now_s()
-            engine.wait_until(lambda: False, min(plan.checkpoint_every_s, left_s))
+        while engine.now_s() < world.seconds:
+            left_s = world.seconds - engine.now_s()
+            engine.wait_until(lambda: False, min(world.checkpoint_every_s, left_s))
             supervisor.keep()
         loads = engine.loads()
-        redone = supervisor.rolled_back * plan.samples // len(plan.costs)  # by one gate of all
-        return Outcome(
+        redone = supervisor.rolled_back * world.samples // len(world.costs)  # by one gate of all
+        return ScheduleOutcome(
             "asynchronous",
-            plan.seconds,
-            row.trained * plan.samples - redone,
+            world.seconds,
+            row.trained * world.samples - redone,
             redone=redone,
             lost=sum(trainer.batches.lost for trainer in row.trainers.values()),
-            busy=[loads[a].busy_s / plan.seconds if a in loads else 0.0 for a in plan.row],
-            staleness=[dict(row.gates[a].staleness_seen) for a in plan.row],
+            busy=[loads[a].busy_s / world.seconds if a in loads else 0.0 for a in world.row],
+            staleness=[dict(row.gates[a].staleness_seen) for a in world.row],
             bytes_by_link={(a, b): wire.bytes for a, b, wire in engine.wires()},
             events=engine.events,
         )
@@ -94,13 +96,13 @@ def asynchronous(plan: Plan, in_flight: int, sentinels: int = 1, timeline: Timel
         engine.stop()
 
 
-def enough_in_flight(plan: Plan, share: float = 0.95, most: int = 512) -> int:
+def enough_in_flight(world: World, share: float = 0.95, most: int = 512) -> int:
     """The fewest batches in flight that hide the links: within ``share`` of what ``most`` would give."""
-    best = asynchronous(plan, most).samples_per_s
+    best = asynchronous(world, most).samples_per_s
     low, high = 1, most
     while low < high:
         middle = (low + high) // 2
-        if asynchronous(plan, middle).samples_per_s >= share * best:
+        if asynchronous(world, middle).samples_per_s >= share * best:
             high = middle
         else:
             low = middle + 1
@@ -108,17 +110,17 @@ def enough_in_flight(plan: Plan, share: float = 0.95, most: int = 512) -> int:
 
 
 def compare(
-    plan: Plan,
+    world: World,
     in_flight: int,
     micros: int,
     schedules: Sequence[str] = ("one device", "gpipe", "1f1b", "data parallel", "asynchronous"),
     sentinels: int = 1,
     timeline: Timeline | None = None,
-) -> list[Outcome]:
-    """What every schedule makes of the plan.
+) -> list[ScheduleOutcome]:
+    """What every schedule makes of the world.
 
     Args:
-        plan: the world.
+        world: where it happens.
         in_flight: of the asynchronous row.
         micros: micro-batches between two updates of the synchronous ones.
         schedules: which; data parallelism is left out where gates crash, as it has none.
@@ -128,10 +130,10 @@ def compare(
     found = []
     for name in schedules:
         if name == "asynchronous":
-            found.append(asynchronous(plan, in_flight, sentinels, timeline))
+            found.append(asynchronous(world, in_flight, sentinels, timeline))
         elif name == "data parallel":
-            if not plan.faults:
-                found.append(data_parallel(plan, micros))
+            if not world.faults:
+                found.append(data_parallel(world, micros))
         else:
-            found.append(in_lockstep(plan, name, micros))
+            found.append(in_lockstep(world, name, micros))
     return found

@@ -21,7 +21,7 @@ from akkordeon.experiments.schedules.timetable import (
     one_f_one_b,
     timetable,
 )
-from akkordeon.experiments.schedules.world import Outcome, Plan
+from akkordeon.experiments.schedules.world import ScheduleOutcome, World
 
 __all__ = ["SCHEDULES", "data_parallel", "in_lockstep"]
 
@@ -32,14 +32,14 @@ SCHEDULES: dict[str, Callable[[int, int], Schedule]] = {
 }
 
 
-class _World:
-    """Costs and wires of a plan, with the chance of their own that the simulator gives them."""
+class _Sampled:
+    """Costs and wires of a world, with the chance of their own that the simulator gives them."""
 
-    def __init__(self, plan: Plan) -> None:
-        seed = f"{plan.seed} 0"
-        self.plan = plan
-        self._works = [Work(plan.compute, address, seed) for address in plan.row]
-        self._tables = [cost.by_message() for cost in plan.costs]
+    def __init__(self, world: World) -> None:
+        seed = f"{world.seed} 0"
+        self.world = world
+        self._works = [Work(world.compute, address, seed) for address in world.row]
+        self._tables = [cost.by_message() for cost in world.costs]
         self._wires: dict[tuple[int, int], Wire] = {}
         self._seed = seed
 
@@ -57,47 +57,47 @@ class _World:
 
     def arrival_s(self, a: int, b: int, now_s: float) -> float:
         """When something sent from a to b now is there."""
-        if self.plan.link == HERE:
+        if self.world.link == HERE:
             return now_s
         wire = self._wires.get((a, b))
         if wire is None:
             rng = Random(f"{self._seed} wire gate/{a} gate/{b}")
-            wire = self._wires[a, b] = Wire(self.plan.link, rng)
-        return wire.arrival_s(self.plan.bytes_between, now_s)
+            wire = self._wires[a, b] = Wire(self.world.link, rng)
+        return wire.arrival_s(self.world.bytes_between, now_s)
 
     def bytes_by_link(self) -> dict[tuple[str, str], int]:
         """What went over every wire."""
         return {(f"gate/{a}", f"gate/{b}"): wire.bytes for (a, b), wire in self._wires.items()}
 
 
-def in_lockstep(plan: Plan, name: str, micros: int) -> Outcome:
-    """Run a schedule for the plan's time.
+def in_lockstep(world: World, name: str, micros: int) -> ScheduleOutcome:
+    """Run a schedule for the world's time.
 
     Args:
-        plan: the world.
+        world: where it happens.
         name: a key of ``SCHEDULES``.
         micros: micro-batches in a mini-batch.
     """
-    world, stages = _World(plan), len(plan.costs)
+    sampled, stages = _Sampled(world), len(world.costs)
     schedule = SCHEDULES[name](stages, micros)
-    crashes = _crashes(plan, len(schedule))
-    out = Outcome(name, plan.seconds, 0)
+    crashes = _crashes(world, len(schedule))
+    out = ScheduleOutcome(name, world.seconds, 0)
     busy_s = [0.0] * len(schedule)
     free_s = [0.0] * len(schedule)
     kept, since = 0, 0  # mini-batches in the last checkpoint, and after it
-    checkpoint_s = plan.checkpoint_every_s
-    while min(free_s) < plan.seconds:
-        slots = timetable(schedule, world.seconds, world.arrival_s, free_s)
+    checkpoint_s = world.checkpoint_every_s
+    while min(free_s) < world.seconds:
+        slots = timetable(schedule, sampled.seconds, sampled.arrival_s, free_s)
         end_s = max(slot.end_s for slot in slots)
         while crashes and crashes[0][1] <= min(free_s):  # while everybody waited: nothing more is lost
             crashes.pop(0)
         if crashes and crashes[0][0] < end_s:
             _, back_s = crashes.pop(0)
-            out.redone += since * micros * plan.samples
+            out.redone += since * micros * world.samples
             out.lost += micros
             since, free_s = 0, [back_s] * len(schedule)
             continue
-        if end_s > plan.seconds:
+        if end_s > world.seconds:
             break
         since += 1
         for slot in slots:
@@ -105,15 +105,17 @@ def in_lockstep(plan: Plan, name: str, micros: int) -> Outcome:
         free_s = _free_s(slots, len(schedule))
         if end_s >= checkpoint_s:
             kept, since = kept + since, 0
-            checkpoint_s += plan.checkpoint_every_s * (1 + (end_s - checkpoint_s) // plan.checkpoint_every_s)
-    out.samples = (kept + since) * micros * plan.samples
-    out.busy = [seconds / plan.seconds for seconds in busy_s]
-    out.bytes_by_link = world.bytes_by_link()
+            checkpoint_s += world.checkpoint_every_s * (
+                1 + (end_s - checkpoint_s) // world.checkpoint_every_s
+            )
+    out.samples = (kept + since) * micros * world.samples
+    out.busy = [seconds / world.seconds for seconds in busy_s]
+    out.bytes_by_link = sampled.bytes_by_link()
     return out
 
 
-def data_parallel(plan: Plan, micros: int) -> Outcome:
-    """As many workers as the plan has gates, each with the whole model and its share of the micro-batches.
+def data_parallel(world: World, micros: int) -> ScheduleOutcome:
+    """As many workers as the world has gates, each with the whole model and its share of the micro-batches.
 
     All-reduce of the gradients after every mini-batch, as a ring, not hidden behind the backward. F and B
     are of the whole model::
@@ -123,45 +125,45 @@ def data_parallel(plan: Plan, micros: int) -> Outcome:
         2   F2 B2 F6 B6 =====all-reduce===== U
         3   F3 B3 F7 B7 =====all-reduce===== U
     """
-    workers, world = len(plan.costs), _World(plan)
-    link = plan.link
+    workers, sampled = len(world.costs), _Sampled(world)
+    link = world.link
     latency_s = link.latency_s if isinstance(link.latency_s, int | float) else link.latency_s.draw(Random(0))
-    reduce_s = all_reduce_s(workers, plan.weight_bytes, latency_s, link.bytes_per_s or float("inf"))
+    reduce_s = all_reduce_s(workers, world.weight_bytes, latency_s, link.bytes_per_s or float("inf"))
     share = -(-micros // workers)
     now_s, done, busy_s = 0.0, 0, 0.0
     while True:
-        ends_s = [_whole_model(plan, world, w, share, now_s) for w in range(workers)]
-        end_s = max(ends_s) + reduce_s + sum(cost.by_message()["Backward"][1] for cost in plan.costs)
-        if end_s > plan.seconds:
+        ends_s = [_whole_model(world, sampled, w, share, now_s) for w in range(workers)]
+        end_s = max(ends_s) + reduce_s + sum(cost.by_message()["Backward"][1] for cost in world.costs)
+        if end_s > world.seconds:
             break
         busy_s += sum(ends_s) / workers - now_s
         now_s, done = end_s, done + 1
-    samples = done * share * workers * plan.samples
-    return Outcome("data parallel", plan.seconds, samples, busy=[busy_s / plan.seconds] * workers)
+    samples = done * share * workers * world.samples
+    return ScheduleOutcome("data parallel", world.seconds, samples, busy=[busy_s / world.seconds] * workers)
 
 
-def _whole_model(plan: Plan, world: _World, worker: int, share: int, now_s: float) -> float:
+def _whole_model(world: World, sampled: _Sampled, worker: int, share: int, now_s: float) -> float:
     """When a worker, as fast or slow as the gate of its number, has its gradients."""
     for _ in range(share):
-        for cost in plan.costs:
+        for cost in world.costs:
             table = cost.by_message()
             seconds = table["Forward"][0] + table["Backward"][0]
-            now_s += seconds * world.slowness(worker, now_s)
+            now_s += seconds * sampled.slowness(worker, now_s)
     return now_s
 
 
-def _crashes(plan: Plan, devices: int) -> list[tuple[float, float]]:
-    """(from, until) of every crash within the plan's time.
+def _crashes(world: World, devices: int) -> list[tuple[float, float]]:
+    """(from, until) of every crash within the world's time.
 
     Those that come at a rate hit one gate of all; one device alone has its share of them.
     """
     found = []
-    for i, crash in enumerate(plan.crashes):
+    for i, crash in enumerate(world.crashes):
         down_s = crash.back_after_s if crash.back_after_s is not None else float("inf")
-        spared = Random(f"{plan.seed} spared {i}")
-        share = devices / len(plan.costs) if crash.every_s is not None else 1.0
-        for at_s in crash.times(Random(f"{plan.seed} 0 fault {i}"), down_s):
-            if at_s > plan.seconds:
+        spared = Random(f"{world.seed} spared {i}")
+        share = devices / len(world.costs) if crash.every_s is not None else 1.0
+        for at_s in crash.times(Random(f"{world.seed} 0 fault {i}"), down_s):
+            if at_s > world.seconds:
                 break
             if spared.random() >= share:
                 continue

@@ -10,11 +10,11 @@ from akkordeon.engines.simulator.compute import Compute, Cost, Slowdown
 from akkordeon.engines.simulator.faults import Crash, Fault
 from akkordeon.engines.simulator.links import HERE, Link
 
-__all__ = ["Outcome", "Plan"]
+__all__ = ["ScheduleOutcome", "World"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class World:
     """What all schedules are given alike.
 
     Args:
@@ -47,7 +47,7 @@ class Plan:
     def __post_init__(self) -> None:
         """Refuse what could only fail later."""
         if not self.costs:
-            raise RecipeError("a plan needs at least one gate, got none")
+            raise RecipeError("a world needs at least one gate, got none")
         for name in ("samples", "seconds", "checkpoint_every_s"):
             if not getattr(self, name) > 0:
                 raise RecipeError(f"{name} is above 0, got {getattr(self, name)}")
@@ -69,8 +69,8 @@ class Plan:
 
 
 @dataclass
-class Outcome:
-    """What a schedule made of a plan.
+class ScheduleOutcome:
+    """What a schedule made of a world.
 
     Attributes:
         schedule: its name.

@@ -1,0 +1,92 @@
+"""Options and arguments that several commands have, and those that are made of settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import fields
+from functools import wraps
+from inspect import Parameter, signature
+from pathlib import Path
+from typing import Annotated, Any, get_origin
+
+import typer
+
+from akkordeon.experiments.config import Settings, settings_of
+
+__all__ = ["Address", "AsJson", "OfBest", "Out", "RecordTo", "RunDir", "Target", "Trust", "with_settings"]
+
+AsJson = Annotated[bool, typer.Option("--json", help="End with the outcome as one JSON object on a line.")]
+Out = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Keep weights, report and task in this folder.")
+]
+RecordTo = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Keep what every actor did, for `akkordeon replay`.")
+]
+
+RunDir = Annotated[Path, typer.Argument(metavar="DIR", help="What `akkordeon train --out` was given.")]
+OfBest = Annotated[bool, typer.Option("--best", help="Use the best weights instead of the last.")]
+Trust = Annotated[
+    bool, typer.Option("--trust", help="Run the Python file that the task is from, if it is from one.")
+]
+
+Address = Annotated[str, typer.Argument(metavar="HOST:PORT", help="Where the cluster's head listens.")]
+Target = Annotated[str, typer.Argument(metavar="HOST:PORT/NAME", help="Which network.")]
+
+
+def with_settings(
+    *, only: Collection[str] | None = None, without: Collection[str] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command an option for each setting of its parameters that are :class:`Settings`.
+
+    ::
+
+        @app.command()
+        @with_settings(only=("task", "epochs"))
+        def train(config: TrainConfig, json: AsJson = False) -> None: ...
+
+    is a command with an argument TASK and the options ``--epochs`` and ``--json``. Of two settings with one
+    name, the first is the option, and the other has its default.
+
+    Args:
+        only: the settings that are wanted; all that have an option if not given.
+        without: settings that are not.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        parameters: dict[str, Parameter] = {}
+        settings: dict[str, tuple[type[Settings], list[str]]] = {}
+        for parameter in signature(command, eval_str=True).parameters.values():
+            if not (isinstance(parameter.annotation, type) and issubclass(parameter.annotation, Settings)):
+                parameters[parameter.name] = parameter
+                continue
+            options = [
+                option
+                for option in _options_of(parameter.annotation)
+                if option.name not in {*parameters, *without} and (only is None or option.name in only)
+            ]
+            parameters |= {option.name: option for option in options}
+            settings[parameter.name] = parameter.annotation, [option.name for option in options]
+
+        @wraps(command)
+        def run(**given: Any) -> None:
+            made = {
+                name: config(**{option: given.pop(option) for option in options})
+                for name, (config, options) in settings.items()
+            }
+            command(**made, **given)
+
+        run.__signature__ = signature(command).replace(parameters=list(parameters.values()))  # type: ignore[attr-defined]
+        run.__annotations__ = {name: parameter.annotation for name, parameter in parameters.items()}
+        return run
+
+    return decorate
+
+
+def _options_of(config: type[Settings]) -> list[Parameter]:
+    """The parameters of a command that takes these settings."""
+    defaults = {field.name: field.default for field in fields(config)}
+    return [
+        Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, default=defaults[name], annotation=hint)
+        for name, hint in settings_of(config).items()
+        if get_origin(hint) is Annotated
+    ]

@@ -1,0 +1,1 @@
+"""Tasks: what is trained, by name or from a file of the user's."""
