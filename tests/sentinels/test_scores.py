@@ -10,7 +10,7 @@ import torchmetrics
 
 import akkordeon as ak
 from akkordeon.core.errors import RecipeError
-from akkordeon.sentinels.scores import ScoreBoard, Tally
+from akkordeon.sentinels.scores import ScoreBoard
 
 
 def test_accuracy_is_the_share_of_samples_whose_largest_output_is_the_target():
@@ -111,11 +111,3 @@ def test_on_an_endless_epoch_metrics_keep_no_batch_beyond_a_window():
     assert board.scores() == {"kept": 2.5}, "the mean over the windows, by samples"
     board.window()
     assert board.scores() == {"kept": 2.5}
-
-
-def test_a_tally_has_mean_and_maximum():
-    tally = Tally()
-    assert (tally.mean, tally.largest) == (0.0, 0)
-    for number in (1, 4, 1):
-        tally.add(number)
-    assert (tally.count, tally.mean, tally.largest) == (3, 2.0, 4)

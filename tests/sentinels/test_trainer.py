@@ -29,7 +29,8 @@ from akkordeon.core.messages import (
     SourceFailed,
 )
 from akkordeon.core.reports import BatchRefused, EpochDone, SentinelEnded, SentinelStatus, TrainingProgress
-from akkordeon.sentinels.trainer import HOPELESS, Trainer
+from akkordeon.sentinels.refusals import HOPELESS
+from akkordeon.sentinels.trainer import Trainer
 
 ME, ROW = "sentinel/tdp#1", ("gate/0", "gate/1", "gate/2")
 

@@ -10,30 +10,25 @@ round before had is released at once: that round would only come again.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from akkordeon.core.actor import Actor, After, Effect, Report, Send, Stop
+from akkordeon.core.actor import After, Effect, Report, Send, Stop
 from akkordeon.core.errors import DataError
 from akkordeon.core.messages import (
     Attach,
-    Batch,
-    Close,
     Cut,
     CutId,
     Detach,
     Due,
-    EpochEnd,
     Evaluate,
     Export,
     Exported,
     Forget,
     Item,
-    Probe,
     Pull,
     Refused,
     Release,
@@ -43,7 +38,8 @@ from akkordeon.core.messages import (
     Watch,
 )
 from akkordeon.core.payload import Payload, form, rebuilt, samples
-from akkordeon.core.reports import BatchCount, BestKept, LastKept, RoundDone, SentinelEnded, SentinelStatus
+from akkordeon.core.reports import BestKept, LastKept, RoundDone
+from akkordeon.sentinels.base import SentinelActor
 from akkordeon.sentinels.loss import LossInputs, loss_of, to_targets_device
 from akkordeon.sentinels.recipes import Evaluation
 from akkordeon.sentinels.roles import EXPORT, PREDICT
@@ -55,7 +51,7 @@ IN_FLIGHT = 2
 """Evaluation batches under way at once, if the recipe does not say."""
 
 
-class Evaluator(Actor):
+class Evaluator(SentinelActor[tuple[Any, int]]):
     """The actor of :meth:`Sentinel.validate`, ``test`` and ``predict``, and of ``session.module()``.
 
     Args:
@@ -69,16 +65,8 @@ class Evaluator(Actor):
     def __init__(
         self, address: str, name: str, row: tuple[str, ...], reader: str, recipe: Evaluation
     ) -> None:
-        self.address = address
-        self.name = name
-        self._row = row
-        self._reader = reader
+        super().__init__(address, name, row, reader, recipe.kind, recipe.in_flight or IN_FLIGHT)
         self._recipe = recipe
-        self._in_flight = recipe.in_flight or IN_FLIGHT
-        self._waiting: deque[Item | EpochEnd] = deque()
-        self._flights: dict[Batch, tuple[Any, int]] = {}
-        self._numbers = 0
-        self._rounds = 0  # that are over
         self._cuts = 0
         self._cut: CutId | None = None
         self._versions: tuple[int, ...] = ()  # of the latest round, tail first
@@ -92,25 +80,17 @@ class Evaluator(Actor):
         self._best: float | None = None
         self._is_best = False  # the round under way
         self._without_better = 0
-        self._handlers: dict[type, Callable[[Any, float], Iterator[Effect]]] = {
+        self._handlers |= {
             Attach: self._attach,
             Tick: self._tick,
             Due: self._round_due,
             Cut: self._pinned,
-            Item: self._read,
-            EpochEnd: self._read,
             SourceFailed: self._source_failed,
             Evaluate: self._came_back,
             Exported: self._exported,
             Refused: self._refused,
             Detach: self._detach,
-            Probe: self._probe,
-            Close: self._close,
         }
-
-    def receive(self, message: Any, now_s: float) -> Iterator[Effect]:
-        """Handle one message; see the table of handlers."""
-        return self._handlers[type(message)](message, now_s)
 
     # ── when ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -154,10 +134,6 @@ class Evaluator(Actor):
             return
         yield Send(self._reader, Pull(self._in_flight, self._rounds))
 
-    def _read(self, message: Item | EpochEnd, now_s: float) -> Iterator[Effect]:
-        self._waiting.append(message)
-        yield from self._send(now_s)
-
     def _source_failed(self, message: SourceFailed, now_s: float) -> Iterator[Effect]:
         raise message.error
 
@@ -165,7 +141,7 @@ class Evaluator(Actor):
         """Send what may be sent; end the round when all of it is back."""
         while self._waiting and self._cut is not None:
             item = self._waiting[0]
-            if isinstance(item, EpochEnd):
+            if not isinstance(item, Item):  # the end of the source: one that fails is never waiting
                 if not self._flights:
                     self._waiting.popleft()
                     yield from self._all_back(now_s)
@@ -173,9 +149,7 @@ class Evaluator(Actor):
             if len(self._flights) >= self._in_flight:
                 return
             self._waiting.popleft()
-            batch = Batch(self.address, self._numbers)
-            self._numbers += 1
-            self._flights[batch] = (item.y, samples(item.x))
+            batch = self._number((item.y, samples(item.x)))
             yield Send(self._row[0], Evaluate(batch, item.x, self._cut))
             yield Send(self._reader, Pull(1, self._rounds))
 
@@ -280,10 +254,6 @@ class Evaluator(Actor):
         assert self._cut is not None, "only called during a round"
         return self._cut
 
-    def _to_all(self, message: Export | Release | Forget | Scored) -> Iterator[Effect]:
-        for gate in self._row:
-            yield Send(gate, message)
-
     # ── ending and telling ───────────────────────────────────────────────────────────────────────────
 
     def _detach(self, message: Detach, now_s: float) -> Iterator[Effect]:
@@ -296,9 +266,6 @@ class Evaluator(Actor):
         yield from self.last_words()
         yield Stop()
 
-    def _close(self, message: Close, now_s: float) -> Iterator[Effect]:
-        yield from self._end()
-
     def last_words(self) -> Iterator[Effect]:
         """Leave no pin and no watch behind, and hand over the result."""
         if self._recipe.every_updates is not None:
@@ -306,26 +273,13 @@ class Evaluator(Actor):
         whole = self._cut is None
         if not whole:
             yield from self._to_all(Forget(self.address))
-        yield Send(self._reader, Close())
-        yield Report(SentinelEnded(self.address, BatchCount(), self._result() if whole else None))
+        yield from self._say_end(self._result() if whole else None)
 
     def _result(self) -> Any:
         return self._states if self._recipe.kind == EXPORT else self._joined
 
-    def _probe(self, message: Probe, now_s: float) -> Iterator[Effect]:
-        yield Report(
-            SentinelStatus(
-                probe=message.number,
-                address=self.address,
-                name=self.name,
-                role=str(self._recipe.kind),
-                rounds=self._rounds,
-                in_flight=len(self._flights),
-                samples=self._board.samples,
-                samples_of_epoch=self._board.samples,
-                batches=BatchCount(),
-            )
-        )
+    def _samples(self) -> tuple[int, int]:
+        return self._board.samples, self._board.samples
 
 
 def _joined(outputs: list[Any]) -> Any:

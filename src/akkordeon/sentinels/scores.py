@@ -12,7 +12,7 @@ from torch import Tensor
 
 from akkordeon.core.errors import RecipeError
 
-__all__ = ["Score", "ScoreBoard", "StreamingScore", "Tally", "accuracy"]
+__all__ = ["Score", "ScoreBoard", "StreamingScore", "accuracy"]
 
 
 @runtime_checkable
@@ -154,29 +154,3 @@ def _number(name: str, score: Any) -> float:
         shape = f" of shape {tuple(score.shape)}" if isinstance(score, Tensor) else ""
         got = f"a {type(score).__name__}{shape}"
         raise RecipeError(f"the score {name!r} must be one number, got {got}") from None
-
-
-@dataclass
-class Tally:
-    """A running mean and maximum of whole numbers."""
-
-    count: int = 0
-    total: int = 0
-    largest: int = field(default=0)
-
-    def add(self, number: int) -> None:
-        """Take one number in."""
-        self.count += 1
-        self.total += number
-        self.largest = max(self.largest, number)
-
-    def include(self, other: Tally) -> None:
-        """Take all numbers of another one in."""
-        self.count += other.count
-        self.total += other.total
-        self.largest = max(self.largest, other.largest)
-
-    @property
-    def mean(self) -> float:
-        """Mean of the numbers; 0 before the first."""
-        return self.total / self.count if self.count else 0.0

@@ -10,90 +10,38 @@ Every batch sent ends as trained, refused or lost, and is counted once.
 from __future__ import annotations
 
 import math
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from akkordeon.core.actor import Actor, After, Effect, Report, Send, Stop
-from akkordeon.core.errors import DataError
+from akkordeon.core.actor import After, Effect, Report, Send, Stop
 from akkordeon.core.messages import (
     Attach,
     Backward,
-    Batch,
-    Close,
     Detach,
     EpochEnd,
     Fault,
     Forget,
     Forward,
     Item,
-    Probe,
     Pull,
     Refused,
     SourceFailed,
 )
 from akkordeon.core.payload import map_tensors, samples
-from akkordeon.core.reports import (
-    BatchCount,
-    BatchRefused,
-    EpochDone,
-    SentinelEnded,
-    SentinelStatus,
-    TrainingProgress,
-)
 from akkordeon.core.shard_messages import Settle, Settled
+from akkordeon.sentinels.base import SentinelActor
+from akkordeon.sentinels.epoch import Epoch
 from akkordeon.sentinels.loss import LossInputs, check_graph, gradient_of, leaf_of, loss_of, to_targets_device
 from akkordeon.sentinels.recipes import Training
-from akkordeon.sentinels.scores import Score, ScoreBoard, Tally
+from akkordeon.sentinels.refusals import Refusals, record_of
 
 __all__ = ["Trainer"]
 
 READ_AHEAD = 2
 """Batches are asked for in blocks of as many as may be in flight; so many blocks lie ahead at most."""
-
-HOPELESS = 10
-"""Batches refused in a row after which a sentinel gives up; as many as are in flight, where that is more."""
-
-NOT_TRAINED_MAX = 4096
-"""Of so many batches that did not end as trained it is known that they did not."""
-
-NEARLY_ALL = 0.9
-"""The share of batches refused from which a sentinel that has come to its end has failed."""
-
-
-@dataclass
-class _Epoch:
-    """The sums of one epoch; it is over when nothing of it is left to send or under way."""
-
-    number: int
-    board: ScoreBoard
-    window: _Window = field(default_factory=lambda: _Window())
-    staleness: Tally = field(default_factory=Tally)  # these three without the window
-    samples: int = 0
-    refused: int = 0
-    under_way: int = 0
-    all_sent: bool = False
-
-    def close_window(self) -> _Window:
-        """Count the window in, and begin another."""
-        closed, self.window = self.window, _Window()
-        self.staleness.include(closed.staleness)
-        self.samples += closed.samples
-        self.refused += closed.refused
-        return closed
-
-
-@dataclass
-class _Window:
-    """The sums of the batches of an epoch since the last report."""
-
-    staleness: Tally = field(default_factory=Tally)
-    batches: int = 0
-    samples: int = 0
-    refused: int = 0
 
 
 @dataclass(slots=True)
@@ -102,11 +50,11 @@ class _Flight:
 
     y: Any
     samples: int
-    epoch: _Epoch
+    epoch: Epoch
     turned: bool = False  # on its way back
 
 
-class Trainer(Actor):
+class Trainer(SentinelActor[_Flight]):
     """The actor of :meth:`Sentinel.train`.
 
     Args:
@@ -127,50 +75,28 @@ class Trainer(Actor):
         recipe: Training,
         endless: bool = False,
     ) -> None:
-        self.address = address
-        self.name = name
-        self._row = row
-        self._reader = reader
+        super().__init__(address, name, row, reader, recipe.role, recipe.in_flight)
         self._recipe = recipe
-        self._in_flight = recipe.in_flight
-        self._scores: Mapping[str, Score] = recipe.scores
-        self._waiting: deque[Item | EpochEnd | SourceFailed] = deque()
-        self._flights: dict[Batch, _Flight] = {}
-        self._numbers = 0
         self._endless = endless
         self._epoch = self._new_epoch(1)
-        self._epochs_done = 0
         self._epoch_began_s = 0.0
         self._reported_s = 0.0
         self._samples_sent = 0
         self._samples_trained = 0
         self._all_sent = False
         self._cut_short = False
-        self._wrong: Refused | None = None  # the last refusal; none of these three
-        self._refused_in_a_row = 0  # counts staleness, which says that others are faster,
-        self._refused_at_all = 0  # not that something is wrong
-        self._refused_before = 0  # in a row, before the latest that came home
         self._loss_checked = False
-        self.batches = BatchCount()
+        self._refusals = Refusals(name, recipe.in_flight)
         self._unsettled: set[str] = set()
-        self._not_trained: OrderedDict[int, None] = OrderedDict()  # the latest batches refused or lost
-        self._handlers: dict[type, Callable[[Any, float], Iterator[Effect]]] = {
+        self._handlers |= {
             Attach: self._attach,
-            Item: self._read,
-            EpochEnd: self._read,
-            SourceFailed: self._read,
+            SourceFailed: self._source_failed,
             Forward: self._came_back,
             Backward: self._trained,
             Refused: self._refused,
             Settled: self._settled,
             Detach: self._detach,
-            Probe: self._probe,
-            Close: self._close,
         }
-
-    def receive(self, message: Any, now_s: float) -> Iterator[Effect]:
-        """Handle one message; see the table of handlers."""
-        return self._handlers[type(message)](message, now_s)
 
     # ── sending ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -180,11 +106,10 @@ class Trainer(Actor):
         if self._recipe.seconds is not None:
             yield After(self._recipe.seconds, Detach())
 
-    def _read(self, message: Item | EpochEnd | SourceFailed, now_s: float) -> Iterator[Effect]:
-        if isinstance(message, SourceFailed) and not (self._waiting or self._flights or self._all_sent):
+    def _source_failed(self, message: SourceFailed, now_s: float) -> Iterator[Effect]:
+        if not (self._waiting or self._flights or self._all_sent):
             raise message.error
-        self._waiting.append(message)
-        yield from self._send(now_s)
+        yield from self._read(message, now_s)
 
     def _send(self, now_s: float) -> Iterator[Effect]:
         """Send what may be sent; end when there is nothing left to send and to wait for."""
@@ -212,10 +137,8 @@ class Trainer(Actor):
             yield from self._end()
 
     def _launch(self, item: Item) -> Effect:
-        batch = Batch(self.address, self._numbers)
-        self._numbers += 1
         size = samples(item.x)
-        self._flights[batch] = _Flight(item.y, size, self._epoch)
+        batch = self._number(_Flight(item.y, size, self._epoch))
         self._epoch.under_way += 1
         self._samples_sent += size
         self.batches.sent += 1
@@ -228,8 +151,8 @@ class Trainer(Actor):
         self._epoch = self._new_epoch(epoch.number + 1)
         yield from self._report(epoch, now_s)
 
-    def _new_epoch(self, number: int) -> _Epoch:
-        return _Epoch(number, ScoreBoard(self._scores, self._endless))
+    def _new_epoch(self, number: int) -> Epoch:
+        return Epoch(number, self._recipe.scores, self._endless)
 
     # ── learning ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -256,7 +179,7 @@ class Trainer(Actor):
         flight.turned = True
         yield Send(self._row[-1], Backward(batch, gradient))
         with torch.no_grad():
-            shown = given.unchanged() if self._scores else None
+            shown = given.unchanged() if self._recipe.scores else None
             flight.epoch.board.add(value, shown, targets, flight.samples)
 
     def _trained(self, message: Backward, now_s: float) -> Iterator[Effect]:
@@ -264,18 +187,13 @@ class Trainer(Actor):
         if flight is None:
             return
         self.batches.trained += 1
-        self._refused_before, self._refused_in_a_row = self._refused_in_a_row, 0
+        self._refusals.break_row()
         self._samples_trained += flight.samples
         epoch = flight.epoch
-        epoch.under_way -= 1
-        window = epoch.window
-        window.batches += 1
-        window.samples += flight.samples
-        for staleness in message.staleness:
-            window.staleness.add(staleness)
-        if epoch.all_sent and not epoch.under_way:
+        epoch.count_trained(flight.samples, message.staleness)
+        if epoch.is_over:
             yield from self._report(epoch, now_s)
-        elif self._report_due(window, now_s):
+        elif self._report_due(epoch, now_s):
             yield from self._report_progress(epoch, now_s)
         yield from self._send(now_s)
 
@@ -285,112 +203,59 @@ class Trainer(Actor):
             until = self._row.index(message.gate) if message.gate in self._row else len(self._row)
             # The gate that refused a forward holds nothing of it; one that refused a backward does.
             yield from self._give_up(message, self._row[: until + flight.turned], now_s)
-        elif message.batch.number not in self._not_trained:
+        elif message.batch.number not in self._refusals:
             yield from self._revoked(message)
 
     def _revoked(self, why: Refused) -> Iterator[Effect]:
         """A batch came home, but a gate took its update back, or a shard dropped its push: it is refused."""
-        self._keep_in_mind(why.batch)
+        self._refusals.add(why, revoked=True)
         self.batches.trained -= 1
         self.batches.refused += 1
-        yield Report(self._record_of(why))
+        yield Report(record_of(self.name, why))
         if why.fault is not Fault.TOO_STALE:
-            self._wrong = why
-            self._refused_at_all += 1
-            self._refused_in_a_row = self._refused_before = self._refused_before + 1
             self._raise_if_hopeless()
 
     def _give_up(self, why: Refused, holders: tuple[str, ...], now_s: float) -> Iterator[Effect]:
         """Count a batch as refused and have the gates that hold it forget it."""
         flight = self._flights.pop(why.batch)
-        self._keep_in_mind(why.batch)
+        self._refusals.add(why)
         self.batches.refused += 1
-        flight.epoch.under_way -= 1
-        flight.epoch.window.refused += 1
+        flight.epoch.count_refused()
         for gate in holders:
             yield Send(gate, Forget(*why.batch))
-        yield Report(self._record_of(why))
+        yield Report(record_of(self.name, why))
         if why.fault is not Fault.TOO_STALE:
-            self._wrong = why
-            self._refused_in_a_row += 1
-            self._refused_at_all += 1
             self._raise_if_hopeless()
         yield from self._report(flight.epoch, now_s)
         yield from self._send(now_s)
 
-    def _record_of(self, why: Refused) -> BatchRefused:
-        return BatchRefused(self.name, why.batch.number, why.gate, why.fault.name.lower(), why.reason)
-
     def _raise_if_hopeless(self) -> None:
-        """Fail where too many batches in a row were refused, or at the end nearly all."""
-        if self._wrong is None:
-            return
-        over = self._all_sent and not self._flights
-        refused, sent, trained = self._refused_at_all, self.batches.sent, self.batches.trained
-        in_a_row, enough = self._refused_in_a_row, max(HOPELESS, self._in_flight)
-        if not trained and (in_a_row >= enough or over):
-            what = f"all {self.batches.refused} of its batches were refused"
-        elif in_a_row >= enough:
-            what = f"{in_a_row} of its batches in a row were refused, after {trained} were trained"
-        elif over and refused >= max(HOPELESS, NEARLY_ALL * sent):
-            what = f"{refused} of its {sent} batches were refused"
-        else:
-            return
-        why = f"{what}; {self._record_of(self._wrong)}"
-        if trained and self._wrong.fault is Fault.NOT_FINITE:
-            why += "; if training diverges, lower the learning rate or put fewer batches in flight"
-        raise DataError(why) from self._wrong.error
+        self._refusals.raise_if_hopeless(self.batches, over=self._all_sent and not self._flights)
 
     # ── ending and telling ───────────────────────────────────────────────────────────────────────────
 
-    def _report(self, epoch: _Epoch, now_s: float) -> Iterator[Effect]:
-        if not epoch.all_sent or epoch.under_way:
-            return
-        epoch.close_window()
-        if not (epoch.samples or epoch.refused):
+    def _report(self, epoch: Epoch, now_s: float) -> Iterator[Effect]:
+        if not epoch.is_over or epoch.is_empty:
             return
         seconds = now_s - self._epoch_began_s
         self._epoch_began_s = self._reported_s = now_s
-        self._epochs_done += 1
-        yield Report(
-            EpochDone(
-                sentinel=self.name,
-                epoch=epoch.number,
-                loss=epoch.board.loss,
-                scores=epoch.board.scores(),
-                samples=epoch.samples,
-                seconds=seconds,
-                staleness_mean=epoch.staleness.mean,
-                staleness_max=epoch.staleness.largest,
-                refused=epoch.refused,
-            )
-        )
+        self._rounds += 1
+        yield Report(epoch.done(self.name, seconds))
 
-    def _report_due(self, window: _Window, now_s: float) -> bool:
+    def _report_due(self, epoch: Epoch, now_s: float) -> bool:
         """Whether so many batches, or so many seconds, have passed since the last report."""
         every = self._recipe.report_every
         if every is None:
             return False
-        return window.batches >= every if isinstance(every, int) else now_s - self._reported_s >= every
+        passed = epoch.batches_of_window if isinstance(every, int) else now_s - self._reported_s
+        return passed >= every
 
-    def _report_progress(self, epoch: _Epoch, now_s: float) -> Iterator[Effect]:
-        window = epoch.close_window()
+    def _report_progress(self, epoch: Epoch, now_s: float) -> Iterator[Effect]:
         seconds, self._reported_s = now_s - self._reported_s, now_s
-        loss, scores = epoch.board.window()
-        yield Report(
-            TrainingProgress(
-                sentinel=self.name,
-                epoch=epoch.number,
-                loss=loss,
-                scores=scores,
-                batches=window.batches,
-                samples=window.samples,
-                seconds=seconds,
-                staleness_mean=window.staleness.mean,
-                staleness_max=window.staleness.largest,
-                refused=window.refused,
-            )
-        )
+        yield Report(epoch.progress(self.name, seconds))
+
+    def _samples(self) -> tuple[int, int]:
+        return self._samples_trained, self._epoch.samples
 
     def _detach(self, message: Detach, now_s: float) -> Iterator[Effect]:
         if not self._all_sent:
@@ -406,16 +271,9 @@ class Trainer(Actor):
             self._cut_short = True
             self.batches.lost += len(self._flights)
             for batch in self._flights:
-                self._keep_in_mind(batch)
+                self._refusals.keep_in_mind(batch.number)
             self._flights.clear()
-            for gate in self._row:
-                yield Send(gate, Forget(self.address))
-
-    def _keep_in_mind(self, batch: Batch) -> None:
-        """A batch is not among those trained: nothing that is still to come can take it from them again."""
-        self._not_trained[batch.number] = None
-        if len(self._not_trained) > NOT_TRAINED_MAX:
-            self._not_trained.popitem(last=False)
+            yield from self._to_all(Forget(self.address))
 
     def _end(self) -> Iterator[Effect]:
         """End; a replica's gates first bring to the shards what is not there yet."""
@@ -423,8 +281,7 @@ class Trainer(Actor):
             yield from self._end_now()
         elif not self._unsettled:
             self._unsettled.update(self._row)
-            for gate in self._row:
-                yield Send(gate, Settle(self.address))
+            yield from self._to_all(Settle(self.address))
 
     def _settled(self, message: Settled, now_s: float) -> Iterator[Effect]:
         self._unsettled.discard(message.by)
@@ -433,32 +290,11 @@ class Trainer(Actor):
             yield from self._end_now()
 
     def _end_now(self) -> Iterator[Effect]:
-        yield Send(self._reader, Close())
-        yield Report(SentinelEnded(self.address, self.batches, cut_short=self._cut_short))
-        yield Stop()
-
-    def _close(self, message: Close, now_s: float) -> Iterator[Effect]:
-        yield from self.last_words()
+        yield from self._say_end(cut_short=self._cut_short)
         yield Stop()
 
     def last_words(self) -> Iterator[Effect]:
         """Leave nothing behind in the gates, and say what was lost."""
         self._cut_short = self._cut_short or not self._all_sent
         yield from self._drop()
-        yield Send(self._reader, Close())
-        yield Report(SentinelEnded(self.address, self.batches, cut_short=self._cut_short))
-
-    def _probe(self, message: Probe, now_s: float) -> Iterator[Effect]:
-        yield Report(
-            SentinelStatus(
-                probe=message.number,
-                address=self.address,
-                name=self.name,
-                role=str(self._recipe.role),
-                rounds=self._epochs_done,
-                in_flight=len(self._flights),
-                samples=self._samples_trained,
-                samples_of_epoch=self._epoch.samples + self._epoch.window.samples,
-                batches=self.batches + BatchCount(),
-            )
-        )
+        yield from self._say_end(cut_short=self._cut_short)

@@ -1,0 +1,107 @@
+"""What sentinels of every role have: a reader, a window of numbered batches, and answers to questions."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any, Generic, TypeVar
+
+from akkordeon.core.actor import Actor, Effect, Report, Send, Stop
+from akkordeon.core.messages import Batch, Close, EpochEnd, Item, Message, Probe, SourceFailed
+from akkordeon.core.reports import BatchCount, SentinelEnded, SentinelStatus
+from akkordeon.sentinels.roles import Role
+
+__all__ = ["Handler", "SentinelActor"]
+
+Handler = Callable[[Any, float], Iterator[Effect]]
+"""What a sentinel does with a message; the second argument is the time."""
+
+Flight = TypeVar("Flight")
+
+
+class SentinelActor(Actor, Generic[Flight]):
+    """A sentinel at work. When it asks its reader for more and what it sends is for its role to say.
+
+    Args:
+        address: its own.
+        name: what reports call it.
+        row: addresses of the gates, head first.
+        reader: address of its reader.
+        role: what it is for.
+        in_flight: how many of its batches may be under way at once.
+    """
+
+    def __init__(
+        self, address: str, name: str, row: tuple[str, ...], reader: str, role: Role, in_flight: int
+    ) -> None:
+        self.address = address
+        self.name = name
+        self.batches = BatchCount()
+        self._row = row
+        self._reader = reader
+        self._role = role
+        self._in_flight = in_flight
+        self._waiting: deque[Item | EpochEnd | SourceFailed] = deque()
+        self._flights: dict[Batch, Flight] = {}
+        self._numbers = 0
+        self._rounds = 0  # that are over; of one that trains, epochs
+        self._handlers: dict[type, Handler] = {
+            Item: self._read,
+            EpochEnd: self._read,
+            Probe: self._probe,
+            Close: self._close,
+        }
+
+    def receive(self, message: Any, now_s: float) -> Iterator[Effect]:
+        """Handle one message; see the table of handlers."""
+        return self._handlers[type(message)](message, now_s)
+
+    @abstractmethod
+    def _send(self, now_s: float) -> Iterator[Effect]:
+        """Send what may be sent of what was read, and see whether that was all."""
+
+    @abstractmethod
+    def _samples(self) -> tuple[int, int]:
+        """How many came back: in all, and of the epoch or round under way."""
+
+    def _read(self, message: Item | EpochEnd | SourceFailed, now_s: float) -> Iterator[Effect]:
+        self._waiting.append(message)
+        yield from self._send(now_s)
+
+    def _number(self, flight: Flight) -> Batch:
+        """Give the next batch its identity, and keep what will be needed when it comes back."""
+        batch = Batch(self.address, self._numbers)
+        self._numbers += 1
+        self._flights[batch] = flight
+        return batch
+
+    def _to_all(self, message: Message) -> Iterator[Effect]:
+        for gate in self._row:
+            yield Send(gate, message)
+
+    def _say_end(self, result: Any = None, cut_short: bool = False) -> Iterator[Effect]:
+        """The last that anybody hears of it and of its reader."""
+        yield Send(self._reader, Close())
+        yield Report(SentinelEnded(self.address, self.batches, result, cut_short))
+
+    def _close(self, message: Close, now_s: float) -> Iterator[Effect]:
+        yield from self.last_words()
+        yield Stop()
+
+    def _probe(self, message: Probe, now_s: float) -> Iterator[Effect]:
+        samples, of_epoch = self._samples()
+        yield Report(
+            SentinelStatus(
+                probe=message.number,
+                address=self.address,
+                name=self.name,
+                role=str(self._role),
+                rounds=self._rounds,
+                in_flight=len(self._flights),
+                samples=samples,
+                samples_of_epoch=of_epoch,
+                batches=replace(self.batches),
+            )
+        )
