@@ -33,7 +33,7 @@ from akkordeon.data.sources import as_batches
 from akkordeon.engines.simulator.compute import Compute, Cost, Slowdown
 from akkordeon.engines.simulator.distributions import Distribution, LogNormal, Uniform
 from akkordeon.engines.simulator.engine import Simulator
-from akkordeon.engines.simulator.faults import Crash, Fault, Freeze, Partition
+from akkordeon.engines.simulator.faults import Crash, Freeze, Partition, SimulatedFault
 from akkordeon.engines.simulator.hosts import Host
 from akkordeon.engines.simulator.links import PRESETS, Link, Links
 from akkordeon.engines.simulator.timeline import Timeline
@@ -105,7 +105,7 @@ class Scenario:
     links: Links
     hosts: tuple[Host, ...]
     slowdowns: tuple[Slowdown, ...]
-    faults: tuple[Fault, ...]
+    faults: tuple[SimulatedFault, ...]
 
     def compare(self, timeline: Timeline | None = None) -> list[ScheduleOutcome]:
         """What every schedule makes of it."""
@@ -149,7 +149,7 @@ def _scenario(table: dict[str, Any]) -> Scenario:
     if (row is None) == (training is None):
         raise ScenarioError("a scenario has either [row], to compare schedules, or [train], to train a task")
     between = [(b.pop("one"), b.pop("other"), _link(b)) for b in table.pop("between", [])]
-    faults: list[Fault] = []
+    faults: list[SimulatedFault] = []
     for name, kind in (("crash", Crash), ("partition", Partition), ("freeze", Freeze)):
         faults += [_made(kind, fault, f"[[{name}]]") for fault in table.pop(name, [])]
     scenario = Scenario(

@@ -26,7 +26,7 @@ from akkordeon.engines.ray.network_info import NetworkInfo, NetworkStatus
 from akkordeon.engines.ray.placement import Placement
 from akkordeon.engines.ray.registrar import WEIGHTS_S, Registrar
 from akkordeon.engines.ray.serialization import deserialize, pickle_by_value, serialize
-from akkordeon.engines.ray.snapshots import Snapshot
+from akkordeon.engines.ray.snapshots import NetworkWeights
 
 __all__ = [
     "Joined",
@@ -169,7 +169,7 @@ def status(address: str, name: str) -> NetworkStatus:
     return found
 
 
-def weights(address: str, name: str) -> Snapshot:
+def weights(address: str, name: str) -> NetworkWeights:
     """The weights of a network as they are now; of one that has failed, the last that are known.
 
     Raises:
@@ -178,11 +178,11 @@ def weights(address: str, name: str) -> Snapshot:
     return _weights(_registrar(address, name), name)
 
 
-def _weights(registrar: Any, name: str, timeout_s: float = WEIGHTS_S + ANSWER_S) -> Snapshot:
+def _weights(registrar: Any, name: str, timeout_s: float = WEIGHTS_S + ANSWER_S) -> NetworkWeights:
     serialized = _answer(registrar.weights.remote(), timeout_s)
     if serialized is None:
         raise ClusterError(f"of some gates of {name!r} no weights are known: they died before they gave any")
-    snapshot: Snapshot = deserialize(serialized, writable=True)
+    snapshot: NetworkWeights = deserialize(serialized, writable=True)
     return snapshot
 
 

@@ -18,14 +18,14 @@ from typing import Any
 from akkordeon.core.messages import Cut, CutId, Export, Exported, Message, Release
 from akkordeon.core.reports import GateLeft
 
-__all__ = ["REGISTRAR", "Snapshot", "Snapshots"]
+__all__ = ["REGISTRAR", "NetworkWeights", "Snapshots"]
 
 REGISTRAR = "registrar"
 """The registrar's address among the actors."""
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class NetworkWeights:
     """Weights and buffers by gate, and the version each is of. ``late``: gates that are of an earlier cut."""
 
     states: Mapping[str, Mapping[str, Any]]
@@ -48,7 +48,7 @@ class Snapshots:
         self._number = 0
         self._versions: dict[str, int] = {}
         self._states: dict[str, Mapping[str, Any]] = {}  # of the cut under way
-        self._latest: Snapshot | None = None
+        self._latest: NetworkWeights | None = None
         self._left: dict[str, GateLeft] = {}
 
     def ask(self) -> int:
@@ -71,7 +71,9 @@ class Snapshots:
                 self._states[message.gate] = message.state
                 if len(self._states) < len(self._row):
                     return
-                self._latest = Snapshot({gate: self._states[gate] for gate in self._row}, self._versions)
+                self._latest = NetworkWeights(
+                    {gate: self._states[gate] for gate in self._row}, self._versions
+                )
                 self._changed.notify_all()
             self._to_all(Release(message.cut))
 
@@ -92,7 +94,7 @@ class Snapshots:
         with self._changed:
             return self._changed.wait_for(lambda: self._left.keys() >= set(gates), timeout_s)
 
-    def latest(self) -> Snapshot | None:
+    def latest(self) -> NetworkWeights | None:
         """What gates left at their end, and of others those of the latest cut; None if some are not known."""
         with self._changed:
             left, latest = dict(self._left), self._latest
@@ -104,7 +106,8 @@ class Snapshots:
             return None
         late = [gate for gate in self._row if left and gate not in left]
         row = self._row
-        return Snapshot({gate: states[gate] for gate in row}, {gate: versions[gate] for gate in row}, late)
+        in_order = {gate: states[gate] for gate in row}
+        return NetworkWeights(in_order, {gate: versions[gate] for gate in row}, late)
 
     def _is_whole(self) -> bool:
         return len(self._states) == len(self._row)

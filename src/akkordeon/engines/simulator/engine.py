@@ -31,7 +31,7 @@ from akkordeon.core.reports import ActorLost, ActorReturned, Undelivered
 from akkordeon.engines.base import Engine, Load, ProcessState
 from akkordeon.engines.dispatch import Interpreter
 from akkordeon.engines.simulator.compute import Compute, Work
-from akkordeon.engines.simulator.faults import Fault
+from akkordeon.engines.simulator.faults import SimulatedFault
 from akkordeon.engines.simulator.hosts import Host, place
 from akkordeon.engines.simulator.interrupts import Interrupts
 from akkordeon.engines.simulator.links import HERE, Link, Links, Wire, size_bytes
@@ -64,7 +64,7 @@ class Simulator(Engine, Interpreter[SiteCell]):
         *,
         links: Links | Link | None = None,
         compute: Compute | None = None,
-        faults: Sequence[Fault] = (),
+        faults: Sequence[SimulatedFault] = (),
         hosts: Sequence[Host] = (),
         timeline: bool = False,
     ) -> None:

@@ -13,11 +13,11 @@ from random import Random
 
 from akkordeon.core.errors import RecipeError
 
-__all__ = ["Crash", "Fault", "Freeze", "Partition"]
+__all__ = ["Crash", "Freeze", "Partition", "SimulatedFault"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Timed:
+class _Scheduled:
     """Something that happens at a time, or again and again.
 
     Args:
@@ -49,7 +49,7 @@ class _Timed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Crash(_Timed):
+class Crash(_Scheduled):
     """Actors die with all they hold.
 
     Args:
@@ -62,7 +62,7 @@ class Crash(_Timed):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Partition(_Timed):
+class Partition(_Scheduled):
     """Nothing gets from the one side to the other.
 
     As TCP would, the link keeps what is sent until the partition has healed. If that takes longer than
@@ -82,7 +82,7 @@ class Partition(_Timed):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Freeze(_Timed):
+class Freeze(_Scheduled):
     """Actors do nothing for a while (a stopped process, a sleeping laptop), and then go on.
 
     Args:
@@ -94,4 +94,4 @@ class Freeze(_Timed):
     for_s: float
 
 
-Fault = Crash | Partition | Freeze
+SimulatedFault = Crash | Partition | Freeze

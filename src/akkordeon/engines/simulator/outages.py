@@ -1,4 +1,4 @@
-"""Faults at work in a simulation: when each strikes, whom, and what it cuts off."""
+"""Faults at work in a simulation: when each happens, to whom, and what it cuts off."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from random import Random
 
-from akkordeon.engines.simulator.faults import Crash, Fault, Freeze, Partition
+from akkordeon.engines.simulator.faults import Crash, Freeze, Partition, SimulatedFault
 from akkordeon.engines.simulator.sites import Site, SiteCell
 
 __all__ = ["Outages"]
@@ -26,7 +26,7 @@ class Outages:
 
     def __init__(
         self,
-        faults: Sequence[Fault],
+        faults: Sequence[SimulatedFault],
         seed: str,
         at: Callable[..., None],
         crash: Callable[[SiteCell, float | None, str], None],
@@ -43,23 +43,23 @@ class Outages:
             rng = Random(f"{seed} fault {i}")
             self._expect(fault, fault.times(rng, _lasts_s(fault)), rng)
 
-    def _expect(self, fault: Fault, times: Iterator[float], rng: Random) -> None:
+    def _expect(self, fault: SimulatedFault, times: Iterator[float], rng: Random) -> None:
         time_s = next(times, None)
         if time_s is not None:
-            self._at(time_s, self._strike, fault, time_s, times, rng)
+            self._at(time_s, self._happen, fault, time_s, times, rng)
 
-    def _strike(self, fault: Fault, now_s: float, times: Iterator[float], rng: Random) -> None:
+    def _happen(self, fault: SimulatedFault, now_s: float, times: Iterator[float], rng: Random) -> None:
         if isinstance(fault, Partition):
             self._cut_off(fault, now_s)
         else:
-            for cell in self._stricken(fault, rng):
+            for cell in self._victims(fault, rng):
                 if isinstance(fault, Crash):
                     self._crash(cell, fault.back_after_s, "it crashed")
                 else:
                     self._freeze(cell, fault.for_s)
         self._expect(fault, times, rng)
 
-    def _stricken(self, fault: Crash | Freeze, rng: Random) -> list[SiteCell]:
+    def _victims(self, fault: Crash | Freeze, rng: Random) -> list[SiteCell]:
         """All that the fault names; one of them at random (a host as one) if it comes at a rate."""
         hosts = [cell.site.host.name for cell in self._cells.values()]
         names = list(dict.fromkeys(n for n in (*hosts, *self._cells) if fnmatchcase(n, fault.who)))
@@ -102,7 +102,7 @@ def _on_side(site: Site, pattern: str) -> bool:
     return any(fnmatchcase(name, pattern) for name in site.key)
 
 
-def _lasts_s(fault: Fault) -> float:
+def _lasts_s(fault: SimulatedFault) -> float:
     if isinstance(fault, Crash):
         return fault.back_after_s or 0.0
     return fault.heal_after_s if isinstance(fault, Partition) else fault.for_s

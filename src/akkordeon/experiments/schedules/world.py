@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from akkordeon.core.errors import RecipeError
 from akkordeon.engines.simulator.compute import Compute, Cost, Slowdown
-from akkordeon.engines.simulator.faults import Crash, Fault
+from akkordeon.engines.simulator.faults import Crash, SimulatedFault
 from akkordeon.engines.simulator.links import HERE, Link
 
 __all__ = ["ScheduleOutcome", "World"]
@@ -40,7 +40,7 @@ class World:
     seconds: float = 60.0
     seed: int = 0
     slowdowns: Sequence[Slowdown] = ()
-    faults: Sequence[Fault] = ()
+    faults: Sequence[SimulatedFault] = ()
     checkpoint_every_s: float = 60.0
     weight_bytes: int = 0
 
