@@ -37,6 +37,7 @@ from akkordeon.core.messages import (
     SourceFailed,
     Tick,
     Watch,
+    batch_of,
     describe,
 )
 
@@ -117,6 +118,12 @@ def test_messages_are_described_by_their_batch_or_cut():
     assert describe(Close()) == "Close"
     assert describe(Pull(1)) == describe(SourceFailed(ValueError())) == "reading"
     assert describe(EpochEnd(last=True)) == "the end of its source"
+
+
+def test_a_message_says_which_batch_it_is_about():
+    assert batch_of(Forward(BATCH, X)) == BATCH
+    assert batch_of(Cut(CUT)) is None
+    assert batch_of(Close()) is None
 
 
 def test_errors_are_explained_in_one_line_with_their_class_where_it_is_not_ours():

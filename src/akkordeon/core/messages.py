@@ -52,6 +52,7 @@ __all__ = [
     "SourceFailed",
     "Tick",
     "Watch",
+    "batch_of",
     "describe",
 ]
 
@@ -300,6 +301,12 @@ class Close(Message):
     """Leave your last words (a gate: its weights) and stop."""
 
 
+def batch_of(message: object) -> Batch | None:
+    """The batch that a message is about, if it is about one."""
+    batch = getattr(message, "batch", None)
+    return batch if isinstance(batch, Batch) else None
+
+
 def describe(message: object) -> str:
     """A message in words, for errors: its name and, where it has one, its batch or cut."""
     if isinstance(message, Pull | SourceFailed):
@@ -307,8 +314,8 @@ def describe(message: object) -> str:
     if isinstance(message, EpochEnd):
         return "the end of its source"
     name = type(message).__name__
-    batch = getattr(message, "batch", None)
-    if isinstance(batch, Batch):
+    batch = batch_of(message)
+    if batch is not None:
         return f"{name} of batch {batch.number} of {batch.sentinel}"
     cut = getattr(message, "cut", None)
     return f"{name} {cut.number} of {cut.asker}" if isinstance(cut, CutId) else name

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from akkordeon.core.messages import Batch
+
 __all__ = [
     "ActorFailed",
     "ActorLost",
@@ -234,11 +236,19 @@ class GateLeft:
 
 @dataclass(frozen=True, slots=True)
 class ActorFailed:
-    """An actor raised and was stopped. ``doing`` is the message it handled, in words."""
+    """An actor raised and was stopped.
+
+    Attributes:
+        address: whose.
+        doing: the message it handled, in words.
+        error: what it raised.
+        batch: that the message was about, if it was about one.
+    """
 
     address: str
     doing: str
     error: BaseException
+    batch: Batch | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from typing import Any, Generic, Protocol, TypeVar
 
 from akkordeon.core.actor import Actor, After, Report, Send, Stop
-from akkordeon.core.messages import Message, describe
+from akkordeon.core.messages import Batch, Message, batch_of, describe
 from akkordeon.core.reports import ActorFailed
 from akkordeon.engines.base import Listener
 from akkordeon.engines.mailbox import Mailbox
@@ -94,7 +94,7 @@ class Interpreter(ABC, Generic[AnyCell]):
                     break
         except BaseException as error:  # SystemExit too: a worker that died of it would leave all waiting
             self._remove(cell)
-            self._fail(cell, describe(message), error)
+            self._fail(cell, describe(message), error, batch_of(message))
             self._say_last_words(cell)
 
     def _say_last_words(self, cell: AnyCell) -> None:
@@ -108,6 +108,6 @@ class Interpreter(ABC, Generic[AnyCell]):
         except BaseException as error:
             self._fail(cell, "its last words", error)
 
-    def _fail(self, cell: AnyCell, doing: str, error: BaseException) -> None:
+    def _fail(self, cell: AnyCell, doing: str, error: BaseException, batch: Batch | None = None) -> None:
         """An actor raised this; it is removed already."""
-        self._report(ActorFailed(cell.actor.address, doing, error))
+        self._report(ActorFailed(cell.actor.address, doing, error, batch))

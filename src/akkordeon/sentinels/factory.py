@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from akkordeon.core.actor import Actor
+from akkordeon.core.addresses import reader_of
 from akkordeon.core.autocast import autocast_here
 from akkordeon.core.errors import DataError
 from akkordeon.core.payload import map_tensors, tensors
@@ -32,7 +33,7 @@ def make_actors(
     Raises:
         DataError: there is nothing it could read.
     """
-    reader = address.replace("sentinel/", "reader/", 1)
+    reader = reader_of(address)
     source = _source_of(sentinel, name, seed)
     recipe = _under_autocast(replace(sentinel, batches=()))  # data is read once
     own: Callable[[], Actor]

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 
 from torch.utils.data import DataLoader
 
+from akkordeon.core.addresses import sentinel_address, sentinel_of
 from akkordeon.core.errors import NameTakenError, RecipeError
 from akkordeon.data.batches import Batches
 from akkordeon.data.split import skip_epochs
@@ -58,7 +59,7 @@ class Roster:
                 raise NameTakenError(f"a sentinel {name!r} is at work already; give this one another name")
             self._check_room(name, row, [sentinel, *(a.recipe for a in at_work if a.row == row)])
             number = self.incarnations[name] = self.incarnations.get(name, 0) + 1
-            attachment = Attachment(name, sentinel.role, f"sentinel/{name}#{number}", sentinel, row, host)
+            attachment = Attachment(name, sentinel.role, sentinel_address(name, number), sentinel, row, host)
             self.attachments = [*(a for a in self.attachments if a.name != name), attachment]
             self.living[attachment.address] = attachment
             return attachment
@@ -119,7 +120,7 @@ class Roster:
 
     def owner(self, address: str) -> Attachment | None:
         """The sentinel that an actor is, or reads for; None if it has ended, or is none."""
-        return self.living.get(address.replace("reader/", "sentinel/", 1))
+        return self.living.get(sentinel_of(address))
 
     def strike(self, attachment: Attachment) -> None:
         """Take a sentinel off the list."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from akkordeon.core.addresses import sentinel_address
 from akkordeon.core.messages import Close
 from akkordeon.sentinels.recipes import Evaluation, Training
 from akkordeon.session.attachment import Attachment
@@ -67,7 +68,7 @@ class JoinedSession(Session):
         try:
             return super()._place(replace(sentinel, name=name))
         except BaseException:
-            self._joined.unregister_sentinel(f"sentinel/{name}#{number}")
+            self._joined.unregister_sentinel(sentinel_address(name, number))
             raise
 
     def detach(self, name: str, drop: bool = False) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from akkordeon.core.actor import Actor, Effect, Spawn
 from akkordeon.core.errors import ReplayError, explain
-from akkordeon.core.messages import Message
+from akkordeon.core.messages import Batch, Message
 from akkordeon.core.reports import EpochDone, GateLeft, RoundDone
 from akkordeon.data.split import skip_epochs
 from akkordeon.downpour.recipe import Downpour
@@ -205,7 +205,7 @@ class _Replay(Interpreter[_Cell]):
     def _remove(self, cell: _Cell) -> None:
         del self.cells[cell.actor.address]
 
-    def _fail(self, cell: _Cell, doing: str, error: BaseException) -> None:
+    def _fail(self, cell: _Cell, doing: str, error: BaseException, batch: Batch | None = None) -> None:
         """It failed then, too, or its digest tells; but a ``KeyboardInterrupt`` is the user's of now."""
         if not isinstance(error, Exception | SystemExit):
             raise error

@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 
+from akkordeon.core.addresses import reader_of
 from akkordeon.core.errors import (
     GateFailedError,
     NoSuchSentinelError,
@@ -228,7 +229,7 @@ class Session:
         """As if it had never been placed."""
         self._roster.bury(attachment)
         self._roster.strike(attachment)
-        for address in (attachment.address, attachment.address.replace("sentinel/", "reader/", 1)):
+        for address in (attachment.address, reader_of(attachment.address)):
             if self._recorder is not None:
                 self._recorder.withdrawn(address)
             self._engine.send(address, Close())

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+from akkordeon.core.addresses import reader_of
 from akkordeon.core.errors import GateFailedError, SentinelFailedError, explain
 from akkordeon.core.messages import Close, Detach, Due, Forget, Message
 from akkordeon.core.reports import (
@@ -168,9 +169,7 @@ class Supervisor:
         if attachment.error is not None:  # its last words failed too: there will be no others
             self._roster.bury(attachment)
             return
-        doing = record.doing
-        _, of_batch, batch = doing.removesuffix(f" of {attachment.address}").partition(" of batch ")
-        what = f"batch {batch}" if of_batch else doing
+        what = record.doing if record.batch is None else f"batch {record.batch.number}"
         why = f"sentinel {attachment.name!r} failed on {what}: {explain(record.error)}"
         attachment.error = SentinelFailedError(why)
         attachment.error.__cause__ = record.error
@@ -207,7 +206,7 @@ class Supervisor:
             self._send(attachment.address, Close())
             return
         self._roster.bury(attachment)
-        self._send(address.replace("sentinel/", "reader/", 1), Close())
+        self._send(reader_of(address), Close())
         for gate in attachment.row:
             self._send(gate, Forget(address))
 

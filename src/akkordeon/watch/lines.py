@@ -6,6 +6,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
+from akkordeon.core.addresses import is_sentinel
 from akkordeon.core.reports import ActorFailed, BatchRefused, EpochDone, RoundDone, TrainingProgress
 from akkordeon.watch.view import View
 
@@ -61,7 +62,7 @@ class Lines(View):
                 self._warn(f"warning: {record}")
             if self._refused == WARNINGS_MAX:
                 self._warn("warning: further refused batches are only counted")
-        elif isinstance(record, ActorFailed) and record.address.startswith("sentinel/"):
+        elif isinstance(record, ActorFailed) and is_sentinel(record.address):
             self._warn(f"warning: {record.address} has failed; why is told when the others have ended")
 
     def note(self, sentence: str) -> None:

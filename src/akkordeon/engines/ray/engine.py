@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from akkordeon.core.actor import Actor, Spawn
+from akkordeon.core.addresses import reader_of
 from akkordeon.core.errors import ClusterError, RecipeError, SessionError, explain
 from akkordeon.core.messages import Message
 from akkordeon.core.reports import ActorFailed, ActorLost, ClusterLost, SentinelEnded, Undelivered
@@ -263,7 +264,7 @@ class Ray(Engine):
             self._on_report(record)
             self._reported.notify_all()
         if isinstance(record, SentinelEnded):
-            gone = [record.address, record.address.replace("sentinel/", "reader/", 1)]
+            gone = [record.address, reader_of(record.address)]
             self._local_addresses.difference_update(gone)
             self._pool.forget(gone)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
+from akkordeon.core.addresses import is_sentinel, sentinel_of
 from akkordeon.core.errors import RecipeError
 
 __all__ = ["Placement", "host_of", "is_replica", "is_visitor", "sum_of_resources"]
@@ -41,7 +42,7 @@ def host_of(address: str, placement: Placement) -> str:
 
 def is_visitor(address: str) -> bool:
     """Whether an actor comes and goes with the process that attached it."""
-    return address.startswith(("sentinel/", "reader/"))
+    return is_sentinel(sentinel_of(address))
 
 
 def is_replica(host: str) -> bool:

@@ -16,6 +16,7 @@ from typing import Any
 
 import ray
 
+from akkordeon.core.addresses import reader_of, sentinel_address
 from akkordeon.core.errors import NameTakenError, NoSuchSentinelError, explain
 from akkordeon.core.messages import Close, Detach, Forget, Message, Probe
 from akkordeon.core.reports import (
@@ -160,7 +161,7 @@ class Registrar:
                 why = f"a sentinel {name!r} is at work in {self._name!r} already; give this one another name"
                 return serialize(NameTakenError(why))
             self._numbers[name] += 1
-            address = f"sentinel/{name}#{self._numbers[name]}"
+            address = sentinel_address(name, self._numbers[name])
             self._sentinels[address] = SentinelRow(name, role, address, *location, answers)
             self._session_of[address] = key
             self._sessions[key] = session_host
@@ -361,7 +362,7 @@ class Registrar:
             for address in addresses:
                 del self._session_of[address]
             hosts = list(self._info.hosts.values()) if self._info else []
-        readers = [address.replace("sentinel/", "reader/", 1) for address in addresses]
+        readers = [reader_of(address) for address in addresses]
         for host in hosts:
             host.remove_listener.remote(key)
             host.remove_routes.remote([*addresses, *readers])

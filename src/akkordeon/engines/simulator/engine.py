@@ -26,7 +26,7 @@ import torch
 
 from akkordeon.core.actor import Actor
 from akkordeon.core.errors import RecipeError, StalledError
-from akkordeon.core.messages import Message
+from akkordeon.core.messages import Batch, Message
 from akkordeon.core.reports import ActorLost, ActorReturned, Undelivered
 from akkordeon.engines.base import Engine, Load, ProcessState
 from akkordeon.engines.dispatch import Interpreter
@@ -330,8 +330,8 @@ class Simulator(Engine, Interpreter[SiteCell]):
     def _after(self, cell: SiteCell, seconds: float, message: Message) -> None:
         self._at(self._now_s + seconds, self._fire_timer, cell, message)
 
-    def _fail(self, cell: SiteCell, doing: str, error: BaseException) -> None:
-        super()._fail(cell, doing, error)
+    def _fail(self, cell: SiteCell, doing: str, error: BaseException, batch: Batch | None = None) -> None:
+        super()._fail(cell, doing, error, batch)
         if isinstance(error, KeyboardInterrupt):  # it is the user's, whose thread this is
             self._interrupt = error
 

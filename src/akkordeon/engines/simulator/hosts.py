@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from akkordeon.core.addresses import sentinel_of
 from akkordeon.core.errors import RecipeError
 
 __all__ = ["Host", "place"]
@@ -41,5 +42,5 @@ def place(hosts: Sequence[Host], address: str) -> Host:
     for host in hosts:
         if any(fnmatchcase(address, pattern) for pattern in host.actors):
             return host
-    own = address.replace("reader/", "sentinel/", 1)
+    own = sentinel_of(address)
     return Host(own, (own,), zone=own)

@@ -16,7 +16,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from akkordeon.core.actor import Actor
-from akkordeon.core.messages import Attach, Message
+from akkordeon.core.messages import Attach, Batch, Message
 from akkordeon.core.payload import Payload, tensors
 from akkordeon.engines.dispatch import Cell, Interpreter
 from akkordeon.engines.simulator.compute import Cost
@@ -73,7 +73,7 @@ class Stopwatch(Interpreter[Cell]):
     def _remove(self, cell: Cell) -> None:
         del self._cells[cell.actor.address]
 
-    def _fail(self, cell: Cell, doing: str, error: BaseException) -> None:
+    def _fail(self, cell: Cell, doing: str, error: BaseException, batch: Batch | None = None) -> None:
         raise error
 
     def costs(self, warm: int, message_s: float) -> dict[str, Cost]:
