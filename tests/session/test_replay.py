@@ -9,6 +9,7 @@ import json
 import random
 import re
 from contextlib import suppress
+from functools import partial
 
 import pytest
 import torch
@@ -92,6 +93,25 @@ def test_runs_on_two_workers_differ_so_there_is_something_to_replay(tmp_path):
     runs = [recorded(tmp_path / "r", ak.Threads(2)) for _ in range(5)]
     first = runs[0]["gate/0"]["0.weight"]
     assert any(not torch.equal(run["gate/0"]["0.weight"], first) for run in runs[1:])
+
+
+def with_dropout_of_torch(gates):
+    """A row of three gates, so many of which draw from the generator of the process."""
+    torch.manual_seed(0)
+    drops = [nn.Dropout(0.3) if i < gates else nn.Identity() for i in range(2)]
+    layers = [nn.Linear(n_in, n_out) for n_in, n_out in ((6, 16), (16, 8), (8, 3))]
+    modules = [*(nn.Sequential(layer, drop) for layer, drop in zip(layers, drops, strict=False)), layers[-1]]
+    return ak.Network([ak.Gate(module, partial(torch.optim.SGD, lr=0.01)) for module in modules])
+
+
+@pytest.mark.parametrize(
+    ("name", "gates"), [("threads, 2 workers", 1), ("threads, 1 worker", 2), ("simulator", 2)]
+)
+def test_dropout_of_torch_replays_where_one_gate_or_one_worker_draws(name, gates, tmp_path):
+    """README and docs/simulator.md promise it; with two gates on two workers, who draws first decides."""
+    states = recorded(tmp_path / "r", ENGINES[name](), net=lambda: with_dropout_of_torch(gates))
+    again = ak.replay(tmp_path / "r", with_dropout_of_torch(gates), sentinels())
+    assert_equal_bits(again.states, states)
 
 
 def test_what_comes_from_outside_is_replayed_too(tmp_path):
