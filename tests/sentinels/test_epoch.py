@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from akkordeon.core.reports import BatchCount
 from akkordeon.sentinels.epoch import Epoch, Tally
 
 
@@ -31,6 +32,6 @@ def test_an_epoch_has_the_sums_of_the_windows_that_were_reported_and_of_the_last
     epoch.count_trained(4, (1, 1))
     epoch.count_refused()
     assert epoch.samples == 12
-    done = epoch.done("tdp", 2.0)
+    done = epoch.done("tdp", 2.0, BatchCount(3, 2, 1))
     assert (done.epoch, done.samples, done.refused, done.samples_per_s) == (3, 12, 1, 6.0)
     assert (done.staleness_mean, done.staleness_max) == (1.0, 2)

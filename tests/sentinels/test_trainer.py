@@ -28,7 +28,14 @@ from akkordeon.core.messages import (
     Refused,
     SourceFailed,
 )
-from akkordeon.core.reports import BatchRefused, EpochDone, SentinelEnded, SentinelStatus, TrainingProgress
+from akkordeon.core.reports import (
+    BatchCount,
+    BatchRefused,
+    EpochDone,
+    SentinelEnded,
+    SentinelStatus,
+    TrainingProgress,
+)
 from akkordeon.sentinels.refusals import HOPELESS
 from akkordeon.sentinels.trainer import Trainer
 
@@ -432,3 +439,14 @@ def test_a_batch_that_a_shard_takes_back_counts_as_refused_and_only_once():
     do(trainer, refused(2))  # by a gate: it never came home, so no shard can take it back
     do(trainer, refused(2, gate="shard/0"))
     assert trainer.batches.as_tuple() == (3, 1, 2, 0)
+
+
+def test_the_report_of_an_epoch_says_where_all_batches_have_gone_so_far():
+    trainer = trainer_of(epochs=2)
+    do(trainer, Attach(), item(), item(), EpochEnd(last=False), item(), EpochEnd(last=True))
+    told = do(trainer, refused(0)) + trained(trainer, 1)
+    (first,) = reports(told, EpochDone)
+    assert first.batches_so_far == BatchCount(sent=3, trained=1, refused=1)
+    (second,) = reports(trained(trainer, 2), EpochDone)
+    assert second.batches_so_far == BatchCount(sent=3, trained=2, refused=1)
+    assert first.batches_so_far == BatchCount(sent=3, trained=1, refused=1)

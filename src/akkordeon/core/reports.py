@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -62,7 +62,12 @@ class _Timed:
 
 @dataclass(frozen=True, slots=True)
 class EpochDone(_Timed):
-    """A training sentinel has had every batch of an epoch back."""
+    """A training sentinel has had every batch of an epoch back.
+
+    Attributes:
+        refused: batches of this epoch.
+        batches_so_far: where all its batches have gone, those of epochs before among them.
+    """
 
     sentinel: str
     epoch: int
@@ -73,6 +78,7 @@ class EpochDone(_Timed):
     staleness_mean: float
     staleness_max: int
     refused: int = 0
+    batches_so_far: BatchCount = field(default_factory=BatchCount)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from akkordeon.core.reports import EpochDone, TrainingProgress
+from akkordeon.core.reports import BatchCount, EpochDone, TrainingProgress
 from akkordeon.sentinels.scores import Score, ScoreBoard
 
 __all__ = ["Epoch", "Tally"]
@@ -121,7 +121,7 @@ class Epoch:
             refused=window.refused,
         )
 
-    def done(self, sentinel: str, seconds: float) -> EpochDone:
+    def done(self, sentinel: str, seconds: float, batches_so_far: BatchCount) -> EpochDone:
         """The report of all of it."""
         self._close_window()
         return EpochDone(
@@ -134,6 +134,7 @@ class Epoch:
             staleness_mean=self._staleness.mean,
             staleness_max=self._staleness.largest,
             refused=self._refused,
+            batches_so_far=batches_so_far,
         )
 
     def _close_window(self) -> _Window:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -240,7 +240,7 @@ class Trainer(SentinelActor[_Flight]):
         seconds = now_s - self._epoch_began_s
         self._epoch_began_s = self._reported_s = now_s
         self._rounds += 1
-        yield Report(epoch.done(self.name, seconds))
+        yield Report(epoch.done(self.name, seconds, replace(self.batches)))
 
     def _report_due(self, epoch: Epoch, now_s: float) -> bool:
         """Whether so many batches, or so many seconds, have passed since the last report."""

@@ -143,6 +143,7 @@ class Attachment:
     def _epoch_done(self, record: EpochDone) -> None:
         _append(self.epochs, record)
         self.epochs_done += 1
+        self._batches = record.batches_so_far
         self.samples += record.samples
         self.seconds += record.seconds
 

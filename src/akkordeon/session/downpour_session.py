@@ -73,7 +73,7 @@ class Attachments(Sequence[Attachment]):
                 found.setdefault(record.epoch, []).append(record)
         under_way = [member.epochs_done for member in self._members if not member.ended]
         last = min(under_way, default=max(found, default=0))
-        return [_together(self.name, found[number]) for number in sorted(found) if number <= last]
+        return [_epoch_together(self.name, found[number]) for number in sorted(found) if number <= last]
 
     @property
     def epochs_done(self) -> int:
@@ -177,6 +177,11 @@ def _together(name: str, records: Sequence[Record]) -> Record:
         staleness_max=max(record.staleness_max for record in records),
         refused=sum(record.refused for record in records),
     )
+
+
+def _epoch_together(name: str, records: Sequence[EpochDone]) -> EpochDone:
+    counts = sum((record.batches_so_far for record in records), BatchCount())
+    return replace(_together(name, records), batches_so_far=counts)
 
 
 class DownpourSession(Session):
