@@ -599,3 +599,23 @@ def test_a_block_is_left_when_its_session_has_ended_whoever_closes_it(monkeypatc
         assert closing.wait(WAIT_S)
     assert training.ended
     assert training.batches.as_tuple() == (1, 0, 0, 1)
+
+
+# Python lets no StopIteration out of a generator, which every actor's receive is: a loss that read on in a
+# stream that had ended was told of as "RuntimeError: generator raised StopIteration".
+@pytest.mark.parametrize("where", ["loss", "score", "split"])
+def test_a_stop_iteration_of_the_users_own_code_is_told_as_what_it_is(where):
+    def stop(*_):
+        raise StopIteration("no more weights for the classes")
+
+    recipe = ak.Sentinel.train(
+        batches_of(2),
+        stop if where == "loss" else F.cross_entropy,
+        scores={"score": stop} if where == "score" else None,
+        split=stop if where == "split" else None,
+    )
+    with ak.run(small_network()) as session:
+        training = session.attach(recipe)
+        with pytest.raises(SentinelFailedError, match=": StopIteration: no more weights") as failed:
+            training.wait(WAIT_S)
+        assert isinstance(failed.value.__cause__, StopIteration)

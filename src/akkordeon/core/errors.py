@@ -50,6 +50,7 @@ __all__ = [
     "WaitTimeoutError",
     "again",
     "explain",
+    "raised_in_actor",
 ]
 
 
@@ -141,6 +142,13 @@ def again(error: E) -> E:
     fresh = copy.copy(error)
     fresh.__cause__ = error.__cause__
     return fresh
+
+
+def raised_in_actor(error: BaseException) -> BaseException:
+    """What was raised in an actor: out of its generator a StopIteration comes as a RuntimeError (PEP 479)."""
+    cause = error.__cause__
+    hidden = isinstance(cause, StopIteration) and str(error) == "generator raised StopIteration"
+    return cause if hidden and cause is not None else error
 
 
 def explain(error: BaseException) -> str:

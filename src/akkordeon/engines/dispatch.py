@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from typing import Any, Generic, Protocol, TypeVar
 
 from akkordeon.core.actor import Actor, After, Report, Send, Stop
+from akkordeon.core.errors import raised_in_actor
 from akkordeon.core.messages import Batch, Message, batch_of, describe
 from akkordeon.core.reports import ActorFailed
 from akkordeon.engines.base import Listener
@@ -94,7 +95,7 @@ class Interpreter(ABC, Generic[AnyCell]):
                     break
         except BaseException as error:  # SystemExit too: a worker that died of it would leave all waiting
             self._remove(cell)
-            self._fail(cell, describe(message), error, batch_of(message))
+            self._fail(cell, describe(message), raised_in_actor(error), batch_of(message))
             self._say_last_words(cell)
 
     def _say_last_words(self, cell: AnyCell) -> None:
@@ -106,7 +107,7 @@ class Interpreter(ABC, Generic[AnyCell]):
                 elif isinstance(effect, Report):
                     self._report(effect.record)
         except BaseException as error:
-            self._fail(cell, "its last words", error)
+            self._fail(cell, "its last words", raised_in_actor(error))
 
     def _fail(self, cell: AnyCell, doing: str, error: BaseException, batch: Batch | None = None) -> None:
         """An actor raised this; it is removed already."""
