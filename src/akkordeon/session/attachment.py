@@ -14,13 +14,13 @@ from akkordeon.core.reports import BatchCount, BatchRefused, BestKept, EpochDone
 from akkordeon.sentinels.recipes import Sentinel
 from akkordeon.sentinels.roles import Role
 
-__all__ = ["KEPT_MAX", "Attachment", "Host"]
+__all__ = ["KEPT_MAX", "Attachment", "ParentSession"]
 
 KEPT_MAX = 1000
 """Records of epochs, rounds and refusals kept of each sentinel."""
 
 
-class Host(Protocol):
+class ParentSession(Protocol):
     """What an attachment asks of its session."""
 
     def _wait(
@@ -65,7 +65,7 @@ class Attachment:
     address: str
     recipe: Sentinel
     row: tuple[str, ...]
-    _session: Host
+    _session: ParentSession
     epochs: list[EpochDone] = field(default_factory=list)
     rounds: list[RoundDone] = field(default_factory=list)
     progress: TrainingProgress | None = None

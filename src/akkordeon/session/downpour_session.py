@@ -241,9 +241,9 @@ class DownpourSession(Session):
         if not self.replicas:
             raise RecipeError("no replica is left; add one with session.add_replica()")
         name = sentinel.name or self._free_base(str(sentinel.role))
-        sentinel = self._roster.going_on(replace(sentinel, name=name), self.seed)
+        sentinel = self._registry.going_on(replace(sentinel, name=name), self.seed)
         parts = self._topology.deal(sentinel, self.seed)
-        self._roster.derive([part.batches for part in parts], sentinel.batches)
+        self._registry.derive([part.batches for part in parts], sentinel.batches)
         living = {a.name for a in self.attachments if not a.ended}
         taken = ", ".join(repr(part.name) for part in parts if part.name in living)
         if taken:

@@ -16,14 +16,14 @@ from akkordeon.core.errors import NameTakenError, RecipeError
 from akkordeon.data.batches import Batches
 from akkordeon.data.split import skip_epochs
 from akkordeon.sentinels.recipes import Sentinel, Training
-from akkordeon.session.attachment import Attachment, Host
+from akkordeon.session.attachment import Attachment, ParentSession
 
-__all__ = ["Roster"]
+__all__ = ["Registry"]
 
 AnySentinel = TypeVar("AnySentinel", bound=Sentinel)
 
 
-class Roster:
+class Registry:
     """Who is attached to a session. Its methods may be called from any thread.
 
     Args:
@@ -32,20 +32,27 @@ class Roster:
     Attributes:
         attachments: of every name the latest; replaced, never changed, as threads look through it.
         living: those that will still report, by address.
-        incarnations: how many sentinels of each name there were.
     """
 
     def __init__(self, max_in_flight: int) -> None:
         self.attachments: list[Attachment] = []
         self.living: dict[str, Attachment] = {}
-        self.incarnations: dict[str, int] = {}
+        self._numbers: dict[str, int] = {}  # how many sentinels of each name there were
         self._max_in_flight = max_in_flight
         self._came_of: WeakKeyDictionary[Any, tuple[Any, int]] = WeakKeyDictionary()  # and from which epoch
         self._epochs_read: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
         self._lock = threading.Lock()
 
-    def register(self, sentinel: Sentinel, row: tuple[str, ...], host: Host) -> Attachment:
+    def register(
+        self, sentinel: Sentinel, row: tuple[str, ...], session: ParentSession, number: int | None = None
+    ) -> Attachment:
         """Give a sentinel its name; of earlier ones of that name only their users keep what they did.
+
+        Args:
+            sentinel: the recipe.
+            row: whom it talks to, head first.
+            session: where it is attached.
+            number: among those of its name, where it is known elsewhere how many there were.
 
         Raises:
             NameTakenError: a sentinel of that name is at work.
@@ -58,8 +65,11 @@ class Roster:
             if name in names:
                 raise NameTakenError(f"a sentinel {name!r} is at work already; give this one another name")
             self._check_room(name, row, [sentinel, *(a.recipe for a in at_work if a.row == row)])
-            number = self.incarnations[name] = self.incarnations.get(name, 0) + 1
-            attachment = Attachment(name, sentinel.role, sentinel_address(name, number), sentinel, row, host)
+            if number is None:
+                number = self._numbers.get(name, 0) + 1
+            self._numbers[name] = number
+            address = sentinel_address(name, number)
+            attachment = Attachment(name, sentinel.role, address, sentinel, row, session)
             self.attachments = [*(a for a in self.attachments if a.name != name), attachment]
             self.living[attachment.address] = attachment
             return attachment
@@ -122,12 +132,12 @@ class Roster:
         """The sentinel that an actor is, or reads for; None if it has ended, or is none."""
         return self.living.get(sentinel_of(address))
 
-    def strike(self, attachment: Attachment) -> None:
+    def remove(self, attachment: Attachment) -> None:
         """Take a sentinel off the list."""
         with self._lock:
             self.attachments = [a for a in self.attachments if a is not attachment]
 
-    def bury(self, attachment: Attachment) -> None:
+    def mark_ended(self, attachment: Attachment) -> None:
         """A sentinel will not report its end."""
         self.living.pop(attachment.address, None)
         attachment._end()

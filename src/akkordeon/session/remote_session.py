@@ -59,14 +59,13 @@ class JoinedSession(Session):
         self._joined = engine
         super().__init__(engine.network, engine, engine.seed)
 
-    def _place(self, sentinel: Training | Evaluation) -> Attachment:
+    def _place(self, sentinel: Training | Evaluation, number: int | None = None) -> Attachment:
         """Have the actors of a sentinel made, under a name that is free in the whole network."""
         name, number = self._joined.register_sentinel(
             sentinel.name, str(sentinel.role), sentinel.role.answers
         )
-        self._roster.incarnations[name] = number - 1
         try:
-            return super()._place(replace(sentinel, name=name))
+            return super()._place(replace(sentinel, name=name), number)
         except BaseException:
             self._joined.unregister_sentinel(sentinel_address(name, number))
             raise

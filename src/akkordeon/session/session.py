@@ -33,7 +33,7 @@ from akkordeon.sentinels.recipes import Evaluation, Sentinel, Training
 from akkordeon.sentinels.roles import EXPORT
 from akkordeon.session.attachment import Attachment
 from akkordeon.session.recording import Recorder
-from akkordeon.session.registry import Roster
+from akkordeon.session.registry import Registry
 from akkordeon.session.subscription import Subscription
 from akkordeon.session.supervisor import Supervisor
 from akkordeon.session.topology import topology_of
@@ -86,10 +86,10 @@ class Session:
         self._closed_by: int | None = None  # a thread's identity
         self._has_ended = threading.Event()
         self._at_close: list[Callable[[], None]] = []
-        self._roster = Roster(network.max_in_flight)
+        self._registry = Registry(network.max_in_flight)
         self._supervisor = Supervisor(
             self._row,
-            self._roster,
+            self._registry,
             send=self._send,
             close_actors=self._close_actors,
             other_failed=self._other_failed,
@@ -153,7 +153,7 @@ class Session:
     @property
     def attachments(self) -> list[Attachment]:
         """The sentinels attached so far, of every name the latest."""
-        return self._roster.attachments
+        return self._registry.attachments
 
     @property
     def record_failure(self) -> str | None:
@@ -197,7 +197,7 @@ class Session:
         placed: list[Attachment] = []
         try:
             for sentinel in sentinels:
-                placed.append(self._place(self._roster.going_on(sentinel, self.seed)))
+                placed.append(self._place(self._registry.going_on(sentinel, self.seed)))
         except BaseException:
             for attachment in placed:
                 self._withdraw(attachment)
@@ -210,9 +210,9 @@ class Session:
             self._check_open()
         return placed
 
-    def _place(self, sentinel: Training | Evaluation) -> Attachment:
+    def _place(self, sentinel: Training | Evaluation, number: int | None = None) -> Attachment:
         """Have the actors of a sentinel made; they do nothing before they are told."""
-        attachment = self._roster.register(sentinel, self._topology.row_for(sentinel), self)
+        attachment = self._registry.register(sentinel, self._topology.row_for(sentinel), self, number)
         try:
             actors = make_actors(sentinel, attachment.address, attachment.name, attachment.row, self.seed)
             for address, make in actors.items():
@@ -221,14 +221,14 @@ class Session:
             self._withdraw(attachment)
             raise
         if self._recorder is not None:
-            before = self._roster.epochs_before(sentinel.batches)
+            before = self._registry.epochs_before(sentinel.batches)
             self._recorder.attached(attachment.address, attachment.name, sentinel, before)
         return attachment
 
     def _withdraw(self, attachment: Attachment) -> None:
         """As if it had never been placed."""
-        self._roster.bury(attachment)
-        self._roster.strike(attachment)
+        self._registry.mark_ended(attachment)
+        self._registry.remove(attachment)
         for address in (attachment.address, reader_of(attachment.address)):
             if self._recorder is not None:
                 self._recorder.withdrawn(address)
@@ -250,7 +250,7 @@ class Session:
 
     def _named(self, name: str) -> Attachment:
         """The latest sentinel of that name."""
-        found = self._roster.named(name)
+        found = self._registry.named(name)
         if found is None:
             known = ", ".join(sorted({repr(a.name) for a in self.attachments})) or "none"
             raise NoSuchSentinelError(f"no sentinel {name!r} here; attached were: {known}")
@@ -388,7 +388,7 @@ class Session:
         try:
             return attachment.wait(timeout).result
         finally:
-            self._roster.strike(attachment)
+            self._registry.remove(attachment)
             if not attachment.ended:
                 self._send(attachment.address, Detach(drop=True))
 
@@ -558,7 +558,7 @@ class Session:
         if self._recorder is not None:
             self._recorder.outside(to, message)
         if isinstance(message, Detach | Close):
-            attachment = self._roster.living.get(to)
+            attachment = self._registry.living.get(to)
             if attachment is not None:
                 attachment._told_to_end = True
 

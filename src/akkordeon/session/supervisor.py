@@ -30,7 +30,7 @@ from akkordeon.core.reports import (
     TrainingProgress,
 )
 from akkordeon.session.attachment import KEPT_MAX, Attachment
-from akkordeon.session.registry import Roster
+from akkordeon.session.registry import Registry
 
 __all__ = ["Supervisor"]
 
@@ -40,7 +40,7 @@ class Supervisor:
 
     Args:
         row: addresses of the gates, or of what else cuts are made of.
-        roster: who is attached.
+        registry: who is attached.
         send: carries a message to an actor.
         close_actors: ends the session's actors, after a gate has failed.
         other_failed: hears address, reason and error of an actor that is neither sentinel nor in the row.
@@ -57,7 +57,7 @@ class Supervisor:
     def __init__(
         self,
         row: tuple[str, ...],
-        roster: Roster,
+        registry: Registry,
         *,
         send: Callable[[str, Message], None],
         close_actors: Callable[[], None],
@@ -70,7 +70,7 @@ class Supervisor:
         self.lost: set[str] = set()
         self.error: GateFailedError | None = None
         self._row = row
-        self._roster = roster
+        self._registry = registry
         self._send = send
         self._close_actors = close_actors
         self._other_failed = other_failed
@@ -89,36 +89,36 @@ class Supervisor:
     # ── progress ─────────────────────────────────────────────────────────────────────────────────────
 
     def _epoch_done(self, record: EpochDone) -> None:
-        attachment = self._roster.named(record.sentinel)
+        attachment = self._registry.named(record.sentinel)
         if attachment is not None:
             attachment._epoch_done(record)
         self._epochs_done += 1
-        for a in list(self._roster.attachments):
+        for a in list(self._registry.attachments):
             every = getattr(a.recipe, "every_epoch", None)
             if every is not None and not a.ended and self._epochs_done % every == 0:
                 self._send(a.address, Due())
 
     def _training_progress(self, record: TrainingProgress) -> None:
-        attachment = self._roster.named(record.sentinel)
+        attachment = self._registry.named(record.sentinel)
         if attachment is not None:
             attachment.progress = record
 
     def _round_done(self, record: RoundDone) -> None:
-        attachment = self._roster.named(record.sentinel)
+        attachment = self._registry.named(record.sentinel)
         if attachment is not None:
             attachment._round_done(record)
         if record.stop_training:
-            for a in list(self._roster.attachments):
+            for a in list(self._registry.attachments):
                 if a.role.trains and not a.ended:
                     self._send(a.address, Detach())
 
     def _batch_refused(self, record: BatchRefused) -> None:
-        attachment = self._roster.named(record.sentinel)
+        attachment = self._registry.named(record.sentinel)
         if attachment is not None and len(attachment.refusals) < KEPT_MAX:
             attachment.refusals.append(record)
 
     def _best_kept(self, record: BestKept) -> None:
-        attachment = self._roster.named(record.sentinel)
+        attachment = self._registry.named(record.sentinel)
         if attachment is not None:
             attachment.best = record
 
@@ -131,7 +131,7 @@ class Supervisor:
 
     def _sentinel_status(self, record: SentinelStatus) -> None:
         self.sentinels[record.address] = record
-        attachment = self._roster.living.get(record.address)
+        attachment = self._registry.living.get(record.address)
         if attachment is not None:
             attachment._batches = record.batches
         self._note_answer(record)
@@ -146,17 +146,17 @@ class Supervisor:
     def _sentinel_ended(self, record: SentinelEnded) -> None:
         self.sentinels.pop(record.address, None)
         self.answered.pop(record.address, None)
-        attachment = self._roster.living.pop(record.address, None)
+        attachment = self._registry.living.pop(record.address, None)
         if attachment is None:
             return
-        self._roster.has_read(attachment)
+        self._registry.has_read(attachment)
         attachment._end(record.batches, record.result, record.cut_short)
 
     # ── failures ─────────────────────────────────────────────────────────────────────────────────────
 
     def _actor_failed(self, record: ActorFailed) -> None:
         """Decide what a failure means: a sentinel (or its reader) fails alone, a gate ends the session."""
-        attachment = self._roster.owner(record.address)
+        attachment = self._registry.owner(record.address)
         why = f"failed on {record.doing}: {explain(record.error)}"
         if attachment is not None:
             self._sentinel_failed(attachment, record)
@@ -167,7 +167,7 @@ class Supervisor:
 
     def _sentinel_failed(self, attachment: Attachment, record: ActorFailed) -> None:
         if attachment.error is not None:  # its last words failed too: there will be no others
-            self._roster.bury(attachment)
+            self._registry.mark_ended(attachment)
             return
         what = record.doing if record.batch is None else f"batch {record.batch.number}"
         why = f"sentinel {attachment.name!r} failed on {what}: {explain(record.error)}"
@@ -186,7 +186,7 @@ class Supervisor:
 
     def _actor_lost(self, record: ActorLost) -> None:
         """As a failure, but whoever is lost says nothing more."""
-        attachment = self._roster.owner(record.address)
+        attachment = self._registry.owner(record.address)
         why = f"is lost: {record.why}"
         if attachment is not None:
             self._sentinel_lost(attachment, record.address, why)
@@ -205,7 +205,7 @@ class Supervisor:
         if address != attachment.address:
             self._send(attachment.address, Close())
             return
-        self._roster.bury(attachment)
+        self._registry.mark_ended(attachment)
         self._send(reader_of(address), Close())
         for gate in attachment.row:
             self._send(gate, Forget(address))
