@@ -50,6 +50,7 @@ from akkordeon.core.messages import (
 )
 from akkordeon.core.reports import RoundDone
 from akkordeon.engines import threads
+from akkordeon.engines.threads import workers
 from akkordeon.pipeline.gate_actor import GateActor
 from akkordeon.pipeline.stage import Position
 from akkordeon.sentinels.evaluator import Evaluator
@@ -252,7 +253,7 @@ def test_a_stalled_source_does_not_hold_up_the_end_for_long():
     assert stalled.wait(WAIT_S)
     began_s = time.monotonic()
     session.close()
-    assert time.monotonic() - began_s < threads.JOIN_S / 2
+    assert time.monotonic() - began_s < workers.JOIN_S / 2
     assert tdp.ended
     wake.set()
 
@@ -281,7 +282,7 @@ def test_weights_that_a_gate_has_not_left_yet_are_a_timeout_and_no_key_error(mon
             return x
 
     monkeypatch.setattr(session_module, "CLOSE_S", 0.01)
-    monkeypatch.setattr(threads, "JOIN_S", 0.01)
+    monkeypatch.setattr(workers, "JOIN_S", 0.01)
     network = ak.Network([ak.Gate(nn.Linear(6, 4), sgd), ak.Gate(Sleeps())])
     with ak.run(network) as session:
         session.attach(training())
