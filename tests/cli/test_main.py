@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -596,6 +597,19 @@ def test_two_runs_do_not_keep_in_one_folder(mine, tmp_path):
     process.communicate(timeout=WAIT_S)
     kinds = [json.loads(line)["record"] for line in (tmp_path / REPORT).read_text().splitlines()]
     assert kinds[-1] == "Summary"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="open files cannot be deleted there")
+def test_a_folder_deleted_while_training_is_made_again(tmp_path):
+    folder = tmp_path / "out"
+    process = alone("train", "--epochs", 100_000, "--out", folder)
+    read_until(process, "validate ")
+    shutil.rmtree(folder)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=WAIT_S)
+    assert process.returncode == 130, errors
+    assert {file.name for file in folder.iterdir()} == {WEIGHTS, TASK, REPORT}
+    akkordeon("test", folder)
 
 
 STALLS = """

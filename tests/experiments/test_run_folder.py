@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
+import shutil
+import sys
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +23,7 @@ from torch.nn.functional import cross_entropy
 import akkordeon as ak
 from akkordeon.core.errors import DataError
 from akkordeon.core.reports import BatchRefused, EpochDone, RoundDone, TrainingProgress, Undelivered
+from akkordeon.experiments import run_folder
 from akkordeon.experiments.journal import REFUSALS_MAX, REPORTS_MAX, Journal
 from akkordeon.experiments.run_folder import (
     BEST,
@@ -307,6 +312,91 @@ def test_what_an_earlier_run_kept_stays_until_there_are_weights_of_this_one(tmp_
     folder.save(WEIGHTS, network.module())
     assert load_description(tmp_path) == {"task": "later"}
     assert {path.name for path in tmp_path.iterdir()} == {WEIGHTS, TASK}
+    folder.close()
+
+
+def kept_by_an_earlier_run(path: Path) -> None:
+    earlier = RunFolder(path, {"task": "earlier"})
+    for name in (WEIGHTS, BEST):
+        earlier.save(name, nn.Linear(1, 1))
+    earlier.close()
+    (path / REPORT).write_text("earlier")
+
+
+def test_a_run_that_cannot_write_its_task_leaves_what_an_earlier_one_kept(tmp_path, monkeypatch):
+    """The earlier weights were deleted first, and then the disk was full."""
+    kept_by_an_earlier_run(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    folder = RunFolder(tmp_path, {"task": "later"})
+    to_disk = run_folder.to_disk
+
+    def full(path: Path) -> None:
+        if path.name.startswith(TASK):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        to_disk(path)
+
+    monkeypatch.setattr(run_folder, "to_disk", full)
+    with pytest.raises(DataError, match="cannot be written: No space left on device"):
+        folder.save(WEIGHTS, nn.Linear(1, 1))
+    folder.close()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("first", [WEIGHTS, BEST])
+def test_a_run_ended_while_it_takes_over_a_folder_loses_and_mixes_nothing(first, tmp_path, monkeypatch):
+    steps = 0
+    while True:
+        path = tmp_path / f"{steps}"
+        kept_by_an_earlier_run(path)
+        earlier = (path / first).read_bytes()
+        folder, left = RunFolder(path, {"task": "later"}), steps
+
+        def ends(step):
+            def instead(*given, **options):
+                nonlocal left
+                left -= 1
+                if left < 0:
+                    raise KeyboardInterrupt
+                return step(*given, **options)
+
+            return instead
+
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "replace", ends(os.replace))
+            patched.setattr(Path, "unlink", ends(Path.unlink))
+            try:
+                folder.save(first, nn.Linear(1, 1))
+            except KeyboardInterrupt:
+                ended = True
+            else:
+                ended = False
+        folder.close()
+        weights = (path / first).read_bytes()
+        if (path / TASK).exists():
+            assert load_description(path)["task"] == ("earlier" if weights == earlier else "later")
+        if not ended:
+            break
+        steps += 1
+    assert steps >= 6
+    assert {file.name for file in path.iterdir()} == {first, TASK}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="open files cannot be deleted there")
+def test_a_folder_deleted_meanwhile_is_made_again_and_is_ours_again(tmp_path):
+    """All later weights and the report were lost, for want of a folder."""
+    path = tmp_path / "out"
+    folder = RunFolder(path, {"task": "digits"})
+    journal = Journal(path)
+    folder.save(WEIGHTS, nn.Linear(1, 1))
+    journal.tell(BatchRefused("train", 3, "gate/0", "unfit", "it is wrong"))
+    shutil.rmtree(path)
+    folder.save(WEIGHTS, nn.Linear(1, 1))
+    assert load_description(path) == {"task": "digits"}
+    with pytest.raises(DataError, match="another run keeps its weights in"):
+        RunFolder(path, {})
+    journal.close({})
+    lines = (path / REPORT).read_text().splitlines()
+    assert [json.loads(line)["record"] for line in lines] == ["BatchRefused", "Summary"]
     folder.close()
 
 

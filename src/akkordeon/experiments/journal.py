@@ -50,7 +50,7 @@ class Journal(View):
         self._written_s: dict[str, float] = {}
         self._left_out: Counter[str] = Counter()
         with self._told():
-            self._file = self._part.open("w", encoding="utf-8", buffering=1)  # a line is there at once
+            self._file = self._part.open("w+", encoding="utf-8", buffering=1)  # a line is there at once
 
     def tell(self, record: Any) -> None:
         """Write a record of an epoch, a part of one, a round or a refused batch."""
@@ -73,10 +73,22 @@ class Journal(View):
         self._write("Summary", outcome)
         with self._told():
             self._file.flush()
+            if not self._part.exists():
+                self._write_again()
             os.fsync(self._file.fileno())
             self._file.close()
             os.replace(self._part, self._path)
             to_disk(self._path.parent)
+
+    def _write_again(self) -> None:
+        """Write all lines once more where somebody has deleted the file, which still can be read here."""
+        self._file.seek(0)
+        lines = self._file.read()
+        self._file.close()
+        self._part.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self._part.open("w", encoding="utf-8")
+        self._file.write(lines)
+        self._file.flush()
 
     def _report(self, record: EpochDone | RoundDone | TrainingProgress) -> None:
         self._reports += 1
