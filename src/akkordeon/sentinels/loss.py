@@ -15,9 +15,9 @@ from akkordeon.core.payload import Payload, copy_of, is_floating, map_nested, ma
 
 __all__ = [
     "OWN_WEIGHTS",
+    "GraphCheck",
     "Loss",
     "LossInputs",
-    "check_graph",
     "check_loss",
     "gradient_of",
     "leaf_of",
@@ -107,12 +107,35 @@ def loss_of(function: Loss, outputs: Any, targets: Any) -> Tensor:
     return loss
 
 
-def check_graph(loss: Tensor, leaves: Payload) -> None:
-    """Refuse a loss with trainable weights of its own: no optimizer has them, so they would never learn.
+class GraphCheck:
+    """Refuses a loss with trainable weights of its own: no optimizer has them, so they would never learn.
 
-    Raises:
-        RecipeError: it has some.
+    To follow a graph takes a good part of the time of the loss itself. So only some are followed: the first,
+    any that ends in an operation not seen before, and else ever fewer, those of batches 2, 4, 8, …
     """
+
+    def __init__(self) -> None:
+        self._batches = 0
+        self._next = 1
+        self._last_operations: set[type] = set()
+
+    def look(self, loss: Tensor, leaves: Payload) -> None:
+        """Look at the loss of a batch, if it is time.
+
+        Raises:
+            RecipeError: it has weights of its own.
+        """
+        self._batches += 1
+        last_operation = type(loss.grad_fn)
+        if self._batches < self._next and last_operation in self._last_operations:
+            return
+        _follow(loss, leaves)
+        if self._batches == self._next:
+            self._next *= 2
+        self._last_operations.add(last_operation)
+
+
+def _follow(loss: Tensor, leaves: Payload) -> None:
     known = {id(leaf) for leaf in tensors(leaves)}
     for node in graph_behind([loss]):
         weight = getattr(node, "variable", None)

@@ -34,7 +34,7 @@ from akkordeon.core.payload import map_tensors, samples
 from akkordeon.core.shard_messages import Settle, Settled
 from akkordeon.sentinels.base import SentinelActor
 from akkordeon.sentinels.epoch import Epoch
-from akkordeon.sentinels.loss import LossInputs, check_graph, gradient_of, leaf_of, loss_of, to_targets_device
+from akkordeon.sentinels.loss import GraphCheck, LossInputs, gradient_of, leaf_of, loss_of, to_targets_device
 from akkordeon.sentinels.recipes import Training
 from akkordeon.sentinels.refusals import Refusals, record_of
 
@@ -85,7 +85,7 @@ class Trainer(SentinelActor[_Flight]):
         self._samples_trained = 0
         self._all_sent = False
         self._cut_short = False
-        self._loss_checked = False
+        self._graph_check = GraphCheck()
         self._refusals = Refusals(name, recipe.in_flight)
         self._unsettled: set[str] = set()
         self._handlers |= {
@@ -172,9 +172,7 @@ class Trainer(SentinelActor[_Flight]):
             refused = Refused(batch, self.name, Fault.NOT_FINITE, why)
             yield from self._give_up(refused, self._row, now_s)
             return
-        if not self._loss_checked:
-            check_graph(loss, leaves)
-            self._loss_checked = True
+        self._graph_check.look(loss, leaves)
         gradient = gradient_of(loss, leaves)
         flight.turned = True
         yield Send(self._row[-1], Backward(batch, gradient))
