@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 import torchmetrics
+from torch.nn.functional import mse_loss
 
 import akkordeon as ak
 from akkordeon.core.errors import RecipeError
@@ -69,7 +70,10 @@ def test_the_metrics_of_a_collection_are_scores_each():
     assert board.scores().keys() == {"all/MulticlassRecall", "all/MulticlassAUROC"}
     assert ak.Best("all/MulticlassRecall").is_better(0.5, 0.4)
     ak.Sentinel.validate(
-        [], None, scores={"all": torchmetrics.MetricCollection(metrics)}, best=ak.Best("all/MulticlassRecall")
+        [],
+        mse_loss,
+        scores={"all": torchmetrics.MetricCollection(metrics)},
+        best=ak.Best("all/MulticlassRecall"),
     )
 
 

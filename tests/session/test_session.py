@@ -481,7 +481,7 @@ def test_a_timeout_that_is_no_number_is_refused():
     """It was waited for without end, and without rest."""
     with running() as session:
         tdp = session.attach(training(Endless(open_at_once=False), samples=10))
-        for wait in (tdp.wait, session.module, session.status):
+        for wait in (session.wait, tdp.wait, session.module, session.status):
             with pytest.raises(RecipeError, match="a timeout is a number of seconds, got nan"):
                 wait(float("nan"))
 

@@ -320,12 +320,19 @@ def test_bad_input_is_told_in_one_sentence_and_the_others_go_on(what):
         ({"scores": {"f1": "f1"}}, "the score 'f1' is a function of (outputs, y) or a metric, got 'f1'"),
         ({"in_flight": 2.5}, "in_flight is a whole number, got 2.5"),
         ({"batch_size": "32"}, "batch_size is at least 1, got '32'"),
+        ({"name": 5}, "a sentinel's name has no '/' and no '#' and is not empty, got 5"),
+        ({"scores": {1: ak.accuracy}}, "the name of a score is a string, got 1"),
+        ({"loss": None}, "loss is a function of (outputs, targets), got NoneType"),
+        ({"schedule_by": 3}, "schedule_by is by 3, but the scores are loss"),
+        ({"best": ak.Best(score=None)}, "best is by None, but the scores are loss"),
         ({"best": "loss"}, "best is a Best, as in Best('loss', patience=5), got 'loss'"),
     ],
 )
 def test_arguments_of_another_kind_are_refused_where_the_sentinel_is_made(mistaken, sentence):
     given = {"batches": batches_of(1), "loss": F.cross_entropy} | mistaken
-    for make in [ak.Sentinel.validate] + [ak.Sentinel.train] * ("best" not in mistaken):
+    for make in [ak.Sentinel.validate] + [ak.Sentinel.train] * (
+        not mistaken.keys() & {"best", "schedule_by"}
+    ):
         assert sentence in error_of(RecipeError, make, **given)
 
 
@@ -340,6 +347,9 @@ def test_arguments_of_another_kind_are_refused_where_the_sentinel_is_made(mistak
         (lambda: ak.Downpour(small_network(), replicas=None), "replicas is at least 1, got None"),
         (lambda: ak.Downpour(small_network(), push_every="4"), "push_every is at least 1, got '4'"),
         (lambda: ak.Best(patience="5"), "patience is at least 1, got '5'"),
+        (lambda: ak.Sentinel.train([], F.cross_entropy, in_flight="2"), "in_flight is at least 1, got '2'"),
+        (lambda: ak.Sentinel.train([], F.cross_entropy, epochs="3"), "epochs is above 0, got '3'"),
+        (lambda: ak.Sentinel.train([], F.cross_entropy, replica="0"), "replica is at least 0, got '0'"),
     ],
 )
 def test_a_number_that_is_none_is_refused_by_the_name_of_its_argument(make, sentence):

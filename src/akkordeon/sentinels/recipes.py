@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -69,7 +70,7 @@ class Sentinel:
             require_whole(what, getattr(self, what), optional=True)
         if self.split is not None and not callable(self.split):
             raise RecipeError(f"split is a function from a batch to (x, y), got {type(self.split).__name__}")
-        if self.name is not None and (not self.name or set(self.name) & set("/#")):
+        if self.name is not None and not (isinstance(self.name, str) and re.fullmatch("[^/#]+", self.name)):
             raise RecipeError(f"a sentinel's name has no '/' and no '#' and is not empty, got {self.name!r}")
 
     @staticmethod
@@ -256,6 +257,7 @@ class Training(Sentinel):
                     raise RecipeError(OWN_WEIGHTS.format(f"{name!r}"))
         for what in ("epochs", "samples", "seconds", "report_every"):
             require_above(what, getattr(self, what), optional=True)
+        require_whole("replica", self.replica, 0, optional=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,15 +282,17 @@ class Evaluation(Sentinel):
     def __post_init__(self) -> None:
         """Refuse what could only fail later."""
         Sentinel.__post_init__(self)
-        if self.loss is not None:
+        if not self.kind.answers:
             check_loss(self.loss)
         for what in ("every_s", "every_epoch", "every_updates"):
             require_above(what, getattr(self, what), optional=True)
         if not isinstance(self.best, Best | None):
             raise RecipeError(f"best is a Best, as in Best('loss', patience=5), got {self.best!r}")
-        by = {"best": self.best.score if self.best is not None else None, "schedule_by": self.schedule_by}
-        for what, score in by.items():
-            if score is not None and score.partition("/")[0] not in {"loss", *self.scores}:
+        by: list[tuple[str, str]] = [("best", self.best.score)] if self.best is not None else []
+        if self.schedule_by is not None:
+            by.append(("schedule_by", self.schedule_by))
+        for what, score in by:
+            if str(score).partition("/")[0] not in {"loss", *self.scores}:
                 known = ", ".join(["loss", *self.scores])
                 raise RecipeError(f"{what} is by {score!r}, but the scores are {known}")
 
@@ -308,6 +312,8 @@ def _by_name(scores: Mapping[str, Score] | None) -> dict[str, Score]:
             f'as in {{"accuracy": akkordeon.accuracy}}; got {got}'
         )
     for name, score in scores.items():
+        if not isinstance(name, str):
+            raise RecipeError(f"the name of a score is a string, got {name!r}")
         if not (callable(score) or isinstance(score, StreamingScore)):
             raise RecipeError(f"the score {name!r} is a function of (outputs, y) or a metric, got {score!r}")
     return dict(scores)

@@ -14,6 +14,7 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from akkordeon.core.addresses import reader_of
+from akkordeon.core.checks import require_seconds
 from akkordeon.core.errors import (
     GateFailedError,
     NoSuchSentinelError,
@@ -266,6 +267,7 @@ class Session:
             ActorFailedError: a failure that nobody was told of yet, after the other sentinels have ended.
             WaitTimeoutError: not everything has ended by then; it goes on.
         """
+        require_seconds("a timeout", timeout, optional=True)
         deadline_s = None if timeout is None else self._engine.now_s() + timeout
 
         def left() -> float | None:
