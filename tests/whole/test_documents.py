@@ -10,9 +10,12 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.main import get_command
 
+from akkordeon.cli.main import app
 from akkordeon.core import reports
 
 ROOT = Path(__file__).parents[2]
@@ -96,6 +99,40 @@ def test_every_name_in_a_document_is_in_the_file_that_is_said(document):
     lost = [f"{name} is not in {path}" for name, path in references if not is_in(PACKAGE / path, name)]
     assert not lost
     assert references or document.name != "architecture.md"
+
+
+def commands_in(document: Path) -> list[str]:
+    """What is written after ``akkordeon``, on a line of its own or in a sentence, without its comment."""
+    text = re.sub(r"```python\n.*?```", "", document.read_text(encoding="utf-8"), flags=re.S)
+    lines = re.findall(r"^(?:\$ )?akkordeon ([^\n]*)", text, re.M) + re.findall(
+        r"`akkordeon ([^`\n]*)`", text
+    )
+    return [line.partition("#")[0].strip() for line in lines]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_command_in_a_document_has_the_options_it_is_given(document):
+    wrong = [line for line in commands_in(document) if not is_command(line.split())]
+    assert not wrong
+
+
+def test_the_documents_show_commands_and_a_wrong_one_would_be_found():
+    assert sum(len(commands_in(document)) for document in DOCUMENTS) > 30
+    assert is_command(["network", "start", "mlp", "--listen", "HOST:PORT", "--name", "NAME"])
+    assert not is_command(["network", "begin"])
+    assert not is_command(["train", "--epoch", "7"])
+
+
+def is_command(words: list[str]) -> bool:
+    """Whether these are a command, or a group of some, and options that it has."""
+    command: Any = get_command(app)
+    words = list(words)
+    while words and words[0] in getattr(command, "commands", ()):
+        command = command.commands[words.pop(0)]
+    if hasattr(command, "commands") and words and not words[0].startswith("-"):
+        return False
+    known = {"--help", *(option for p in command.params for option in (*p.opts, *p.secondary_opts))}
+    return all(word in known for word in words if word.startswith("--"))
 
 
 @cache
