@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import akkordeon as ak
-from akkordeon.core.generator import Habits, Use
+from akkordeon.core.generator import GeneratorObserver, GeneratorUse
 from akkordeon.engines.threads.turns import Turns
 
 
@@ -35,20 +35,20 @@ class Checkpointed(nn.Module):
 @pytest.mark.parametrize(
     ("module", "use"),
     [
-        (nn.Linear(6, 6), Use.NONE),
-        (nn.Sequential(nn.Linear(6, 6), ak.nn.Dropout(0.5)), Use.NONE),
-        (nn.Sequential(nn.Linear(6, 6), nn.Dropout(0.5)), Use.DRAWS),
-        (Checkpointed(0.0), Use.REWINDS),
-        (Checkpointed(0.5), Use.ALONE),
-        (Checkpointed(0.5, reentrant=True), Use.ALONE),
+        (nn.Linear(6, 6), GeneratorUse.NONE),
+        (nn.Sequential(nn.Linear(6, 6), ak.nn.Dropout(0.5)), GeneratorUse.NONE),
+        (nn.Sequential(nn.Linear(6, 6), nn.Dropout(0.5)), GeneratorUse.DRAWS),
+        (Checkpointed(0.0), GeneratorUse.REWINDS),
+        (Checkpointed(0.5), GeneratorUse.ALONE),
+        (Checkpointed(0.5, reentrant=True), GeneratorUse.ALONE),
     ],
     ids=["linear", "seeded dropout", "dropout", "checkpoint", "checkpointed dropout", "reentrant"],
 )
 def test_what_a_gate_does_with_the_generator_is_known_after_its_first_backward(module, use):
     gate = gate_alone(module)
-    assert gate.use is Use.ALONE  # nobody knows yet
+    assert gate.generator_use is GeneratorUse.ALONE  # nobody knows yet
     do(gate, forward(0, torch.randn(SIZE, 6)), backward(0, torch.randn(SIZE, 6)))
-    assert gate.use is use
+    assert gate.generator_use is use
 
 
 def test_a_checkpointed_module_that_begins_to_draw_is_noticed():
@@ -57,17 +57,17 @@ def test_a_checkpointed_module_that_begins_to_draw_is_noticed():
     gate.module.p = 0.5
     do(gate, forward(1, torch.randn(SIZE, 6)))
     do(gate, backward(1, torch.randn(SIZE, 6)))
-    assert gate.use is Use.ALONE
+    assert gate.generator_use is GeneratorUse.ALONE
 
 
 @pytest.mark.parametrize(
     ("first", "second", "together"),
     [
-        (Use.DRAWS, Use.DRAWS, True),
-        (Use.REWINDS, Use.REWINDS, True),
-        (Use.DRAWS, Use.REWINDS, False),
-        (Use.ALONE, Use.ALONE, False),
-        (Use.DRAWS, Use.ALONE, False),
+        (GeneratorUse.DRAWS, GeneratorUse.DRAWS, True),
+        (GeneratorUse.REWINDS, GeneratorUse.REWINDS, True),
+        (GeneratorUse.DRAWS, GeneratorUse.REWINDS, False),
+        (GeneratorUse.ALONE, GeneratorUse.ALONE, False),
+        (GeneratorUse.DRAWS, GeneratorUse.ALONE, False),
     ],
 )
 def test_those_of_one_use_are_in_together_and_others_wait_until_they_have_left(first, second, together):
@@ -117,11 +117,11 @@ def test_a_checkpoint_gives_its_masks_again_while_other_workers_draw():
 
 
 def test_a_profiler_that_is_at_work_is_left_alone_and_the_backward_taken_to_rewind():
-    habits, profile = Habits(), cProfile.Profile()
+    observer, profile = GeneratorObserver(), cProfile.Profile()
     profile.enable()
     try:
-        assert habits.backward(lambda: 7) == 7
+        assert observer.backward(lambda: 7) == 7
         assert sys.getprofile() is profile
     finally:
         profile.disable()
-    assert habits.use is Use.REWINDS
+    assert observer.use is GeneratorUse.REWINDS

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from akkordeon.core.generator import Use
+from akkordeon.core.generator import GeneratorUse
 from akkordeon.core.messages import Message
 
 __all__ = ["Actor", "After", "Effect", "Report", "Send", "Spawn", "Stop"]
@@ -52,7 +52,7 @@ class Actor(ABC):
     address: str
     may_block: bool = False
     """Whether ``receive`` may wait for the world outside (a stalled stream): engines give it a thread."""
-    use: Use = Use.NONE
+    generator_use: GeneratorUse = GeneratorUse.NONE
     """Of the process's random generator, in forwards and backwards: who may be at work at the same time."""
 
     @abstractmethod

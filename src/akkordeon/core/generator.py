@@ -16,14 +16,14 @@ from typing import Any, TypeVar
 
 import torch
 
-__all__ = ["Habits", "Use"]
+__all__ = ["GeneratorObserver", "GeneratorUse"]
 
 T = TypeVar("T")
 
 REWINDING: CodeType = torch.random.set_rng_state.__code__
 
 
-class Use(Enum):
+class GeneratorUse(Enum):
     """What an actor does with the generator. Those of one use may be at work together, but for ALONE."""
 
     NONE = 0
@@ -34,7 +34,7 @@ class Use(Enum):
     """It draws and rewinds, or nobody knows yet."""
 
 
-class Habits:
+class GeneratorObserver:
     """What a module does with the generator: its forwards may draw, its backwards may rewind.
 
     Forwards are looked at until the first backward, and after it those of a module that rewinds. While
@@ -44,19 +44,19 @@ class Habits:
     __slots__ = ("_draws", "_known", "use")
 
     def __init__(self) -> None:
-        self.use = Use.ALONE
+        self.use = GeneratorUse.ALONE
         self._draws = False
         self._known = False
 
     def forward(self, run: Callable[..., T], *args: Any) -> T:
         """Run a forward, and see whether it draws."""
-        if self._draws or self.use is Use.NONE:
+        if self._draws or self.use is GeneratorUse.NONE:
             return run(*args)
         before = torch.get_rng_state()
         result = run(*args)
         self._draws = not torch.equal(before, torch.get_rng_state())
         if self._draws and self._known:
-            self.use = Use.ALONE
+            self.use = GeneratorUse.ALONE
         return result
 
     def backward(self, run: Callable[..., T], *args: Any) -> T:
@@ -66,9 +66,9 @@ class Habits:
         result, rewinds = _rewinds(run, *args)
         self._known = True
         if rewinds:
-            self.use = Use.ALONE if self._draws else Use.REWINDS
+            self.use = GeneratorUse.ALONE if self._draws else GeneratorUse.REWINDS
         else:
-            self.use = Use.DRAWS if self._draws else Use.NONE
+            self.use = GeneratorUse.DRAWS if self._draws else GeneratorUse.NONE
         return result
 
 

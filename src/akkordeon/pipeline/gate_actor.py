@@ -17,7 +17,7 @@ from torch import Tensor
 from akkordeon.core.actor import Effect, Send
 from akkordeon.core.autograd import accumulated, gradients, graph_behind
 from akkordeon.core.errors import RecipeError
-from akkordeon.core.generator import Habits, Use
+from akkordeon.core.generator import GeneratorObserver, GeneratorUse
 from akkordeon.core.messages import Backward, Batch, Fault, Forget, Forward, Scored
 from akkordeon.core.payload import Payload, all_finite, map_tensors, memory, same_form, signature, tensors
 from akkordeon.core.shard_messages import Settle, Settled
@@ -63,9 +63,9 @@ class GateActor(Stage):
         self._last_shape: torch.Size | None = None
         self._derive = gradients
         self._ends_a_row = position.next is None and position.previous is not None
-        self._habits = Habits()
+        self._generator = GeneratorObserver()
         self._last: _LastForward | None = None
-        self.use = self._habits.use
+        self.generator_use = self._generator.use
         self._handlers |= {
             Forward: self._forward,
             Backward: self._backward,
@@ -138,7 +138,7 @@ class GateActor(Stage):
             if self._input_guard.copies or "a leaf Variable that requires grad" not in str(error):
                 raise
             self._input_guard.copy_from_now_on()
-            if self._habits.use is not Use.NONE:  # what it has drawn cannot be drawn again
+            if self._generator.use is not GeneratorUse.NONE:  # what it has drawn cannot be drawn again
                 raise
             self._undo_forward()
             self.weights.begin_forward()
@@ -192,7 +192,7 @@ class GateActor(Stage):
     def _through(self, payload: Payload) -> tuple[Payload, Payload]:
         with torch.enable_grad():
             x, given = self._input_guard.prepare(self._here(payload))
-            y = self._habits.forward(self._called, given)
+            y = self._generator.forward(self._called, given)
         self._input_guard.verify()
         return x, y if isinstance(y, Tensor) else output_of(y, _itself)
 
@@ -278,8 +278,8 @@ class GateActor(Stage):
         inputs = [x for x in tensors(stashed.x) if x.requires_grad]
         weights = [stashed.weights[i] for i in self.weights.trainable]
         outputs, seeds = _differentiable(stashed.y, gradient)
-        found = self._habits.backward(self._derive, outputs, inputs + weights, seeds)
-        self.use = self._habits.use
+        found = self._generator.backward(self._derive, outputs, inputs + weights, seeds)
+        self.generator_use = self._generator.use
         to_previous: Payload | None = None
         if inputs:
             by_input = iter(found)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 
-from akkordeon.core.generator import Use
+from akkordeon.core.generator import GeneratorUse
 
 __all__ = ["TURNS", "Turns"]
 
@@ -16,10 +16,10 @@ class Turns:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._queue: deque[object] = deque()
-        self._use = Use.NONE
+        self._use = GeneratorUse.NONE
         self._inside = 0
 
-    def begin(self, use: Use) -> None:
+    def begin(self, use: GeneratorUse) -> None:
         """Wait until this use may begin."""
         me = object()
         with self._changed:
@@ -36,8 +36,8 @@ class Turns:
             self._inside -= 1
             self._changed.notify_all()
 
-    def _admits(self, use: Use) -> bool:
-        return self._inside == 0 or (use is self._use and use is not Use.ALONE)
+    def _admits(self, use: GeneratorUse) -> bool:
+        return self._inside == 0 or (use is self._use and use is not GeneratorUse.ALONE)
 
 
 TURNS = Turns()

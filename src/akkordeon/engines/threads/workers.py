@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from akkordeon.core.actor import Actor
-from akkordeon.core.generator import Use
+from akkordeon.core.generator import GeneratorUse
 from akkordeon.core.messages import Kind, Message
 from akkordeon.core.reports import Undelivered
 from akkordeon.engines.base import Listener, Load, bounded
@@ -41,7 +41,7 @@ JOIN_S = 5.0
 IN_TURN = (Kind.BACKWARD, Kind.FORWARD)
 """The messages whose handling may draw from the generator of the process, or rewind it."""
 
-NO_USE = Use.NONE  # looked up for every message, and a member of an enum is looked up slowly
+NO_USE = GeneratorUse.NONE  # looked up for every message, and a member of an enum is looked up slowly
 
 STALLED_S = 1.0
 """How long it waits for an actor that may block; it is left behind then, and ends when it wakes up."""
@@ -232,7 +232,7 @@ class WorkerPool(Interpreter[WorkerCell]):
 
     def _work_on(self, cell: WorkerCell, message: Message) -> None:
         """Have an actor handle a message, in its turn at the generator where it needs one."""
-        use = cell.actor.use
+        use = cell.actor.generator_use
         began_s = time.monotonic()
         if use is not NO_USE and message.kind in IN_TURN:
             TURNS.begin(use)
