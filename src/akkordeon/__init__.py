@@ -18,8 +18,8 @@ from akkordeon.sentinels.recipes import Best, Sentinel
 from akkordeon.sentinels.scores import accuracy
 from akkordeon.session.attachment import Attachment
 from akkordeon.session.downpour_session import Attachments, DownpourSession
+from akkordeon.session.records.replay import replay
 from akkordeon.session.remote_session import connect
-from akkordeon.session.replay import replay
 from akkordeon.session.session import Session
 
 __all__ = [

@@ -25,7 +25,7 @@ from akkordeon.cli.main import app
 from akkordeon.data import download
 from akkordeon.experiments.run_folder import BEST, REPORT, TASK, WEIGHTS
 from akkordeon.pipeline.staleness import RULES
-from akkordeon.session.recording import FORMAT
+from akkordeon.session.records.lines import FORMAT
 
 QUICK = ["--epochs", "2", "--take", "256"]
 

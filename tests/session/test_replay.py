@@ -8,6 +8,7 @@ import io
 import json
 import random
 import re
+import tracemalloc
 from contextlib import suppress
 from functools import partial
 
@@ -23,8 +24,10 @@ import akkordeon as ak
 from akkordeon.cli.main import app
 from akkordeon.core.errors import RecordError, ReplayError
 from akkordeon.core.reports import EpochDone
-from akkordeon.session import recording as record
-from akkordeon.session.recording import Record
+from akkordeon.session.records import lines as record_lines
+from akkordeon.session.records import record as record_file
+from akkordeon.session.records.lines import FORMAT
+from akkordeon.session.records.record import Record
 
 
 def momentum(params):
@@ -381,14 +384,14 @@ def test_a_full_disk_ends_the_record_and_not_the_run(tmp_path, caplog):
 @pytest.mark.parametrize("what", ["train", "simulate"])
 def test_a_command_whose_record_breaks_off_has_not_succeeded(tmp_path, monkeypatch, what):
     """It ended with exit code 0, though what it was asked to keep cannot be replayed."""
-    line = record._line
+    encoded = record_lines.encoded
 
     def full(content):
         if isinstance(content, list):
             raise OSError(errno.ENOSPC, "No space left on device")
-        return line(content)
+        return encoded(content)
 
-    monkeypatch.setattr(record, "_line", full)
+    monkeypatch.setattr(record_lines, "encoded", full)
     world = tmp_path / "world.toml"
     world.write_text(
         'title = "small"\n[train]\ntask = "digits"\nepochs = 1\n[cost]\nforward_s = 0.1\nbackward_s = 0.2\n'
@@ -412,6 +415,37 @@ def test_a_record_says_why_it_cannot_be_read(tmp_path):
     for path, match in ((tmp_path / "r", "line 1 is none"), (tmp_path / "none", "No such file")):
         with pytest.raises(RecordError, match=match):
             Record(path)
+
+
+HEADER = b'{"format":%d,"seed":0}\n' % FORMAT
+MUCH = {
+    "a line without an end": lambda: HEADER + b'"' + bytes(20_000_000),
+    "the first line": lambda: b"[" + bytes(20_000_000),
+    "a line again and again": lambda: HEADER + b'[0,"replica",0]\n' * 1_000_000,
+}
+
+
+@pytest.mark.parametrize("content", MUCH.values(), ids=MUCH)
+def test_a_small_file_that_unpacks_to_much_is_refused_before_it_fills_the_memory(
+    content, tmp_path, monkeypatch
+):
+    """It was unpacked as a whole, whatever its size, and only then looked at."""
+    monkeypatch.setattr(record_file, "LINE_BYTES_MAX", 1_000_000)
+    (tmp_path / "r").write_bytes(gzip.compress(content(), 1))
+    tracemalloc.start()
+    try:
+        with pytest.raises(RecordError, match="is damaged: "):
+            Record(tmp_path / "r")
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_inputs_that_are_too_large_for_a_line_are_said_not_to_be_in_the_record(tmp_path, monkeypatch):
+    monkeypatch.setattr(record_lines, "LINE_BYTES_MAX", 1_000)
+    recorded(tmp_path / "r", ak.Threads(2), after=lambda session: session.predict(torch.zeros(100, 6), 60))
+    with pytest.raises(ReplayError, match="the inputs of 'predict' are not in the record"):
+        ak.replay(tmp_path / "r", network(), sentinels())
 
 
 def test_the_record_is_json_lines_and_small(tmp_path):

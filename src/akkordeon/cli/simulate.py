@@ -79,7 +79,7 @@ def replay(
 ) -> None:
     """Run a recorded run again, message by message, to the same bits; or say where it differs, and why."""
     from akkordeon.experiments.saved_run import replay_run
-    from akkordeon.session.recording import Record
+    from akkordeon.session.records.record import Record
 
     result = replay_run(Record(record), trust, partial)
     digest = hashlib.sha256()

@@ -14,7 +14,7 @@ from akkordeon.engines import engine_named
 from akkordeon.engines.base import Engine
 from akkordeon.pipeline.network import Network
 from akkordeon.session.downpour_session import DownpourSession
-from akkordeon.session.recording import Recorder
+from akkordeon.session.records.recorder import Recorder
 from akkordeon.session.session import Session
 from akkordeon.watch.display import show
 

@@ -25,8 +25,8 @@ from akkordeon.experiments.tasks.loader import load_task
 from akkordeon.experiments.tasks.task import Task
 from akkordeon.pipeline.network import Network
 from akkordeon.sentinels.recipes import Sentinel
-from akkordeon.session.recording import Record
-from akkordeon.session.replay import Replayed, replay
+from akkordeon.session.records.record import Record
+from akkordeon.session.records.replay import Replayed, replay
 
 __all__ = ["load_run", "measure_run", "predict_file", "replay_run"]
 

@@ -33,7 +33,7 @@ from akkordeon.sentinels.factory import make_actors
 from akkordeon.sentinels.recipes import Evaluation, Sentinel, Training
 from akkordeon.sentinels.roles import EXPORT
 from akkordeon.session.attachment import Attachment
-from akkordeon.session.recording import Recorder
+from akkordeon.session.records.recorder import Recorder
 from akkordeon.session.registry import Registry
 from akkordeon.session.subscription import Subscription
 from akkordeon.session.supervisor import Supervisor

@@ -29,7 +29,9 @@ from akkordeon.pipeline.network import Network
 from akkordeon.sentinels.factory import make_actors
 from akkordeon.sentinels.recipes import Evaluation, Training
 from akkordeon.sentinels.roles import Role
-from akkordeon.session.recording import Digest, Record, data_fingerprint, key_of, message_of, unpacked
+from akkordeon.session.records.digest import Digest, data_fingerprint, key_of
+from akkordeon.session.records.lines import message_of, unpacked
+from akkordeon.session.records.record import Record
 from akkordeon.session.topology import topology_of
 
 __all__ = ["Replayed", "replay"]
@@ -163,7 +165,9 @@ class _Replay(Interpreter[_Cell]):
         name, role = what["name"], what["role"]
         if "inputs" in what:
             if what["inputs"] is None:
-                raise ReplayError(f"the inputs of {name!r} could be read only once and are not in the record")
+                raise ReplayError(
+                    f"the inputs of {name!r} are not in the record: too large, or readable only once"
+                )
             inputs, size, in_flight = unpacked(what["inputs"]), what["batch_size"], what["in_flight"]
             question = Role(role, answers=True)
             return Evaluation(kind=question, batches=inputs, loss=None, batch_size=size, in_flight=in_flight)

@@ -1,0 +1,1 @@
+"""Records of runs: written while a session runs, read back, and replayed."""
