@@ -191,7 +191,7 @@ def test_sentinels_train_and_validate_a_network_that_outlives_them(terminals, tm
         r"'digits-net' has ended\n.*is gone.*\nRay at localhost:\d+ has ended, as no network is left",
         stopped,
     )
-    ray.get(neighbour.pulse.remote(), timeout=10)  # another cluster of this machine
+    ray.get(neighbour.heartbeat.remote(), timeout=10)  # another cluster of this machine
     says(terminals("status", at), f"nothing answers at {at}")
 
 
