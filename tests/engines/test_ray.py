@@ -315,6 +315,25 @@ def test_a_network_says_of_a_gate_that_hangs_for_how_long_and_where(monkeypatch)
     assert registrar.failure() is registrar.status().failure is None
 
 
+def test_a_network_says_how_many_batches_a_lost_sentinel_has_trained():
+    """Of a sentinel whose session was killed there was no number any more, though it had told of them."""
+    from akkordeon.core.reports import BatchCount, EpochDone
+    from akkordeon.engines.ray.registrar import Registrar
+    from akkordeon.engines.ray.serialization import serialize
+
+    registrar = Registrar("net")
+    for name in ("told", "silent"):
+        registrar.register_sentinel(name, "train", False, "key", None, ("10.0.0.7", 42))
+    count = BatchCount(sent=23, trained=20, refused=1)
+    registrar.report(serialize(EpochDone("told", 1, 0.5, {}, 160, 1.0, 0.0, 0, 1, count)))
+    registrar._mark_lost("key")
+    assert registrar.status().events == [
+        "told is lost: its process died (number 42 on 10.0.0.7) after epoch 1: 20 batches trained, 1 refused",
+        "silent is lost: its process died (number 42 on 10.0.0.7)",
+    ]
+    assert registrar.status().sentinels == []
+
+
 def test_a_network_is_saved_and_another_starts_from_what_was_saved(starting_at, tmp_path):
     from akkordeon.experiments.packing import unpacked
     from akkordeon.experiments.run_folder import WEIGHTS

@@ -341,7 +341,8 @@ class Registrar:
         if name in self._sessions:
             for line in self._remove_session(name):
                 self._tell_gates(Forget(line.address))
-                self._note(f"{line.name} is lost: its process died (number {line.pid} on {line.node})")
+                died = f"its process died (number {line.pid} on {line.node})"
+                self._note(f"{line.name} is lost: {died}{_counts(line)}")
             return
         info = self._info
         if info is None or name not in info.hosts:
@@ -367,3 +368,12 @@ class Registrar:
             host.remove_listener.remote(key)
             host.remove_routes.remote([*addresses, *readers])
         return gone
+
+
+def _counts(sentinel: SentinelRow) -> str:
+    """What a training sentinel has told of its batches, in words."""
+    if not isinstance(sentinel.last, EpochDone):
+        return ""
+    batches = sentinel.last.batches_so_far
+    refused = f", {batches.refused} refused" if batches.refused else ""
+    return f" after epoch {sentinel.last.epoch}: {batches.trained} batches trained{refused}"
