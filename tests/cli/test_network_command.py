@@ -197,7 +197,7 @@ def test_sentinels_train_and_validate_a_network_that_outlives_them(terminals, tm
 
 def test_of_two_who_start_ray_at_one_address_the_second_finds_that_of_the_first(monkeypatch, tmp_path):
     """Both failed: each saw the port of the other before anything answered there."""
-    from akkordeon.engines.ray import processes as nodes
+    from akkordeon.engines.ray import processes
 
     monkeypatch.setenv("HOME", str(tmp_path))
     at = f"127.0.0.1:{free_port()}"
@@ -210,12 +210,12 @@ def test_of_two_who_start_ray_at_one_address_the_second_finds_that_of_the_first(
         running.append(address)
         return True
 
-    monkeypatch.setattr(nodes, "_started", started)
-    monkeypatch.setattr(nodes, "_listens", lambda address: address in running)
+    monkeypatch.setattr(processes, "_started", started)
+    monkeypatch.setattr(processes, "_listens", lambda address: address in running)
     with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(nodes.start_head, at)
+        first = pool.submit(processes.start_head, at)
         assert starting.wait(10)
-        second = pool.submit(nodes.start_head, at)
+        second = pool.submit(processes.start_head, at)
         assert not wait([second], 0.2).done
         both_asked.set()
         assert (first.result(10), second.result(10)) == (True, False)

@@ -79,7 +79,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Mirror]]:
     """Adds a mirror to the server; ``download("tiny", ...)`` is known for the time of the test."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     md5 = {name: hashlib.md5(content).hexdigest() for name, content in FILES.items()}
-    monkeypatch.setitem(module._COLLECTIONS, "tiny", module._Collection(("http://127.0.0.1:9/",), md5))
+    monkeypatch.setitem(module.COLLECTIONS, "tiny", module._Collection(("http://127.0.0.1:9/",), md5))
     server = Server()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
@@ -230,7 +230,7 @@ def test_what_cannot_be_downloaded_is_refused_in_a_sentence(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
 def test_the_known_collections_have_four_files_with_checksums_and_several_mirrors(name: str) -> None:
-    collection = module._COLLECTIONS[name]
+    collection = module.COLLECTIONS[name]
     assert sorted(collection.md5) == [
         "t10k-images-idx3-ubyte.gz",
         "t10k-labels-idx1-ubyte.gz",

@@ -335,8 +335,8 @@ def test_a_network_says_how_many_batches_a_lost_sentinel_has_trained():
 
 
 def test_a_network_is_saved_and_another_starts_from_what_was_saved(starting_at, tmp_path):
-    from akkordeon.experiments.packing import unpacked
     from akkordeon.experiments.run_folder import WEIGHTS
+    from akkordeon.experiments.safetensors_file import from_safetensors
 
     (tmp_path / "mine.py").write_text(RECIPE)
     recipe, first, second = f"{tmp_path}/mine.py:network", tmp_path / "first", tmp_path / "second"
@@ -352,7 +352,7 @@ def test_a_network_is_saved_and_another_starts_from_what_was_saved(starting_at, 
     says("network", "start", recipe, *at, "saved", "--from", str(first))
     assert "gate/0 0, gate/1 0" in says("network", "save", f"{starting_at}/saved", str(second))
     network = row(nn.Linear(6, 6), nn.Linear(6, 3))
-    loaded = unpacked((second / WEIGHTS).read_bytes(), network, second).module().state_dict()
+    loaded = from_safetensors((second / WEIGHTS).read_bytes(), network, second).module().state_dict()
     assert all(torch.equal(tensor, loaded[name]) for name, tensor in trained.state_dict().items())
 
     with ak.connect(f"{starting_at}/saved") as session:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from importlib.metadata import version
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 import typer
 
@@ -13,8 +13,14 @@ from akkordeon.cli.downpour import downpour
 from akkordeon.cli.errors import SentenceGroup
 from akkordeon.cli.simulate import replay, simulate
 from akkordeon.cli.train import measure, predict, train
+from akkordeon.data.download import COLLECTIONS
 
 __all__ = ["app", "main"]
+
+if TYPE_CHECKING:
+    DataSetName: TypeAlias = str
+else:
+    DataSetName = Literal[tuple(COLLECTIONS)]
 
 app = typer.Typer(
     cls=SentenceGroup,
@@ -52,7 +58,7 @@ app.command()(predict)
 
 @app.command()
 def data(
-    name: Annotated[Literal["mnist", "fashion-mnist"], typer.Argument(help="Which data set.")],
+    name: Annotated[DataSetName, typer.Argument(help="Which data set.")],
     data_dir: Annotated[
         str, typer.Option(envvar="AKKORDEON_DATA", metavar="DIR", help="The folder for its files.")
     ],

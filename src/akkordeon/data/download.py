@@ -13,7 +13,7 @@ from pathlib import Path
 
 from akkordeon.core.errors import DataError
 
-__all__ = ["download"]
+__all__ = ["COLLECTIONS", "download"]
 
 _TIMEOUT_S = (10.0, 30.0)  # to connect, and between two pieces of an answer
 _TRIES_MAX = 3  # at one mirror for one file, where the connection breaks
@@ -27,7 +27,7 @@ class _Collection:
     md5: dict[str, str]
 
 
-_COLLECTIONS = {
+COLLECTIONS = {
     "mnist": _Collection(
         mirrors=(
             "https://ossci-datasets.s3.amazonaws.com/mnist/",
@@ -73,9 +73,9 @@ def download(
     Raises:
         DataError: the name is unknown, ``folder`` cannot be written, or no mirror gave the right file.
     """
-    if name not in _COLLECTIONS:
-        raise DataError(f"there is no data set {name!r} to download; choose {' or '.join(_COLLECTIONS)}")
-    collection = _COLLECTIONS[name]
+    if name not in COLLECTIONS:
+        raise DataError(f"there is no data set {name!r} to download; choose {' or '.join(COLLECTIONS)}")
+    collection = COLLECTIONS[name]
     mirrors = collection.mirrors if mirrors is None else [mirrors] if isinstance(mirrors, str) else mirrors
     if not mirrors:
         raise DataError(f"there is no mirror to download {name} from (mirrors is empty); name at least one")

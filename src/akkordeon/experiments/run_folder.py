@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from akkordeon.core.errors import DataError
 from akkordeon.core.payload import signature
-from akkordeon.experiments.packing import packed, unpacked
+from akkordeon.experiments.safetensors_file import from_safetensors, to_safetensors
 from akkordeon.pipeline.network import Network
 
 __all__ = [
@@ -91,7 +91,7 @@ class RunFolder:
         if self._begun:
             save_weights(self.path / name, module)
         else:
-            self._begin(name, packed(module))
+            self._begin(name, to_safetensors(module))
             self._begun = True
 
     def _begin(self, name: str, content: bytes) -> None:
@@ -190,7 +190,7 @@ def save_weights(path: Path, module: nn.Module) -> None:
         DataError: the file cannot be written.
     """
     with whole_file(path) as part:
-        part.write_bytes(packed(module))
+        part.write_bytes(to_safetensors(module))
 
 
 def load_weights(path: Path, network: Network) -> Network:
@@ -208,7 +208,7 @@ def load_weights(path: Path, network: Network) -> Network:
         ) from None
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
-    return unpacked(content, network, path)
+    return from_safetensors(content, network, path)
 
 
 # ── JSON ─────────────────────────────────────────────────────────────────────────────────────────────

@@ -28,13 +28,13 @@ from torch.nn.parameter import is_lazy
 from akkordeon.core.errors import DataError
 from akkordeon.pipeline.network import Network
 
-__all__ = ["packed", "unpacked"]
+__all__ = ["from_safetensors", "to_safetensors"]
 
 METADATA_BYTES_MAX = 90_000_000
 """safetensors reads no header of more than 100 MB."""
 
 
-def packed(module: nn.Module) -> bytes:
+def to_safetensors(module: nn.Module) -> bytes:
     """All weights and buffers of a module, and its extra state, as a safetensors file.
 
     Raises:
@@ -53,7 +53,7 @@ def packed(module: nn.Module) -> bytes:
     return len(text).to_bytes(8, "little") + text + data
 
 
-def unpacked(content: bytes, network: Network, path: Path) -> Network:
+def from_safetensors(content: bytes, network: Network, path: Path) -> Network:
     """The same network, starting from the weights in a file.
 
     Args:
