@@ -346,6 +346,12 @@ def test_arguments_of_another_kind_are_refused_where_the_sentinel_is_made(mistak
         (lambda: ak.Downpour(small_network(), replicas="2"), "replicas is at least 1, got '2'"),
         (lambda: ak.Downpour(small_network(), replicas=None), "replicas is at least 1, got None"),
         (lambda: ak.Downpour(small_network(), push_every="4"), "push_every is at least 1, got '4'"),
+        (lambda: ak.run(small_network(), seed="3"), "a seed is a whole number of 64 bits, got '3'"),
+        (
+            lambda: ak.run(small_network(), engine=3),
+            "an engine is a name or one such as Threads(), got 3",
+        ),
+        (lambda: ak.DelayCompensation(decay="1"), "the decay of delay compensation is in [0, 1), got '1'"),
         (lambda: ak.Best(patience="5"), "patience is at least 1, got '5'"),
         (lambda: ak.Sentinel.train([], F.cross_entropy, in_flight="2"), "in_flight is at least 1, got '2'"),
         (lambda: ak.Sentinel.train([], F.cross_entropy, epochs="3"), "epochs is above 0, got '3'"),

@@ -14,6 +14,7 @@ from akkordeon.cli.errors import SentenceGroup
 from akkordeon.cli.simulate import replay, simulate
 from akkordeon.cli.train import measure, predict, train
 from akkordeon.data.download import COLLECTIONS
+from akkordeon.experiments.config import DATA_DIR
 
 __all__ = ["app", "main"]
 
@@ -59,9 +60,7 @@ app.command()(predict)
 @app.command()
 def data(
     name: Annotated[DataSetName, typer.Argument(help="Which data set.")],
-    data_dir: Annotated[
-        str, typer.Option(envvar="AKKORDEON_DATA", metavar="DIR", help="The folder for its files.")
-    ],
+    data_dir: Annotated[str, DATA_DIR],
 ) -> None:
     """Download a data set, or what of it is missing."""
     from akkordeon.data.download import download

@@ -12,7 +12,7 @@ from typing import Any
 
 from akkordeon.core.errors import AkkordeonError, RecipeError
 
-__all__ = ["require_above", "require_seconds", "require_whole"]
+__all__ = ["is_number", "require_above", "require_seconds", "require_whole"]
 
 
 def require_whole(
@@ -26,7 +26,7 @@ def require_whole(
     """Refuse what is no whole number, or below a ``least`` one; None passes where it is ``optional``."""
     if value is None and optional:
         return
-    if least is not None and not (_is_number(value) and value >= least):
+    if least is not None and not (is_number(value) and value >= least):
         raise error(f"{what} is at least {least}, got {value!r}")
     if not isinstance(value, Integral):
         raise error(f"{what} is a whole number, got {value!r}")
@@ -36,7 +36,7 @@ def require_above(what: str, value: Any, bound: float = 0, *, optional: bool = F
     """Refuse what is no number above ``bound``; None passes where it is ``optional``."""
     if value is None and optional:
         return
-    if not (_is_number(value) and value > bound):
+    if not (is_number(value) and value > bound):
         raise RecipeError(f"{what} is above {bound}, got {value!r}")
 
 
@@ -44,9 +44,10 @@ def require_seconds(what: str, value: Any, *, optional: bool = False) -> None:
     """Refuse what is no number of seconds, such as a string or NaN; None passes where it is ``optional``."""
     if value is None and optional:
         return
-    if not _is_number(value) or math.isnan(value):
+    if not is_number(value) or math.isnan(value):
         raise RecipeError(f"{what} is a number of seconds, got {value!r}")
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """Whether it can be compared with numbers, as an integer, a float or a number of NumPy's can."""
     return isinstance(value, Real)

@@ -27,15 +27,13 @@ from akkordeon.experiments.tasks.loader import load_task
 from akkordeon.experiments.tasks.named import NAMED
 from akkordeon.experiments.tasks.task import Task
 
-__all__ = ["DataDir", "DownpourConfig", "GateRule", "Settings", "TrainConfig", "settings_of"]
+__all__ = ["DATA_DIR", "DataDir", "DownpourConfig", "GateRule", "Settings", "TrainConfig", "settings_of"]
 
 NEED_OLD_WEIGHTS = ", ".join(name for name, rule in SERVER_RULES.items() if rule.uses_old_weights)
 
 # Of more than one command.
-DataDir = Annotated[
-    str | None,
-    Option(envvar="AKKORDEON_DATA", metavar="DIR", help="The folder with the files of the data set."),
-]
+DATA_DIR = Option(envvar="AKKORDEON_DATA", metavar="DIR", help="The folder with the files of the data set.")
+DataDir = Annotated[str | None, DATA_DIR]
 GateRule = Annotated[RuleName | None, Option(help="What all gates do about stale gradients.")]
 
 

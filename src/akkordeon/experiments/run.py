@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Integral
 from pathlib import Path
 from typing import Any, overload
 
@@ -75,9 +76,11 @@ def run(
         )
     if not isinstance(network, Network | Downpour):
         raise RecipeError(f"run stages a Network or a Downpour, got {type(network).__name__}")
-    if not -(2**63) <= seed < 2**63:
-        raise RecipeError(f"a seed is a whole number of 64 bits, got {seed}")
+    if not (isinstance(seed, Integral) and -(2**63) <= seed < 2**63):
+        raise RecipeError(f"a seed is a whole number of 64 bits, got {seed!r}")
     stage = engine_named(engine) if isinstance(engine, str) else engine
+    if not isinstance(stage, Engine):
+        raise RecipeError(f"an engine is a name or one such as Threads(), got {engine!r}")
     recorder = None if record is None else Recorder(record, network, seed, task)
     session = (
         Session(network, stage, seed, recorder)

@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from akkordeon.core.checks import is_number, require_above
 from akkordeon.core.errors import RecipeError
 
 __all__ = ["RULES", "DelayCompensation", "InverseStaleness", "Latest", "Rule", "Stash"]
@@ -125,12 +126,11 @@ class DelayCompensation(Rule):
         """Check what a typing error would otherwise turn into silent nonsense."""
         if self.variant not in ("constant", "adaptive"):
             raise RecipeError(f"delay compensation is 'constant' or 'adaptive', got {self.variant!r}")
-        if self.strength is not None and self.strength < 0:
-            raise RecipeError(f"the strength of delay compensation is at least 0, got {self.strength}")
-        if not 0 <= self.decay < 1:
-            raise RecipeError(f"the decay of delay compensation is in [0, 1), got {self.decay}")
-        if self.epsilon <= 0:
-            raise RecipeError(f"the epsilon of delay compensation is above 0, got {self.epsilon}")
+        if self.strength is not None and not (is_number(self.strength) and self.strength >= 0):
+            raise RecipeError(f"the strength of delay compensation is at least 0, got {self.strength!r}")
+        if not (is_number(self.decay) and 0 <= self.decay < 1):
+            raise RecipeError(f"the decay of delay compensation is in [0, 1), got {self.decay!r}")
+        require_above("the epsilon of delay compensation", self.epsilon)
 
     @property
     def strength_used(self) -> float:
