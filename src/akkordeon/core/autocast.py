@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,19 +40,8 @@ class Autocast:
             return function(*args)
 
     def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A function that always runs under it."""
-        return _Under(self, function)
-
-
-@dataclass(frozen=True)
-class _Under:
-    """A function under autocast; it can be pickled where the function can."""
-
-    autocast: Autocast
-    function: Callable[..., Any]
-
-    def __call__(self, *args: Any) -> Any:
-        return self.autocast.call(self.function, *args)
+        """A function that always runs under it; it can be pickled where the function can."""
+        return partial(self.call, function)
 
 
 def autocast_here() -> Autocast:
