@@ -17,7 +17,7 @@ from akkordeon.engines import dispatch
 from akkordeon.engines.mailbox import Mailbox
 from akkordeon.engines.simulator.compute import Compute, Cost
 from akkordeon.engines.simulator.links import Link, Links
-from akkordeon.pipeline import gate
+from akkordeon.pipeline import gate_actor
 from akkordeon.sentinels import evaluator, trainer
 
 BUDGET = 500
@@ -29,11 +29,11 @@ BUDGET = 500
 
 def a_forget_that_does_not_purge(patch):
     """What is still on its way to a gate when it is told to forget is not dropped there."""
-    patch.setattr(gate.GateActor, "_is_forgotten", lambda self, *batch: False)
+    patch.setattr(gate_actor.GateActor, "_is_forgotten", lambda self, *batch: False)
 
 
 def a_backward_that_is_applied_twice(patch):
-    right = gate.GateActor._backward
+    right = gate_actor.GateActor._backward
 
     def twice(self, message):
         before = self.version
@@ -42,11 +42,11 @@ def a_backward_that_is_applied_twice(patch):
             self.version += 1
             self.staleness_seen[0] += 1
 
-    patch.setattr(gate.GateActor, "_backward", twice)
+    patch.setattr(gate_actor.GateActor, "_backward", twice)
 
 
 def a_cut_that_travels_forward(patch):
-    right = gate.GateActor._cut
+    right = gate_actor.GateActor._cut
 
     def begin(self, now_s):
         for effect in begin.right(self, now_s):
@@ -58,7 +58,7 @@ def a_cut_that_travels_forward(patch):
 
     begin.right = evaluator.Evaluator._begin
     patch.setattr(evaluator.Evaluator, "_begin", begin)
-    patch.setattr(gate.GateActor, "_cut", cut)
+    patch.setattr(gate_actor.GateActor, "_cut", cut)
 
 
 def an_evaluation_that_can_starve(patch):
