@@ -359,7 +359,7 @@ class Ray(Engine):
         """Have a session host again, if it was that which died: without one the session hears nothing."""
         if not self._moving or self._pool.lost:
             return
-        for handle in self._pool.hosts.values():
+        for handle in list(self._pool.hosts.values()):
             handle.remove_listener.remote(self._key)
         self._key = uuid.uuid4().hex
         with suppress(ClusterError):
