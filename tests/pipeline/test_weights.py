@@ -183,8 +183,12 @@ def test_a_forward_that_is_undone_has_written_nothing():
     assert torch.equal(weights.masters[0], was["weight"])
 
 
+class OfTheirOwn(nn.Linear):
+    """A layer whose forward may do anything, as far as anybody knows."""
+
+
 def test_a_parameter_put_in_place_of_another_is_taken_in_and_not_learned_any_more():
-    module = nn.Linear(2, 1, bias=False)
+    module = OfTheirOwn(2, 1, bias=False)
     weights = Weights(module)
     weights.begin_forward()
     module.weight = nn.Parameter(torch.full((1, 2), 7.0))

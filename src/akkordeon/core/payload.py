@@ -44,16 +44,17 @@ Payload = Tensor | tuple[Any, ...] | list[Any] | dict[Any, Any]
 
 def tensors(payload: Payload | None) -> Iterator[Tensor]:
     """The tensors of a payload, in its own order, without the ``None``s."""
-    if payload is None:
-        return
-    if isinstance(payload, Tensor):
-        yield payload
-        return
+    if isinstance(payload, Tensor):  # nearly always, and asked many times for every batch
+        return iter((payload,))
+    return iter(()) if payload is None else _inside(payload)
+
+
+def _inside(payload: tuple[Any, ...] | list[Any] | dict[Any, Any]) -> Iterator[Tensor]:
     for part in payload.values() if isinstance(payload, dict) else payload:
         if isinstance(part, Tensor):
             yield part
         elif isinstance(part, tuple | list | dict):
-            yield from tensors(part)
+            yield from _inside(part)
 
 
 def map_tensors(function: Callable[[Tensor], Tensor | None], payload: Payload) -> Payload:
@@ -149,14 +150,15 @@ def all_finite(some: Iterable[Tensor | None]) -> bool:
     """Whether no NaN and no infinity is in any of these tensors.
 
     A sum passes any NaN or infinity on, in one cheap read; only where it is not finite (or overflowed)
-    is it worth looking at every element.
+    is it worth looking at every element. A vector's product with itself does so too, and costs less.
     """
     strided = torch.strided
     for tensor in some:
         if tensor is not None:
             if tensor.layout is not strided:
                 tensor = tensor._values() if tensor.layout is torch.sparse_coo else tensor.values()
-            total = tensor.sum().item()
+            is_vector = tensor.dim() == 1 and tensor.is_floating_point()
+            total = (tensor.dot(tensor) if is_vector else tensor.sum()).item()
             if total - total != 0 and not bool(tensor.isfinite().all()):  # inf − inf and NaN are not 0
                 return False
     return True

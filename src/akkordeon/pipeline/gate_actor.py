@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from akkordeon.core.actor import Effect, Send
-from akkordeon.core.autograd import accumulated, gradients, graph_behind
+from akkordeon.core.autograd import accumulated, gradients, graph_behind, with_gradients
 from akkordeon.core.errors import RecipeError
 from akkordeon.core.generator import GeneratorObserver, GeneratorUse
 from akkordeon.core.messages import Backward, Batch, Fault, Forget, Forward, Scored
@@ -91,7 +91,8 @@ class GateActor(Stage):
         self.weights.begin_forward()
         try:
             x, y = self._run(batch, message.payload)
-            is_finite = all_finite(tensors(y))
+            output = map_tensors(Tensor.detach, y)
+            is_finite = all_finite(tensors(output))
             if is_finite:
                 self.weights.end_forward()
         except Exception as error:
@@ -105,7 +106,7 @@ class GateActor(Stage):
             why = "its input is not finite" if came_so else "its output is not finite, though its input is"
             yield self._refuse(batch, Fault.NOT_FINITE, why)
             return
-        if self._ends_a_row and not any(tensor.requires_grad for tensor in tensors(y)):
+        if self._ends_a_row and not _requires_grad(y):
             self.buffers.roll_back()
             yield self._refuse(batch, Fault.FORM, DETACHED)
             return
@@ -114,7 +115,7 @@ class GateActor(Stage):
             stashed.marks = tuple(module.marks() for module in self._seeded)
         if self.buffers.before:
             self._last = _LastForward(batch, self.buffers.before, self.buffers.now)
-        yield Send(self.position.next or batch.sentinel, Forward(batch, map_tensors(Tensor.detach, y)))
+        yield Send(self.position.next or batch.sentinel, Forward(batch, output))
 
     def _stashed(self, x: Payload, y: Payload) -> Stashed:
         return Stashed(x, y, self.weights.now, self.version)
@@ -133,7 +134,7 @@ class GateActor(Stage):
     def _run(self, batch: Batch, payload: Payload) -> tuple[Payload, Payload]:
         """The leaf inputs and the outputs, with the graph between them."""
         try:
-            x, y = self._through(payload)
+            x, y = with_gradients(self._through, payload)
         except RuntimeError as error:
             if self._input_guard.copies or "a leaf Variable that requires grad" not in str(error):
                 raise
@@ -143,7 +144,7 @@ class GateActor(Stage):
             self._undo_forward()
             self.weights.begin_forward()
             self._begin(batch)
-            x, y = self._through(payload)
+            x, y = with_gradients(self._through, payload)
         if type(payload) is not Tensor or payload.shape != self._last_shape:
             if payload not in self._accepted:
                 self._look_at_graph_of(y)
@@ -190,9 +191,8 @@ class GateActor(Stage):
             )
 
     def _through(self, payload: Payload) -> tuple[Payload, Payload]:
-        with torch.enable_grad():
-            x, given = self._input_guard.prepare(self._here(payload))
-            y = self._generator.forward(self._called, given)
+        x, given = self._input_guard.prepare(self._here(payload))
+        y = self._generator.forward(self._called, given)
         self._input_guard.verify()
         return x, y if isinstance(y, Tensor) else output_of(y, _itself)
 
@@ -249,7 +249,8 @@ class GateActor(Stage):
             return
         self.version += 1
         self.staleness_seen[staleness] += 1
-        yield from self._tell_watchers()
+        if self._watchers:
+            yield from self._tell_watchers()
 
     def _refuse_update(self, batch: Batch) -> Effect:
         """The gradient has gone on to the gate before, but this gate cannot learn from the batch."""
@@ -292,6 +293,10 @@ class GateActor(Stage):
         return to_previous, [by_place.get(i) for i in range(len(stashed.weights))]
 
 
+def _requires_grad(y: Payload) -> bool:
+    return y.requires_grad if isinstance(y, Tensor) else any(tensor.requires_grad for tensor in tensors(y))
+
+
 def _itself(tensor: Tensor) -> Tensor:
     return tensor
 
@@ -320,8 +325,10 @@ def _own(gradients: Iterable[Tensor | None], like: Iterable[Tensor], taken: set[
     own: list[Tensor | None] = []
     for gradient, weight in zip(gradients, like, strict=True):
         if gradient is not None and not gradient.is_sparse:
-            if memory(gradient) in taken or gradient.stride() != weight.stride():
+            where = memory(gradient)
+            if where in taken or gradient.stride() != weight.stride():
                 gradient = torch.empty_like(weight, requires_grad=False).copy_(gradient)
-            taken.add(memory(gradient))
+                where = memory(gradient)
+            taken.add(where)
         own.append(gradient)
     return own

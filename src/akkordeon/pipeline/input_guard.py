@@ -41,12 +41,13 @@ class InputGuard:
 
     def prepare(self, payload: Payload) -> tuple[Payload, Payload]:
         """The leaves to differentiate by, and what to give the module: the leaves or copies of them."""
+        copies = self._works_in_place is not False
         leaves = map_tensors(self._leaf, payload)
         if isinstance(leaves, Tensor):
-            one = copy_of(leaves) if self.copies else leaves
+            one = copy_of(leaves) if copies else leaves
             self._leaves, self._given, self._versions = (leaves,), (one,), [one._version]
             return leaves, one
-        given = map_tensors(copy_of if self.copies else _itself, leaves)
+        given = map_tensors(copy_of if copies else _itself, leaves)
         self._leaves, self._given = tuple(tensors(leaves)), tuple(tensors(given))
         self._versions = [tensor._version for tensor in self._given]
         return leaves, given
@@ -63,10 +64,10 @@ class InputGuard:
         """
         leaves, given = self._leaves, self._given
         self._leaves = self._given = ()
-        written = [x for x, y, v in zip(leaves, given, self._versions, strict=True) if y._version != v]
-        if not written:
+        if [tensor._version for tensor in given] == self._versions:
             self._works_in_place = bool(self._works_in_place)
             return
+        written = [x for x, y, v in zip(leaves, given, self._versions, strict=True) if y._version != v]
         copied, self._works_in_place = self.copies, True
         if not copied and self._needs_gradient:
             raise RuntimeError("the module works in place on some inputs only; from now on it gets copies")

@@ -56,6 +56,7 @@ class Statistics:
             (f"{prefix}." if prefix else "", owner._buffers) for prefix, owner in module.named_modules()
         ]
         self._owner_of = dict(self._owners)
+        self._tables = [owner for _, owner in self._owners]
         self._extra = {f"{prefix}{EXTRA}": owner for prefix, owner in _with_extra_state(module)}
         self._held = dict(_held_elsewhere(module))
         self.before: BufferState = self.now
@@ -110,8 +111,11 @@ class Statistics:
 
     def renew(self) -> None:
         """Give the module copies to write to."""
-        self.before = self.now
-        self.install_copies(self.before)
+        if any(self._tables) or self._extra:  # most modules have none, and are asked for every batch
+            self.before = self.now
+            self.install_copies(self.before)
+        else:
+            self.before = {}
 
     def install_copies(self, kept: Mapping[str, Any]) -> None:
         """Make the module use copies of these; what was one tensor stays one."""

@@ -140,6 +140,9 @@ class Stage(Actor):
         if device is not None:
             self.module.to(device)
         self.device = None if device is None else torch.device(device)
+        autocast = position.autocast
+        self._called: Callable[[Payload], Any] = autocast.around(self.module) if autocast else self.module
+        """The module, under the autocast of whoever staged the network."""
         self._seeded = [m for m in self.module.modules() if isinstance(m, Seeded)]
         self.weights = Weights(self.module, keep)
         self.buffers = Statistics(self.module)
@@ -249,11 +252,6 @@ class Stage(Actor):
                 return output_of(y, Tensor.detach)
         finally:
             self.buffers.install(training)
-
-    def _called(self, given: Payload) -> Any:
-        """What the module gives for this, under the autocast of whoever staged the network."""
-        autocast = self.position.autocast
-        return autocast.call(self.module, given) if autocast.modes else self.module(given)
 
     def _keys(self, batch: Batch) -> Iterator[tuple[Seeded, tuple[object, ...]]]:
         """What the randomness of each module begins from for a batch."""

@@ -13,8 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
-from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
+from torch.optim.optimizer import (
+    _global_optimizer_post_hooks,
+    _global_optimizer_pre_hooks,
+    _use_grad_for_differentiable,
+)
 
+from akkordeon.core.autograd import without_gradients
 from akkordeon.core.errors import AkkordeonError, ForeignParameterError, RecipeError, explain
 from akkordeon.pipeline.staleness import Rule
 from akkordeon.pipeline.weights import Snapshot, Weights
@@ -169,6 +174,9 @@ def clipped(gradients: list[Tensor | None], max_norm: float) -> list[Tensor | No
 _LABELLING = Optimizer.profile_hook_step(lambda optimizer: None).__code__
 """The code of the wrapper that PyTorch puts around the ``step`` of every optimizer."""
 
+_WITHOUT_GRADIENTS = _use_grad_for_differentiable(lambda optimizer: None).__code__
+"""The code of the one that PyTorch's own optimizers have inside it, to step without building a graph."""
+
 
 def _built(factory: OptimizerFactory, weights: Weights, label: str) -> tuple[Optimizer, LRScheduler | None]:
     lay = [master.data_ptr() for master in weights.masters]
@@ -185,6 +193,7 @@ def _built(factory: OptimizerFactory, weights: Weights, label: str) -> tuple[Opt
             "torch.optim.Optimizer, or (optimizer, scheduler)"
         )
     _refuse_unfit(optimizer, label)
+    _spare_questions(optimizer, weights)
     if lay != [master.data_ptr() for master in weights.masters]:
         raise RecipeError(
             f"the optimizer function of {label} gave its parameters other memory, as for one flat tensor of "
@@ -212,6 +221,14 @@ def _as_asked(factory: OptimizerFactory, weights: Weights) -> list[Any]:
     return list(weights.masters)
 
 
+def _spare_questions(optimizer: Optimizer, weights: Weights) -> None:
+    """Say that the weights are not for kernels that take many, which is asked before each update on a CPU."""
+    if all(master.device.type == "cpu" for master in weights.masters):
+        for group in optimizer.param_groups:
+            if group.get("foreach", False) is None and group.get("fused", False) is None:
+                group["foreach"] = False
+
+
 def _refuse_unfit(optimizer: Optimizer, label: str) -> None:
     """Refuse an optimizer that could not make one update from a gradient."""
     kind = type(optimizer).__name__
@@ -226,7 +243,7 @@ def _refuse_unfit(optimizer: Optimizer, label: str) -> None:
 
 
 def _bare_step(optimizer: Optimizer) -> Callable[[], object]:
-    """The optimizer's step without the label for the profiler, which costs as much as a small update.
+    """The optimizer's step without PyTorch's wrappers around it, which cost more than a small update.
 
     Where anybody put something around this optimizer's step (a scheduler, a hook, a decorator), it is left
     alone.
@@ -240,4 +257,7 @@ def _bare_step(optimizer: Optimizer) -> Callable[[], object]:
     labelled = type(optimizer).step
     if "step" in vars(optimizer) or any(hooks) or getattr(labelled, "__code__", None) is not _LABELLING:
         return optimizer.step
-    return partial(labelled.__wrapped__, optimizer)  # type: ignore[attr-defined]  # functools.wraps put it there
+    step = labelled.__wrapped__  # type: ignore[attr-defined]  # functools.wraps put it there
+    if getattr(step, "__code__", None) is _WITHOUT_GRADIENTS and not optimizer.defaults["differentiable"]:
+        return partial(without_gradients, step.__wrapped__, optimizer)
+    return partial(step, optimizer)

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
 from akkordeon.core.errors import RecipeError
 from akkordeon.core.payload import all_finite
@@ -62,6 +63,7 @@ class Weights:
         self._installed: Snapshot | None = None
         self._pinned: set[int] = set()  # places whose memory a cut may hold
         self._written: set[int] | None = None  # places that forwards write to; None before the first one
+        self._reads_alone = not any(map(_may_write, module.modules()))
         self._written_in_evaluation = set(place.values()) if _may_write_in_evaluation(module) else None
         self._before: Snapshot | None = None  # during a forward, the weights when it began
         self._rows: dict[int, tuple[Tensor, Tensor]] = {}  # of an update in place: rows, and what they were
@@ -77,7 +79,8 @@ class Weights:
         for master, alias in zip(self.masters, memories, strict=True):
             if type(master) is not nn.Parameter:
                 alias = alias.as_subclass(type(master))
-            alias.requires_grad_(master.requires_grad)
+            if master.requires_grad:
+                alias.requires_grad_()
             alias._is_param = True  # what isinstance(…, nn.Parameter) asks for
             aliases.append(alias)
         for i in self._marked:
@@ -176,6 +179,8 @@ class Weights:
 
     def begin_forward(self) -> None:
         """Give fresh memory to what the module may write to; all of it, the first time."""
+        if self._reads_alone:
+            return
         self._before = self.now
         if self._written is None or self._written:
             self._move(range(len(self.masters)) if self._written is None else self._written)
@@ -200,6 +205,8 @@ class Weights:
         Raises:
             RecipeError: a weight is gone.
         """
+        if self._reads_alone:
+            return
         before, self._before = self._before, None
         now, moved = self.now, set()
         for parameters, name, i in self._slots:
@@ -211,17 +218,17 @@ class Weights:
         if written is None:
             assert before is not None, "a forward began"
             written = {i for i, was in enumerate(before) if not _same(was, now[i])}
-        for i, weight in enumerate(now):
-            if weight.requires_grad is not self.masters[i].requires_grad:
+        for i, (weight, master) in enumerate(zip(now, self.masters, strict=True)):
+            if weight.requires_grad is not master.requires_grad:
                 raise RecipeError(
                     f"the forward changed whether its parameter {self.names[i]!r} requires a gradient, which "
                     "is decided when a gate is made; to freeze it for a while, set its learning rate to 0"
                 )
             if weight._version:
                 written.add(i)
-            if weight.data_ptr() != self.masters[i].data_ptr() and i not in moved:  # by ``p.data = …``
+            if weight.data_ptr() != master.data_ptr() and i not in moved:  # by ``p.data = …``
                 written.add(i)
-                self.masters[i].data = weight.detach()
+                master.data = weight.detach()
         self._written = written
         if moved:
             self._installed = None  # all else the batch's graph was built on
@@ -282,6 +289,17 @@ def _lists_with(module: nn.Module, place: dict[int, int]) -> Iterator[tuple[Any,
             for key, thing in list(items):
                 if id(thing) in place:
                     yield things, key, place[id(thing)]
+
+
+def _may_write(part: nn.Module) -> bool:
+    """Whether a forward of this part may write to weights; PyTorch's own layers do for ``max_norm`` alone."""
+    hooks = (part._forward_pre_hooks, part._forward_hooks, _global_forward_pre_hooks, _global_forward_hooks)
+    return (
+        not type(part).__module__.startswith("torch.nn.modules.")
+        or "forward" in vars(part)
+        or any(hooks)
+        or getattr(part, "max_norm", None) is not None
+    )
 
 
 def _may_write_in_evaluation(module: nn.Module) -> bool:

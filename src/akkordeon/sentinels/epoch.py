@@ -23,7 +23,8 @@ class Tally:
         """Take one number in."""
         self.count += 1
         self.total += number
-        self.largest = max(self.largest, number)
+        if number > self.largest:
+            self.largest = number
 
     def include(self, other: Tally) -> None:
         """Take all numbers of another one in."""

@@ -163,7 +163,7 @@ class Evaluator(SentinelActor[tuple[Any, int]]):
         else:
             targets = to_targets_device(y, message.payload)
             with torch.no_grad():
-                given = LossInputs(message.payload)
+                given = LossInputs(message.payload, self._recipe.loss)
                 value = loss_of(self._recipe.loss, given.payload, targets).item()
                 self._board.add(value, given.unchanged(), targets, size)
         yield from self._send(now_s)

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from akkordeon.core.autograd import gradients, graph_behind
+from akkordeon.core.autograd import gradients, graph_behind, with_gradients
 from akkordeon.core.errors import RecipeError
 from akkordeon.core.payload import Payload, copy_of, is_floating, map_nested, map_tensors, tensors
 
@@ -27,6 +28,9 @@ __all__ = [
 
 Loss = Callable[[Any, Any], Tensor]
 """From (outputs, targets) to one number, the mean over the batch."""
+
+READ_ONLY = F.__name__
+"""Where losses are that are known to write to nothing that they are given, and so need no copy of it."""
 
 OWN_WEIGHTS = (
     "its loss has a trainable weight of its own, {}, which no optimizer has, so it would never learn; "
@@ -66,16 +70,21 @@ class LossInputs:
 
     The copies are no leaves, so that autograd follows what is written into them, as in a plain loop. Nobody
     else sees it: the outputs themselves are still the gate's, and the sentinel's for the gradient.
+
+    Args:
+        outputs: of the last gate.
+        loss: who is given them first.
     """
 
-    def __init__(self, outputs: Payload) -> None:
+    def __init__(self, outputs: Payload, loss: Loss) -> None:
         self._outputs = outputs
-        self.payload = map_tensors(copy_of, outputs)
-        self._copies = tuple(tensors(self.payload))
+        spared = getattr(loss, "__module__", None) == READ_ONLY
+        self.payload = outputs if spared else with_gradients(map_tensors, copy_of, outputs)
+        self._copies = () if spared else tuple(tensors(self.payload))
 
     def unchanged(self) -> Payload:
         """The outputs as they were, again for somebody who may write into them."""
-        if any(one._version for one in self._copies):
+        if not self._copies or any(one._version for one in self._copies):
             return map_tensors(_copy, self._outputs)
         copies = iter(self._copies)
         return map_tensors(lambda _: next(copies).detach(), self._outputs)

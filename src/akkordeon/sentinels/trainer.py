@@ -14,9 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
 from akkordeon.core.actor import After, Effect, Report, Send, Stop
+from akkordeon.core.autograd import with_gradients, without_gradients
 from akkordeon.core.messages import (
     Attach,
     Backward,
@@ -163,9 +162,8 @@ class Trainer(SentinelActor[_Flight]):
             return
         leaves = map_tensors(leaf_of, message.payload)
         targets = to_targets_device(flight.y, leaves)
-        with torch.enable_grad():
-            given = LossInputs(leaves)
-            loss = loss_of(self._recipe.loss, given.payload, targets)
+        given = LossInputs(leaves, self._recipe.loss)
+        loss = with_gradients(loss_of, self._recipe.loss, given.payload, targets)
         value = loss.item()
         if not math.isfinite(value):
             why = f"its loss is {value}, expected a finite number"
@@ -176,9 +174,8 @@ class Trainer(SentinelActor[_Flight]):
         gradient = gradient_of(loss, leaves)
         flight.turned = True
         yield Send(self._row[-1], Backward(batch, gradient))
-        with torch.no_grad():
-            shown = given.unchanged() if self._recipe.scores else None
-            flight.epoch.board.add(value, shown, targets, flight.samples)
+        shown = given.unchanged() if self._recipe.scores else None
+        without_gradients(flight.epoch.board.add, value, shown, targets, flight.samples)
 
     def _trained(self, message: Backward, now_s: float) -> Iterator[Effect]:
         flight = self._flights.pop(message.batch, None)
