@@ -36,7 +36,7 @@ from akkordeon.core.reports import (
     SentinelStatus,
     TrainingProgress,
 )
-from akkordeon.sentinels.refusals import HOPELESS
+from akkordeon.sentinels.refusals import REFUSED_MAX
 from akkordeon.sentinels.trainer import Trainer
 
 ME, ROW = "sentinel/tdp#1", ("gate/0", "gate/1", "gate/2")
@@ -252,13 +252,13 @@ def test_refused_batches_are_part_of_their_epochs_report():
 
 def test_it_gives_up_when_nothing_but_refusals_came():
     trainer = trainer_of(in_flight=1)
-    for n in range(HOPELESS - 1):
+    for n in range(REFUSED_MAX - 1):
         do(trainer, item(), refused(n))
     do(trainer, item())
     with pytest.raises(
-        DataError, match=f"all {HOPELESS} of its batches were refused; gate/1 refused batch 9"
+        DataError, match=f"all {REFUSED_MAX} of its batches were refused; gate/1 refused batch 9"
     ):
-        do(trainer, refused(HOPELESS - 1))
+        do(trainer, refused(REFUSED_MAX - 1))
 
 
 def test_it_gives_up_at_the_end_of_a_short_source_too():
@@ -270,19 +270,19 @@ def test_it_gives_up_at_the_end_of_a_short_source_too():
 
 def test_gradients_that_are_too_old_are_no_reason_to_give_up():
     trainer = trainer_of(in_flight=1)
-    for n in range(2 * HOPELESS):
+    for n in range(2 * REFUSED_MAX):
         do(trainer, item(), refused(n, fault=Fault.TOO_STALE))
-    assert trainer.batches.refused == 2 * HOPELESS
+    assert trainer.batches.refused == 2 * REFUSED_MAX
 
 
 def test_so_many_batches_refused_in_a_row_fail_it_at_any_time():
     trainer, cause = trainer_of(in_flight=1), ValueError("shapes")
     do(trainer, item())
     trained(trainer, 0)
-    for n in range(1, HOPELESS):
+    for n in range(1, REFUSED_MAX):
         do(trainer, item(), refused(n))
     do(trainer, item())
-    last = Refused(Batch(ME, HOPELESS), "gate/1", Fault.RAISED, "why", cause)
+    last = Refused(Batch(ME, REFUSED_MAX), "gate/1", Fault.RAISED, "why", cause)
     with pytest.raises(
         DataError, match="10 of its batches in a row were refused, after 1 were trained"
     ) as told:
@@ -292,9 +292,9 @@ def test_so_many_batches_refused_in_a_row_fail_it_at_any_time():
 
 def test_a_trained_batch_is_hope_again_and_staleness_neither_hope_nor_fault():
     trainer = trainer_of(in_flight=1)
-    for n in range(4 * HOPELESS):
+    for n in range(4 * REFUSED_MAX):
         do(trainer, item())
-        if n % HOPELESS == HOPELESS - 1:
+        if n % REFUSED_MAX == REFUSED_MAX - 1:
             trained(trainer, n)
         else:
             do(trainer, refused(n, fault=Fault.TOO_STALE if n % 2 else Fault.NOT_FINITE))

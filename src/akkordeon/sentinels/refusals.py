@@ -10,10 +10,10 @@ from akkordeon.core.reports import BatchCount, BatchRefused
 
 __all__ = ["Refusals", "record_of"]
 
-HOPELESS = 10
+REFUSED_MAX = 10
 """Batches refused in a row after which a sentinel gives up; as many as are in flight, where that is more."""
 
-NEARLY_ALL = 0.9
+REFUSED_SHARE_MAX = 0.9
 """The share of batches refused from which a sentinel that has come to its end has failed."""
 
 NOT_TRAINED_MAX = 4096
@@ -32,7 +32,7 @@ class Refusals:
 
     def __init__(self, name: str, in_flight: int) -> None:
         self._name = name
-        self._enough = max(HOPELESS, in_flight)
+        self._enough = max(REFUSED_MAX, in_flight)
         self._last: Refused | None = None
         self._in_all = 0
         self._in_a_row = 0
@@ -45,7 +45,7 @@ class Refusals:
 
     def add(self, why: Refused, *, revoked: bool = False) -> None:
         """A batch was refused; ``revoked``: after it had come home."""
-        self.keep_in_mind(why.batch.number)
+        self.remember(why.batch.number)
         if why.fault is Fault.TOO_STALE:
             return
         self._last = why
@@ -55,17 +55,17 @@ class Refusals:
         else:
             self._in_a_row += 1
 
-    def keep_in_mind(self, number: int) -> None:
+    def remember(self, number: int) -> None:
         """A batch is not among those trained: nothing that is still to come can take it from them again."""
         self._not_trained[number] = None
         if len(self._not_trained) > NOT_TRAINED_MAX:
             self._not_trained.popitem(last=False)
 
-    def break_row(self) -> None:
+    def count_trained(self) -> None:
         """A batch came home."""
         self._before, self._in_a_row = self._in_a_row, 0
 
-    def raise_if_hopeless(self, batches: BatchCount, over: bool) -> None:
+    def raise_if_too_many(self, batches: BatchCount, over: bool) -> None:
         """Fail where too many in a row were refused, or at the end nearly all.
 
         Args:
@@ -82,7 +82,7 @@ class Refusals:
             what = f"all {batches.refused} of its batches were refused"
         elif self._in_a_row >= self._enough:
             what = f"{self._in_a_row} of its batches in a row were refused, after {trained} were trained"
-        elif over and self._in_all >= max(HOPELESS, NEARLY_ALL * sent):
+        elif over and self._in_all >= max(REFUSED_MAX, REFUSED_SHARE_MAX * sent):
             what = f"{self._in_all} of its {sent} batches were refused"
         else:
             return

@@ -132,7 +132,7 @@ class Trainer(SentinelActor[_Flight]):
             else:
                 break
         if self._all_sent and not self._flights:
-            self._raise_if_hopeless()
+            self._raise_if_too_many()
             yield from self._end()
 
     def _launch(self, item: Item) -> Effect:
@@ -168,7 +168,7 @@ class Trainer(SentinelActor[_Flight]):
         if not math.isfinite(value):
             why = f"its loss is {value}, expected a finite number"
             refused = Refused(batch, self.name, Fault.NOT_FINITE, why)
-            yield from self._give_up(refused, self._row, now_s)
+            yield from self._count_refused(refused, self._row, now_s)
             return
         self._graph_check.look(loss, leaves)
         gradient = gradient_of(loss, leaves)
@@ -182,7 +182,7 @@ class Trainer(SentinelActor[_Flight]):
         if flight is None:
             return
         self.batches.trained += 1
-        self._refusals.break_row()
+        self._refusals.count_trained()
         self._samples_trained += flight.samples
         epoch = flight.epoch
         epoch.count_trained(flight.samples, message.staleness)
@@ -197,7 +197,7 @@ class Trainer(SentinelActor[_Flight]):
         if flight is not None:
             until = self._row.index(message.gate) if message.gate in self._row else len(self._row)
             # The gate that refused a forward holds nothing of it; one that refused a backward does.
-            yield from self._give_up(message, self._row[: until + flight.turned], now_s)
+            yield from self._count_refused(message, self._row[: until + flight.turned], now_s)
         elif message.batch.number not in self._refusals:
             yield from self._revoked(message)
 
@@ -208,9 +208,9 @@ class Trainer(SentinelActor[_Flight]):
         self.batches.refused += 1
         yield Report(record_of(self.name, why))
         if why.fault is not Fault.TOO_STALE:
-            self._raise_if_hopeless()
+            self._raise_if_too_many()
 
-    def _give_up(self, why: Refused, holders: tuple[str, ...], now_s: float) -> Iterator[Effect]:
+    def _count_refused(self, why: Refused, holders: tuple[str, ...], now_s: float) -> Iterator[Effect]:
         """Count a batch as refused and have the gates that hold it forget it."""
         flight = self._flights.pop(why.batch)
         self._refusals.add(why)
@@ -220,12 +220,12 @@ class Trainer(SentinelActor[_Flight]):
             yield Send(gate, Forget(*why.batch))
         yield Report(record_of(self.name, why))
         if why.fault is not Fault.TOO_STALE:
-            self._raise_if_hopeless()
+            self._raise_if_too_many()
         yield from self._report(flight.epoch, now_s)
         yield from self._send(now_s)
 
-    def _raise_if_hopeless(self) -> None:
-        self._refusals.raise_if_hopeless(self.batches, over=self._all_sent and not self._flights)
+    def _raise_if_too_many(self) -> None:
+        self._refusals.raise_if_too_many(self.batches, over=self._all_sent and not self._flights)
 
     # ── ending and telling ───────────────────────────────────────────────────────────────────────────
 
@@ -266,7 +266,7 @@ class Trainer(SentinelActor[_Flight]):
             self._cut_short = True
             self.batches.lost += len(self._flights)
             for batch in self._flights:
-                self._refusals.keep_in_mind(batch.number)
+                self._refusals.remember(batch.number)
             self._flights.clear()
             yield from self._to_all(Forget(self.address))
 
@@ -281,7 +281,7 @@ class Trainer(SentinelActor[_Flight]):
     def _settled(self, message: Settled, now_s: float) -> Iterator[Effect]:
         self._unsettled.discard(message.by)
         if not self._unsettled:
-            self._raise_if_hopeless()
+            self._raise_if_too_many()
             yield from self._end_now()
 
     def _end_now(self) -> Iterator[Effect]:
