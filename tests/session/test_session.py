@@ -840,7 +840,7 @@ def test_a_lost_gate_does_not_cost_the_weights_of_the_others():
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_watcher_that_blocks_is_nobody_elses_wait(workers, monkeypatch):
     """No timeout was kept, and the session never closed."""
-    monkeypatch.setattr("akkordeon.session.session.DRAIN_S", 0.05)
+    monkeypatch.setattr("akkordeon.session.subscription.DRAIN_S", 0.05)
     blocked, wake = threading.Event(), threading.Event()
 
     def watcher(record):

@@ -15,7 +15,7 @@ import akkordeon as ak
 from akkordeon.core.reports import BatchCount, EpochDone, GateStatus, SentinelStatus
 from akkordeon.engines.base import Load
 from akkordeon.sentinels.roles import TRAIN
-from akkordeon.session.session import Status
+from akkordeon.session.status import Status
 from akkordeon.watch.live_view import LiveView
 
 EPOCH = EpochDone("tdp", 3, 0.5, {"accuracy": 0.875}, 6000, 0.25, 1.5, 4)

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from akkordeon.core.reports import ShardStatus
 from akkordeon.engines.base import Load
-from akkordeon.session.session import Status
+from akkordeon.session.status import Status
 from akkordeon.watch.shard_table import ShardTable, histogram
 
 

@@ -217,13 +217,13 @@ def test_attaching_while_the_session_closes_is_refused_and_holds_nothing_up():
     """The sentinel was told to close before it was there, and close waited ten seconds for it."""
     engine = ClosesMeanwhile(2)
     session = engine.session = ak.run(small_network(), engine=engine)
-    engine.all_told, close_actors = threading.Event(), session._close_actors
+    engine.all_told, close_actors = threading.Event(), session._supervisor.close_actors
 
     def tell():
         close_actors()
         engine.all_told.set()
 
-    session._close_actors = tell
+    session._supervisor.close_actors = tell
     began_s = time.monotonic()
     with pytest.raises(SessionClosedError):
         session.attach(training())

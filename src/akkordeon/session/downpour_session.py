@@ -277,7 +277,7 @@ class DownpourSession(Session):
         try:
             self._engine.spawn_all(self._topology.replica_spawns(replica, self.seed))
         except BaseException:
-            self._retire(replica, in_peace=True)
+            self._supervisor.remove_replica(replica, in_peace=True)
             raise
         return replica
 
@@ -294,9 +294,9 @@ class DownpourSession(Session):
             WaitTimeoutError: its sentinels have not ended by then; they go on to.
         """
         self._check_replica(replica)
-        trainers = self._trainers_of(replica)
+        trainers = self._registry.at_work(self._topology.replica_row(replica))
         for trainer in trainers:
             trainer.detach(drop)
         what = f"the sentinels of replica {replica} have not ended"
         self._wait(lambda: all(trainer.ended for trainer in trainers), timeout, what)
-        self._retire(replica, in_peace=True)
+        self._supervisor.remove_replica(replica, in_peace=True)

@@ -12,7 +12,8 @@ from weakref import WeakKeyDictionary
 from torch.utils.data import DataLoader
 
 from akkordeon.core.addresses import sentinel_address, sentinel_of
-from akkordeon.core.errors import NameTakenError, RecipeError
+from akkordeon.core.errors import NameTakenError, NoSuchSentinelError, RecipeError, SessionError
+from akkordeon.core.reports import BestKept
 from akkordeon.data.batches import Batches
 from akkordeon.data.split import skip_epochs
 from akkordeon.sentinels.recipes import Sentinel, Training
@@ -131,6 +132,42 @@ class Registry:
     def owner(self, address: str) -> Attachment | None:
         """The sentinel that an actor is, or reads for; None if it has ended, or is none."""
         return self.living.get(sentinel_of(address))
+
+    def get(self, name: str) -> Attachment:
+        """The latest sentinel of that name.
+
+        Raises:
+            NoSuchSentinelError: there was none.
+        """
+        found = self.named(name)
+        if found is None:
+            known = ", ".join(sorted({repr(a.name) for a in self.attachments})) or "none"
+            raise NoSuchSentinelError(f"no sentinel {name!r} here; attached were: {known}")
+        return found
+
+    def best(self, name: str | None) -> BestKept | None:
+        """The best round of the sentinel of that name, or of the only one that keeps its best.
+
+        Raises:
+            NoSuchSentinelError: none of that name was ever attached.
+            SessionError: several keep their best, and none was named.
+        """
+        if name is not None:
+            return self.get(name).best
+        keepers = [a for a in self.attachments if a.best is not None]
+        if len(keepers) > 1:
+            names = ", ".join(repr(a.name) for a in keepers)
+            raise SessionError(f"{names} keep their best, each its own; say whose: session.best_module(NAME)")
+        return keepers[0].best if keepers else None
+
+    def at_work(self, row: tuple[str, ...] | None = None) -> list[Attachment]:
+        """Those that have not ended; with a ``row`` those that talk to it."""
+        return [a for a in self.attachments if not a.ended and row in (None, a.row)]
+
+    def withdraw(self, attachment: Attachment) -> None:
+        """A sentinel that was registered did not come."""
+        self.mark_ended(attachment)
+        self.remove(attachment)
 
     def remove(self, attachment: Attachment) -> None:
         """Take a sentinel off the list."""

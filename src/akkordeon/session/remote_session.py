@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from akkordeon.core.addresses import sentinel_address
-from akkordeon.core.messages import Close
-from akkordeon.sentinels.recipes import Evaluation, Training
-from akkordeon.session.attachment import Attachment
+from akkordeon.sentinels.recipes import Sentinel
+from akkordeon.session.attachment import Attachment, ParentSession
+from akkordeon.session.registry import Registry
 from akkordeon.session.session import Session
+from akkordeon.session.topology import RowTopology
 
 if TYPE_CHECKING:
     from akkordeon.engines.ray.detached import Joined
@@ -48,6 +49,44 @@ LAST_S = 60.0
 """How long the weights of a network that has failed may take."""
 
 
+class JoinedTopology(RowTopology):
+    """A row of gates that stay when the session ends."""
+
+    @property
+    def owned(self) -> tuple[str, ...]:
+        """None."""
+        return ()
+
+
+class JoinedRegistry(Registry):
+    """The sentinels of one session, under names that are free in the whole network.
+
+    Args:
+        joined: the network.
+    """
+
+    def __init__(self, joined: Joined) -> None:
+        super().__init__(joined.network.max_in_flight)
+        self._joined = joined
+
+    def register(
+        self, sentinel: Sentinel, row: tuple[str, ...], session: ParentSession, number: int | None = None
+    ) -> Attachment:
+        """Give a sentinel the name and the number that it has in the network."""
+        answers = sentinel.role.answers
+        name, number = self._joined.register_sentinel(sentinel.name, str(sentinel.role), answers)
+        try:
+            return super().register(replace(sentinel, name=name), row, session, number)
+        except BaseException:
+            self._joined.unregister_sentinel(sentinel_address(name, number))
+            raise
+
+    def withdraw(self, attachment: Attachment) -> None:
+        """A sentinel that was registered did not come."""
+        super().withdraw(attachment)
+        self._joined.unregister_sentinel(attachment.address)
+
+
 class JoinedSession(Session):
     """One of perhaps many sessions of a network that outlives them.
 
@@ -57,18 +96,8 @@ class JoinedSession(Session):
 
     def __init__(self, engine: Joined) -> None:
         self._joined = engine
-        super().__init__(engine.network, engine, engine.seed)
-
-    def _place(self, sentinel: Training | Evaluation, number: int | None = None) -> Attachment:
-        """Have the actors of a sentinel made, under a name that is free in the whole network."""
-        name, number = self._joined.register_sentinel(
-            sentinel.name, str(sentinel.role), sentinel.role.answers
-        )
-        try:
-            return super()._place(replace(sentinel, name=name), number)
-        except BaseException:
-            self._joined.unregister_sentinel(sentinel_address(name, number))
-            raise
+        topology, registry = JoinedTopology(engine.network), JoinedRegistry(engine)
+        super().__init__(engine.network, engine, engine.seed, topology=topology, registry=registry)
 
     def detach(self, name: str, drop: bool = False) -> None:
         """Have a sentinel end, one of another session too; see :meth:`Session.detach`."""
@@ -92,12 +121,3 @@ class JoinedSession(Session):
             return states
         self._check_open()
         return super().states(timeout, partial=partial)
-
-    def _all_left(self) -> bool:
-        """The gates stay."""
-        return True
-
-    def _close_actors(self) -> None:
-        for attachment in self.attachments:
-            if not attachment.ended:
-                self._send(attachment.address, Close())

@@ -2,63 +2,42 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import threading
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
 from torch import Tensor, nn
 
-from akkordeon.core.addresses import reader_of
 from akkordeon.core.checks import require_seconds
 from akkordeon.core.errors import (
     GateFailedError,
-    NoSuchSentinelError,
-    RecipeError,
     SessionClosedError,
-    SessionError,
     WaitTimeoutError,
     again,
 )
-from akkordeon.core.messages import Attach, Close, Detach, Due, Message, Probe
-from akkordeon.core.reports import BestKept, GateStatus, SentinelStatus
+from akkordeon.core.messages import Close, Detach, Due, Message
+from akkordeon.core.reports import BestKept
 from akkordeon.downpour.recipe import Downpour
-from akkordeon.engines.base import Engine, Load
+from akkordeon.engines.base import Engine
 from akkordeon.pipeline.network import Network
-from akkordeon.sentinels.factory import make_actors
 from akkordeon.sentinels.recipes import Evaluation, Sentinel, Training
 from akkordeon.sentinels.roles import EXPORT
 from akkordeon.session.attachment import Attachment
+from akkordeon.session.launcher import Launcher, say_if_nothing_learns
+from akkordeon.session.outbox import Outbox
 from akkordeon.session.records.recorder import Recorder
 from akkordeon.session.registry import Registry
-from akkordeon.session.subscription import Subscription
+from akkordeon.session.status import PROBE_S, Probes, Status
+from akkordeon.session.subscription import Subscription, Watchers
 from akkordeon.session.supervisor import Supervisor
-from akkordeon.session.topology import topology_of
+from akkordeon.session.topology import RowTopology, topology_of
 
-__all__ = ["Session", "Status"]
-
-PROBE_S = 2.0
-"""How long ``status`` waits for actors that are in the middle of something."""
+__all__ = ["Session"]
 
 CLOSE_S = 10.0
 """How long ``close`` waits for the gates to leave their weights."""
-
-DRAIN_S = 2.0
-"""How long the end of a wait waits for watchers to see what was reported."""
-
-
-@dataclass(frozen=True)
-class Status:
-    """What ``session.status()`` found. ``loads`` has queue lengths and busy times by address."""
-
-    gates: list[GateStatus]
-    sentinels: list[SentinelStatus]
-    loads: dict[str, Load]
-    now_s: float
 
 
 class Session:
@@ -69,33 +48,36 @@ class Session:
         engine: not started yet.
         seed: see :func:`akkordeon.run`.
         recorder: hears of everything.
+        topology: where it is not the recipe's own.
+        registry: where names are not the session's own.
     """
 
     def __init__(
-        self, network: Network | Downpour, engine: Engine, seed: int = 0, recorder: Recorder | None = None
+        self,
+        network: Network | Downpour,
+        engine: Engine,
+        seed: int = 0,
+        recorder: Recorder | None = None,
+        *,
+        topology: RowTopology | None = None,
+        registry: Registry | None = None,
     ) -> None:
         self.network = network
         self.seed = seed
         self._engine = engine
-        self._topology = topology_of(network)
-        self._row = self._topology.row
+        self._topology = topology or topology_of(network)
         self._lock = threading.Lock()  # never held while the engine is called
-        self._subscriptions: list[Subscription] = []
-        self._inline: list[Callable[[Any], None]] = []
-        self._probes = itertools.count(1)
+        self._watchers = Watchers()
         self._closed = False
         self._closed_by: int | None = None  # a thread's identity
         self._has_ended = threading.Event()
         self._at_close: list[Callable[[], None]] = []
-        self._registry = Registry(network.max_in_flight)
-        self._supervisor = Supervisor(
-            self._row,
-            self._registry,
-            send=self._send,
-            close_actors=self._close_actors,
-            other_failed=self._other_failed,
-        )
         self._recorder = recorder
+        self._registry = registry or Registry(network.max_in_flight)
+        self._outbox = Outbox(engine, self._registry, recorder)
+        self._supervisor = Supervisor(self._topology, self._registry, send=self._send, retire=engine.retire)
+        self._launcher = Launcher(engine, self._topology, self._registry, self._outbox, recorder, seed)
+        self._probes = Probes(engine, self._outbox, self._supervisor, self._topology.row)
         of_another, engine.recorder = engine.recorder, recorder
         try:
             engine.start(self._on_report, seed)
@@ -124,31 +106,18 @@ class Session:
             self._engine.wait_until(self._all_ended, CLOSE_S)
 
     def __repr__(self) -> str:
-        at_work = sum(not a.ended for a in self.attachments)
-        how = (
-            "ended"
-            if self._closed
-            else "failed"
-            if self._error is not None
-            else f"{at_work} sentinels at work"
-        )
+        how = f"{len(self._registry.at_work())} sentinels at work"
+        if self._closed or self._error is not None:
+            how = "ended" if self._closed else "failed"
         return f"<{type(self).__name__} of {len(self.network.gates)} gates: {how}>"
 
     def _say_what_is_cut_short(self) -> None:
         """Leaving the block ends everything; who did not mean that should know."""
-        cut_short = [a for a in self.attachments if a.role.trains and not (a.ended or a._told_to_end)]
+        cut_short = [a for a in self._registry.at_work() if a.role.trains and not a._told_to_end]
         if cut_short and not self._closed:
             logging.getLogger(__name__).warning(
                 "the session ends before its training does (%s); session.wait() waits for the end",
                 ", ".join(f"{a.name!r} after {a._done_in_words}" for a in cut_short),
-            )
-
-    def _say_if_nothing_learns(self, sentinels: Sequence[Training | Evaluation]) -> None:
-        """A forgotten optimizer would pass for training that gets nowhere."""
-        trains = any(isinstance(sentinel, Training) for sentinel in sentinels)
-        if trains and all(gate.optimizer is None for gate in self.network.gates):
-            logging.getLogger(__name__).warning(
-                "no gate has an optimizer, so training changes no weights; Gate(module, optimizer) has one"
             )
 
     @property
@@ -190,50 +159,13 @@ class Session:
         return self._attach(sentinels)
 
     def _attach(self, sentinels: Sequence[Training | Evaluation]) -> list[Attachment]:
-        for sentinel in sentinels:
-            if not isinstance(sentinel, Training | Evaluation):
-                got = type(sentinel).__name__
-                raise RecipeError(f"attach takes a sentinel, as Sentinel.train(…), got {got}")
         self._check_open()
-        placed: list[Attachment] = []
-        try:
-            for sentinel in sentinels:
-                placed.append(self._place(self._registry.going_on(sentinel, self.seed)))
-        except BaseException:
-            for attachment in placed:
-                self._withdraw(attachment)
-            raise
-        self._say_if_nothing_learns(sentinels)
-        addresses = [attachment.address for attachment in placed]
-        self._send_all([(address, Attach()) for address in addresses])
+        placed = self._launcher.launch(sentinels, self)
+        say_if_nothing_learns(self.network.gates, sentinels)
         if self._closed or self._error is not None:  # too late to have been closed with the others
-            self._send_all([(address, Close()) for address in addresses])
+            self._outbox.send_all([(attachment.address, Close()) for attachment in placed])
             self._check_open()
         return placed
-
-    def _place(self, sentinel: Training | Evaluation, number: int | None = None) -> Attachment:
-        """Have the actors of a sentinel made; they do nothing before they are told."""
-        attachment = self._registry.register(sentinel, self._topology.row_for(sentinel), self, number)
-        try:
-            actors = make_actors(sentinel, attachment.address, attachment.name, attachment.row, self.seed)
-            for address, make in actors.items():
-                self._engine.spawn(address, make, beside=self._topology.place_beside(sentinel))
-        except BaseException:
-            self._withdraw(attachment)
-            raise
-        if self._recorder is not None:
-            before = self._registry.epochs_before(sentinel.batches)
-            self._recorder.attached(attachment.address, attachment.name, sentinel, before)
-        return attachment
-
-    def _withdraw(self, attachment: Attachment) -> None:
-        """As if it had never been placed."""
-        self._registry.mark_ended(attachment)
-        self._registry.remove(attachment)
-        for address in (attachment.address, reader_of(attachment.address)):
-            if self._recorder is not None:
-                self._recorder.withdrawn(address)
-            self._engine.send(address, Close())
 
     def detach(self, name: str, drop: bool = False) -> None:
         """Have a sentinel send nothing new and end; returns at once.
@@ -245,17 +177,9 @@ class Session:
         Raises:
             NoSuchSentinelError: none of that name was ever attached.
         """
-        found = self._named(name)
+        found = self._registry.get(name)
         if not found.ended:
             self._send(found.address, Detach(drop))
-
-    def _named(self, name: str) -> Attachment:
-        """The latest sentinel of that name."""
-        found = self._registry.named(name)
-        if found is None:
-            known = ", ".join(sorted({repr(a.name) for a in self.attachments})) or "none"
-            raise NoSuchSentinelError(f"no sentinel {name!r} here; attached were: {known}")
-        return found
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait until all training, testing and predicting has ended; then validators make a last round.
@@ -331,24 +255,12 @@ class Session:
             WaitTimeoutError: they did not come in time.
         """
         if self._closed or self._error is not None:
-            states = self._states_left(CLOSE_S if timeout is None else timeout, partial)
+            patience_s = CLOSE_S if timeout is None else timeout
+            self._engine.wait_until(lambda: not self._supervisor.missing(), patience_s)
+            states = self._supervisor.states_left(patience_s, partial=partial)
         else:
             states = self._result(Evaluation(kind=EXPORT, batches=(), loss=None), timeout)
         return self._topology.by_gate(states)
-
-    def _states_left(self, patience_s: float, partial: bool) -> dict[str, dict[str, Tensor]]:
-        """What the gates left behind when they ended."""
-        others = "session.states(partial=True) gives the weights of the other gates"
-        if not self._engine.wait_until(self._all_left, patience_s) and not partial:
-            late = ", ".join(self._supervisor.missing())
-            raise WaitTimeoutError(
-                f"{late} had not left its weights after {patience_s:g} s and may still be at work: "
-                f"ask again later; {others}"
-            )
-        if self._supervisor.lost and self._error is not None and not partial:
-            raise GateFailedError(f"{self._error}; {others}") from self._error.__cause__
-        left = self._supervisor.left
-        return {address: left[address].state for address in self._row if address in left}
 
     def best_states(self, name: str | None = None) -> dict[str, dict[str, Tensor]] | None:
         """The weights of the best round of a validator with ``Best``, as :meth:`states` has them.
@@ -363,27 +275,15 @@ class Session:
             NoSuchSentinelError: none of that name was ever attached.
             SessionError: several keep their best, and none was named.
         """
-        return self._states_of(self._best(name))
+        return self._states_of(self._registry.best(name))
 
     def best_module(self, name: str | None = None) -> nn.Sequential | None:
         """The network with the weights of the best round; see :meth:`best_states`."""
-        return self._module_of(self._best(name))
-
-    def _best(self, name: str | None) -> BestKept | None:
-        if name is not None:
-            return self._named(name).best
-        keepers = [a for a in self.attachments if a.best is not None]
-        if len(keepers) > 1:
-            names = ", ".join(repr(a.name) for a in keepers)
-            raise SessionError(f"{names} keep their best, each its own; say whose: session.best_module(NAME)")
-        return keepers[0].best if keepers else None
+        states = self.best_states(name)
+        return None if states is None else self.network.module(states)
 
     def _states_of(self, kept: BestKept | None) -> dict[str, dict[str, Tensor]] | None:
         return None if kept is None else self._topology.by_gate(kept.states)
-
-    def _module_of(self, kept: BestKept | None) -> nn.Sequential | None:
-        states = self._states_of(kept)
-        return None if states is None else self.network.module(states)
 
     def _result(self, recipe: Evaluation, timeout: float | None) -> Any:
         attachment = self.attach(recipe)
@@ -410,58 +310,16 @@ class Session:
         Returns:
             What counts the records that were too many for it; None if it is called inline.
         """
-        if inline:
-            self._inline.append(watcher)
-            return None
-        subscription = Subscription(watcher)
-        self._subscriptions.append(subscription)
-        return subscription
-
-    def _drain(self) -> None:
-        """Let the watchers see what was reported, within bounds."""
-        deadline_s = time.monotonic() + DRAIN_S
-        for subscription in list(self._subscriptions):
-            subscription.drain(max(0.0, deadline_s - time.monotonic()))
+        return self._watchers.add(watcher, inline=inline)
 
     def status(self, timeout: float = PROBE_S) -> Status:
         """How every gate and sentinel is; those too busy to answer in time as they last were."""
-        number = next(self._probes)
-        sentinels = [a for a in list(self.attachments) if not a.ended]
-        for address in (*self._row, *(a.address for a in sentinels)):
-            self._send(address, Probe(number))
-        gates_asked = () if self._closed or self._error else self._row
-        heard = self._supervisor
-
-        def all_answered() -> bool:
-            return all(heard.answered.get(address, 0) >= number for address in gates_asked) and all(
-                a.ended or heard.answered.get(a.address, 0) >= number for a in sentinels
-            )
-
-        self._have_answered(all_answered, timeout)
-        return Status(
-            gates=[heard.gates[address] for address in self._row if address in heard.gates],
-            sentinels=[heard.sentinels[a.address] for a in sentinels if a.address in heard.sentinels],
-            loads=self._engine.loads(),
-            now_s=self._engine.now_s(),
-        )
+        at_work = not (self._closed or self._error)
+        return self._probes.status(self.attachments, timeout, gates_answer=at_work)
 
     def _ask(self, attachment: Attachment) -> None:
-        if self._closed:
-            return
-        number = next(self._probes)
-        self._send(attachment.address, Probe(number))
-        answered = self._supervisor.answered
-        self._have_answered(
-            lambda: attachment.ended or answered.get(attachment.address, 0) >= number, PROBE_S
-        )
-
-    def _have_answered(self, condition: Callable[[], bool], timeout: float) -> None:
-        """Wait for answers, unless this is a thread that they would have to come from."""
-        try:
-            self._engine.check_may_wait()
-        except SessionError:
-            return
-        self._engine.wait_until(condition, timeout)
+        if not self._closed:
+            self._probes.ask(attachment)
 
     # ── ending ───────────────────────────────────────────────────────────────────────────────────────
 
@@ -483,32 +341,18 @@ class Session:
         try:
             for do in self._at_close:
                 do()
-            self._close_actors()
-            self._engine.wait_until(lambda: self._all_left() and self._all_ended(), CLOSE_S)
+            self._supervisor.close_actors()
+            self._engine.wait_until(lambda: self._all_ended() and not self._supervisor.missing(), CLOSE_S)
         finally:
             self._engine.stop()
-            self._drain()
-            for subscription in self._subscriptions:
-                subscription.end()
+            self._watchers.drain()
+            self._watchers.end()
             if self._recorder is not None:
                 self._recorder.close()
             self._has_ended.set()
 
     def _all_ended(self) -> bool:
         return all(a.ended for a in self.attachments)
-
-    def _all_left(self) -> bool:
-        return not self._supervisor.missing()
-
-    def _close_actors(self) -> None:
-        for replica in self._topology.replicas:
-            for gate in self._topology.replica_row(replica):
-                self._send(gate, Close())
-        for attachment in list(self.attachments):
-            if not attachment.ended:
-                self._send(attachment.address, Close())
-        for address in self._supervisor.missing():
-            self._send(address, Close())
 
     def _check_open(self) -> None:
         if self._error is not None:
@@ -537,7 +381,7 @@ class Session:
             lambda: condition() or self._error is not None or self._closed, timeout
         )
         if came and drain:
-            self._drain()
+            self._watchers.drain()
         if self._error is not None:
             raise again(self._error)
         if not came:
@@ -546,56 +390,8 @@ class Session:
             raise SessionClosedError(f"{what}, and the session has ended")
 
     def _send(self, to: str, message: Message) -> None:
-        self._note(to, message)
-        self._engine.send(to, message)
-
-    def _send_all(self, messages: Sequence[tuple[str, Message]]) -> None:
-        """Send messages before anybody handles one of them."""
-        for to, message in messages:
-            self._note(to, message)
-        self._engine.send_all(messages)
-
-    def _note(self, to: str, message: Message) -> None:
-        """Before a message leaves, note what will be asked about it."""
-        if self._recorder is not None:
-            self._recorder.outside(to, message)
-        if isinstance(message, Detach | Close):
-            attachment = self._registry.living.get(to)
-            if attachment is not None:
-                attachment._told_to_end = True
-
-    # ── what the actors report ───────────────────────────────────────────────────────────────────────
+        self._outbox.send(to, message)
 
     def _on_report(self, record: Any) -> None:
         self._supervisor.hear(record)
-        for subscription in list(self._subscriptions):
-            subscription.put(record)
-        for watcher in list(self._inline):
-            try:
-                watcher(record)
-            except (Exception, SystemExit):  # it must not harm the actor that reported
-                self._inline.remove(watcher)
-                logging.getLogger(__name__).exception("a watcher of the session raised and was unsubscribed")
-
-    # ── replicas, where there are any ────────────────────────────────────────────────────────────────
-
-    def _other_failed(self, address: str, why: str, error: BaseException | None) -> None:
-        """An actor is gone that no cut needs: a gate of a replica, which is out with its sentinels."""
-        replica = self._topology.replica_of(address)
-        if replica is None:
-            return
-        for trainer in self._trainers_of(replica):
-            trainer.error = GateFailedError(f"{address} {why}")
-            trainer.error.__cause__ = error
-            self._send(trainer.address, Close())
-        self._retire(replica, in_peace=False)
-
-    def _trainers_of(self, replica: int) -> list[Attachment]:
-        row = self._topology.replica_row(replica)
-        return [a for a in self.attachments if a.row == row and not a.ended]
-
-    def _retire(self, replica: int, in_peace: bool) -> None:
-        """Have the gates of a replica leave; ``in_peace``: nothing of it is on its way to the shards."""
-        for to, message in self._topology.removed(replica, in_peace):
-            self._send(to, message)
-        self._engine.retire(self._topology.replica_row(replica))
+        self._watchers.tell(record)

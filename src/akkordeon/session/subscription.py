@@ -1,20 +1,24 @@
-"""A watcher of a session, and the queue and thread between it and what is reported."""
+"""The watchers of a session, and the queue and thread between each and what is reported."""
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["Subscription"]
+__all__ = ["Subscription", "Watchers"]
 
 QUEUED_MAX = 10_000
 """Records that wait for a watcher at most; what comes then is not for it."""
 
 JOIN_S = 1.0
 """How long the end waits for the watcher's thread, which is idle or stuck."""
+
+DRAIN_S = 2.0
+"""How long the end of a wait waits for watchers to see what was reported."""
 
 
 class Subscription:
@@ -96,3 +100,42 @@ class Subscription:
             with self._changed:
                 self._seen += 1
                 self._changed.notify_all()
+
+
+class Watchers:
+    """Everybody who watches a session."""
+
+    def __init__(self) -> None:
+        self._subscriptions: list[Subscription] = []
+        self._inline: list[Callable[[Any], None]] = []
+
+    def add(self, watcher: Callable[[Any], None], *, inline: bool) -> Subscription | None:
+        """One more; ``inline``: whoever reports is to call it."""
+        if inline:
+            self._inline.append(watcher)
+            return None
+        subscription = Subscription(watcher)
+        self._subscriptions.append(subscription)
+        return subscription
+
+    def tell(self, record: Any) -> None:
+        """Have all see a record."""
+        for subscription in list(self._subscriptions):
+            subscription.put(record)
+        for watcher in list(self._inline):
+            try:
+                watcher(record)
+            except (Exception, SystemExit):  # it must not harm the actor that reported
+                self._inline.remove(watcher)
+                logging.getLogger(__name__).exception("a watcher of the session raised and was unsubscribed")
+
+    def drain(self) -> None:
+        """Let them see what was reported, within bounds."""
+        deadline_s = time.monotonic() + DRAIN_S
+        for subscription in list(self._subscriptions):
+            subscription.drain(max(0.0, deadline_s - time.monotonic()))
+
+    def end(self) -> None:
+        """Hand over nothing more."""
+        for subscription in self._subscriptions:
+            subscription.end()

@@ -8,11 +8,13 @@ All else is kept for whoever asks.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar
 
+from torch import Tensor
+
 from akkordeon.core.addresses import reader_of
-from akkordeon.core.errors import GateFailedError, SentinelFailedError, explain
+from akkordeon.core.errors import GateFailedError, SentinelFailedError, WaitTimeoutError, explain
 from akkordeon.core.messages import Close, Detach, Due, Forget, Message
 from akkordeon.core.reports import (
     ActorFailed,
@@ -31,6 +33,7 @@ from akkordeon.core.reports import (
 )
 from akkordeon.session.attachment import KEPT_MAX, Attachment
 from akkordeon.session.registry import Registry
+from akkordeon.session.topology import RowTopology
 
 __all__ = ["Supervisor"]
 
@@ -39,11 +42,10 @@ class Supervisor:
     """Hears what every actor of a session reports.
 
     Args:
-        row: addresses of the gates, or of what else cuts are made of.
+        topology: who is in the network.
         registry: who is attached.
         send: carries a message to an actor.
-        close_actors: ends the session's actors, after a gate has failed.
-        other_failed: hears address, reason and error of an actor that is neither sentinel nor in the row.
+        retire: ends what was there for actors that have been told to close.
 
     Attributes:
         gates: the latest status of each in the row, by address.
@@ -56,12 +58,11 @@ class Supervisor:
 
     def __init__(
         self,
-        row: tuple[str, ...],
+        topology: RowTopology,
         registry: Registry,
         *,
         send: Callable[[str, Message], None],
-        close_actors: Callable[[], None],
-        other_failed: Callable[[str, str, BaseException | None], None],
+        retire: Callable[[Iterable[str]], None],
     ) -> None:
         self.gates: dict[str, GateStatus] = {}
         self.sentinels: dict[str, SentinelStatus] = {}
@@ -69,11 +70,11 @@ class Supervisor:
         self.left: dict[str, GateLeft] = {}
         self.lost: set[str] = set()
         self.error: GateFailedError | None = None
-        self._row = row
+        self._topology = topology
+        self._row = topology.row
         self._registry = registry
         self._send = send
-        self._close_actors = close_actors
-        self._other_failed = other_failed
+        self._retire = retire
         self._epochs_done = 0
 
     def hear(self, record: Any) -> None:
@@ -84,7 +85,49 @@ class Supervisor:
 
     def missing(self) -> list[str]:
         """The gates that may still leave their weights, head first."""
-        return [address for address in self._row if address not in self.left and address not in self.lost]
+        owned = self._topology.owned
+        return [address for address in owned if address not in self.left and address not in self.lost]
+
+    def states_left(self, waited_s: float, *, partial: bool) -> dict[str, dict[str, Tensor]]:
+        """The weights and buffers that the gates left when they ended.
+
+        Args:
+            waited_s: how long they had the time.
+            partial: do without those that are lost, or still at work.
+
+        Raises:
+            GateFailedError: a gate is lost with its weights.
+            WaitTimeoutError: a gate has not left them yet.
+        """
+        others = "session.states(partial=True) gives the weights of the other gates"
+        late = ", ".join(self.missing())
+        if late and not partial:
+            raise WaitTimeoutError(
+                f"{late} had not left its weights after {waited_s:g} s and may still be at work: "
+                f"ask again later; {others}"
+            )
+        if self.lost and self.error is not None and not partial:
+            raise GateFailedError(f"{self.error}; {others}") from self.error.__cause__
+        return {address: self.left[address].state for address in self._row if address in self.left}
+
+    def close_actors(self) -> None:
+        """Have everybody end who ends with the session."""
+        for address in self._who_ends():
+            self._send(address, Close())
+
+    def _who_ends(self) -> Iterator[str]:
+        for replica in self._topology.replicas:
+            yield from self._topology.replica_row(replica)
+        for attachment in self._registry.attachments:
+            if not attachment.ended:
+                yield attachment.address
+        yield from self.missing()
+
+    def remove_replica(self, replica: int, in_peace: bool) -> None:
+        """Have the gates of a replica leave; ``in_peace``: nothing of it is on its way to the shards."""
+        for to, message in self._topology.removed(replica, in_peace):
+            self._send(to, message)
+        self._retire(self._topology.replica_row(replica))
 
     # ── progress ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -182,7 +225,18 @@ class Supervisor:
         if self.error is None:
             self.error = GateFailedError(why)
             self.error.__cause__ = error
-            self._close_actors()
+            self.close_actors()
+
+    def _other_failed(self, address: str, why: str, error: BaseException | None) -> None:
+        """An actor is gone that no cut needs: a gate of a replica, which is out with its sentinels."""
+        replica = self._topology.replica_of(address)
+        if replica is None:
+            return
+        for trainer in self._registry.at_work(self._topology.replica_row(replica)):
+            trainer.error = GateFailedError(f"{address} {why}")
+            trainer.error.__cause__ = error
+            self._send(trainer.address, Close())
+        self.remove_replica(replica, in_peace=False)
 
     def _actor_lost(self, record: ActorLost) -> None:
         """As a failure, but whoever is lost says nothing more."""

@@ -42,6 +42,11 @@ class RowTopology:
         self.row = network.row()
         self._network = network
 
+    @property
+    def owned(self) -> tuple[str, ...]:
+        """Those of the row that end with the session and leave it their weights."""
+        return self.row
+
     def spawns(self, seed: int) -> Iterator[Spawn]:
         """The actors of the start."""
         return self._network.spawns(seed)

@@ -23,7 +23,8 @@ from rich.text import Text
 
 from akkordeon.data.sources import samples_of
 from akkordeon.session.attachment import Attachment
-from akkordeon.session.session import Session, Status
+from akkordeon.session.session import Session
+from akkordeon.session.status import Status
 from akkordeon.watch.lines import Lines
 from akkordeon.watch.rate import Rate
 from akkordeon.watch.shard_table import ShardTable

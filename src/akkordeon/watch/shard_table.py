@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from rich.table import Table
 
 from akkordeon.core.reports import ShardStatus
-from akkordeon.session.session import Status
+from akkordeon.session.status import Status
 from akkordeon.watch.rate import Rate
 
 __all__ = ["ShardTable", "histogram"]
