@@ -242,7 +242,14 @@ def test_a_sentinel_that_was_not_given_is_asked_for_by_name(tmp_path):
         ak.replay(tmp_path / "r", network(), sentinels()[:2])
 
 
-@pytest.mark.parametrize("content", [b"", b"no record", gzip.compress(b'{"format": 99}\n')])
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(b"", id="empty"),
+        pytest.param(b"no record", id="text"),
+        pytest.param(gzip.compress(b'{"format": 99}\n'), id="another format"),
+    ],
+)
 def test_a_file_that_is_no_record_is_refused(content, tmp_path):
     (tmp_path / "r").write_bytes(content)
     with pytest.raises(RecordError):
