@@ -602,6 +602,38 @@ def test_a_block_is_left_when_its_session_has_ended_whoever_closes_it(monkeypatc
     assert training.batches.as_tuple() == (1, 0, 0, 1)
 
 
+# A service that attached sentinels of ever new names, one for each of its customers, kept an attachment of
+# each for as long as it ran, and looked through all of them at every report.
+def test_sentinels_of_ever_new_names_are_not_kept_for_ever(monkeypatch):
+    monkeypatch.setattr("akkordeon.session.registry.ENDED_MAX", 3)
+
+    def broken(outputs, targets):
+        raise ZeroDivisionError
+
+    with ak.run(small_network()) as session:
+        working = session.attach(training(endless(), name="at work"))
+        untold = session.attach(ak.Sentinel.test(batches_of(1), broken, name="untold"))
+        validation = ak.Sentinel.validate(
+            batches_of(1), F.cross_entropy, every_updates=1, name="best", best=ak.Best()
+        )
+        vdp = session.attach(validation)
+        assert session._engine.wait_until(lambda: vdp.rounds_done > 0, WAIT_S)
+        vdp.detach()
+        for ended in (untold, vdp):
+            assert session._engine.wait_until(lambda ended=ended: ended.ended, WAIT_S)
+        for i in range(9):
+            session.attach(training(batches_of(1), name=f"customer {i}")).wait(WAIT_S)
+        names = [attachment.name for attachment in session.attachments]
+        assert names == ["at work", "untold", "best", *(f"customer {i}" for i in (5, 6, 7, 8))]
+        assert session.best_module() is not None
+        again = session.attach(training(batches_of(1), name="customer 0")).wait(WAIT_S)
+        assert again.address == "sentinel/customer 0#2", "no address is given twice"
+        assert len(session._registry._numbers) < 9
+        working.detach()
+        with pytest.raises(SentinelFailedError, match="'untold'"):
+            session.wait(WAIT_S)
+
+
 # Python lets no StopIteration out of a generator, which every actor's receive is: a loss that read on in a
 # stream that had ended was told of as "RuntimeError: generator raised StopIteration".
 @pytest.mark.parametrize("where", ["loss", "score", "split"])

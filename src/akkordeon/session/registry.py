@@ -21,6 +21,9 @@ from akkordeon.session.attachment import Attachment, ParentSession
 
 __all__ = ["Registry"]
 
+ENDED_MAX = 1000
+"""Sentinels that have ended and are kept under their names, so that a service may run for years."""
+
 AnySentinel = TypeVar("AnySentinel", bound=Sentinel)
 
 
@@ -31,7 +34,8 @@ class Registry:
         max_in_flight: batches a gate holds at most, of all sentinels together.
 
     Attributes:
-        attachments: of every name the latest; replaced, never changed, as threads look through it.
+        attachments: of every name the latest, of names that are used no more the latest 1000, and whoever
+            is still of use beyond them; replaced, never changed, as threads look through it.
         living: those that will still report, by address.
     """
 
@@ -39,6 +43,7 @@ class Registry:
         self.attachments: list[Attachment] = []
         self.living: dict[str, Attachment] = {}
         self._numbers: dict[str, int] = {}  # how many sentinels of each name there were
+        self._number_of_forgotten = 0  # the largest of a name that is not in there any more
         self._max_in_flight = max_in_flight
         self._came_of: WeakKeyDictionary[Any, tuple[Any, int]] = WeakKeyDictionary()  # and from which epoch
         self._epochs_read: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
@@ -67,13 +72,22 @@ class Registry:
                 raise NameTakenError(f"a sentinel {name!r} is at work already; give this one another name")
             self._check_room(name, row, [sentinel, *(a.recipe for a in at_work if a.row == row)])
             if number is None:
-                number = self._numbers.get(name, 0) + 1
+                number = self._numbers.get(name, self._number_of_forgotten) + 1
             self._numbers[name] = number
             address = sentinel_address(name, number)
             attachment = Attachment(name, sentinel.role, address, sentinel, row, session)
-            self.attachments = [*(a for a in self.attachments if a.name != name), attachment]
+            self.attachments = [*self._kept_beside(name), attachment]
             self.living[attachment.address] = attachment
             return attachment
+
+    def _kept_beside(self, name: str) -> list[Attachment]:
+        """The attachments of other names, but for those that ended long ago and whom nobody will ask for."""
+        others = [a for a in self.attachments if a.name != name]
+        forgotten = [a for a in others if a.ended and not _is_of_use(a)][:-ENDED_MAX]
+        for attachment in forgotten:  # a name that comes again begins above, so no address comes twice
+            number = self._numbers.pop(attachment.name, 0)
+            self._number_of_forgotten = max(self._number_of_forgotten, number)
+        return [a for a in others if a not in forgotten] if forgotten else others
 
     def _check_room(self, name: str, row: tuple[str, ...], recipes: list[Sentinel]) -> None:
         """Refuse a trainer whose batches the gates would refuse one by one."""
@@ -178,6 +192,11 @@ class Registry:
         """A sentinel will not report its end."""
         self.living.pop(attachment.address, None)
         attachment._end()
+
+
+def _is_of_use(attachment: Attachment) -> bool:
+    """Whether it keeps its best weights, or failed and nobody was told."""
+    return attachment.best is not None or not (attachment.error is None or attachment._error_is_known)
 
 
 def _free_name(role: str, taken: set[str]) -> str:
