@@ -634,6 +634,33 @@ def test_sentinels_of_ever_new_names_are_not_kept_for_ever(monkeypatch):
             session.wait(WAIT_S)
 
 
+# A timeout from a configuration, "3", passed as it was: on the simulator it ended in a TypeError about floats
+# and strings, and after a replica had been told to leave.
+@pytest.mark.parametrize("timeout", ["3", float("nan"), [1]], ids=str)
+@pytest.mark.parametrize("engine", ["threads", "simulator"])
+def test_a_timeout_that_is_no_number_is_told_in_a_sentence(engine, timeout):
+    with ak.run(ak.Downpour(small_network(), replicas=1), engine=engine) as session:
+        vdp = session.attach(ak.Sentinel.validate(batches_of(1), F.cross_entropy, every_epoch=1))
+        waits = {
+            "wait for all": lambda: session.wait(timeout),
+            "wait for one": lambda: vdp.wait(timeout),
+            "predict": lambda: session.predict(batches_of(1)[0][0], timeout),
+            "states": lambda: session.states(timeout),
+            "module": lambda: session.module(timeout),
+            "status": lambda: session.status(timeout),
+            "remove_replica": lambda: session.remove_replica(0, timeout=timeout),
+        }
+        for wait in waits.values():
+            with pytest.raises(RecipeError, match="a timeout is a number of seconds, got "):
+                wait()
+        assert session.attachments == [vdp], "nothing was attached first"
+        assert session.replicas == (0,)
+        session.close()
+        for what in ("states", "module"):
+            with pytest.raises(RecipeError, match="a timeout is a number of seconds, got "):
+                waits[what]()
+
+
 # Python lets no StopIteration out of a generator, which every actor's receive is: a loss that read on in a
 # stream that had ended was told of as "RuntimeError: generator raised StopIteration".
 @pytest.mark.parametrize("where", ["loss", "score", "split"])

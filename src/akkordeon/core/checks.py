@@ -12,7 +12,7 @@ from typing import Any
 
 from akkordeon.core.errors import AkkordeonError, RecipeError
 
-__all__ = ["is_number", "require_above", "require_seconds", "require_whole"]
+__all__ = ["is_number", "require_above", "require_seconds", "require_timeout", "require_whole"]
 
 
 def require_whole(
@@ -46,6 +46,11 @@ def require_seconds(what: str, value: Any, *, optional: bool = False) -> None:
         return
     if not is_number(value) or math.isnan(value):
         raise RecipeError(f"{what} is a number of seconds, got {value!r}")
+
+
+def require_timeout(value: Any) -> None:
+    """Refuse what is no number of seconds to wait at most, or None for as long as it takes."""
+    require_seconds("a timeout", value, optional=True)
 
 
 def is_number(value: object) -> bool:

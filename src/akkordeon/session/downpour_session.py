@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Self, TypeVar, cast, overload
 
+from akkordeon.core.checks import require_timeout
 from akkordeon.core.errors import ActorFailedError, NameTakenError, RecipeError
 from akkordeon.core.reports import BatchCount, BatchRefused, BestKept, EpochDone, RoundDone, TrainingProgress
 from akkordeon.downpour.recipe import Downpour
@@ -257,7 +258,7 @@ class DownpourSession(Session):
     def _check_replica(self, replica: int) -> None:
         if replica not in self.replicas:
             known = ", ".join(map(str, self.replicas)) or "none"
-            raise RecipeError(f"there is no replica {replica}; there are {known}")
+            raise RecipeError(f"there is no replica {replica!r}; there are {known}")
 
     # ── replicas ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -293,6 +294,7 @@ class DownpourSession(Session):
             RecipeError: there is no such replica.
             WaitTimeoutError: its sentinels have not ended by then; they go on to.
         """
+        require_timeout(timeout)
         self._check_replica(replica)
         trainers = self._registry.at_work(self._topology.replica_row(replica))
         for trainer in trainers:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from akkordeon.core.addresses import sentinel_address
+from akkordeon.core.checks import require_timeout
 from akkordeon.sentinels.recipes import Sentinel
 from akkordeon.session.attachment import Attachment, ParentSession
 from akkordeon.session.registry import Registry
@@ -116,6 +117,7 @@ class JoinedSession(Session):
             ClusterError: a gate has failed, and its weights are not known.
             WaitTimeoutError: they did not come in time.
         """
+        require_timeout(timeout)
         if self._error is not None and not self._closed:
             states: dict[str, dict[str, Tensor]] = self._joined.last_states(timeout or LAST_S)
             return states

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 
-from akkordeon.core.checks import require_seconds
+from akkordeon.core.checks import require_timeout
 from akkordeon.core.errors import (
     GateFailedError,
     SessionClosedError,
@@ -191,7 +191,7 @@ class Session:
             ActorFailedError: a failure that nobody was told of yet, after the other sentinels have ended.
             WaitTimeoutError: not everything has ended by then; it goes on.
         """
-        require_seconds("a timeout", timeout, optional=True)
+        require_timeout(timeout)
         deadline_s = None if timeout is None else self._engine.now_s() + timeout
 
         def left() -> float | None:
@@ -228,8 +228,8 @@ class Session:
             ActorFailedError: the network cannot work on these inputs; the reason is in it.
             WaitTimeoutError: they did not come in time.
         """
-        recipe = Sentinel.predict(inputs, batch_size=batch_size)
-        return self._result(recipe, timeout)
+        require_timeout(timeout)
+        return self._result(Sentinel.predict(inputs, batch_size=batch_size), timeout)
 
     def module(self, timeout: float | None = None) -> nn.Sequential:
         """A plain copy of the network with the weights of one consistent cut.
@@ -254,6 +254,7 @@ class Session:
             GateFailedError: a gate is lost with its weights.
             WaitTimeoutError: they did not come in time.
         """
+        require_timeout(timeout)
         if self._closed or self._error is not None:
             patience_s = CLOSE_S if timeout is None else timeout
             self._engine.wait_until(lambda: not self._supervisor.missing(), patience_s)
@@ -291,8 +292,7 @@ class Session:
             return attachment.wait(timeout).result
         finally:
             self._registry.remove(attachment)
-            if not attachment.ended:
-                self._send(attachment.address, Detach(drop=True))
+            attachment.detach(drop=True)
 
     # ── looking on ───────────────────────────────────────────────────────────────────────────────────
 
@@ -314,6 +314,7 @@ class Session:
 
     def status(self, timeout: float = PROBE_S) -> Status:
         """How every gate and sentinel is; those too busy to answer in time as they last were."""
+        require_timeout(timeout)
         at_work = not (self._closed or self._error)
         return self._probes.status(self.attachments, timeout, gates_answer=at_work)
 
@@ -377,6 +378,7 @@ class Session:
             of: the time the user allowed, where this is not all of it.
             drain: have the watchers seen what led to it.
         """
+        require_timeout(timeout)
         came = self._engine.wait_until(
             lambda: condition() or self._error is not None or self._closed, timeout
         )
