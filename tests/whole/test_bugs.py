@@ -197,7 +197,7 @@ def test_what_cannot_be_attached_leaves_no_trace_and_its_name_free():
         with pytest.raises(DataError):
             session.attach(training([]))
         assert session.attachments == []
-        assert session._registry.living == {}
+        assert session._registry.by_address == {}
         session.attach(training()).wait(WAIT_S)
         session.wait(WAIT_S)
 

@@ -89,7 +89,7 @@ def one_session(rounds: int) -> list[float]:
         assert [(gate.stashed, gate.pinned) for gate in status.gates] == [(0, 0)] * 3
         assert status.sentinels == []
         assert len(session.attachments) == 5  # of each name the last
-        assert not session._registry.living
+        assert not session._registry.by_address
         assert not session._supervisor.sentinels
         assert len(session._engine._cells) <= 3 + 5  # the gates, and readers that still have to hear of it
     return memory

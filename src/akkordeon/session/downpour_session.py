@@ -278,7 +278,7 @@ class DownpourSession(Session):
         try:
             self._engine.spawn_all(self._topology.replica_spawns(replica, self.seed))
         except BaseException:
-            self._supervisor.remove_replica(replica, in_peace=True)
+            self._supervisor.remove_replica(replica, drained=True)
             raise
         return replica
 
@@ -301,4 +301,4 @@ class DownpourSession(Session):
             trainer.detach(drop)
         what = f"the sentinels of replica {replica} have not ended"
         self._wait(lambda: all(trainer.ended for trainer in trainers), timeout, what)
-        self._supervisor.remove_replica(replica, in_peace=True)
+        self._supervisor.remove_replica(replica, drained=True)

@@ -41,6 +41,6 @@ class Outbox:
         if self._recorder is not None:
             self._recorder.outside(to, message)
         if isinstance(message, Detach | Close):
-            attachment = self._registry.living.get(to)
+            attachment = self._registry.by_address.get(to)
             if attachment is not None:
                 attachment._told_to_end = True

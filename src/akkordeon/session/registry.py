@@ -36,12 +36,12 @@ class Registry:
     Attributes:
         attachments: of every name the latest, of names that are used no more the latest 1000, and whoever
             is still of use beyond them; replaced, never changed, as threads look through it.
-        living: those that will still report, by address.
+        by_address: those that will still report, by address.
     """
 
     def __init__(self, max_in_flight: int) -> None:
         self.attachments: list[Attachment] = []
-        self.living: dict[str, Attachment] = {}
+        self.by_address: dict[str, Attachment] = {}
         self._numbers: dict[str, int] = {}  # how many sentinels of each name there were
         self._number_of_forgotten = 0  # the largest of a name that is not in there any more
         self._max_in_flight = max_in_flight
@@ -77,7 +77,7 @@ class Registry:
             address = sentinel_address(name, number)
             attachment = Attachment(name, sentinel.role, address, sentinel, row, session)
             self.attachments = [*self._kept_beside(name), attachment]
-            self.living[attachment.address] = attachment
+            self.by_address[attachment.address] = attachment
             return attachment
 
     def _kept_beside(self, name: str) -> list[Attachment]:
@@ -145,7 +145,7 @@ class Registry:
 
     def owner(self, address: str) -> Attachment | None:
         """The sentinel that an actor is, or reads for; None if it has ended, or is none."""
-        return self.living.get(sentinel_of(address))
+        return self.by_address.get(sentinel_of(address))
 
     def get(self, name: str) -> Attachment:
         """The latest sentinel of that name.
@@ -190,7 +190,7 @@ class Registry:
 
     def mark_ended(self, attachment: Attachment) -> None:
         """A sentinel will not report its end."""
-        self.living.pop(attachment.address, None)
+        self.by_address.pop(attachment.address, None)
         attachment._end()
 
 

@@ -123,9 +123,9 @@ class Supervisor:
                 yield attachment.address
         yield from self.missing()
 
-    def remove_replica(self, replica: int, in_peace: bool) -> None:
-        """Have the gates of a replica leave; ``in_peace``: nothing of it is on its way to the shards."""
-        for to, message in self._topology.removed(replica, in_peace):
+    def remove_replica(self, replica: int, drained: bool) -> None:
+        """Have the gates of a replica leave; ``drained``: nothing of it is on its way to the shards."""
+        for to, message in self._topology.removed(replica, drained):
             self._send(to, message)
         self._retire(self._topology.replica_row(replica))
 
@@ -174,7 +174,7 @@ class Supervisor:
 
     def _sentinel_status(self, record: SentinelStatus) -> None:
         self.sentinels[record.address] = record
-        attachment = self._registry.living.get(record.address)
+        attachment = self._registry.by_address.get(record.address)
         if attachment is not None:
             attachment._batches = record.batches
         self._note_answer(record)
@@ -189,7 +189,7 @@ class Supervisor:
     def _sentinel_ended(self, record: SentinelEnded) -> None:
         self.sentinels.pop(record.address, None)
         self.answered.pop(record.address, None)
-        attachment = self._registry.living.pop(record.address, None)
+        attachment = self._registry.by_address.pop(record.address, None)
         if attachment is None:
             return
         self._registry.has_read(attachment)
@@ -236,7 +236,7 @@ class Supervisor:
             trainer.error = GateFailedError(f"{address} {why}")
             trainer.error.__cause__ = error
             self._send(trainer.address, Close())
-        self.remove_replica(replica, in_peace=False)
+        self.remove_replica(replica, drained=False)
 
     def _actor_lost(self, record: ActorLost) -> None:
         """As a failure, but whoever is lost says nothing more."""
@@ -251,7 +251,7 @@ class Supervisor:
             self._gate_failed(f"{record.address} {why}", None)
 
     def _cluster_lost(self, record: ClusterLost) -> None:
-        """All gates end and leave their weights, as long as there is something that carries them home."""
+        """All gates end and leave their weights, as long as there is something that carries them."""
         self._gate_failed(record.why, None)
 
     def _sentinel_lost(self, attachment: Attachment, address: str, why: str) -> None:

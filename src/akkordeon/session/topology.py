@@ -100,12 +100,12 @@ class RowTopology:
         """
         raise RecipeError(f"a Network has one row and no replica {replica}; a Downpour has replicas")
 
-    def removed(self, replica: int, in_peace: bool) -> Iterator[tuple[str, Message]]:
+    def removed(self, replica: int, drained: bool) -> Iterator[tuple[str, Message]]:
         """Take a replica out: what is to be sent to whom.
 
         Args:
             replica: its number.
-            in_peace: nothing of it is on its way to the shards, so that they need not watch out for it.
+            drained: nothing of it is on its way to the shards, so that they need not watch out for it.
         """
         raise RecipeError(f"a Network has one row and no replica {replica}; a Downpour has replicas")
 
@@ -190,13 +190,13 @@ class ReplicaTopology(RowTopology):
         """The actors of one replica more."""
         return self._downpour.replica_spawns(replica, seed)
 
-    def removed(self, replica: int, in_peace: bool) -> Iterator[tuple[str, Message]]:
+    def removed(self, replica: int, drained: bool) -> Iterator[tuple[str, Message]]:
         """Take a replica out: its gates end, and the shards keep nothing for it."""
         self._living.discard(replica)
         for gate, shards in zip(self.replica_row(replica), self._downpour.shards(), strict=True):
             yield gate, Close()
             for shard in shards:
-                yield shard, Left(gate) if in_peace else Forget(gate)
+                yield shard, Left(gate) if drained else Forget(gate)
 
 
 def topology_of(network: Network | Downpour) -> RowTopology:
