@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 
 import pytest
+from tests.support.timetables import draw
 
 import akkordeon as ak
 from akkordeon.core.errors import RecipeError
@@ -16,7 +17,7 @@ from akkordeon.engines.simulator.timeline import Timeline
 from akkordeon.experiments.schedules.compare import asynchronous, compare, enough_in_flight
 from akkordeon.experiments.schedules.dry_actors import dry_row
 from akkordeon.experiments.schedules.synchronous import data_parallel, in_lockstep
-from akkordeon.experiments.schedules.timetable import Op, Slot, draw
+from akkordeon.experiments.schedules.timetable import Op, Slot
 from akkordeon.experiments.schedules.world import World
 
 COST = Cost(forward_s=1.0, backward_s=2.0)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import inspect
 
 import pytest
+from tests.support.timetables import bubble, draw
 
 from akkordeon.experiments.schedules.timetable import (
     Op,
     all_reduce_s,
-    bubble,
-    draw,
     gpipe,
     one_device,
     one_f_one_b,

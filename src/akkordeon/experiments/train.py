@@ -6,11 +6,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-from akkordeon.core.errors import ActorFailedError, AkkordeonError, DataError
+from akkordeon.core.errors import ActorFailedError, AkkordeonError
 from akkordeon.core.reports import RoundDone
 from akkordeon.engines.threads import Threads
 from akkordeon.experiments.build import build_recipe, build_sentinels
@@ -84,7 +85,8 @@ def train_task(
         files = None
         with run(recipe, engine, seed=config.seed, record=record, task=config.as_plain()) as session:
             if folder is not None:
-                files = closing.enter_context(_RunFiles(folder, config, session, signals, shown.note))
+                files = _RunFiles(folder, config, session, signals, shown.note)
+                closing.callback(files.close)
             views = [shown, check, *(files.views if files else ())]
             seconds, complaints = _followed(session, sentinels, views, signals)
         told = summary(session, seconds)
@@ -115,7 +117,7 @@ def _followed(
 
 
 class _RunFiles:
-    """What a run leaves in its folder: weights as they come, and its report; a context manager."""
+    """What a run leaves in its folder: weights as they come, and its report."""
 
     def __init__(
         self,
@@ -132,21 +134,16 @@ class _RunFiles:
         self._told = FailSafeView(self._journal, "the report", warn)
         self.views: list[View] = [self._saver, self._told]
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *raised: object) -> None:
+    def close(self) -> None:
+        """Let other runs into the folder."""
         self._folder.close()
 
     def finish(self, told: Mapping[str, Any]) -> list[str]:
         """Save what the session ended with; what of it cannot be saved, in sentences."""
         complaints = []
-        try:
-            self._saver.finish()
-        except AkkordeonError as error:
-            complaints.append(str(error))
-        try:
-            self._journal.close(told)
-        except DataError as error:
-            complaints.append(str(error))
+        for finish in (self._saver.finish, partial(self._journal.close, told)):
+            try:
+                finish()
+            except AkkordeonError as error:
+                complaints.append(str(error))
         return complaints

@@ -18,7 +18,7 @@ from akkordeon.experiments.schedules.world import ScheduleOutcome, World
 __all__ = ["asynchronous", "compare", "enough_in_flight"]
 
 
-class _Supervisor:
+class _Restarter:
     """Has the sentinels begin again when a gate is back; counts what the gate's old weights had more."""
 
     def __init__(self, engine: Simulator) -> None:
@@ -36,8 +36,8 @@ class _Supervisor:
             for sentinel in self.row.trainers:
                 self.engine.send(sentinel, Restart())
 
-    def keep(self) -> None:
-        """Make a checkpoint."""
+    def make_checkpoint(self) -> None:
+        """Remember how far every gate has come."""
         self.checkpoint = {address: gate.version for address, gate in self.row.gates.items()}
 
 
@@ -68,19 +68,19 @@ def asynchronous(
         hosts=[Host("tail", (world.row[-1], "sentinel/*"))],
     )
     engine.timeline = timeline
-    supervisor = _Supervisor(engine)
-    engine.start(supervisor, 0)
+    restarter = _Restarter(engine)
+    engine.start(restarter, 0)
     try:
         size = world.bytes_between
-        row = supervisor.row = dry_row(engine.spawn, len(world.costs), sentinels, in_flight, None, size, size)
+        row = restarter.row = dry_row(engine.spawn, len(world.costs), sentinels, in_flight, None, size, size)
         for address in row.trainers:
             engine.send(address, Attach())
         while engine.now_s() < world.seconds:
             left_s = world.seconds - engine.now_s()
             engine.wait_until(lambda: False, min(world.checkpoint_every_s, left_s))
-            supervisor.keep()
+            restarter.make_checkpoint()
         loads = engine.loads()
-        redone = supervisor.rolled_back * world.samples // len(world.costs)  # by one gate of all
+        redone = restarter.rolled_back * world.samples // len(world.costs)  # by one gate of all
         return ScheduleOutcome(
             "asynchronous",
             world.seconds,

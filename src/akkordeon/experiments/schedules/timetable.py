@@ -15,8 +15,6 @@ __all__ = [
     "Op",
     "Slot",
     "all_reduce_s",
-    "bubble",
-    "draw",
     "gpipe",
     "one_device",
     "one_f_one_b",
@@ -30,9 +28,6 @@ class Op(NamedTuple):
     what: Literal["F", "B", "U"]
     stage: int
     micro: int = -1
-
-    def __str__(self) -> str:
-        return self.what + ("" if self.micro < 0 else str(self.micro))
 
 
 Schedule = list[list[Op]]
@@ -164,16 +159,6 @@ def _followers(op: Op, stages: int) -> list[Op]:
     return [Op("B", op.stage - 1, op.micro)] if op.what == "B" and op.stage else []
 
 
-def bubble(slots: Sequence[Slot]) -> float:
-    """The share of the devices' time in which they do nothing.
-
-    Of GPipe and of 1F1B with P stages and m micro-batches under equal costs it is (P-1)/(m+P-1).
-    """
-    devices = 1 + max(slot.device for slot in slots)
-    span_s = max(s.end_s for s in slots) - min(s.begin_s for s in slots)
-    return 1 - sum(s.end_s - s.begin_s for s in slots) / (devices * span_s)
-
-
 def all_reduce_s(workers: int, size: int, latency_s: float, bytes_per_s: float) -> float:
     """Seconds of a ring all-reduce: 2(W-1) steps, each of one W-th of the bytes.
 
@@ -187,17 +172,3 @@ def all_reduce_s(workers: int, size: int, latency_s: float, bytes_per_s: float) 
     if workers == 1:
         return 0.0
     return 2 * (workers - 1) * (latency_s + size / workers / bytes_per_s)
-
-
-def draw(slots: Sequence[Slot], tick_s: float = 1.0) -> str:
-    """The timetable as text, a column for every tick; ``.`` where nothing begins."""
-    rows: dict[int, dict[int, str]] = {}
-    for slot in slots:
-        rows.setdefault(slot.device, {})[round(slot.begin_s / tick_s)] = str(slot.op)
-    ticks = range(1 + max(tick for row in rows.values() for tick in row))
-    width = 1 + max(len(text) for row in rows.values() for text in row.values())
-    lines = [
-        f"{device}   " + "".join(f"{row.get(tick, '.'):<{width}}" for tick in ticks)
-        for device, row in sorted(rows.items())
-    ]
-    return "\n".join(line.rstrip() for line in lines)
