@@ -8,6 +8,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 
 from akkordeon.cli.cluster import cluster_at, detached_networks
@@ -17,6 +18,8 @@ from akkordeon.engines.ray import processes
 from akkordeon.engines.ray.connection import join as join_cluster
 from akkordeon.engines.ray.connection import parse_target, require_ray
 from akkordeon.experiments.config import GateRule, TrainConfig
+from akkordeon.experiments.presets import rule_named
+from akkordeon.experiments.tasks.loader import load_network
 from akkordeon.experiments.tasks.named import NETWORKS
 
 __all__ = ["app", "detach", "join", "status"]
@@ -47,11 +50,7 @@ def start(
     dashboard: Annotated[bool, typer.Option(help="Start Ray's dashboard, if Ray is started.")] = False,
 ) -> None:
     """Start a network, and Ray if none runs at that address. It goes on when this command has ended."""
-    import torch
-
-    from akkordeon.experiments.presets import rule_named
     from akkordeon.experiments.run_folder import WEIGHTS, load_weights
-    from akkordeon.experiments.tasks.loader import load_network
 
     if not name or set(name) & set("/:"):
         raise ClusterError(f"a network's name has no '/' and no ':' and is not empty, got {name!r}")

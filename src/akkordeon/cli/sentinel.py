@@ -15,6 +15,7 @@ from akkordeon.cli.options import with_settings
 from akkordeon.core.errors import WaitTimeoutError
 from akkordeon.engines.ray.connection import parse_target, probe
 from akkordeon.experiments.config import TrainConfig
+from akkordeon.experiments.tasks.loader import load_task
 from akkordeon.experiments.tasks.named import NAMED
 
 __all__ = ["app"]
@@ -45,7 +46,6 @@ def train(
 ) -> None:
     """Train a network with data of this machine; Ctrl-C ends it, the network goes on."""
     from akkordeon.experiments.build import build_trainers
-    from akkordeon.experiments.tasks.loader import load_task
 
     _check_answers(target)
     task = load_task(data, config.data_dir)
@@ -70,7 +70,6 @@ def validate(
     """Validate a network with data of this machine, until Ctrl-C."""
     from akkordeon.data.sources import as_batches
     from akkordeon.data.split import take_samples
-    from akkordeon.experiments.tasks.loader import load_task
     from akkordeon.sentinels.recipes import Sentinel
 
     _check_answers(target)
