@@ -245,15 +245,16 @@ class DownpourSession(Session):
         sentinel = self._registry.going_on(replace(sentinel, name=name), self.seed)
         parts = self._topology.deal(sentinel, self.seed)
         self._registry.derive([part.batches for part in parts], sentinel.batches)
-        living = {a.name for a in self.attachments if not a.ended}
-        taken = ", ".join(repr(part.name) for part in parts if part.name in living)
+        at_work = {a.name for a in self._registry.at_work()}
+        taken = ", ".join(repr(part.name) for part in parts if part.name in at_work)
         if taken:
             raise NameTakenError(f"sentinels {taken} are at work already; give these another name")
         return name, parts
 
     def _free_base(self, role: str) -> str:
-        living = {a.name.rpartition("-")[0] for a in self.attachments if not a.ended}
-        return next(n for i in itertools.count(1) if (n := role if i == 1 else f"{role}{i}") not in living)
+        at_work = {a.name.rpartition("-")[0] for a in self._registry.at_work()}
+        names = itertools.chain([role], (f"{role}{i}" for i in itertools.count(2)))
+        return next(name for name in names if name not in at_work)
 
     def _check_replica(self, replica: int) -> None:
         if replica not in self.replicas:

@@ -98,47 +98,6 @@ class Registry:
                 f"{self._max_in_flight}: give it a smaller in_flight or raise Network(max_in_flight=…)"
             )
 
-    # ── how often data was read ──────────────────────────────────────────────────────────────────────────
-
-    def going_on(self, sentinel: AnySentinel, seed: int) -> AnySentinel:
-        """The sentinel, to go on with its data where those that trained on it before have ended."""
-        source = sentinel.batches
-        if not isinstance(sentinel, Training) or not isinstance(source, Batches | DataLoader):
-            return sentinel
-        with self._lock:
-            read = self._epochs_read.get(source, 0)
-        if not read:
-            return sentinel
-        following = skip_epochs(source, read, seed)
-        self._note(following, source, read)
-        return replace(sentinel, batches=following)
-
-    def epochs_before(self, source: Any) -> int:
-        """How many epochs of its data were read before a source began."""
-        known = isinstance(source, Batches | DataLoader)
-        return self._came_of.get(source, (source, 0))[1] if known else 0
-
-    def derive(self, parts: Iterable[Any], source: Any) -> None:
-        """Have what is read of the parts count as read of the data they were made of."""
-        if isinstance(source, Batches | DataLoader):
-            origin, began = self._came_of.get(source, (source, 0))
-            for part in parts:
-                self._note(part, origin, began)
-
-    def _note(self, source: Any, origin: Any, began: int) -> None:
-        if source is not origin:
-            with self._lock:
-                self._came_of[source] = origin, began
-
-    def has_read(self, attachment: Attachment) -> None:
-        """A sentinel has ended: remember how far it came in its data."""
-        source = attachment.recipe.batches
-        if attachment.role.trains and isinstance(source, Batches | DataLoader):
-            with self._lock:
-                origin, began = self._came_of.get(source, (source, 0))
-                reached = began + attachment.epochs_done
-                self._epochs_read[origin] = max(self._epochs_read.get(origin, 0), reached)
-
     def named(self, name: str) -> Attachment | None:
         """The sentinel of that name, at work or ended."""
         return next((a for a in reversed(self.attachments) if a.name == name), None)
@@ -193,6 +152,47 @@ class Registry:
         self.by_address.pop(attachment.address, None)
         attachment._end()
 
+    # ── how often data was read ──────────────────────────────────────────────────────────────────────────
+
+    def going_on(self, sentinel: AnySentinel, seed: int) -> AnySentinel:
+        """The sentinel, to go on with its data where those that trained on it before have ended."""
+        source = sentinel.batches
+        if not isinstance(sentinel, Training) or not isinstance(source, Batches | DataLoader):
+            return sentinel
+        with self._lock:
+            read = self._epochs_read.get(source, 0)
+        if not read:
+            return sentinel
+        following = skip_epochs(source, read, seed)
+        self._note(following, source, read)
+        return replace(sentinel, batches=following)
+
+    def epochs_before(self, source: Any) -> int:
+        """How many epochs of its data were read before a source began."""
+        known = isinstance(source, Batches | DataLoader)
+        return self._came_of.get(source, (source, 0))[1] if known else 0
+
+    def derive(self, parts: Iterable[Any], source: Any) -> None:
+        """Have what is read of the parts count as read of the data they were made of."""
+        if isinstance(source, Batches | DataLoader):
+            origin, began = self._came_of.get(source, (source, 0))
+            for part in parts:
+                self._note(part, origin, began)
+
+    def _note(self, source: Any, origin: Any, began: int) -> None:
+        if source is not origin:
+            with self._lock:
+                self._came_of[source] = origin, began
+
+    def has_read(self, attachment: Attachment) -> None:
+        """A sentinel has ended: remember how far it came in its data."""
+        source = attachment.recipe.batches
+        if attachment.role.trains and isinstance(source, Batches | DataLoader):
+            with self._lock:
+                origin, began = self._came_of.get(source, (source, 0))
+                reached = began + attachment.epochs_done
+                self._epochs_read[origin] = max(self._epochs_read.get(origin, 0), reached)
+
 
 def _is_of_use(attachment: Attachment) -> bool:
     """Whether it keeps its best weights, or failed and nobody was told."""
@@ -200,8 +200,5 @@ def _is_of_use(attachment: Attachment) -> bool:
 
 
 def _free_name(role: str, taken: set[str]) -> str:
-    return (
-        role
-        if role not in taken
-        else next(n for i in itertools.count(2) if (n := f"{role}-{i}") not in taken)
-    )
+    names = itertools.chain([role], (f"{role}-{i}" for i in itertools.count(2)))
+    return next(name for name in names if name not in taken)

@@ -210,7 +210,7 @@ class Supervisor:
 
     def _sentinel_failed(self, attachment: Attachment, record: ActorFailed) -> None:
         if attachment.error is not None:  # its last words failed too: there will be no others
-            self._registry.mark_ended(attachment)
+            self._mark_ended(attachment)
             return
         what = record.doing if record.batch is None else f"batch {record.batch.number}"
         why = f"sentinel {attachment.name!r} failed on {what}: {explain(record.error)}"
@@ -259,10 +259,16 @@ class Supervisor:
         if address != attachment.address:
             self._send(attachment.address, Close())
             return
-        self._registry.mark_ended(attachment)
+        self._mark_ended(attachment)
         self._send(reader_of(address), Close())
         for gate in attachment.row:
             self._send(gate, Forget(address))
+
+    def _mark_ended(self, attachment: Attachment) -> None:
+        """It will say nothing more."""
+        self.sentinels.pop(attachment.address, None)
+        self.answered.pop(attachment.address, None)
+        self._registry.mark_ended(attachment)
 
     _HANDLERS: ClassVar[dict[type, Callable[[Any, Any], None]]] = {
         EpochDone: _epoch_done,

@@ -75,7 +75,7 @@ def replay(
         network: the same recipe, as new.
         sentinels: recipes of the training, validating and testing sentinels with their data as new, under
             the names they had; those without a name in the order they were attached. What was predicted
-            is in the record.
+            is in the record, if it could be read twice and was below 96 MiB.
         partial: take a record that breaks off, because its run was killed, as far as it goes.
 
     Returns:
