@@ -270,11 +270,13 @@ def test_a_module_that_begins_to_write_to_whole_numbers_is_refused_once():
 
 
 def test_a_module_that_writes_to_one_of_two_inputs_that_share_memory_is_refused():
-    """In a plain loop the other would change as well, and here it is a copy."""
+    """In a plain loop the other would change as well, and here it is a copy; one tensor twice stays one."""
     x = torch.ones(2, 2)
     gate = gate_alone(Sometimes())
-    assert "share memory" in refusal(gate, forward(0, (x, x))).reason
+    assert "share memory" in refusal(gate, forward(0, (x, x.view(2, 2)))).reason
     assert "share memory" in refusal(gate, forward(1, (x, x[:1]))).reason
+    (out,) = sends(do(gate, forward(3, (x, x))), Forward)
+    assert all(part.tolist() == [[2, 2], [2, 2]] for part in out.payload)
     assert not sends(do(gate, forward(2, (x, x.clone()))), Refused)
 
 
@@ -840,6 +842,31 @@ def test_a_last_gate_that_lets_no_gradient_through_is_refused():
     assert "does it detach its result" in refusal(last, forward(0, x_of())).reason
     between = gate_alone(Detaches(6, 4))
     assert not sends(do(between, forward(0, x_of())), Refused)
+
+
+def test_a_last_gate_that_is_refused_so_is_as_it_was():
+    """Its buffers were, but what the forward had written to its weights stayed."""
+
+    class Writes(nn.BatchNorm1d):
+        calls = 0
+
+        def forward(self, x):
+            y = super().forward(x)
+            self.calls += 1
+            self.weight.data.add_(1)
+            return y.detach()
+
+        def get_extra_state(self):
+            return torch.tensor(self.calls)
+
+        def set_extra_state(self, state):
+            self.calls = int(state)
+
+    last = gate_alone(Writes(6), position={"next": None})
+    was = bits(last.module)
+    assert "does it detach its result" in refusal(last, forward(0, x_of())).reason
+    assert same_bits(last.module, was)
+    assert last.module.calls == 0
 
 
 def test_a_module_compiled_in_place_is_told_to_run_uncompiled():

@@ -96,6 +96,24 @@ def test_a_recipe_that_cannot_work_is_refused(recipe, sentence):
         ak.Network(**({"gates": [ak.Gate(nn.ReLU())]} | recipe))
 
 
+def test_a_module_in_evaluation_mode_is_trained_in_one_gate_or_cut_into_many_but_its_parts_stay():
+    """Its children stayed in evaluation mode where it was cut, and were trained so."""
+    module = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
+
+    def modes() -> list[list[bool]]:
+        cut = ak.Network.from_module(module, 2, sgd)
+        return [
+            [part.training for part in spawn.make().module.modules()]
+            for network in (cut, cut.starting_from(cut.module()), ak.Network([ak.Gate(module, sgd)]))
+            for spawn in network.spawns(seed=0)
+        ]
+
+    module.eval()
+    assert all(all(gate) for gate in modes())
+    module.train()[1].eval()
+    assert sum(not training for gate in modes() for training in gate) == 3
+
+
 def test_gates_are_wired_to_their_neighbours():
     network = small_network(max_staleness=5, max_in_flight=7)
     spawns = list(network.spawns(seed=3, prefix="replica/2/"))

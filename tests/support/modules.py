@@ -840,6 +840,33 @@ def late_statistics(self: Any, x: Tensor) -> Tensor:
     return self.norm(self.layer(x))
 
 
+class KeepsData(torch.optim.Optimizer):
+    """Updates what the data of its parameters was when it was made."""
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params, {})
+        self.kept = self.data()
+
+    def data(self) -> list[Tensor]:
+        return [parameter.data for parameter in self.param_groups[0]["params"]]
+
+    def step(self, closure: Any = None) -> None:
+        for data, parameter in zip(self.kept, self.param_groups[0]["params"], strict=True):
+            data.sub_(0.1 * parameter.grad)
+
+
+class KeepsDataLater(KeepsData):
+    """Keeps it in its first step."""
+
+    def __init__(self, params: Any) -> None:
+        torch.optim.Optimizer.__init__(self, params, {})
+
+    def step(self, closure: Any = None) -> None:
+        self.state.setdefault("kept", self.data())
+        self.kept = self.state["kept"]
+        super().step()
+
+
 def flat(params: Any) -> torch.optim.Optimizer:
     """An optimizer whose parameters are views of one tensor that it made."""
     params = list(params)
@@ -1109,6 +1136,8 @@ ROWS = [
     Row("several outputs", between(does(lambda self, x: (self.layer(x), x.sum(1, keepdim=True))), does(lambda self, p: self.layer(p[0]) * p[1]))),
     Row("several outputs to the loss", lambda: [ToDict(), DictAdds()]),
     Row("one tensor twice", between(does(lambda self, x: (h := self.layer(x), h)), does(lambda self, p: self.layer(p[0] + p[1])))),
+    Row("one tensor three times", between(does(lambda self, x: [h := self.layer(x), h, {"again": h}]), does(lambda self, p: self.layer(p[0] * p[1] + p[2]["again"]) * p[0] - 0.3 * p[1].tanh() + p[2]["again"] / 3))),
+    Row("one tensor twice to the loss", lambda: [does(lambda self, x: (h := self.layer(x), h), 6, 2)()], loss=lambda out, y: squared(out[0] * out[1] + out[0] / 3 - 0.7 * out[1], y)),
     Row("several inputs", lambda: [Splat(nn.Bilinear(6, 5, 8)), nn.Linear(8, 2)], many((6,), (5,))),
     Row("integers and numbers in a dict", first(Wide), mixed_dict),
     Row("output that needs no gradient", between(does(lambda self, x: (self.layer(x), x.detach() > 0)), does(lambda self, p: self.layer(p[0]) * p[1]))),
@@ -1315,6 +1344,10 @@ REFUSED = [
     Refusal("optimizer of other parameters", first(linear), "that is not the gate's", ForeignParameterError, optimizer=one_of(lambda: linear().parameters())),
     Refusal("no optimizer made", first(linear), "gave a NoneType; it must return a torch.optim.Optimizer", optimizer=lambda params: None),
     Refusal("optimizer for dense gradients alone", first(lambda: nn.Embedding(7, 8, sparse=True)), "Adam does not support sparse gradients", GateFailedError, words(), torch.optim.Adam),
+    Refusal("optimizer for sparse gradients alone", between(), "gate/1 failed .* SparseAdam does not support dense gradients", GateFailedError, FEATURES, lambda params: torch.optim.SparseAdam(list(params))),
+    Refusal("optimizer of another device", between(), "gate/1 failed .*capturable=True, params and state_steps must be on supported devices", GateFailedError, FEATURES, lambda params: torch.optim.Adam(params, capturable=True)),
+    Refusal("optimizer that keeps data", first(linear), "keeps the memory of its parameters", optimizer=KeepsData),
+    Refusal("optimizer that keeps data from its first step on", between(), "keeps the memory of its parameters", GateFailedError, optimizer=KeepsDataLater),
     Refusal("text out", gives(lambda self, x: (self.layer(x), "text")), CANNOT_TRAVEL + "holds tensors alone; got str inside it", SentinelFailedError),
     Refusal("object out", gives(lambda self, x: self), CANNOT_TRAVEL + "is a tensor, .*; got Does", SentinelFailedError),
     Refusal("nothing out", gives(lambda self, x: None), CANNOT_TRAVEL + "is a tensor, .*; got NoneType", SentinelFailedError),

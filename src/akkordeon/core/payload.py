@@ -7,7 +7,7 @@ for its fields.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -21,11 +21,13 @@ __all__ = [
     "all_finite",
     "copy_of",
     "form",
+    "gradient_like",
     "is_floating",
     "map_nested",
     "map_tensors",
     "memory",
     "nbytes",
+    "needing_gradient",
     "rebuilt",
     "same_form",
     "samples",
@@ -60,11 +62,25 @@ def _inside(payload: tuple[Any, ...] | list[Any] | dict[Any, Any]) -> Iterator[T
 def map_tensors(function: Callable[[Tensor], Tensor | None], payload: Payload) -> Payload:
     """A payload of the same form, in new containers, with ``function`` applied to every tensor in it.
 
+    What is one tensor in several places is one there again.
+
     Raises:
         ProtocolError: the payload is neither a tensor nor a tuple, list or dict of such.
     """
     if isinstance(payload, Tensor):
         return function(payload)  # type: ignore[return-value]  # None stays None, inside and outside
+    made: dict[int, Tensor | None] = {}
+
+    def once(tensor: Tensor) -> Tensor | None:
+        if id(tensor) not in made:
+            made[id(tensor)] = function(tensor)
+        return made[id(tensor)]
+
+    return _map_places(once, payload)
+
+
+def _map_places(function: Callable[[Tensor], Tensor | None], payload: Payload) -> Payload:
+    """The same, with ``function`` applied in every place."""
     if isinstance(payload, tuple | list | dict):
         parts = payload.values() if isinstance(payload, dict) else payload
         return rebuilt(payload, [_mapped(function, part) for part in parts])
@@ -76,8 +92,10 @@ def map_tensors(function: Callable[[Tensor], Tensor | None], payload: Payload) -
 def _mapped(function: Callable[[Tensor], Tensor | None], part: object) -> Any:
     if part is None:
         return None
-    if isinstance(part, Tensor | tuple | list | dict):
-        return map_tensors(function, part)
+    if isinstance(part, Tensor):
+        return function(part)
+    if isinstance(part, tuple | list | dict):
+        return _map_places(function, part)
     raise ProtocolError(f"a payload holds tensors alone; got {type(part).__name__} inside it")
 
 
@@ -107,6 +125,25 @@ def rebuilt(like: Container, parts: list[Any]) -> Container:
     else:
         made = kind._make(parts) if hasattr(kind, "_make") else kind(parts)
     return made  # type: ignore[no-any-return]  # of the class that like has
+
+
+def needing_gradient(payload: Payload) -> list[Tensor]:
+    """The tensors of a payload that require a gradient, each once."""
+    if isinstance(payload, Tensor):
+        return [payload] if payload.requires_grad else []
+    return list({id(tensor): tensor for tensor in tensors(payload) if tensor.requires_grad}.values())
+
+
+def gradient_like(payload: Payload, wanted: Sequence[Tensor], found: Sequence[Tensor | None]) -> Payload:
+    """Gradients in the form of a payload: each in the first place of its tensor, None in all others.
+
+    Where one tensor is in several places, whoever made it sums up nothing: autograd has, in the order that it
+    has where there is no cut in between.
+    """
+    if isinstance(payload, Tensor):
+        return found[0]  # type: ignore[return-value]  # None stays None, inside and outside
+    left = dict(zip(map(id, wanted), found, strict=False))
+    return _map_places(lambda tensor: left.pop(id(tensor), None), payload)
 
 
 def same_form(gradient: Payload | None, output: Payload | None) -> bool:

@@ -19,7 +19,17 @@ from akkordeon.core.autograd import accumulated, gradients, graph_behind, with_g
 from akkordeon.core.errors import RecipeError
 from akkordeon.core.generator import GeneratorObserver, GeneratorUse
 from akkordeon.core.messages import Backward, Batch, Fault, Forget, Forward, Scored
-from akkordeon.core.payload import Payload, all_finite, map_tensors, memory, same_form, signature, tensors
+from akkordeon.core.payload import (
+    Payload,
+    all_finite,
+    gradient_like,
+    map_tensors,
+    memory,
+    needing_gradient,
+    same_form,
+    signature,
+    tensors,
+)
 from akkordeon.core.shard_messages import Settle, Settled
 from akkordeon.pipeline.gate import Gate
 from akkordeon.pipeline.module_state import BufferState
@@ -93,7 +103,8 @@ class GateActor(Stage):
             x, y = self._run(batch, message.payload)
             output = map_tensors(Tensor.detach, y)
             is_finite = all_finite(tensors(output))
-            if is_finite:
+            is_detached = self._ends_a_row and not _requires_grad(y)
+            if is_finite and not is_detached:
                 self.weights.end_forward()
         except Exception as error:
             self._undo_forward()
@@ -106,8 +117,8 @@ class GateActor(Stage):
             why = "its input is not finite" if came_so else "its output is not finite, though its input is"
             yield self._refuse(batch, Fault.NOT_FINITE, why)
             return
-        if self._ends_a_row and not _requires_grad(y):
-            self.buffers.roll_back()
+        if is_detached:
+            self._undo_forward()
             yield self._refuse(batch, Fault.FORM, DETACHED)
             return
         self.stash[batch] = stashed = self._stashed(x, y)
@@ -276,15 +287,12 @@ class GateActor(Stage):
         self, stashed: Stashed, gradient: Payload | None
     ) -> tuple[Payload | None, list[Tensor | None]]:
         """Gradients by the input, in the input's form, and by the weights; None where there is none."""
-        inputs = [x for x in tensors(stashed.x) if x.requires_grad]
+        inputs = needing_gradient(stashed.x)
         weights = [stashed.weights[i] for i in self.weights.trainable]
         outputs, seeds = _differentiable(stashed.y, gradient)
         found = self._generator.backward(self._derive, outputs, inputs + weights, seeds)
         self.generator_use = self._generator.use
-        to_previous: Payload | None = None
-        if inputs:
-            by_input = iter(found)
-            to_previous = map_tensors(lambda x: next(by_input) if x.requires_grad else None, stashed.x)
+        to_previous = gradient_like(stashed.x, inputs, found) if inputs else None
         sent = {memory(tensor) for tensor in (*tensors(to_previous), *seeds)}
         own = _own(found[len(inputs) :], weights, sent)
         if len(own) == len(stashed.weights):

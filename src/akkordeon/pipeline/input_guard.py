@@ -71,7 +71,7 @@ class InputGuard:
         copied, self._works_in_place = self.copies, True
         if not copied and self._needs_gradient:
             raise RuntimeError("the module works in place on some inputs only; from now on it gets copies")
-        where = Counter(map(memory, leaves))
+        where = Counter(memory(leaf) for leaf in {id(leaf): leaf for leaf in leaves}.values())
         if any(where[memory(x)] > 1 for x in written):
             raise RuntimeError(
                 "the module writes to one of several inputs that share memory, and the others would not "

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import types
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from akkordeon.core.payload import memory
 
-__all__ = ["KEEPS_OTHERS", "copied", "in_fresh_memory", "inside", "overlapping"]
+__all__ = ["copied", "in_fresh_memory", "overlapping", "tensors_in"]
 
 
 def copied(module: nn.Module, structure_only: bool = False) -> nn.Module:
@@ -116,6 +116,25 @@ def _in(thing: object) -> Iterator[object]:
         yield from thing
 
 
+def tensors_in(things: Iterable[object], known: Iterable[object] = ()) -> Iterator[Tensor]:
+    """The tensors in these, in what they hold and in the attributes of that, but for what is known."""
+    waiting: list[Any] = list(things)
+    seen = set(map(id, known))
+    while waiting:
+        thing = waiting.pop()
+        if id(thing) in seen or isinstance(thing, type | types.ModuleType):
+            continue
+        seen.add(id(thing))
+        if isinstance(thing, Tensor):
+            yield thing
+        elif isinstance(thing, _CONTAINERS):
+            waiting.extend(_inside(thing))
+        elif isinstance(thing, set | deque):
+            waiting.extend(thing)
+        else:
+            waiting.extend(getattr(thing, "__dict__", {}).values())
+
+
 # ── functions ────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -145,7 +164,7 @@ class Rebinding:
 
     def of(self, thing: Any) -> Any:
         """What stands for it in the copy; itself, where it reaches nothing that was copied."""
-        if not isinstance(thing, KEEPS_OTHERS) or id(thing) in self._memo or not self._reaches(thing):
+        if not isinstance(thing, _CONTAINERS) or id(thing) in self._memo or not self._reaches(thing):
             return self._memo.get(id(thing), thing)
         if id(thing) not in self._made:
             self._kept.append(thing)
@@ -159,9 +178,9 @@ class Rebinding:
             one = waiting.pop()
             if self._memo.get(id(one), one) is not one:
                 return True
-            if isinstance(one, KEEPS_OTHERS) and id(one) not in seen:
+            if isinstance(one, _CONTAINERS) and id(one) not in seen:
                 seen.add(id(one))
-                waiting.extend(inside(one))
+                waiting.extend(_inside(one))
         return False
 
     def _again(self, thing: Any) -> Any:
@@ -211,14 +230,14 @@ class Rebinding:
         return cell, self._made[id(cell)]
 
 
-KEEPS_OTHERS = (types.FunctionType, types.MethodType, partial, tuple, list, dict)
+_CONTAINERS = (types.FunctionType, types.MethodType, partial, tuple, list, dict)
 """What can be looked into, whoever wrote it."""
 
 
-def inside(thing: Any) -> Iterable[Any]:
+def _inside(thing: Any) -> Iterable[Any]:
     """What is directly in one of these."""
     if isinstance(thing, types.FunctionType):
-        return _inside_function(thing)
+        return _in_function(thing)
     if isinstance(thing, types.MethodType):
         return thing.__func__, thing.__self__
     if isinstance(thing, partial):
@@ -226,7 +245,7 @@ def inside(thing: Any) -> Iterable[Any]:
     return thing.values() if isinstance(thing, dict) else thing
 
 
-def _inside_function(function: types.FunctionType) -> Iterator[Any]:
+def _in_function(function: types.FunctionType) -> Iterator[Any]:
     yield from (cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell))
     yield from function.__defaults__ or ()
     yield from (function.__kwdefaults__ or {}).values()

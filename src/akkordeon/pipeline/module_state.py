@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -24,7 +22,7 @@ from torch import Tensor, nn
 
 from akkordeon.core.errors import RecipeError
 from akkordeon.core.payload import memory
-from akkordeon.pipeline.module_copy import KEEPS_OTHERS, inside, overlapping
+from akkordeon.pipeline.module_copy import overlapping, tensors_in
 
 __all__ = [
     "BufferState",
@@ -152,21 +150,8 @@ def _tensors_beside(module: nn.Module) -> Iterator[Tensor]:
     """The tensors in a module's attributes, and in objects there, that are none of its state."""
     own = ("_parameters", "_buffers", "_modules")
     parts = list(module.modules())
-    waiting: list[Any] = [thing for part in parts for name, thing in vars(part).items() if name not in own]
-    seen = {id(part) for part in parts}
-    while waiting:
-        thing = waiting.pop()
-        if id(thing) in seen or isinstance(thing, type | ModuleType):
-            continue
-        seen.add(id(thing))
-        if isinstance(thing, Tensor):
-            yield thing
-        elif isinstance(thing, KEEPS_OTHERS):
-            waiting.extend(inside(thing))
-        elif isinstance(thing, set | deque):
-            waiting.extend(thing)
-        else:
-            waiting.extend(getattr(thing, "__dict__", {}).values())
+    attributes = [thing for part in parts for name, thing in vars(part).items() if name not in own]
+    return tensors_in(attributes, known=parts)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -111,7 +111,7 @@ class Network:
             raise RecipeError(f"{len(module)} layers cannot be cut into {gates} gates")
         rule = staleness or Stash()
         return cls(
-            [Gate(nn.Sequential(OrderedDict(part)), optimizer, rule) for part in _parts(module, gates)],
+            [Gate(_row_of(part, module), optimizer, rule) for part in _parts(module, gates)],
             max_staleness=max_staleness,
             flat=True,
         )
@@ -163,7 +163,7 @@ class Network:
             if states is not None:
                 write(states[address], module)
         if self.flat:
-            return nn.Sequential(OrderedDict(child for module in modules for child in _children(module)))
+            return _row_of([child for module in modules for child in _children(module)], modules[0])
         return nn.Sequential(*modules)
 
     def starting_from(self, module: nn.Sequential) -> Network:
@@ -171,9 +171,7 @@ class Network:
         if self.flat:
             children = iter(_children(module))
             sizes = [len(_children(gate.module)) for gate in self.gates]
-            modules: list[nn.Module] = [
-                nn.Sequential(OrderedDict(itertools.islice(children, size))) for size in sizes
-            ]
+            modules: list[nn.Module] = [_row_of(itertools.islice(children, size), module) for size in sizes]
         else:
             modules = list(module)
         gates = [replace(gate, module=part) for gate, part in zip(self.gates, modules, strict=True)]
@@ -183,6 +181,13 @@ class Network:
 def _children(module: nn.Module) -> list[tuple[str, nn.Module]]:
     """The children by name, one with two names twice."""
     return list(module._modules.items())  # type: ignore[arg-type]  # a Sequential has no None
+
+
+def _row_of(children: Iterable[tuple[str, nn.Module]], like: nn.Module) -> nn.Sequential:
+    """A Sequential of these, in training or evaluation mode itself as another is; they stay as they are."""
+    row = nn.Sequential(OrderedDict(children))
+    row.training = like.training
+    return row
 
 
 def _parts(module: nn.Sequential, gates: int) -> Iterator[list[tuple[str, nn.Module]]]:

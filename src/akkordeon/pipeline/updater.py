@@ -21,6 +21,8 @@ from torch.optim.optimizer import (
 
 from akkordeon.core.autograd import without_gradients
 from akkordeon.core.errors import AkkordeonError, ForeignParameterError, RecipeError, explain
+from akkordeon.core.payload import memory
+from akkordeon.pipeline.module_copy import tensors_in
 from akkordeon.pipeline.staleness import Rule
 from akkordeon.pipeline.weights import Snapshot, Weights
 
@@ -28,6 +30,9 @@ __all__ = ["OptimizerFactory", "Updater", "clipped"]
 
 UPDATES_WITHOUT_SCORE = 1000
 """After so many it is said that a scheduler waits for a score."""
+
+UPDATES_WITHOUT_GRADIENT = 100
+"""After so many it is said which parameters never had a gradient."""
 
 NAMED = "named_parameters"
 """What an optimizer function calls its argument that wants (name, parameter) pairs."""
@@ -75,6 +80,9 @@ class Updater:
         plateau = isinstance(self._scheduler, ReduceLROnPlateau)
         self._wanted_score = _WantedScore(label) if plateau else None
         self._state = rule.initial(weights.masters)
+        self._label = label
+        self._updates = 0
+        self._without_gradient = set(weights.trainable)
 
     @property
     def spares_gradients(self) -> bool:
@@ -111,6 +119,8 @@ class Updater:
             for master, gradient in zip(weights.masters, gradients, strict=True):
                 master.grad = gradient
             self._step()
+            if not self._updates and self._optimizer is not None:
+                _refuse_kept_memory(self._optimizer, weights, self._label)
             if not weights.are_finite():
                 return self._undo()
             if self._scheduler is not None and self._wanted_score is None:
@@ -122,9 +132,25 @@ class Updater:
             for master in weights.masters:
                 master.grad = None
         weights.publish()
+        self._updates += 1
+        if self._without_gradient:
+            self._warn_without_gradient(gradients)
         if self._wanted_score is not None:
             self._wanted_score.updated()
         return True
+
+    def _warn_without_gradient(self, gradients: list[Tensor | None]) -> None:
+        """Warn once of parameters that no loss has depended on so far."""
+        waiting = self._without_gradient
+        waiting.difference_update([i for i in waiting if gradients[i] is not None])
+        if waiting and self._updates == UPDATES_WITHOUT_GRADIENT:
+            names = ", ".join(repr(self._weights.names[i]) for i in sorted(waiting))
+            waiting.clear()
+            warnings.warn(
+                f"{self._label} has made {self._updates} updates, and its {names} never had a gradient: no "
+                "loss has depended on it",
+                stacklevel=2,
+            )
 
     def _undo(self) -> bool:
         if not self._weights.keep:
@@ -193,6 +219,7 @@ def _built(factory: OptimizerFactory, weights: Weights, label: str) -> tuple[Opt
             "torch.optim.Optimizer, or (optimizer, scheduler)"
         )
     _refuse_unfit(optimizer, label)
+    _refuse_kept_memory(optimizer, weights, label)
     _spare_questions(optimizer, weights)
     if lay != [master.data_ptr() for master in weights.masters]:
         raise RecipeError(
@@ -219,6 +246,17 @@ def _as_asked(factory: OptimizerFactory, weights: Weights) -> list[Any]:
     if wants_names:
         return list(zip(weights.names, weights.masters, strict=True))
     return list(weights.masters)
+
+
+def _refuse_kept_memory(optimizer: Optimizer, weights: Weights, label: str) -> None:
+    """Refuse an optimizer that keeps ``p.data``: with the next update the parameter has other memory."""
+    held = {memory(master.data) for master in weights.masters}
+    for kept in tensors_in(vars(optimizer).values(), known=weights.masters):
+        if memory(kept) in held:
+            raise RecipeError(
+                f"the optimizer of {label} keeps the memory of its parameters, as by p.data, and a gate "
+                "moves its weights with every update; have it ask for p.data in each step"
+            )
 
 
 def _spare_questions(optimizer: Optimizer, weights: Weights) -> None:

@@ -12,7 +12,16 @@ from torch.nn import functional as F
 
 from akkordeon.core.autograd import gradients, graph_behind, with_gradients
 from akkordeon.core.errors import RecipeError
-from akkordeon.core.payload import Payload, copy_of, is_floating, map_nested, map_tensors, tensors
+from akkordeon.core.payload import (
+    Payload,
+    copy_of,
+    gradient_like,
+    is_floating,
+    map_nested,
+    map_tensors,
+    needing_gradient,
+    tensors,
+)
 
 __all__ = [
     "OWN_WEIGHTS",
@@ -86,8 +95,8 @@ class LossInputs:
         """The outputs as they were, again for somebody who may write into them."""
         if not self._copies or any(one._version for one in self._copies):
             return map_tensors(_copy, self._outputs)
-        copies = iter(self._copies)
-        return map_tensors(lambda _: next(copies).detach(), self._outputs)
+        of = dict(zip(map(id, tensors(self._outputs)), self._copies, strict=True))
+        return map_tensors(lambda output: of[id(output)].detach(), self._outputs)
 
 
 def _copy(output: Tensor) -> Tensor:
@@ -156,6 +165,5 @@ def gradient_of(loss: Tensor, leaves: Payload) -> Payload:
     """The gradient of the loss by the outputs, in their form; None where there is none."""
     if not loss.requires_grad:
         raise RecipeError("its loss does not depend on the network's outputs; there is nothing to learn")
-    wanted = [leaf for leaf in tensors(leaves) if leaf.requires_grad]
-    found = iter(gradients([loss], wanted, [torch.ones_like(loss)]))
-    return map_tensors(lambda leaf: next(found) if leaf.requires_grad else None, leaves)
+    wanted = needing_gradient(leaves)
+    return gradient_like(leaves, wanted, gradients([loss], wanted, [torch.ones_like(loss)]))
