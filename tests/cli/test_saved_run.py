@@ -13,7 +13,7 @@ import safetensors.torch
 from tests.support.commands import MINE, QUICK, akkordeon, outcome_of
 
 from akkordeon.experiments.run_folder import BEST, REPORT, TASK, WEIGHTS
-from akkordeon.session.records.lines import FORMAT
+from akkordeon.session.records.file_format import FORMAT
 
 
 @pytest.fixture(scope="module")

@@ -24,9 +24,9 @@ import akkordeon as ak
 from akkordeon.cli.main import app
 from akkordeon.core.errors import RecordError, ReplayError
 from akkordeon.core.reports import EpochDone
-from akkordeon.session.records import lines as record_lines
+from akkordeon.session.records import file_format
 from akkordeon.session.records import record as record_file
-from akkordeon.session.records.lines import FORMAT
+from akkordeon.session.records.file_format import FORMAT
 from akkordeon.session.records.record import Record
 
 
@@ -391,14 +391,14 @@ def test_a_full_disk_ends_the_record_and_not_the_run(tmp_path, caplog):
 @pytest.mark.parametrize("what", ["train", "simulate"])
 def test_a_command_whose_record_breaks_off_has_not_succeeded(tmp_path, monkeypatch, what):
     """It ended with exit code 0, though what it was asked to keep cannot be replayed."""
-    encoded = record_lines.encoded
+    encoded = file_format.encoded
 
     def full(content):
         if isinstance(content, list):
             raise OSError(errno.ENOSPC, "No space left on device")
         return encoded(content)
 
-    monkeypatch.setattr(record_lines, "encoded", full)
+    monkeypatch.setattr(file_format, "encoded", full)
     world = tmp_path / "world.toml"
     world.write_text(
         'title = "small"\n[train]\ntask = "digits"\nepochs = 1\n[cost]\nforward_s = 0.1\nbackward_s = 0.2\n'
@@ -449,7 +449,7 @@ def test_a_small_file_that_unpacks_to_much_is_refused_before_it_fills_the_memory
 
 
 def test_inputs_that_are_too_large_for_a_line_are_said_not_to_be_in_the_record(tmp_path, monkeypatch):
-    monkeypatch.setattr(record_lines, "LINE_BYTES_MAX", 1_000)
+    monkeypatch.setattr(file_format, "LINE_BYTES_MAX", 1_000)
     recorded(tmp_path / "r", ak.Threads(2), after=lambda session: session.predict(torch.zeros(100, 6), 60))
     with pytest.raises(ReplayError, match="the inputs of 'predict' are not in the record"):
         ak.replay(tmp_path / "r", network(), sentinels())

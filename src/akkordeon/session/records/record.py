@@ -12,7 +12,7 @@ from akkordeon.core.errors import RecordError
 from akkordeon.downpour.recipe import Downpour
 from akkordeon.pipeline.network import Network
 from akkordeon.session.records.digest import fingerprint
-from akkordeon.session.records.lines import FORMAT, LINE_BYTES_MAX, LineDigest, is_line, versions
+from akkordeon.session.records.file_format import FORMAT, LINE_BYTES_MAX, LineDigest, is_line, versions
 
 __all__ = ["Record"]
 

@@ -17,7 +17,7 @@ from akkordeon.core.messages import Message
 from akkordeon.downpour.recipe import Downpour
 from akkordeon.pipeline.network import Network
 from akkordeon.sentinels.recipes import Sentinel
-from akkordeon.session.records import lines
+from akkordeon.session.records import file_format
 from akkordeon.session.records.digest import Digest, data_fingerprint, fingerprint, key_of
 
 __all__ = ["Recorder"]
@@ -53,12 +53,12 @@ class Recorder:
         self._serial = itertools.count()
         self._withdrawn: set[str] = set()
         self._lines = 0
-        self._digest = lines.LineDigest()
+        self._digest = file_format.LineDigest()
         self._over = False
-        header = {**lines.versions(), "seed": seed, "network": fingerprint(network), "task": task}
+        header = {**file_format.versions(), "seed": seed, "network": fingerprint(network), "task": task}
         try:
             self._file = gzip.open(path, "wb", compresslevel=3)  # noqa: SIM115 - until close
-            self._file.write(self._digest.add(lines.encoded(header)))
+            self._file.write(self._digest.add(file_format.encoded(header)))
             self._file.flush()
         except OSError as error:
             raise RecordError(f"{path} cannot be written: {error.strerror or error}") from error
@@ -68,7 +68,7 @@ class Recorder:
         what: dict[str, Any] = {"name": name, "role": recipe.role}
         try:
             if recipe.role.answers:
-                what["inputs"] = lines.packed(recipe.batches)
+                what["inputs"] = file_format.packed(recipe.batches)
                 what["batch_size"], what["in_flight"] = recipe.batch_size, recipe.in_flight
             else:
                 what["data"] = data_fingerprint(recipe.batches)
@@ -88,7 +88,7 @@ class Recorder:
 
     def outside(self, to: str, message: Message) -> None:
         """The session sends a message."""
-        self._write([next(self._serial), "outside", to, lines.fields_of(message)])
+        self._write([next(self._serial), "outside", to, file_format.fields_of(message)])
 
     def listen(self, actor: Actor, message: Message, now_s: float) -> Iterator[Effect]:
         """An actor handles a message."""
@@ -116,7 +116,7 @@ class Recorder:
 
     def _write(self, line: Any) -> None:
         try:
-            text = lines.encoded(line)
+            text = file_format.encoded(line)
             with self._lock:
                 if self._over:
                     return
@@ -144,7 +144,7 @@ class Recorder:
             with self._lock:
                 if self._over:
                     return
-                self._file.write(lines.encoded({"lines": self._lines, "digest": str(self._digest)}))
+                self._file.write(file_format.encoded({"lines": self._lines, "digest": str(self._digest)}))
                 self._file.close()
                 self._over = True
         except OSError as error:

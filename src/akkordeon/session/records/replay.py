@@ -30,7 +30,7 @@ from akkordeon.sentinels.factory import make_actors
 from akkordeon.sentinels.recipes import Evaluation, Training
 from akkordeon.sentinels.roles import Role
 from akkordeon.session.records.digest import Digest, data_fingerprint, key_of
-from akkordeon.session.records.lines import message_of, unpacked
+from akkordeon.session.records.file_format import message_of, unpacked
 from akkordeon.session.records.record import Record
 from akkordeon.session.topology import topology_of
 
