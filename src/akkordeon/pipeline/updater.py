@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import math
 import warnings
 from collections.abc import Callable, Iterable
@@ -146,10 +147,11 @@ class Updater:
         if waiting and self._updates == UPDATES_WITHOUT_GRADIENT:
             names = ", ".join(repr(self._weights.names[i]) for i in sorted(waiting))
             waiting.clear()
-            warnings.warn(
-                f"{self._label} has made {self._updates} updates, and its {names} never had a gradient: no "
-                "loss has depended on it",
-                stacklevel=2,
+            logging.getLogger(__name__).warning(
+                "%s has made %d updates, and its %s never had a gradient: no loss has depended on it",
+                self._label,
+                self._updates,
+                names,
             )
 
     def _undo(self) -> bool:
