@@ -132,7 +132,7 @@ def test_dry_actors_keep_to_the_protocol():
     for address in row.trainers:
         engine.send(address, Attach())
     engine.wait_until(lambda: False, 1.0)
-    assert row.ended()
+    assert all(trainer.ended for trainer in row.trainers.values())
     assert row.trained == 100
     for gate in row.gates.values():
         assert gate.version == sum(gate.staleness_seen.values()) == 100

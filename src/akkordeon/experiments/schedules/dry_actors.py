@@ -166,10 +166,6 @@ class DryRow:
         """Batches that came back to their sentinels."""
         return sum(trainer.batches.trained for trainer in self.trainers.values())
 
-    def ended(self) -> bool:
-        """Whether every sentinel has had all of its batches."""
-        return all(trainer.ended for trainer in self.trainers.values())
-
 
 def dry_row(
     spawn: Callable[[str, Callable[[], Actor]], None],
