@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from tests.support.terminals import Terminal
 
 
 def pytest_configure() -> None:
@@ -45,3 +50,12 @@ def ray_cluster_ends() -> Iterator[None]:
     yield
     if "tests.support.warm" in sys.modules:
         sys.modules["tests.support.warm"].end_cluster()
+
+
+@pytest.fixture
+def terminals(tmp_path: Path) -> Iterator[Callable[..., Terminal]]:
+    """Opens a terminal with a command in it; all of them have this folder as their home."""
+    from tests.support.terminals import open_terminals
+
+    with open_terminals(tmp_path) as terminal:
+        yield terminal

@@ -16,7 +16,7 @@ from akkordeon.experiments.run_folder import BEST, REPORT, TASK, WEIGHTS
 
 
 def test_ctrl_c_stops_with_what_was_reached(tmp_path):
-    process = alone("train", "--epochs", 100_000, "--out", tmp_path, "--json")
+    process = alone("train", "--epochs", 100_000, "--out", tmp_path, "--json", forked=False)
     read_until(process, "train ")
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=WAIT_S)
@@ -59,7 +59,7 @@ def test_weights_are_kept_as_they_come_whatever_ends_the_process(tmp_path):
 
 
 def test_a_reader_that_goes_away_does_not_end_the_training(tmp_path):
-    process = alone("train", "--epochs", 30, "--out", tmp_path)
+    process = alone("train", "--epochs", 30, "--out", tmp_path, forked=False)
     read_until(process, "train ")
     process.stdout.close()
     with process.stderr:

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import queue
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor, wait
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from tests.support.terminals import free_port, says
 
 from akkordeon.core.errors import ClusterError
+from akkordeon.engines.ray.connection import ClusterProbe
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install '.[ray]'")
-
-PATIENCE_S = 100.0
 
 RECIPE = """
 import torch
@@ -41,93 +35,6 @@ def network():
         ak.Gate(nn.Linear(128, 10), adam),
     ])
 """
-
-
-class Terminal:
-    """Somebody's terminal with one command in it."""
-
-    def __init__(self, home: Path, *command: str, inside: str | None = None, **environment: str) -> None:
-        words = [sys.executable, "-m", "akkordeon.cli.main", *command]
-        if inside is not None:  # a network namespace, with files of Ray's own
-            (home / "ray").mkdir(exist_ok=True)
-            own_files = f'mount --bind {home}/ray /tmp/ray && exec "$@"'
-            words = ["ip", "netns", "exec", inside, "sh", "-c", own_files, "sh", *words]
-        env = {**os.environ, "HOME": str(home), "PYTHONUNBUFFERED": "1", **environment}
-        env.pop("RAY_AUTH_MODE", None)
-        pipe = subprocess.PIPE
-        self.process = subprocess.Popen(
-            words, stdout=pipe, stderr=subprocess.STDOUT, text=True, env=env, cwd=home
-        )
-        self.began_s = time.monotonic()
-        self.text = ""
-        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        for line in self.process.stdout:
-            self._lines.put(line)
-        self._lines.put(None)
-
-    def until(self, pattern: str) -> re.Match[str]:
-        """Read on until a line has this in it."""
-        deadline_s = time.monotonic() + PATIENCE_S
-        while (line := self._lines.get(timeout=max(0.1, deadline_s - time.monotonic()))) is not None:
-            self.text += line
-            if found := re.search(pattern, line):
-                return found
-        raise AssertionError(f"{pattern!r} never came: {self.text}")
-
-    def end(self, code: int | None = 0) -> str:
-        """Wait for the command's end; everything it said."""
-        assert self.process.wait(PATIENCE_S) == code or code is None, self.text + self.rest()
-        return self.text + self.rest()
-
-    def rest(self) -> str:
-        self._reader.join(5)
-        self.process.stdout.close()
-        lines = []
-        while not self._lines.empty():
-            lines.append(self._lines.get() or "")
-        return "".join(lines)
-
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self.began_s
-
-
-@pytest.fixture
-def terminals(tmp_path):
-    """Open terminals; all are closed at the end, and the head of the cluster with them."""
-    opened = []
-
-    def terminal(*command: str, **environment: str) -> Terminal:
-        opened.append(Terminal(tmp_path, *command, **environment))
-        return opened[-1]
-
-    yield terminal
-    for each in opened:
-        if each.process.poll() is None:
-            each.process.kill()
-            each.process.wait()
-        each.rest()
-    for note in (tmp_path / ".akkordeon" / "heads").glob("*.json"):
-        code = f"from akkordeon.engines.ray.processes import end_head; end_head('localhost:{note.stem}')"
-        subprocess.run([sys.executable, "-c", code], env={**os.environ, "HOME": str(tmp_path)}, timeout=60)
-
-
-def free_port() -> int:
-    with socket.socket() as trial:
-        trial.bind(("127.0.0.1", 0))
-        return trial.getsockname()[1]
-
-
-def says(terminal: Terminal, sentence: str) -> None:
-    """It refuses with one sentence, in seconds even on a busy machine: Ray alone takes up to 122 s."""
-    text = terminal.end(1)
-    assert terminal.seconds < 60
-    assert re.search(sentence, text), text
-    assert text.count("\n") == 1, text
 
 
 @pytest.mark.timeout(300)  # a dozen processes, on two cores
@@ -185,13 +92,14 @@ def test_sentinels_train_and_validate_a_network_that_outlives_them(terminals, tm
     validator.end()
     from tests.support.warm import start_cluster
 
-    neighbour = start_cluster()["warm/0"]
+    start_cluster()  # another of this machine
     stopped = terminals("network", "stop", target.replace("127.0.0.1", "localhost")).end()
     assert re.search(
         r"'digits-net' has ended\n.*is gone.*\nRay at localhost:\d+ has ended, as no network is left",
         stopped,
     )
-    ray.get(neighbour.heartbeat.remote(), timeout=10)  # another cluster of this machine
+    assert ClusterProbe().node_answers()
+    assert ClusterProbe().head_answers()
     says(terminals("status", at), f"nothing answers at {at}")
 
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from tests.cli.test_network_command import Terminal
+from tests.support.terminals import Terminal
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

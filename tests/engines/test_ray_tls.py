@@ -7,7 +7,7 @@ import ipaddress
 import re
 
 import pytest
-from tests.cli.test_network_command import Terminal, free_port, says, terminals  # noqa: F401 - a fixture
+from tests.support.terminals import Terminal, free_port, says
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -51,7 +51,7 @@ def certificate(tmp_path):
     }
 
 
-def test_a_network_that_speaks_tls_trains_and_takes_nobody_who_does_not(terminals, certificate):  # noqa: F811
+def test_a_network_that_speaks_tls_trains_and_takes_nobody_who_does_not(terminals, certificate):
     at = f"127.0.0.1:{free_port()}"
     target = f"{at}/tls"
     terminals("network", "start", "digits", "--listen", at, "--name", "tls", **certificate).end()

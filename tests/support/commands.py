@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
+from tests.support.forks import Forked
 from typer.testing import CliRunner, Result
 
 from akkordeon.cli.main import app
@@ -108,16 +110,17 @@ def outcome_of(result: Result) -> dict:
 ALONE = [sys.executable, "-c", "from akkordeon_command import main; main()"]
 
 
-def alone(*arguments: object) -> subprocess.Popen[str]:
-    """The command line as a process of its own."""
-    command = [*ALONE, *map(str, arguments)]
+def alone(*arguments: object, forked: bool = True) -> Forked | subprocess.Popen[str]:
+    """The command line as a process of its own; one that is not forked also ends as an interpreter does."""
+    command = [*map(str, arguments)]
     environment = {name: value for name, value in os.environ.items() if name != "AKKORDEON_DATA"}
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    )
+    if forked:
+        return Forked(*command, folder=Path.cwd(), environment=environment)
+    pipe = subprocess.PIPE
+    return subprocess.Popen([*ALONE, *command], stdout=pipe, stderr=pipe, text=True, env=environment)
 
 
-def read_until(process: subprocess.Popen[str], start: str) -> list[str]:
+def read_until(process: Forked | subprocess.Popen[str], start: str) -> list[str]:
     """The lines of its output up to the first that starts so."""
     lines = []
     for line in process.stdout:

@@ -1,0 +1,99 @@
+"""Command lines in processes of their own, forked from one that has loaded all, which takes seconds."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from io import TextIOWrapper
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(
+    [
+        "akkordeon.cli.main",
+        "akkordeon.experiments.tasks.loader",
+        "akkordeon_command",
+        "sklearn.datasets",
+        "torch._dynamo",
+        "tests.support.forks",
+        *(["akkordeon.engines.ray.detached"] if "ray" in sys.modules else []),
+    ]
+)
+
+
+class Forked:
+    """The command line `akkordeon` at work; to be handled as a ``subprocess.Popen`` with text.
+
+    Args:
+        words: the arguments of the command.
+        folder: where it works.
+        environment: all of its environment.
+        merged: whether what it says on stderr comes from stdout.
+    """
+
+    def __init__(
+        self, *words: str, folder: Path, environment: Mapping[str, str], merged: bool = False
+    ) -> None:
+        self.stdout, out = _pipe()
+        self.stderr, err = (None, out) if merged else _pipe()
+        self._process = _FORKS.Process(target=_run, args=(words, str(folder), dict(environment), out, err))
+        self._process.start()
+        self.pid = self._process.pid
+        for end in {out, err}:
+            end.close()
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        if (code := self._process.exitcode) is None:
+            raise subprocess.TimeoutExpired("akkordeon", timeout or 0.0)
+        return code
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """The rest of what it says, once it has ended. For what fits into a pipe."""
+        self.wait(timeout)
+        with self.stdout, self.stderr:
+            return self.stdout.read(), self.stderr.read()
+
+
+def _pipe() -> tuple[TextIOWrapper, Connection]:
+    read, write = _FORKS.Pipe(duplex=False)
+    reader = os.fdopen(os.dup(read.fileno()))
+    read.close()
+    return reader, write
+
+
+def _run(
+    words: tuple[str, ...], folder: str, environment: dict[str, str], out: Connection, err: Connection
+) -> None:
+    """In the process that was forked: become what a shell would have started."""
+    from akkordeon_command import main
+
+    os.dup2(out.fileno(), 1)
+    os.dup2(err.fileno(), 2)
+    for end in {out, err}:
+        end.close()
+    sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = ["akkordeon", *words]
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    main()
