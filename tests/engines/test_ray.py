@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import psutil
@@ -28,19 +29,15 @@ from akkordeon.core.errors import (
     SessionError,
 )
 from akkordeon.engines.ray import engine as ray_engine
-from akkordeon.engines.ray.host_pool import SESSION_HOST, HostPool
+from akkordeon.engines.ray.host_pool import SESSION_HOST
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install '.[ray]'")
 
 
-def start_cluster():
-    from tests.support.warm import start_cluster
-
-    return start_cluster()
-
-
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
+    from tests.support.warm import start_cluster
+
     start_cluster()
 
 
@@ -49,6 +46,21 @@ def warm():
     from tests.support.warm import WarmRay
 
     return WarmRay()
+
+
+def lending(**options):
+    """The engine as it places actors, in processes that were used before."""
+    from tests.support.warm import LendingRay
+
+    return LendingRay(**options)
+
+
+@pytest.fixture
+def lent_session_hosts(monkeypatch):
+    """Sessions that join a network do so with processes that were used before."""
+    from tests.support.warm import LendingPool
+
+    monkeypatch.setattr(ray_engine, "HostPool", LendingPool)
 
 
 def sgd(params):
@@ -68,17 +80,29 @@ def problem(batches=40):
     return [(rows, rows[:, :3].argmax(1)) for rows in x]
 
 
+class Endless:
+    """The same with pauses, so that what goes on meanwhile has the processor to itself."""
+
+    def __init__(self):
+        self._batches = problem(10)
+
+    def __iter__(self):
+        for batch in self._batches:
+            threading.Event().wait(0.01)
+            yield batch
+
+
 # ── processes that die ───────────────────────────────────────────────────────────────────────────────
 
 
 def test_killed_processes_are_told_of_and_nothing_hangs():
     """First that of the sentinels, then that of two of the gates."""
-    engine = ak.Ray(placement=[[0], [1, 2]])
+    engine = lending(placement=[[0], [1, 2]])
     with ak.run(three_gates(), engine=engine) as session:
         where = engine.locations()
         assert where["gate/1"] == where["gate/2"] != where["gate/0"]
         assert os.getpid() not in {pid for _, pid in where.values()}
-        endless = session.attach(ak.Sentinel.train(problem(), F.cross_entropy, epochs=10**6, name="endless"))
+        endless = session.attach(ak.Sentinel.train(Endless(), F.cross_entropy, epochs=10**6, name="endless"))
         assert engine.wait_until(lambda: len(endless.epochs) > 1, 30)
 
         os.kill(engine._pool.locations[SESSION_HOST][1], signal.SIGKILL)
@@ -88,7 +112,7 @@ def test_killed_processes_are_told_of_and_nothing_hangs():
         assert again.batches.as_tuple() == (40, 40, 0, 0)
         assert [gate.stashed for gate in session.status(timeout=10).gates] == [0, 0, 0]
 
-        last = session.attach(ak.Sentinel.train(problem(), F.cross_entropy, epochs=10**6, name="last"))
+        last = session.attach(ak.Sentinel.train(Endless(), F.cross_entropy, epochs=10**6, name="last"))
         assert engine.wait_until(lambda: len(last.epochs) > 1, 30)
         os.kill(where["gate/1"][1], signal.SIGKILL)
         with pytest.raises(GateFailedError, match=r"gate/[12] is lost: its process died \(number \d+"):
@@ -99,15 +123,16 @@ def test_killed_processes_are_told_of_and_nothing_hangs():
 
 def test_a_process_that_is_stopped_counts_as_lost_after_a_while(monkeypatch):
     """Nothing had a deadline: of a process that hung nobody was told, ever."""
-    engine = ak.Ray()
+    engine = lending()
     with ak.run(row(nn.Linear(6, 3)), engine=engine) as session:
-        training = session.attach(ak.Sentinel.train(problem(), F.cross_entropy, epochs=10**6))
+        training = session.attach(ak.Sentinel.train(Endless(), F.cross_entropy, epochs=10**6))
         assert engine.wait_until(lambda: training.epochs, 30)
         pid = engine.locations()["gate/0"][1]
-        monkeypatch.setattr(ray_engine, "SILENT_S", 4.0)
+        monkeypatch.setattr(ray_engine, "SILENT_S", 2.0)
         os.kill(pid, signal.SIGSTOP)
-        with pytest.raises(GateFailedError, match=r"gate/0 is lost: its process has not answered for 4 s"):
+        with pytest.raises(GateFailedError, match=r"gate/0 is lost: its process has not answered for 2 s"):
             training.wait(timeout=20)
+        os.kill(pid, signal.SIGCONT)  # for those who use it next
 
 
 class DeadCluster:
@@ -121,15 +146,16 @@ def test_every_wait_ends_when_ray_dies_on_this_machine(warm, monkeypatch):
     """module(timeout=5) and close() waited in Ray for what had died."""
     monkeypatch.setattr(ray_engine, "CLUSTER_CHECK_S", 0.1)
     with ak.run(three_gates(), engine=warm) as session:
-        training = session.attach(ak.Sentinel.train(problem(), F.cross_entropy, epochs=10**6))
+        training = session.attach(ak.Sentinel.train(Endless(), F.cross_entropy, epochs=10**6))
         assert warm.wait_until(lambda: training.epochs, 30)
+        host = warm._pool.host_with("gate/0")
         warm._cluster = DeadCluster(node=False)
         with pytest.raises(GateFailedError, match=r"is lost: Ray's process on this machine .* has died"):
             training.wait(timeout=10)
         with pytest.raises(GateFailedError):
             session.module(timeout=5)
         with pytest.raises(ClusterError, match="has died"):
-            warm._pool.answers([start_cluster()["warm/0"].heartbeat.remote()], 60)
+            warm._pool.answers([host.heartbeat.remote()], 60)
 
 
 def test_a_head_that_is_away_ends_the_session_before_ray_ends_the_process(warm, monkeypatch):
@@ -137,7 +163,7 @@ def test_a_head_that_is_away_ends_the_session_before_ray_ends_the_process(warm, 
     monkeypatch.setattr(ray_engine, "CLUSTER_CHECK_S", 0.1)
     monkeypatch.setattr(ray_engine, "HEAD_S", 0.3)
     with ak.run(three_gates(), engine=warm) as session:
-        training = session.attach(ak.Sentinel.train(problem(), F.cross_entropy, epochs=10**6))
+        training = session.attach(ak.Sentinel.train(Endless(), F.cross_entropy, epochs=10**6))
         assert warm.wait_until(lambda: training.epochs, 30)
         warm._cluster = DeadCluster(head=False)
         with pytest.raises(GateFailedError, match=r"the head of the Ray cluster has not answered for 0.3 s"):
@@ -146,7 +172,7 @@ def test_a_head_that_is_away_ends_the_session_before_ray_ends_the_process(warm, 
 
 
 def test_a_replica_that_is_killed_costs_its_own_work_alone_and_others_come_and_go():
-    engine = ak.Ray()
+    engine = lending()
     with ak.run(ak.Downpour(three_gates(), replicas=2), engine=engine) as session:
         training = session.attach(ak.Sentinel.train(problem(), F.cross_entropy, epochs=10**6, name="t"))
         assert engine.wait_until(lambda: all(len(each.epochs) > 1 for each in training), 60)
@@ -172,7 +198,11 @@ def test_a_replica_that_is_killed_costs_its_own_work_alone_and_others_come_and_g
         assert session.predict(torch.randn(4, 6), timeout=30).shape == (4, 3)
 
 
-def test_a_replica_that_fails_gives_its_process_back_and_a_new_one_gets_all_its_gates_need():
+def test_a_replica_that_fails_gives_its_process_back_and_a_new_one_gets_all_its_gates_need(
+    monkeypatch,
+):
+    from tests.support.warm import LendingPool
+
     class Limited(nn.Module):
         def __init__(self):
             super().__init__()
@@ -188,20 +218,15 @@ def test_a_replica_that_fails_gives_its_process_back_and_a_new_one_gets_all_its_
         def break_down(self, gradient):
             raise RuntimeError("worn out")
 
-    asked = []
-
-    class AskingPool(HostPool):
-        def _start(self, name, needs):
-            asked.append((name, dict(needs)))
-            return super()._start(name, needs)
-
-    class Asking(ak.Ray):
-        def _new_pool(self, seed):
-            return AskingPool(seed)
+    asked = {}
+    engine = lending()
+    start = LendingPool._start
+    monkeypatch.setattr(
+        LendingPool, "_start", lambda *what: asked.update({what[1]: dict(what[2])}) or start(*what)
+    )
 
     gates = [ak.Gate(nn.Linear(6, 6), sgd, resources={"num_cpus": 0.1}), ak.Gate(Limited(), sgd)]
     gates.append(ak.Gate(nn.Linear(3, 3), sgd, resources={"num_cpus": 0.2}))
-    engine = Asking()
     with ak.run(ak.Downpour(ak.Network(gates), replicas=1), engine=engine) as session:
         pid = engine.locations()["replica/0/gate/0"][1]
         training = session.attach(ak.Sentinel.train(problem(), F.cross_entropy, name="t"))
@@ -209,8 +234,7 @@ def test_a_replica_that_fails_gives_its_process_back_and_a_new_one_gets_all_its_
             training.wait(timeout=30)
         assert ended(pid)
         session.add_replica()
-    needs = dict(asked)
-    assert needs["replica/0"] == needs["replica/1"] == {"num_cpus": pytest.approx(0.3)}
+    assert asked["replica/0"] == asked["replica/1"] == {"num_cpus": pytest.approx(0.3)}
 
 
 # ── networks on their own, without the command line ──────────────────────────────────────────────────
@@ -272,7 +296,9 @@ def test_a_network_whose_registrar_was_killed_can_be_stopped_and_started_again(s
         networks.stop(address, name)
 
 
-def test_the_weights_of_a_network_can_be_had_when_a_gate_has_failed_or_is_lost(started_row):
+def test_the_weights_of_a_network_can_be_had_when_a_gate_has_failed_or_is_lost(
+    started_row, lent_session_hosts
+):
     """They were gone with the first failure, though the other gates were alive."""
     from akkordeon.engines.ray import detached as networks
 
@@ -290,7 +316,7 @@ def test_the_weights_of_a_network_can_be_had_when_a_gate_has_failed_or_is_lost(s
         session.attach(ak.Sentinel.train(problem(3), F.cross_entropy)).wait(timeout=60)
         os.kill(session._engine.locations()["gate/1"][1], signal.SIGKILL)
         with pytest.raises(GateFailedError, match="gate/1 is lost"):
-            session.attach(ak.Sentinel.train(problem(), F.cross_entropy, epochs=10**6)).wait(timeout=30)
+            session.attach(ak.Sentinel.train(Endless(), F.cross_entropy, epochs=10**6)).wait(timeout=30)
         last = session.states(timeout=30)
         assert same({"gate/1": last["gate/1"]}, {"gate/1": trained["gate/1"]})
     kept = networks.weights(address, name)
@@ -334,7 +360,7 @@ def test_a_network_says_how_many_batches_a_lost_sentinel_has_trained():
     assert registrar.status().sentinels == []
 
 
-def test_a_network_is_saved_and_another_starts_from_what_was_saved(starting_at, tmp_path):
+def test_a_network_is_saved_and_another_starts_from_what_was_saved(starting_at, tmp_path, lent_session_hosts):
     from akkordeon.experiments.run_folder import WEIGHTS
     from akkordeon.experiments.safetensors_file import from_safetensors
 
@@ -389,14 +415,14 @@ def same(states, others):
     )
 
 
-def test_a_sentinel_that_has_ended_does_not_end_another_sessions_of_its_name(started):
+def test_a_sentinel_that_has_ended_does_not_end_another_sessions_of_its_name(started, lent_session_hosts):
     from akkordeon.engines.ray import detached as networks
 
     address, name, _ = started
     with ak.connect(f"{address}/{name}") as mine, ak.connect(f"{address}/{name}") as theirs:
         first = mine.attach(ak.Sentinel.train(problem(), F.cross_entropy, name="t")).wait(timeout=60)
         assert theirs._engine.wait_until(lambda: not networks.status(address, name).sentinels, 10)
-        second = theirs.attach(ak.Sentinel.train(problem(), F.cross_entropy, epochs=10**6, name="t"))
+        second = theirs.attach(ak.Sentinel.train(Endless(), F.cross_entropy, epochs=10**6, name="t"))
         first.detach()
         assert theirs._engine.wait_until(lambda: len(second.epochs) > 5, 30)
         mine.detach("t")  # by name it is the network's
@@ -521,14 +547,16 @@ def test_modules_that_this_process_finds_are_found_by_hosts(monkeypatch, tmp_pat
     monkeypatch.syspath_prepend(str(tmp_path))
     import found_by_path
 
-    with ak.run(row(found_by_path.Doubled(6, 3)), engine=ak.Ray()) as session:
+    with ak.run(row(found_by_path.Doubled(6, 3)), engine=lending()) as session:
         assert session.predict(torch.randn(4, 6), timeout=60).shape == (4, 3)
 
 
 def test_a_module_that_hosts_do_not_find_is_told_of_in_a_sentence(warm, monkeypatch, tmp_path):
     (tmp_path / "known_here_alone.py").write_text("from torch import nn\nclass Own(nn.Linear): ...\n")
-    monkeypatch.syspath_prepend(str(tmp_path))  # the warm hosts are older
+    monkeypatch.syspath_prepend(str(tmp_path))
     import known_here_alone
+
+    (tmp_path / "known_here_alone.py").unlink()
 
     with pytest.raises(RecipeError, match=r"gate/0 cannot be made in another process: No module named 'kno"):
         ak.run(row(known_here_alone.Own(6, 3)), engine=warm)

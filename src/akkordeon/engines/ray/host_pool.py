@@ -22,7 +22,7 @@ from akkordeon.engines.ray.connection import NAMESPACE, require_ray
 from akkordeon.engines.ray.placement import Placement, host_of, is_replica, sum_of_resources
 
 if TYPE_CHECKING:
-    from akkordeon.engines.ray.hosts import Routes
+    from akkordeon.engines.ray.hosts import HostProcess, Routes
     from akkordeon.engines.ray.serialization import Serialized
 
 __all__ = ["READY_S", "SESSION_HOST", "UNRECORDED", "HostPool", "detached_as", "on_this_node", "shipped"]
@@ -144,14 +144,20 @@ class HostPool:
             options |= {**_ray_options(needs), "scheduling_strategy": "SPREAD"}
         if self._network is not None:
             options |= detached_as(f"host/{self._network}/{name}")
-        try:
-            start = require_ray().remote(**options)(kind).remote
-        except ValueError as error:
-            raise RecipeError(f"{name} cannot have the resources {dict(needs)}: {error}") from error
         seed = (self._seed + zlib.crc32(name.encode())) % 2**63
         # The gates of a replica mostly wait for each other: a second worker would take turns with the first.
         workers = self._workers or (1 if is_replica(name) else None)
-        return start(seed, workers, self._wire_dtype, [os.path.abspath(folder) for folder in sys.path])
+        folders = [os.path.abspath(folder) for folder in sys.path]
+        try:
+            return self._launch(name, kind, options, (seed, workers, self._wire_dtype, folders))
+        except ValueError as error:
+            raise RecipeError(f"{name} cannot have the resources {dict(needs)}: {error}") from error
+
+    def _launch(
+        self, name: str, kind: type[HostProcess], options: dict[str, Any], arguments: tuple[Any, ...]
+    ) -> Any:
+        """Have Ray begin a process."""
+        return require_ray().remote(**options)(kind).remote(*arguments)
 
     def end(self, name: str, handle: Any) -> None:
         """End a process, unless it was here before."""
