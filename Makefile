@@ -3,8 +3,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable
-# In two processes; the blocks of a document, as the tests of a file, stay in one.
-TEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+# In two processes; conftest.py says which tests stay together.
+TEST := $(BIN)/python -m pytest -n 2
 
 .DEFAULT_GOAL := help
 .PHONY: help train test slow check clean
