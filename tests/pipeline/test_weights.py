@@ -236,3 +236,27 @@ def test_weights_pass_for_parameters_with_attributes_and_hooks():
     assert module.weight.mark == "x"
     (gradient,) = torch.autograd.grad(module(torch.ones(1, 2)).sum(), [weights.now[0]])
     assert not gradient.any()
+
+
+@pytest.mark.parametrize(
+    "module", [nn.Embedding(4, 2, max_norm=0.1), OfTheirOwn(2, 1), nn.Sequential(nn.ReLU(), OfTheirOwn(2, 1))]
+)
+def test_a_module_that_may_write_to_its_weights_has_fresh_memory_for_its_first_forward(module):
+    weights = Weights(module)
+    before = weights.now
+    weights.begin_forward()
+    assert weights.now is not before
+
+
+def test_layers_of_pytorch_alone_are_given_no_fresh_memory():
+    module = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.ReLU())
+    weights = Weights(module)
+    before = weights.now
+    weights.begin_forward()
+    weights.end_forward()
+    assert weights.now is before
+    module[0].register_forward_pre_hook(lambda layer, inputs: layer.weight.data.clamp_(-1, 1))
+    weights = Weights(module)
+    before = weights.now
+    weights.begin_forward()
+    assert weights.now is not before

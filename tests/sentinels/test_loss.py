@@ -7,10 +7,11 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from akkordeon.core.errors import RecipeError
 from akkordeon.sentinels import loss
-from akkordeon.sentinels.loss import GraphCheck, to_targets_device
+from akkordeon.sentinels.loss import GraphCheck, LossInputs, to_targets_device
 
 
 class Pair(NamedTuple):
@@ -68,3 +69,16 @@ def test_few_graphs_of_losses_are_followed(monkeypatch):
         check.look(*leaf_and_loss())
         check.look(*leaf_and_loss(torch.ones(4)))
     assert len(followed) == 11
+
+
+@pytest.mark.parametrize(
+    ("function", "shares"), [(F.mse_loss, True), (lambda out, y: out.mul_(2).sum(), False)]
+)
+def test_only_a_loss_that_writes_to_nothing_is_given_the_outputs_themselves(function, shares):
+    """Nobody else may see what a loss writes; who has scores gets a copy in any case."""
+    outputs = torch.ones(3, requires_grad=True)
+    given = LossInputs(outputs, function)
+    assert (given.payload is outputs) is shares
+    function(given.payload, torch.zeros(3))
+    given.unchanged().mul_(5)
+    assert outputs.tolist() == [1.0, 1.0, 1.0]
