@@ -47,7 +47,7 @@ from akkordeon.core.messages import (
     Watch,
 )
 from akkordeon.core.reports import GateLeft, GateStatus
-from akkordeon.pipeline.stage import TOMBSTONES_MAX
+from akkordeon.pipeline.stage import FORGOTTEN_MAX
 
 CUT = CutId("v", 0)
 NAN = float("nan")
@@ -644,7 +644,7 @@ def test_a_forgotten_batch_is_dropped_from_the_stash_and_its_backward_is_ignored
     assert same_bits(gate.module, was)
 
 
-def test_a_tombstone_waits_for_a_batch_that_is_still_on_its_way():
+def test_a_batch_that_is_still_on_its_way_when_it_is_forgotten_is_dropped_when_it_comes():
     gate = gate_alone(nn.Linear(6, 4))
     assert do(gate, Forget("s", 0), forward(0, x_of())) == []
     assert len(do(gate, forward(1, x_of()))) == 1
@@ -667,10 +667,10 @@ def test_the_cut_of_a_forgotten_sentinel_travels_on_and_pins_nothing():
     assert not gate.pins
 
 
-def test_tombstones_are_bounded_and_the_oldest_goes_first():
+def test_what_is_to_be_forgotten_is_bounded_and_the_oldest_goes_first():
     gate = gate_alone(nn.Linear(6, 4))
-    do(gate, *(Forget("s", n) for n in range(TOMBSTONES_MAX + 1)))
-    assert len(gate._forgotten) == TOMBSTONES_MAX
+    do(gate, *(Forget("s", n) for n in range(FORGOTTEN_MAX + 1)))
+    assert len(gate._forgotten) == FORGOTTEN_MAX
     assert len(do(gate, forward(0, x_of()))) == 1
     assert do(gate, forward(1, x_of())) == []
 

@@ -43,7 +43,7 @@ from akkordeon.pipeline.weights import Snapshot, Weights
 
 __all__ = ["Position", "Stage", "Stashed", "output_of"]
 
-TOMBSTONES_MAX = 4096
+FORGOTTEN_MAX = 4096
 """Things to drop when they arrive; the oldest is given up when there are more."""
 
 
@@ -152,7 +152,6 @@ class Stage(Actor):
         self.staleness_seen: Counter[int] = Counter()
         self.refusals: Counter[Fault] = Counter()
         self._input_guard = InputGuard(needs_gradient=position.previous is not None)
-        # Whether no evaluation writes to the weights; None until one has shown it.
         self._evaluation_guard = InputGuard(needs_gradient=False)  # a module may work in place there alone
         self._accepted = Forms()  # of payloads that the module has worked on
         self._forgotten: OrderedDict[tuple[str, int | None], None] = OrderedDict()
@@ -198,9 +197,9 @@ class Stage(Actor):
     def _forget(self, message: Forget) -> Iterator[Effect]:
         if message.number is not None:
             if self.stash.pop(Batch(message.sender, message.number), None) is None:
-                self._bury(message.sender, message.number)
+                self._keep_forgotten(message.sender, message.number)
             return
-        self._bury(message.sender, None)
+        self._keep_forgotten(message.sender, None)
         for batch in [batch for batch in self.stash if batch.sentinel == message.sender]:
             del self.stash[batch]
         for cut in [cut for cut in self.pins if cut.asker == message.sender]:
@@ -208,10 +207,10 @@ class Stage(Actor):
         self._watchers.pop(message.sender, None)
         yield from ()
 
-    def _bury(self, sentinel: str, number: int | None) -> None:
-        """Remember what to drop when it arrives; the oldest tombstone goes when there are too many."""
+    def _keep_forgotten(self, sentinel: str, number: int | None) -> None:
+        """Remember what to drop when it arrives; of too many the oldest is given up."""
         self._forgotten[sentinel, number] = None
-        if len(self._forgotten) > TOMBSTONES_MAX:
+        if len(self._forgotten) > FORGOTTEN_MAX:
             self._forgotten.popitem(last=False)
 
     def _is_forgotten(self, batch: Batch) -> bool:
