@@ -397,7 +397,7 @@ def test_a_replica_leaves_and_another_comes(drop):
 
 
 def test_of_replicas_that_came_and_went_nothing_is_kept():
-    """Each left a status with the supervisor, a probe's number, and an entry of what is forgotten at every shard."""
+    """Each left a status with the supervisor, a probe's number, and its name at every shard."""
     engine = ak.Simulator()
     with ak.run(downpour(replicas=1), engine=engine) as session:
         for _ in range(3):
