@@ -80,16 +80,17 @@ def problem(batches=40):
     return [(rows, rows[:, :3].argmax(1)) for rows in x]
 
 
-class Endless:
-    """The same with pauses, so that what goes on meanwhile has the processor to itself."""
-
-    def __init__(self):
-        self._batches = problem(10)
+class Endless(list):
+    """Batches with pauses, so that what goes on meanwhile has the processor to itself."""
 
     def __iter__(self):
-        for batch in self._batches:
+        for batch in super().__iter__():
             threading.Event().wait(0.01)
             yield batch
+
+    def __getitem__(self, which):
+        found = super().__getitem__(which)
+        return Endless(found) if isinstance(which, slice) else found
 
 
 # ── processes that die ───────────────────────────────────────────────────────────────────────────────
@@ -102,7 +103,9 @@ def test_killed_processes_are_told_of_and_nothing_hangs():
         where = engine.locations()
         assert where["gate/1"] == where["gate/2"] != where["gate/0"]
         assert os.getpid() not in {pid for _, pid in where.values()}
-        endless = session.attach(ak.Sentinel.train(Endless(), F.cross_entropy, epochs=10**6, name="endless"))
+        endless = session.attach(
+            ak.Sentinel.train(Endless(problem(10)), F.cross_entropy, epochs=10**6, name="endless")
+        )
         assert engine.wait_until(lambda: len(endless.epochs) > 1, 30)
 
         os.kill(engine._pool.locations[SESSION_HOST][1], signal.SIGKILL)
@@ -112,7 +115,9 @@ def test_killed_processes_are_told_of_and_nothing_hangs():
         assert again.batches.as_tuple() == (40, 40, 0, 0)
         assert [gate.stashed for gate in session.status(timeout=10).gates] == [0, 0, 0]
 
-        last = session.attach(ak.Sentinel.train(Endless(), F.cross_entropy, epochs=10**6, name="last"))
+        last = session.attach(
+            ak.Sentinel.train(Endless(problem(10)), F.cross_entropy, epochs=10**6, name="last")
+        )
         assert engine.wait_until(lambda: len(last.epochs) > 1, 30)
         os.kill(where["gate/1"][1], signal.SIGKILL)
         with pytest.raises(GateFailedError, match=r"gate/[12] is lost: its process died \(number \d+"):
@@ -125,7 +130,7 @@ def test_a_process_that_is_stopped_counts_as_lost_after_a_while(monkeypatch):
     """Nothing had a deadline: of a process that hung nobody was told, ever."""
     engine = lending()
     with ak.run(row(nn.Linear(6, 3)), engine=engine) as session:
-        training = session.attach(ak.Sentinel.train(Endless(), F.cross_entropy, epochs=10**6))
+        training = session.attach(ak.Sentinel.train(Endless(problem(10)), F.cross_entropy, epochs=10**6))
         assert engine.wait_until(lambda: training.epochs, 30)
         pid = engine.locations()["gate/0"][1]
         monkeypatch.setattr(ray_engine, "SILENT_S", 2.0)
@@ -146,7 +151,7 @@ def test_every_wait_ends_when_ray_dies_on_this_machine(warm, monkeypatch):
     """module(timeout=5) and close() waited in Ray for what had died."""
     monkeypatch.setattr(ray_engine, "CLUSTER_CHECK_S", 0.1)
     with ak.run(three_gates(), engine=warm) as session:
-        training = session.attach(ak.Sentinel.train(Endless(), F.cross_entropy, epochs=10**6))
+        training = session.attach(ak.Sentinel.train(Endless(problem(10)), F.cross_entropy, epochs=10**6))
         assert warm.wait_until(lambda: training.epochs, 30)
         host = warm._pool.host_with("gate/0")
         warm._cluster = DeadCluster(node=False)
@@ -163,7 +168,7 @@ def test_a_head_that_is_away_ends_the_session_before_ray_ends_the_process(warm, 
     monkeypatch.setattr(ray_engine, "CLUSTER_CHECK_S", 0.1)
     monkeypatch.setattr(ray_engine, "HEAD_S", 0.3)
     with ak.run(three_gates(), engine=warm) as session:
-        training = session.attach(ak.Sentinel.train(Endless(), F.cross_entropy, epochs=10**6))
+        training = session.attach(ak.Sentinel.train(Endless(problem(10)), F.cross_entropy, epochs=10**6))
         assert warm.wait_until(lambda: training.epochs, 30)
         warm._cluster = DeadCluster(head=False)
         with pytest.raises(GateFailedError, match=r"the head of the Ray cluster has not answered for 0.3 s"):
@@ -174,7 +179,9 @@ def test_a_head_that_is_away_ends_the_session_before_ray_ends_the_process(warm, 
 def test_a_replica_that_is_killed_costs_its_own_work_alone_and_others_come_and_go():
     engine = lending()
     with ak.run(ak.Downpour(three_gates(), replicas=2), engine=engine) as session:
-        training = session.attach(ak.Sentinel.train(problem(), F.cross_entropy, epochs=10**6, name="t"))
+        training = session.attach(
+            ak.Sentinel.train(Endless(problem(10)), F.cross_entropy, epochs=10**6, name="t")
+        )
         assert engine.wait_until(lambda: all(len(each.epochs) > 1 for each in training), 60)
         where = engine.locations()
         assert where["sentinel/t-1#1"] == where["replica/1/gate/0"] == where["replica/1/gate/2"]
@@ -316,7 +323,9 @@ def test_the_weights_of_a_network_can_be_had_when_a_gate_has_failed_or_is_lost(
         session.attach(ak.Sentinel.train(problem(3), F.cross_entropy)).wait(timeout=60)
         os.kill(session._engine.locations()["gate/1"][1], signal.SIGKILL)
         with pytest.raises(GateFailedError, match="gate/1 is lost"):
-            session.attach(ak.Sentinel.train(Endless(), F.cross_entropy, epochs=10**6)).wait(timeout=30)
+            session.attach(ak.Sentinel.train(Endless(problem(10)), F.cross_entropy, epochs=10**6)).wait(
+                timeout=30
+            )
         last = session.states(timeout=30)
         assert same({"gate/1": last["gate/1"]}, {"gate/1": trained["gate/1"]})
     kept = networks.weights(address, name)
@@ -422,7 +431,9 @@ def test_a_sentinel_that_has_ended_does_not_end_another_sessions_of_its_name(sta
     with ak.connect(f"{address}/{name}") as mine, ak.connect(f"{address}/{name}") as theirs:
         first = mine.attach(ak.Sentinel.train(problem(), F.cross_entropy, name="t")).wait(timeout=60)
         assert theirs._engine.wait_until(lambda: not networks.status(address, name).sentinels, 10)
-        second = theirs.attach(ak.Sentinel.train(Endless(), F.cross_entropy, epochs=10**6, name="t"))
+        second = theirs.attach(
+            ak.Sentinel.train(Endless(problem(10)), F.cross_entropy, epochs=10**6, name="t")
+        )
         first.detach()
         assert theirs._engine.wait_until(lambda: len(second.epochs) > 5, 30)
         mine.detach("t")  # by name it is the network's
