@@ -350,6 +350,38 @@ def test_a_network_says_of_a_gate_that_hangs_for_how_long_and_where(monkeypatch)
     assert registrar.failure() is registrar.status().failure is None
 
 
+def test_who_waits_for_weights_is_told_when_a_gate_is_lost_meanwhile():
+    """A session notices the loss of a gate a moment before its network does, and asked for a cut in vain."""
+    from akkordeon.engines.ray.network_info import NetworkInfo
+    from akkordeon.engines.ray.registrar import Registrar
+    from akkordeon.engines.ray.snapshots import Snapshots
+
+    asked, places = threading.Event(), {"gate/0": "host", "gate/1": "other"}
+    registrar = Registrar("net")
+    registrar._info = NetworkInfo((b"", []), 0, {}, {}, places)
+    registrar._snapshots = Snapshots(tuple(places), lambda gate, message: asked.set())
+    answers = []
+    waiting = threading.Thread(target=lambda: answers.append(registrar.weights()), daemon=True)
+    waiting.start()
+    assert asked.wait(10)
+    registrar._fail("gate/1", "is lost")
+    waiting.join(10)
+    assert answers == [None]  # no gate ever gave any
+
+
+def test_who_waits_for_a_cut_that_gave_way_to_a_later_one_has_the_later_one():
+    from akkordeon.core.messages import Cut, CutId, Exported
+    from akkordeon.engines.ray.snapshots import REGISTRAR, Snapshots
+
+    snapshots = Snapshots(("gate/0",), lambda gate, message: None)
+    first, second = snapshots.ask(), snapshots.ask()
+    assert not snapshots.wait_for(first, 0.01)
+    snapshots.hear(Cut(CutId(REGISTRAR, second), (7,)))
+    snapshots.hear(Exported(CutId(REGISTRAR, second), "gate/0", {}))
+    assert snapshots.wait_for(first, 10)
+    assert snapshots.latest().versions == {"gate/0": 7}
+
+
 def test_a_network_says_how_many_batches_a_lost_sentinel_has_trained():
     """Of a sentinel whose session was killed there was no number any more, though it had told of them."""
     from akkordeon.core.reports import BatchCount, EpochDone

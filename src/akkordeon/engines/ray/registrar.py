@@ -118,10 +118,10 @@ class Registrar:
         snapshots = self._snapshots
         if snapshots is None:
             return None
-        if self._failure is not None:
-            snapshots.wait_for_last(self._living_gates(), WEIGHTS_S / 4)
-        elif self.failure() is None:
+        if self.failure() is None:
             snapshots.wait_for(snapshots.ask(), WEIGHTS_S)
+        if self._failure is not None:  # it may have come while we waited: a session notices some before us
+            snapshots.wait_for_last(self._living_gates(), WEIGHTS_S / 4)
         latest = snapshots.latest()
         if latest is None:
             return None
@@ -273,6 +273,8 @@ class Registrar:
             if self._failure is None:
                 self._tell_gates(Close())  # nothing will come of them any more but their weights
             self._failure = self._failure or f"{address} {why}"
+            if self._snapshots is not None:
+                self._snapshots.give_up()
         self._note(f"{address} {why}")
 
     def _note(self, what: str) -> None:

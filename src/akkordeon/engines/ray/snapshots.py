@@ -46,6 +46,8 @@ class Snapshots:
         self._send = send
         self._changed = threading.Condition()
         self._number = 0
+        self._whole = 0  # the latest cut that all gates gave their weights of
+        self._given_up = False
         self._versions: dict[str, int] = {}
         self._states: dict[str, Mapping[str, Any]] = {}  # of the cut under way
         self._latest: NetworkWeights | None = None
@@ -61,6 +63,12 @@ class Snapshots:
         self._send(self._row[-1], Cut(CutId(REGISTRAR, number), ()))
         return number
 
+    def give_up(self) -> None:
+        """A gate will not answer any more: there will be no whole cut, and nobody waits for one."""
+        with self._changed:
+            self._given_up = True
+            self._changed.notify_all()
+
     def hear(self, message: Message) -> None:
         """Take in what the gates answer; answers to cuts given up are dropped."""
         if isinstance(message, Cut) and message.cut.number == self._number:
@@ -74,6 +82,7 @@ class Snapshots:
                 self._latest = NetworkWeights(
                     {gate: self._states[gate] for gate in self._row}, self._versions
                 )
+                self._whole = message.cut.number
                 self._changed.notify_all()
             self._to_all(Release(message.cut))
 
@@ -84,10 +93,10 @@ class Snapshots:
             self._changed.notify_all()
 
     def wait_for(self, number: int, timeout_s: float) -> bool:
-        """Wait until a cut is whole, or a gate has ended; whether it is."""
+        """Wait until this cut or a later one is whole; False if none will be, or not in time."""
         with self._changed:
-            self._changed.wait_for(lambda: self._number != number or self._is_whole(), timeout_s)
-            return self._is_whole()
+            self._changed.wait_for(lambda: self._whole >= number or self._given_up, timeout_s)
+            return self._whole >= number
 
     def wait_for_last(self, gates: Sequence[str], timeout_s: float) -> bool:
         """Wait until these gates have left their weights; whether they have."""
@@ -108,9 +117,6 @@ class Snapshots:
         row = self._row
         in_order = {gate: states[gate] for gate in row}
         return NetworkWeights(in_order, {gate: versions[gate] for gate in row}, late)
-
-    def _is_whole(self) -> bool:
-        return len(self._states) == len(self._row)
 
     def _to_all(self, message: Message) -> None:
         for gate in self._row:
