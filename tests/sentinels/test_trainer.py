@@ -436,7 +436,7 @@ def test_a_batch_that_a_shard_takes_back_counts_as_refused_and_only_once():
     trained(trainer, 0, 1)
     told = do(trainer, refused(0, gate="shard/0"), refused(0, gate="shard/1"))
     assert [record.number for record in reports(told, BatchRefused)] == [0]
-    do(trainer, refused(2))  # by a gate: it never came home, so no shard can take it back
+    do(trainer, refused(2))  # by a gate: it never came back, so no shard can take it back
     do(trainer, refused(2, gate="shard/0"))
     assert trainer.batches.as_tuple() == (3, 1, 2, 0)
 

@@ -264,7 +264,7 @@ class Attach(Message):
 
 @dataclass(frozen=True, slots=True)
 class Detach(Message):
-    """Send nothing new and end; batches in flight come home first, unless they are to be dropped."""
+    """Send nothing new and end; batches in flight come back first, unless they are to be dropped."""
 
     drop: bool = False
 

@@ -24,8 +24,8 @@ class Gate:
     Args:
         module: called as ``module(payload)`` with a tensor, or a tuple, list or dict of tensors.
         optimizer: from parameters to a ``torch.optim.Optimizer``, or to (optimizer, scheduler); a function of
-            ``named_parameters`` gets (name, parameter) pairs. None
-            for a gate without parameters, or one whose parameters stay as they are.
+            ``named_parameters`` gets (name, parameter) pairs. None for a gate without parameters, or one
+            whose parameters stay as they are.
         staleness: the rule for stale gradients.
         clip_norm: largest norm of this gate's gradient; larger ones are scaled down to it.
         name: for reports; the position if not given.

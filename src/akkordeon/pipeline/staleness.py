@@ -72,7 +72,7 @@ class InverseStaleness(Rule):
         g / max(1, τ)
 
     The gradient is scaled and not the learning rate, so momentum keeps what it has. An optimizer that
-    divides by the size of past gradients (Adam, Adagrad) feels only how τ changes, not how large it is.
+    divides by the size of past gradients (Adam, Adagrad) goes by how τ changes, not by how large it is.
     """
 
     uses_old_weights: ClassVar[bool] = False

@@ -39,8 +39,8 @@ class Weights:
 
     Args:
         module: its parameters become the masters; from here on it computes on aliases of them.
-        keep: give every version memory of its own. Without it updates happen in place, under the feet
-            of batches in flight.
+        keep: give every version memory of its own. Without it updates happen in place, also for
+            batches in flight.
     """
 
     def __init__(self, module: nn.Module, keep: bool = True) -> None:

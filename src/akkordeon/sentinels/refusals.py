@@ -36,7 +36,7 @@ class Refusals:
         self._last: Refused | None = None
         self._in_all = 0
         self._in_a_row = 0
-        self._before = 0  # in a row, before the latest that came home
+        self._before = 0  # in a row, before the latest that came back
         self._not_trained: OrderedDict[int, None] = OrderedDict()
 
     def __contains__(self, number: int) -> bool:
@@ -44,7 +44,7 @@ class Refusals:
         return number in self._not_trained
 
     def add(self, why: Refused, *, revoked: bool = False) -> None:
-        """A batch was refused; ``revoked``: after it had come home."""
+        """A batch was refused; ``revoked``: after it had come back."""
         self.remember(why.batch.number)
         if why.fault is Fault.TOO_STALE:
             return
@@ -62,7 +62,7 @@ class Refusals:
             self._not_trained.popitem(last=False)
 
     def count_trained(self) -> None:
-        """A batch came home."""
+        """A batch came back."""
         self._before, self._in_a_row = self._in_a_row, 0
 
     def raise_if_too_many(self, batches: BatchCount, over: bool) -> None:

@@ -202,7 +202,7 @@ class Trainer(SentinelActor[_Flight]):
             yield from self._revoked(message)
 
     def _revoked(self, why: Refused) -> Iterator[Effect]:
-        """A batch came home, but a gate took its update back, or a shard dropped its push: it is refused."""
+        """A batch came back, but a gate took its update back, or a shard dropped its push: it is refused."""
         self._refusals.add(why, revoked=True)
         self.batches.trained -= 1
         self.batches.refused += 1

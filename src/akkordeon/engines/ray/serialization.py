@@ -150,7 +150,7 @@ def _reduced_dense(tensor: Tensor, wire_dtype: torch.dtype | None) -> tuple[Any,
 # ── anything ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # likewise
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # which has no types
     def __init__(self, file: io.BytesIO, buffers: list[Any], wire_dtype: torch.dtype | None) -> None:
         super().__init__(file, protocol=5, buffer_callback=buffers.append)
         self._wire_dtype = wire_dtype

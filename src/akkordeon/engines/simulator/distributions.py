@@ -26,7 +26,7 @@ class Constant:
     value: float
 
     def __post_init__(self) -> None:
-        """Time does not run backwards."""
+        """Refuse what is below 0: these are times."""
         _check_not_negative("a constant", self.value)
 
     def draw(self, rng: Random) -> float:
@@ -42,7 +42,7 @@ class Uniform:
     high: float
 
     def __post_init__(self) -> None:
-        """Time does not run backwards."""
+        """Refuse what is below 0: these are times."""
         _check_not_negative("the low end of Uniform", self.low)
         if self.high < self.low:
             raise RecipeError(f"Uniform goes from low to high, got {self.low} and {self.high}")

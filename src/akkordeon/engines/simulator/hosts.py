@@ -32,7 +32,7 @@ class Host:
     zone: str = ""
 
     def __post_init__(self) -> None:
-        """Somebody must work."""
+        """Refuse a machine that could do nothing."""
         if self.cores is not None and self.cores < 1:
             raise RecipeError(f"the host {self.name!r} needs at least one core, got {self.cores}")
 

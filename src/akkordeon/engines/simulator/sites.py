@@ -29,7 +29,7 @@ class Site:
 
 
 class SiteCell(Cell):
-    """A cell on a site, and what befell it there."""
+    """A cell on a site, and how long it was frozen there."""
 
     __slots__ = ("at_work", "frozen_s", "frozen_until_s", "make", "site", "work")
 
