@@ -238,7 +238,7 @@ def test_predictions_that_cannot_be_joined_fail_it_and_its_last_words_are_whole(
 
 
 def test_an_export_asks_every_gate_and_ends_with_their_states():
-    evaluator = of(Evaluation(kind=EXPORT, batches=(), loss=None))
+    evaluator = of(Evaluation(role=EXPORT, batches=(), loss=None))
     do(evaluator, Attach())
     effects = do(evaluator, home(0))
     assert [(e.to, e.message) for e in effects] == [(gate, Export(cut(0))) for gate in ROW]

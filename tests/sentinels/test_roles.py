@@ -41,4 +41,4 @@ def test_the_recipes_of_users_have_the_roles_of_their_names():
         "predict": ak.Sentinel.predict([]),
     }
     assert {name: recipe.role for name, recipe in made.items()} == {name: name for name in made}
-    assert "kind='validate'" in repr(made["validate"])
+    assert "role='validate'" in repr(made["validate"])

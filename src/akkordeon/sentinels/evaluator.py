@@ -65,7 +65,7 @@ class Evaluator(SentinelActor[tuple[Any, int]]):
     def __init__(
         self, address: str, name: str, row: tuple[str, ...], reader: str, recipe: Evaluation
     ) -> None:
-        super().__init__(address, name, row, reader, recipe.kind, recipe.in_flight or IN_FLIGHT)
+        super().__init__(address, name, row, reader, recipe.role, recipe.in_flight or IN_FLIGHT)
         self._recipe = recipe
         self._cuts = 0
         self._cut: CutId | None = None
@@ -76,7 +76,7 @@ class Evaluator(SentinelActor[tuple[Any, int]]):
         self._joined: Any = None
         self._states: dict[str, dict[str, Tensor]] = {}
         self._due: Due | None = None  # one more round after this one
-        self._ending = not recipe.kind.repeats
+        self._ending = not recipe.role.repeats
         self._best: float | None = None
         self._is_best = False  # the round under way
         self._without_better = 0
@@ -95,7 +95,7 @@ class Evaluator(SentinelActor[tuple[Any, int]]):
     # ── when ─────────────────────────────────────────────────────────────────────────────────────────
 
     def _attach(self, message: Attach, now_s: float) -> Iterator[Effect]:
-        if not self._recipe.kind.repeats:
+        if not self._recipe.role.repeats:
             yield from self._begin(now_s)
         if self._recipe.every_s is not None:
             yield After(self._recipe.every_s, Tick())
@@ -129,7 +129,7 @@ class Evaluator(SentinelActor[tuple[Any, int]]):
             return
         self._versions = message.versions
         self._board = ScoreBoard(self._recipe.scores)
-        if self._recipe.kind == EXPORT:
+        if self._recipe.role == EXPORT:
             yield from self._to_all(Export(message.cut))
             return
         yield Send(self._reader, Pull(self._in_flight, self._rounds))
@@ -172,7 +172,7 @@ class Evaluator(SentinelActor[tuple[Any, int]]):
         raise DataError(f"{message.gate} refused it: {message.reason}") from message.error
 
     def _all_back(self, now_s: float) -> Iterator[Effect]:
-        if self._recipe.kind == PREDICT:
+        if self._recipe.role == PREDICT:
             self._joined = _joined([self._outputs[number] for number in sorted(self._outputs)])
         self._is_best = self._improved()
         if self._is_best or self._recipe.keep_last:
@@ -205,7 +205,7 @@ class Evaluator(SentinelActor[tuple[Any, int]]):
 
     def _kept(self) -> Iterator[Effect]:
         """Report the weights of a validation round; those of an export are its result."""
-        if self._recipe.kind == EXPORT:
+        if self._recipe.role == EXPORT:
             return
         states, self._states = self._states, {}
         if self._is_best and self._best is not None:
@@ -238,7 +238,7 @@ class Evaluator(SentinelActor[tuple[Any, int]]):
         patience = self._recipe.best.patience if self._recipe.best else None
         return RoundDone(
             sentinel=self.name,
-            role=str(self._recipe.kind),
+            role=str(self._recipe.role),
             round=self._rounds,
             loss=self._board.loss,
             scores=self._board.scores(),
@@ -276,7 +276,7 @@ class Evaluator(SentinelActor[tuple[Any, int]]):
         yield from self._say_end(self._result() if whole else None)
 
     def _result(self) -> Any:
-        return self._states if self._recipe.kind == EXPORT else self._joined
+        return self._states if self._recipe.role == EXPORT else self._joined
 
     def _samples(self) -> tuple[int, int]:
         return self._board.samples, self._board.samples

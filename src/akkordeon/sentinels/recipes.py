@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import nn
 
@@ -57,7 +57,7 @@ class Sentinel:
     one dict with the labels in it, are made (x, y) by ``split``.
     """
 
-    role: ClassVar[Role]
+    role: Role
     batches: Any
     name: str | None = None
     batch_size: int = 128
@@ -170,7 +170,7 @@ class Sentinel:
             RecipeError: a number out of range, or ``best`` names a score that is not there.
         """
         return Evaluation(
-            kind=VALIDATE,
+            role=VALIDATE,
             batches=batches,
             loss=loss,
             scores=_by_name(scores),
@@ -199,7 +199,7 @@ class Sentinel:
     ) -> Evaluation:
         """A sentinel that makes one round at once, on one cut, and ends."""
         return Evaluation(
-            kind=TEST,
+            role=TEST,
             batches=batches,
             loss=loss,
             scores=_by_name(scores),
@@ -227,7 +227,7 @@ class Sentinel:
             name: for reports.
         """
         return Evaluation(
-            kind=PREDICT, batches=inputs, loss=None, in_flight=in_flight, batch_size=batch_size, name=name
+            role=PREDICT, batches=inputs, loss=None, in_flight=in_flight, batch_size=batch_size, name=name
         )
 
 
@@ -235,7 +235,7 @@ class Sentinel:
 class Training(Sentinel):
     """The recipe of a training sentinel; see :meth:`Sentinel.train`."""
 
-    role: ClassVar[Role] = TRAIN
+    role: Role = field(default=TRAIN, init=False)
     in_flight: int = 1
     loss: Loss
     epochs: int | None = None
@@ -264,7 +264,6 @@ class Training(Sentinel):
 class Evaluation(Sentinel):
     """The recipe of a sentinel that works on cuts; see :meth:`Sentinel.validate`."""
 
-    kind: Role
     loss: Loss | None
     scores: Mapping[str, Score] = field(default_factory=dict)
     every_s: float | None = None
@@ -274,15 +273,10 @@ class Evaluation(Sentinel):
     schedule_by: str | None = None
     keep_last: bool = False
 
-    @property
-    def role(self) -> Role:  # type: ignore[override]  # one recipe, several roles
-        """To validate, test, predict or export."""
-        return self.kind
-
     def __post_init__(self) -> None:
         """Refuse what could only fail later."""
         Sentinel.__post_init__(self)
-        if not self.kind.answers:
+        if not self.role.answers:
             check_loss(self.loss)
         for what in ("every_s", "every_epoch", "every_updates"):
             require_above(what, getattr(self, what), optional=True)
@@ -299,7 +293,7 @@ class Evaluation(Sentinel):
     @property
     def rounds(self) -> int | None:
         """How many rounds there will be; None if nobody knows."""
-        return None if self.kind.repeats else 1
+        return None if self.role.repeats else 1
 
 
 def _by_name(scores: Mapping[str, Score] | None) -> dict[str, Score]:

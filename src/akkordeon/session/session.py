@@ -260,7 +260,7 @@ class Session:
             self._engine.wait_until(lambda: not self._supervisor.missing(), patience_s)
             states = self._supervisor.states_left(patience_s, partial=partial)
         else:
-            states = self._result(Evaluation(kind=EXPORT, batches=(), loss=None), timeout)
+            states = self._result(Evaluation(role=EXPORT, batches=(), loss=None), timeout)
         return self._topology.by_gate(states)
 
     def best_states(self, name: str | None = None) -> dict[str, dict[str, Tensor]] | None:

@@ -41,7 +41,7 @@ class Cost:
     table: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuse what is no time."""
+        """Refuse what is below 0: these are times."""
         for name in ("forward_s", "backward_s", "update_s", "evaluate_s", "message_s"):
             if not getattr(self, name) >= 0:
                 raise RecipeError(f"{name} is at least 0, got {getattr(self, name)}")

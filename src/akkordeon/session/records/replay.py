@@ -170,7 +170,7 @@ class _Replay(Interpreter[_Cell]):
                 )
             inputs, size, in_flight = unpacked(what["inputs"]), what["batch_size"], what["in_flight"]
             question = Role(role, answers=True)
-            return Evaluation(kind=question, batches=inputs, loss=None, batch_size=size, in_flight=in_flight)
+            return Evaluation(role=question, batches=inputs, loss=None, batch_size=size, in_flight=in_flight)
         if name in self.named:
             return self.named[name]
         for recipe in self.unused:
