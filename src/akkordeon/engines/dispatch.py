@@ -13,7 +13,7 @@ from akkordeon.core.actor import Actor, After, Report, Send, Stop
 from akkordeon.core.errors import raised_in_actor
 from akkordeon.core.messages import Batch, Message, batch_of, describe
 from akkordeon.core.reports import ActorFailed
-from akkordeon.engines.base import Listener
+from akkordeon.engines.base import Listener, Load
 from akkordeon.engines.mailbox import Mailbox
 
 __all__ = ["Cell", "Interpreter"]
@@ -48,6 +48,10 @@ class Cell:
         self.scheduled = False
         self.handled = 0
         self.busy_s = 0.0
+
+    def load(self) -> Load:
+        """How busy the actor is."""
+        return Load(len(self.mailbox), self.handled, self.busy_s)
 
 
 class Interpreter(ABC, Generic[AnyCell]):

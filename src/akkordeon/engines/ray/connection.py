@@ -284,13 +284,17 @@ def _channel(grpc: ModuleType, address: str) -> Any:
 # ── tokens ───────────────────────────────────────────────────────────────────────────────────────────
 
 
+def token_file() -> Path:
+    """Where Ray looks for a token that is not in the environment."""
+    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+
+
 def token_here() -> str | None:
     """The token that Ray will find: in the environment, in the file named there, or in ~/.ray."""
     if token := os.environ.get("RAY_AUTH_TOKEN"):
         return token
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
     try:
-        return path.read_text().strip() or None
+        return token_file().read_text().strip() or None
     except OSError:
         return None
 

@@ -105,9 +105,13 @@ def start(
 
 def _leftovers(name: str) -> list[str]:
     """Hosts of a network whose registrar was killed."""
+    return [actor for actor in _named_actors() if actor.startswith(f"host/{name}/")]
+
+
+def _named_actors() -> list[str]:
+    """The names of all of ours in the cluster."""
     found = ray.util.list_named_actors(all_namespaces=True)
-    ours = [actor["name"] for actor in found if actor["namespace"] == NAMESPACE]
-    return [host for host in ours if host.startswith(f"host/{name}/")]
+    return [actor["name"] for actor in found if actor["namespace"] == NAMESPACE]
 
 
 def _end_leftovers(name: str) -> bool:
@@ -154,9 +158,7 @@ def stop(address: str, name: str) -> None:
 
 def names() -> list[str]:
     """The networks of the cluster that this process is connected to."""
-    found = ray.util.list_named_actors(all_namespaces=True)
-    ours = [actor["name"] for actor in found if actor["namespace"] == NAMESPACE]
-    return sorted(name.removeprefix(PREFIX) for name in ours if name.startswith(PREFIX))
+    return sorted(name.removeprefix(PREFIX) for name in _named_actors() if name.startswith(PREFIX))
 
 
 def status(address: str, name: str) -> NetworkStatus:
@@ -201,9 +203,7 @@ def recipe(address: str, name: str) -> tuple[Any, dict[str, Any]]:
     Raises:
         ClusterError: there is none of that name, or it cannot be read on this machine.
     """
-    info: NetworkInfo | None = _answer(_registrar(address, name).info.remote())
-    if info is None:
-        raise ClusterError(f"the network {name!r} is being started or stopped; try again")
+    info = _info(_registrar(address, name), name)
     return _recipe(info, name), info.description
 
 
@@ -242,6 +242,13 @@ def _raise(refusal: Any) -> NoReturn:
 # ── joining ──────────────────────────────────────────────────────────────────────────────────────────
 
 
+def _info(registrar: Any, name: str) -> NetworkInfo:
+    info: NetworkInfo | None = _answer(registrar.info.remote())
+    if info is None:
+        raise ClusterError(f"the network {name!r} is being started or stopped; try again")
+    return info
+
+
 def _recipe(info: NetworkInfo, name: str) -> Any:
     try:
         return deserialize(info.recipe, writable=True)
@@ -269,9 +276,7 @@ class Joined(Ray):
             failure = _answer(self._registrar.failure.remote())
             if failure is not None:
                 raise ClusterError(f"the network {name!r} works no more: {failure}")
-            info: NetworkInfo | None = _answer(self._registrar.info.remote())
-            if info is None:
-                raise ClusterError(f"the network {name!r} is being started or stopped; try again")
+            info = _info(self._registrar, name)
             self.network: Any = _recipe(info, name)
         except BaseException:
             self._undo()

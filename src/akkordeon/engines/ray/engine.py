@@ -324,9 +324,8 @@ class Ray(Engine):
             away_s = 0.0 if self._cluster.head_answers() else away_s + CLUSTER_CHECK_S
             if away_s >= HEAD_S:
                 self._pool.lost = f"the head of the Ray cluster has not answered for {HEAD_S:g} s"
-                self._report(
-                    ClusterLost(self._pool.lost)
-                )  # the hosts are there: gates can leave their weights
+                # The hosts are there: gates can leave their weights.
+                self._report(ClusterLost(self._pool.lost))
                 return
 
     def _take_in(self, to: str | None, serialized: Serialized) -> None:

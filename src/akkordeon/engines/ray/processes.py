@@ -21,11 +21,13 @@ from pathlib import Path
 from akkordeon.core.errors import ClusterError
 from akkordeon.engines.ray.connection import (
     SYSTEM_CONFIG,
+    answers,
     is_member,
     own_address,
     parse_address,
     probe,
     require_ray,
+    token_file,
     token_here,
 )
 
@@ -41,6 +43,7 @@ END_S = 20.0
 """How long it may take to end."""
 
 CONNECT_S = 2.0
+"""How long it may take to answer one who asks."""
 
 
 def ensure_token() -> str | None:
@@ -51,7 +54,7 @@ def ensure_token() -> str | None:
     """
     if token_here() is not None:
         return None
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    path = token_file()
     path.parent.mkdir(parents=True, exist_ok=True)
     token = secrets.token_hex(32)
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
@@ -72,7 +75,7 @@ def check_listen(address: str) -> bool:
 
 def _listens(address: str) -> bool:
     host, port = parse_address(address)
-    if _answers(host, port):
+    if answers(host, port, CONNECT_S):
         _check_is_cluster(address)
         return True
     _check_free(host, port)
@@ -111,7 +114,7 @@ def _started(address: str, dashboard: bool) -> bool:
     _note(address).write_text(json.dumps({"pid": process.pid, "began": _began(process.pid)}))
     deadline_s = time.monotonic() + START_S
     try:
-        while not (_answers(host, port) and is_member(address)):
+        while not (answers(host, port, CONNECT_S) and is_member(address)):
             if process.poll() is not None or time.monotonic() > deadline_s:
                 last = " ".join(log.read_text().split())[-300:]
                 raise ClusterError(f"Ray did not start at {address}; its log {log} ends: {last}")
@@ -212,14 +215,6 @@ def _ray_start(*options: str) -> list[str]:
 
 def _env() -> dict[str, str]:
     return {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0", **os.environ}
-
-
-def _answers(host: str, port: int) -> bool:
-    try:
-        socket.create_connection((host, port), CONNECT_S).close()
-    except OSError:
-        return False
-    return True
 
 
 def _check_is_cluster(address: str) -> None:

@@ -176,10 +176,7 @@ class Simulator(Engine, Interpreter[SiteCell]):
     def loads(self) -> dict[str, Load]:
         """Queue, count and virtual seconds at work of every living actor."""
         with self._lock:
-            return {
-                address: Load(len(cell.mailbox), cell.handled, cell.busy_s)
-                for address, cell in self._cells.items()
-            }
+            return {address: cell.load() for address, cell in self._cells.items()}
 
     def now_s(self) -> float:
         """Virtual seconds since the start."""

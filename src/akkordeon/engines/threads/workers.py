@@ -157,10 +157,7 @@ class WorkerPool(Interpreter[WorkerCell]):
     def loads(self) -> dict[str, Load]:
         """Queue, count and time of every living actor."""
         with self._lock:
-            return {
-                address: Load(len(cell.mailbox), cell.handled, cell.busy_s)
-                for address, cell in self.cells.items()
-            }
+            return {address: cell.load() for address, cell in self.cells.items()}
 
     def close(self) -> None:
         """Let everybody finish the message they are at; who takes too long is left behind."""
