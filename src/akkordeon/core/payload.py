@@ -23,6 +23,7 @@ __all__ = [
     "form",
     "gradient_like",
     "is_floating",
+    "itself",
     "map_nested",
     "map_tensors",
     "memory",
@@ -176,6 +177,11 @@ def signature(payload: Payload | None) -> str:
     if isinstance(payload, tuple | list):
         return f"({', '.join(map(signature, payload))})"
     return "None" if payload is None else type(payload).__name__
+
+
+def itself(tensor: Tensor) -> Tensor:
+    """The tensor, for :func:`map_tensors` to make new containers alone."""
+    return tensor
 
 
 def is_floating(tensor: Tensor) -> bool:

@@ -220,10 +220,7 @@ class ShardActor(Stage):
             found = [None if tensor is None else tensor.to(self.device) for tensor in found]
         if not self._updater.spares_gradients:  # what is in the message is not ours to write to
             found = [None if tensor is None else tensor.clone() for tensor in found]
-        if len(like) == len(self.weights.now):
-            return found
-        by_place = dict(zip(self.weights.trainable, found, strict=True))
-        return [by_place.get(i) for i in range(len(self.weights.now))]
+        return self.weights.at_all_places(found)
 
     def _scored(self, message: Scored) -> Iterator[Effect]:
         self._updater.scored(message.value)

@@ -50,9 +50,8 @@ class Gate:
             raise RecipeError(f"a gate holds an nn.Module, got {type(self.module).__name__}")
         if any(map(is_lazy, (*self.module.parameters(), *self.module.buffers()))):
             raise RecipeError("a gate's module has lazy parameters; send one batch through it first")
-        _refuse_torchscript(self.module)
         _refuse_late_hooks(self.module)
-        _warn_of_compiled(self.module)
+        _check_parts(self.module)
         if self.optimizer is not None and not callable(self.optimizer):
             raise RecipeError(
                 "a gate's optimizer is a function from parameters to an optimizer, as in "
@@ -74,22 +73,18 @@ def _refuse_late_hooks(module: nn.Module) -> None:
             )
 
 
-def _warn_of_compiled(module: nn.Module) -> None:
+def _check_parts(module: nn.Module) -> None:
+    """Refuse parts that keep their weights to themselves, and warn of those that a copy makes slower."""
     for name, part in module.named_modules():
+        which = f"the part {name!r} of a gate's module" if name else "a gate's module"
+        if isinstance(part, torch.jit.ScriptModule):
+            raise RecipeError(
+                f"{which} is TorchScript, which holds its weights where a gate cannot give it versions of "
+                "them; use the Python module that it was made from"
+            )
         if getattr(part, "_compiled_call_impl", None) is not None:
-            which = f"the part {name!r} of a gate's module" if name else "a gate's module"
             warnings.warn(
                 f"{which} was compiled in place by compile(), which no copy keeps: it will run as it was; "
                 "give the gate torch.compile(module) instead",
                 stacklevel=4,
-            )
-
-
-def _refuse_torchscript(module: nn.Module) -> None:
-    for name, part in module.named_modules():
-        if isinstance(part, torch.jit.ScriptModule):
-            which = f"the part {name!r} of a gate's module" if name else "a gate's module"
-            raise RecipeError(
-                f"{which} is TorchScript, which holds its weights where a gate cannot give it versions of "
-                "them; use the Python module that it was made from"
             )

@@ -23,6 +23,7 @@ from akkordeon.core.payload import (
     Payload,
     all_finite,
     gradient_like,
+    itself,
     map_tensors,
     memory,
     needing_gradient,
@@ -205,7 +206,7 @@ class GateActor(Stage):
         x, given = self._input_guard.prepare(self._here(payload))
         y = self._generator.forward(self._called, given)
         self._input_guard.verify()
-        return x, y if isinstance(y, Tensor) else output_of(y, _itself)
+        return x, y if isinstance(y, Tensor) else output_of(y, itself)
 
     def _backward(self, message: Backward) -> Iterator[Effect]:
         batch, gradient = message.batch, message.payload
@@ -295,18 +296,11 @@ class GateActor(Stage):
         to_previous = gradient_like(stashed.x, inputs, found) if inputs else None
         sent = {memory(tensor) for tensor in (*tensors(to_previous), *seeds)}
         own = _own(found[len(inputs) :], weights, sent)
-        if len(own) == len(stashed.weights):
-            return to_previous, own
-        by_place = dict(zip(self.weights.trainable, own, strict=True))
-        return to_previous, [by_place.get(i) for i in range(len(stashed.weights))]
+        return to_previous, self.weights.at_all_places(own)
 
 
 def _requires_grad(y: Payload) -> bool:
     return y.requires_grad if isinstance(y, Tensor) else any(tensor.requires_grad for tensor in tensors(y))
-
-
-def _itself(tensor: Tensor) -> Tensor:
-    return tensor
 
 
 def _differentiable(y: Payload | None, gradient: Payload | None) -> tuple[list[Tensor], list[Tensor]]:

@@ -6,7 +6,7 @@ from collections import Counter
 
 from torch import Tensor
 
-from akkordeon.core.payload import Payload, copy_of, is_floating, map_tensors, memory, tensors
+from akkordeon.core.payload import Payload, copy_of, is_floating, itself, map_tensors, memory, tensors
 
 __all__ = ["InputGuard"]
 
@@ -47,7 +47,7 @@ class InputGuard:
             one = copy_of(leaves) if copies else leaves
             self._leaves, self._given, self._versions = (leaves,), (one,), [one._version]
             return leaves, one
-        given = map_tensors(copy_of if copies else _itself, leaves)
+        given = map_tensors(copy_of if copies else itself, leaves)
         self._leaves, self._given = tuple(tensors(leaves)), tuple(tensors(given))
         self._versions = [tensor._version for tensor in self._given]
         return leaves, given
@@ -77,7 +77,3 @@ class InputGuard:
                 "the module writes to one of several inputs that share memory, and the others would not "
                 "see it; put a clone before it"
             )
-
-
-def _itself(tensor: Tensor) -> Tensor:
-    return tensor

@@ -105,6 +105,13 @@ class Weights:
         self._pinned.update(self.trainable)
         return self.now if self.keep else tuple(weight.detach().clone() for weight in self.now)
 
+    def at_all_places(self, of_trainable: list[Tensor | None]) -> list[Tensor | None]:
+        """What there is for each trainable weight, at its place among all; None at the others."""
+        if len(of_trainable) == len(self.masters):
+            return of_trainable
+        by_place = dict(zip(self.trainable, of_trainable, strict=True))
+        return [by_place.get(i) for i in range(len(self.masters))]
+
     def adopt(self, weights: Sequence[Tensor], places: Sequence[int]) -> None:
         """Make these the current version of the weights at some places, without ever writing to them."""
         for i, weight in zip(places, weights, strict=True):

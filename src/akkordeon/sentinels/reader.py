@@ -8,7 +8,7 @@ from typing import Any
 from akkordeon.core.actor import Actor, Effect, Send, Stop
 from akkordeon.core.errors import DataError, ProtocolError
 from akkordeon.core.messages import Close, EpochEnd, Item, SourceFailed
-from akkordeon.core.payload import Payload, map_tensors, tensors
+from akkordeon.core.payload import Payload, itself, map_tensors, tensors
 from akkordeon.data.sources import copied
 
 __all__ = ["Reader"]
@@ -118,7 +118,7 @@ class Reader(Actor):
     def _checked(self, x: Any) -> Payload:
         """The inputs as a payload."""
         try:
-            payload = map_tensors(lambda tensor: tensor, x)
+            payload = map_tensors(itself, x)
         except ProtocolError as error:
             raise DataError(f"the inputs of batch {self._read} cannot travel: {error}") from None
         if next(tensors(payload), None) is None:
