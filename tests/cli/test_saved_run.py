@@ -150,3 +150,21 @@ def test_a_record_of_what_this_version_does_not_know_is_told(task, sentence, tmp
     with gzip.open(tmp_path / "run.gz", "wt") as file:
         file.write(json.dumps({"format": FORMAT, "seed": 0, "task": task}) + "\n")
     assert sentence in akkordeon("replay", tmp_path / "run.gz", expecting=1).stderr
+
+
+IN_BFLOAT16 = """
+def in_bfloat16():
+    made, (x, y) = network(), examples()
+    for gate in made.gates:
+        gate.module.bfloat16()
+    return task(network=made, train=(x.bfloat16(), y), validate=(x.bfloat16(), y))
+"""
+
+
+# The digest of the weights was taken from NumPy arrays, and NumPy knows no bfloat16: all had been replayed,
+# and then the command ended with "Got unsupported ScalarType BFloat16".
+def test_weights_that_numpy_does_not_know_are_replayed(mine, tmp_path):
+    mine.write_text(MINE + IN_BFLOAT16)
+    akkordeon("train", f"{mine}:in_bfloat16", "--record", tmp_path / "run.gz")
+    told = akkordeon("replay", tmp_path / "run.gz", "--trust", "--json")
+    assert len(outcome_of(told)["weights_sha256"]) == 64

@@ -21,6 +21,7 @@ from akkordeon.experiments.config import GateRule, TrainConfig
 from akkordeon.experiments.presets import rule_named
 from akkordeon.experiments.tasks.loader import load_network
 from akkordeon.experiments.tasks.named import NETWORKS
+from akkordeon.watch.lines import scores_in_words
 
 __all__ = ["app", "detach", "join", "status"]
 
@@ -242,7 +243,7 @@ def _last(record: Any) -> str:
     if record is None:
         return "nothing reported yet"
     what = f"epoch {record.epoch}" if hasattr(record, "epoch") else f"round {record.round}"
-    scores = "".join(f"  {name} {value:.4f}" for name, value in record.scores.items())
+    scores = scores_in_words(record.scores)
     return f"{what}  loss {record.loss:.4f}{scores}  {record.samples_per_s:,.0f} samples/s"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json as encoder
 import math
 from collections.abc import Iterable, Sequence
@@ -12,6 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from akkordeon.cli.options import AsJson, RecordTo
+from akkordeon.watch.lines import scores_in_words
 
 __all__ = ["replay", "simulate"]
 
@@ -79,22 +79,17 @@ def replay(
 ) -> None:
     """Run a recorded run again, message by message, to the same bits; or say where it differs, and why."""
     from akkordeon.experiments.saved_run import replay_run
+    from akkordeon.session.records.digest import weights_digest
     from akkordeon.session.records.record import Record
 
     result = replay_run(Record(record), trust, partial)
-    digest = hashlib.sha256()
-    for gate in result.states.values():
-        for tensor in gate.values():
-            digest.update(tensor.contiguous().numpy().tobytes())
+    digest = weights_digest(tensor for gate in result.states.values() for tensor in gate.values())
     for report in result.reports:
-        scores = "".join(f"  {name} {value:.4f}" for name, value in report.scores.items())
-        typer.echo(f"{report.sentinel}  loss {report.loss:.4f}{scores}")
+        typer.echo(f"{report.sentinel}  loss {report.loss:.4f}{scores_in_words(report.scores)}")
     as_far = "" if result.whole else ", as far as the record goes"
-    typer.echo(
-        f"{result.messages:,} messages replayed to the same bits{as_far}; weights {digest.hexdigest()[:16]}"
-    )
+    typer.echo(f"{result.messages:,} messages replayed to the same bits{as_far}; weights {digest[:16]}")
     if json:
-        typer.echo(encoder.dumps({"messages": result.messages, "weights_sha256": digest.hexdigest()}))
+        typer.echo(encoder.dumps({"messages": result.messages, "weights_sha256": digest}))
 
 
 def _write(path: Path, mode: Literal["a", "w"], text: str) -> None:
@@ -124,7 +119,7 @@ def _comparison(title: str, outcomes: Iterable[Any]) -> str:
 def _training(report: dict[str, Any]) -> str:
     rows: list[Sequence[str]] = [("at virtual s", "sentinel", "loss", "scores")]
     for entry in report["history"]:
-        scores = "  ".join(f"{name} {value:.4f}" for name, value in entry["scores"].items())
+        scores = scores_in_words(entry["scores"]).lstrip()
         rows.append((f"{entry['at_s']:.3f}", entry["sentinel"], f"{entry['loss']:.4f}", scores))
     gates: list[Sequence[str]] = [("gate", "updates", "busy", "mean τ", "max τ")]
     for gate, busy in zip(report["gates"], report["utilisation"].values(), strict=True):

@@ -11,6 +11,7 @@ import typer
 from akkordeon.cli.errors import ENDED_BY, complain, say
 from akkordeon.cli.options import AsJson, OfBest, Out, RecordTo, RunDir, Trust, with_settings
 from akkordeon.experiments.config import DataDir, TrainConfig
+from akkordeon.watch.lines import scores_in_words
 
 __all__ = ["carry_out", "measure", "predict", "train"]
 
@@ -75,7 +76,7 @@ def measure(
     if json:
         typer.echo(as_json(record))
     else:
-        scores = "".join(f"  {name} {value:.4f}" for name, value in record["scores"].items())
+        scores = scores_in_words(record["scores"])
         typer.echo(f"loss {record['loss']:.4f}{scores}  {record['samples']:,} samples")
 
 

@@ -1,10 +1,19 @@
-"""The addresses of sentinels and of the readers beside them: ``sentinel/tdp#2`` and ``reader/tdp#2``."""
+"""Names of sentinels, and addresses: ``sentinel/tdp#2``, and ``reader/tdp#2`` of the reader beside it."""
 
 from __future__ import annotations
 
-__all__ = ["is_sentinel", "reader_of", "sentinel_address", "sentinel_of"]
+import itertools
+from collections.abc import Container
+
+__all__ = ["free_name", "is_sentinel", "reader_of", "sentinel_address", "sentinel_of"]
 
 SENTINEL, READER = "sentinel/", "reader/"
+
+
+def free_name(role: str, taken: Container[str], joint: str = "-") -> str:
+    """A name for a sentinel that was given none: its role, or ``train-2`` and so on where that is taken."""
+    names = itertools.chain([role], (f"{role}{joint}{i}" for i in itertools.count(2)))
+    return next(name for name in names if name not in taken)
 
 
 def sentinel_address(name: str, number: int) -> str:

@@ -18,15 +18,12 @@ Every table is optional but one of ``[row]`` (dry: schedules are compared) and `
 
 from __future__ import annotations
 
-import hashlib
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from itertools import islice
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from akkordeon.core.errors import ScenarioError
 from akkordeon.data.sources import as_batches
@@ -45,6 +42,7 @@ from akkordeon.experiments.schedules.measure_costs import from_operations, measu
 from akkordeon.experiments.schedules.world import ScheduleOutcome, World
 from akkordeon.pipeline.network import Network
 from akkordeon.sentinels.loss import Loss
+from akkordeon.session.records.digest import weights_digest
 from akkordeon.watch.summary import summary
 
 __all__ = ["Row", "Scenario", "load_scenario", "train_scenario"]
@@ -245,9 +243,6 @@ def train_scenario(
             status = session.status()
         report = summary(session, seconds)
         wires = {f"{a} > {b}": wire.bytes for a, b, wire in engine.wires()}
-    digest = hashlib.sha256()
-    for parameter in session.module().state_dict().values():
-        digest.update(parameter.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     failure = session.record_failure
     return {
         "title": scenario.title,
@@ -259,7 +254,7 @@ def train_scenario(
         "history": history,
         "costs_s": {address: cost.by_message() for address, cost in costs.items()},
         "events": engine.events,
-        "weights_sha256": digest.hexdigest(),
+        "weights_sha256": weights_digest(session.module().state_dict().values()),
     }
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Self, TypeVar, cast, overload
 
+from akkordeon.core.addresses import free_name
 from akkordeon.core.checks import require_timeout
 from akkordeon.core.errors import ActorFailedError, NameTakenError, RecipeError
 from akkordeon.core.reports import BatchCount, BatchRefused, BestKept, EpochDone, RoundDone, TrainingProgress
@@ -241,20 +241,16 @@ class DownpourSession(Session):
         self._check_open()
         if not self.replicas:
             raise RecipeError("no replica is left; add one with session.add_replica()")
-        name = sentinel.name or self._free_base(str(sentinel.role))
+        at_work = {a.name for a in self._registry.at_work()}
+        begun = {name.rpartition("-")[0] for name in at_work}
+        name = sentinel.name or free_name(str(sentinel.role), begun, joint="")
         sentinel = self._registry.going_on(replace(sentinel, name=name), self.seed)
         parts = self._topology.deal(sentinel, self.seed)
         self._registry.derive([part.batches for part in parts], sentinel.batches)
-        at_work = {a.name for a in self._registry.at_work()}
         taken = ", ".join(repr(part.name) for part in parts if part.name in at_work)
         if taken:
             raise NameTakenError(f"sentinels {taken} are at work already; give these another name")
         return name, parts
-
-    def _free_base(self, role: str) -> str:
-        at_work = {a.name.rpartition("-")[0] for a in self._registry.at_work()}
-        names = itertools.chain([role], (f"{role}{i}" for i in itertools.count(2)))
-        return next(name for name in names if name not in at_work)
 
     def _check_replica(self, replica: int) -> None:
         if replica not in self.replicas:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 from collections.abc import Iterable
 from dataclasses import replace
@@ -11,7 +10,7 @@ from weakref import WeakKeyDictionary
 
 from torch.utils.data import DataLoader
 
-from akkordeon.core.addresses import sentinel_address, sentinel_of
+from akkordeon.core.addresses import free_name, sentinel_address, sentinel_of
 from akkordeon.core.errors import NameTakenError, NoSuchSentinelError, RecipeError, SessionError
 from akkordeon.core.reports import BestKept
 from akkordeon.data.batches import Batches
@@ -67,7 +66,7 @@ class Registry:
         with self._lock:
             at_work = [a for a in self.attachments if not a.ended]
             names = {a.name for a in at_work}
-            name = sentinel.name or _free_name(str(sentinel.role), names)
+            name = sentinel.name or free_name(str(sentinel.role), names)
             if name in names:
                 raise NameTakenError(f"a sentinel {name!r} is at work already; give this one another name")
             self._check_room(name, row, [sentinel, *(a.recipe for a in at_work if a.row == row)])
@@ -197,8 +196,3 @@ class Registry:
 def _is_of_use(attachment: Attachment) -> bool:
     """Whether it keeps its best weights, or failed and nobody was told."""
     return attachment.best is not None or not (attachment.error is None or attachment._error_is_known)
-
-
-def _free_name(role: str, taken: set[str]) -> str:
-    names = itertools.chain([role], (f"{role}-{i}" for i in itertools.count(2)))
-    return next(name for name in names if name not in taken)

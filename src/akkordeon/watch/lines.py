@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -10,10 +10,15 @@ from akkordeon.core.addresses import is_sentinel
 from akkordeon.core.reports import ActorFailed, BatchRefused, EpochDone, RoundDone, TrainingProgress
 from akkordeon.watch.view import View
 
-__all__ = ["Lines", "line_of"]
+__all__ = ["Lines", "line_of", "scores_in_words"]
 
 WARNINGS_MAX = 5
 """So many refused batches are told one by one; the others are counted."""
+
+
+def scores_in_words(scores: Mapping[str, float]) -> str:
+    """Scores for the middle of a line: two spaces before each name."""
+    return "".join(f"  {name} {value:.4f}" for name, value in scores.items())
 
 
 def line_of(record: EpochDone | RoundDone | TrainingProgress) -> str:
@@ -28,7 +33,7 @@ def line_of(record: EpochDone | RoundDone | TrainingProgress) -> str:
     else:
         what = f"round {record.round:>4}"
         end = f"version {record.version}" + ("  best so far" if record.best else "")
-    scores = "".join(f"  {name} {value:.4f}" for name, value in record.scores.items())
+    scores = scores_in_words(record.scores)
     speed = f"{record.seconds:6.2f} s {record.samples_per_s:>9,.0f} samples/s"
     return f"{record.sentinel:<10} {what}  loss {record.loss:.4f}{scores}  {speed}  {end}"
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import ray
 
-from akkordeon.core.addresses import reader_of, sentinel_address
+from akkordeon.core.addresses import free_name, reader_of, sentinel_address
 from akkordeon.core.errors import NameTakenError, NoSuchSentinelError, explain
 from akkordeon.core.messages import Close, Detach, Forget, Message, Probe
 from akkordeon.core.reports import (
@@ -155,8 +155,7 @@ class Registrar:
         with self._lock:
             taken = {line.name for line in self._sentinels.values()}
             if name is None:
-                numbered = (f"{role}-{i}" for i in itertools.count(2))
-                name = next(n for n in itertools.chain([role], numbered) if n not in taken)
+                name = free_name(role, taken)
             if name in taken:
                 why = f"a sentinel {name!r} is at work in {self._name!r} already; give this one another name"
                 return serialize(NameTakenError(why))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from typing import Any
@@ -16,7 +16,7 @@ from akkordeon.core.messages import Batch, CutId, Message
 from akkordeon.downpour.recipe import Downpour
 from akkordeon.pipeline.network import Network
 
-__all__ = ["Digest", "data_fingerprint", "fingerprint", "key_of"]
+__all__ = ["Digest", "data_fingerprint", "fingerprint", "key_of", "weights_digest"]
 
 
 class Digest:
@@ -85,3 +85,11 @@ def data_fingerprint(batches: Any) -> str | None:
         return None
     digest.add(tensors)
     return str(digest)
+
+
+def weights_digest(weights: Iterable[Tensor]) -> str:
+    """A digest (SHA-256) of the bits of tensors, by which people compare runs."""
+    digest = hashlib.sha256()
+    for tensor in weights:
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
