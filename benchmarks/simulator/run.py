@@ -28,7 +28,7 @@ from akkordeon.engines.simulator.hosts import Host
 from akkordeon.engines.simulator.links import PRESETS, Link
 from akkordeon.experiments.schedules.compare import asynchronous, compare, enough_in_flight
 from akkordeon.experiments.schedules.dry_actors import dry_row
-from akkordeon.experiments.schedules.measure_costs import measure
+from akkordeon.experiments.schedules.measure_costs import measure_costs
 from akkordeon.experiments.schedules.world import World
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "throughput"))
@@ -53,7 +53,7 @@ def prediction(quick: bool) -> list[dict]:
     for setting in SETTINGS[3:4] if quick else SETTINGS[3:]:
         network = ak.Network([ak.Gate(part, sgd) for part in gates(build(setting, 0))])
         batches = [(x[cut], y[cut]) for cut in slices(len(x), setting.batch)]
-        costs = measure(network, batches[: 15 if quick else 30], F.cross_entropy, message_s=message_s)
+        costs = measure_costs(network, batches[: 15 if quick else 30], F.cross_entropy, message_s=message_s)
         predicted_s = _predicted(costs, len(network.gates), len(batches))
         with ak.run(network, ak.Threads(2)) as session:
             training = session.attach(
@@ -116,7 +116,7 @@ def transformer_world(quick: bool) -> tuple[dict, dict]:
     network = ak.Network([ak.Gate(block, sgd) for block in blocks])
     count = 6 if quick else 20
     text = torch.randint(VOCABULARY, (count, BATCH, LENGTH))
-    costs = measure(
+    costs = measure_costs(
         network,
         [(x, x) for x in text],
         lambda out, y: F.cross_entropy(out.reshape(-1, VOCABULARY), y.reshape(-1)),

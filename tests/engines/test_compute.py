@@ -12,7 +12,7 @@ from akkordeon.core.errors import RecipeError
 from akkordeon.core.messages import Attach, Backward, Batch, Forward, Probe
 from akkordeon.engines.simulator.compute import Compute, Cost, Slowdown, Work
 from akkordeon.engines.simulator.distributions import Uniform
-from akkordeon.experiments.schedules.measure_costs import from_operations, measure
+from akkordeon.experiments.schedules.measure_costs import from_operations, measure_costs
 
 FORWARD, BACKWARD = Forward(Batch("s", 0), torch.zeros(1)), Backward(Batch("s", 0), None)
 COST = Cost(forward_s=1, backward_s=2, update_s=0.5, evaluate_s=0.8, message_s=0.1)
@@ -67,7 +67,7 @@ def test_measuring_gives_every_actor_its_costs_and_leaves_the_process_as_it_was(
     sgd = lambda params: torch.optim.SGD(params, lr=0.1)  # noqa: E731
     network = ak.Network([ak.Gate(nn.Linear(400, 400), sgd), ak.Gate(nn.Linear(400, 3), sgd)])
     data = [(torch.randn(64, 400), torch.zeros(64, dtype=torch.long))] * 12
-    costs = measure(network, data, F.cross_entropy, warm=3, message_s=1e-6)
+    costs = measure_costs(network, data, F.cross_entropy, warm=3, message_s=1e-6)
     assert torch.get_num_threads() == 2
     assert set(costs) == {"gate/0", "gate/1", "sentinel/*", "reader/*"}
     big, small = (costs[f"gate/{i}"].by_message() for i in (0, 1))

@@ -77,9 +77,9 @@ def test_a_telling_stretch_is_around_the_first_fault():
     x = torch.zeros(1)
     for i in range(1000):
         timeline.add("gate/0", Forward(Batch("s", i), x), i, i + 0.5)
-    assert timeline.telling(boxes=30) == (0.0, 29.5)
+    assert timeline.notable_stretch(boxes=30) == (0.0, 29.5)
     timeline.fault("gate/0", "freeze", 500.0, 510.0)
-    assert timeline.telling() == (490.0, 530.0)
+    assert timeline.notable_stretch() == (490.0, 530.0)
 
 
 def test_a_timeline_is_bounded():

@@ -25,7 +25,7 @@ import akkordeon as ak
 from akkordeon.core.actor import Send, Stop
 from akkordeon.core.errors import ActorFailedError, GateFailedError, NameTakenError, WaitTimeoutError
 from akkordeon.core.messages import Backward, Cut, Forget, Forward, Kind, Refused
-from akkordeon.engines import dispatch
+from akkordeon.engines import interpreter
 from akkordeon.engines.simulator.compute import Compute, Cost
 from akkordeon.engines.simulator.faults import Crash, Freeze, Partition
 from akkordeon.engines.simulator.links import Link
@@ -227,7 +227,7 @@ def violations(world: World) -> list[str]:
         compute=Compute({"*": Cost(message_s=1)}, spread=InTurn(world.costs)),
         faults=world.faults,
     )
-    with _patched(dispatch, "Mailbox", watched_mailbox(dispatch.Mailbox, witness)):
+    with _patched(interpreter, "Mailbox", watched_mailbox(interpreter.Mailbox, witness)):
         session = ak.run(network, engine=engine)
         engine.recorder = witness  # a session brings its own, or none; nothing has been handled yet
         try:

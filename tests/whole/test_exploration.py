@@ -13,7 +13,7 @@ from torch.nn import functional as F
 import akkordeon as ak
 from akkordeon.core.actor import Send
 from akkordeon.core.messages import Cut
-from akkordeon.engines import dispatch
+from akkordeon.engines import interpreter
 from akkordeon.engines.mailbox import Mailbox
 from akkordeon.engines.simulator.compute import Compute, Cost
 from akkordeon.engines.simulator.links import Link, Links
@@ -66,7 +66,7 @@ def an_evaluation_that_can_starve(patch):
         def __init__(self):
             super().__init__(turn=10**9)
 
-    patch.setattr(dispatch, "Mailbox", Starving)
+    patch.setattr(interpreter, "Mailbox", Starving)
 
 
 def a_batch_id_that_is_used_again(patch):

@@ -58,7 +58,7 @@ def simulate(
         report = train_scenario(world, record, seen)
         typer.echo(_training(report))
     if seen is not None and timeline is not None:
-        begin_s, end_s = window or seen.telling()
+        begin_s, end_s = window or seen.notable_stretch()
         _write(timeline, "w", seen.svg(world.title, begin_s, end_s))
         typer.echo(f"timeline of {begin_s:.4g} to {end_s:.4g} s in {timeline}")
     if json:

@@ -10,8 +10,6 @@ from torch import Tensor
 
 __all__ = ["Accumulator", "GradientSum", "WeightDelta"]
 
-Tensors = Sequence[Tensor]
-
 
 class Accumulator(ABC):
     """Adds up the steps of one gate of one replica; all of it in the order of its trainable weights."""
@@ -21,11 +19,11 @@ class Accumulator(ABC):
         """A step was made with these; they are ours to work on in place."""
 
     @abstractmethod
-    def take(self, now: Tensors) -> list[Tensor | None]:
+    def take(self, now: Sequence[Tensor]) -> list[Tensor | None]:
         """The total, in memory nobody else has; and start again from the weights as they are."""
 
     @abstractmethod
-    def continue_from(self, fetched: Tensors, now: Tensors) -> Tensors:
+    def continue_from(self, fetched: Sequence[Tensor], now: Sequence[Tensor]) -> Sequence[Tensor]:
         """The weights to go on with, when these have been fetched, in memory that nobody else has.
 
         A module may write to its weights; what was fetched is the shard's own memory, where no copy was made.
@@ -54,12 +52,12 @@ class GradientSum(Accumulator):
             else:
                 self._sums[i] = sum_ + gradient if gradient.is_sparse else gradient + sum_
 
-    def take(self, now: Tensors) -> list[Tensor | None]:
+    def take(self, now: Sequence[Tensor]) -> list[Tensor | None]:
         """The sums; see :class:`Accumulator`."""
         sums, self._sums = self._sums, []
         return sums or [None] * len(now)
 
-    def continue_from(self, fetched: Tensors, now: Tensors) -> Tensors:
+    def continue_from(self, fetched: Sequence[Tensor], now: Sequence[Tensor]) -> Sequence[Tensor]:
         """What was fetched: local steps are in the sums, and come back with the next fetch."""
         return [weight.clone() for weight in fetched]
 
@@ -71,7 +69,7 @@ class WeightDelta(Accumulator):
         start: the weights at the beginning.
     """
 
-    def __init__(self, start: Tensors) -> None:
+    def __init__(self, start: Sequence[Tensor]) -> None:
         self._start = list(start)
         self._steps = 0
 
@@ -79,14 +77,14 @@ class WeightDelta(Accumulator):
         """Count the step: what the optimizer makes of it is what will be pushed."""
         self._steps += 1
 
-    def take(self, now: Tensors) -> list[Tensor | None]:
+    def take(self, now: Sequence[Tensor]) -> list[Tensor | None]:
         """How far the weights have come, negative; see :class:`Accumulator`."""
         with torch.no_grad():
             found: list[Tensor | None] = [a - b for a, b in zip(self._start, now, strict=True)]
         self._start, self._steps = list(now), 0
         return found
 
-    def continue_from(self, fetched: Tensors, now: Tensors) -> Tensors:
+    def continue_from(self, fetched: Sequence[Tensor], now: Sequence[Tensor]) -> Sequence[Tensor]:
         """What was fetched, and on top of it the steps since the last push, which it cannot contain."""
         start, self._start = self._start, list(fetched)
         if not self._steps:

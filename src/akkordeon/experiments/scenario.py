@@ -38,7 +38,7 @@ from akkordeon.experiments.build import build_network, build_sentinels, build_tr
 from akkordeon.experiments.config import TrainConfig
 from akkordeon.experiments.run import run
 from akkordeon.experiments.schedules.compare import compare
-from akkordeon.experiments.schedules.measure_costs import from_operations, measure
+from akkordeon.experiments.schedules.measure_costs import from_operations, measure_costs
 from akkordeon.experiments.schedules.world import ScheduleOutcome, World
 from akkordeon.pipeline.network import Network
 from akkordeon.sentinels.loss import Loss
@@ -263,7 +263,7 @@ def _costs(scenario: Scenario, network: Network, batches: Iterable[Any], loss: L
     if "flops_per_s" in scenario.cost:
         return from_operations(network, next(iter(batches))[0], **scenario.cost)
     if "measure" in scenario.cost:
-        return measure(network, list(islice(batches, scenario.cost["measure"])), loss)
+        return measure_costs(network, list(islice(batches, scenario.cost["measure"])), loss)
     return {"gate/*": _made(Cost, scenario.cost, "[cost]")}
 
 

@@ -19,7 +19,7 @@ from akkordeon.session.topology import ReplicaTopology
 
 __all__ = ["Attachments", "DownpourSession"]
 
-Record = TypeVar("Record", EpochDone, TrainingProgress)
+AnyReport = TypeVar("AnyReport", EpochDone, TrainingProgress)
 
 
 class Attachments(Sequence[Attachment]):
@@ -159,7 +159,7 @@ class Attachments(Sequence[Attachment]):
         return f"<Attachments {self.name!r}: train, {len(self)} replicas, {how}{failed}>"
 
 
-def _together(name: str, records: Sequence[Record]) -> Record:
+def _together(name: str, records: Sequence[AnyReport]) -> AnyReport:
     """What several sentinels report, as one report: means count by samples."""
     samples = [record.samples for record in records]
 

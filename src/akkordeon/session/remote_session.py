@@ -16,7 +16,7 @@ from akkordeon.session.session import Session
 from akkordeon.session.topology import RowTopology
 
 if TYPE_CHECKING:
-    from akkordeon.engines.ray.detached import Joined
+    from akkordeon.engines.ray.detached import JoinedEngine
 
 __all__ = ["JoinedSession", "connect"]
 
@@ -41,9 +41,9 @@ def connect(target: str) -> Session:
 
     address, name = parse_target(target)
     require_ray()
-    from akkordeon.engines.ray.detached import Joined
+    from akkordeon.engines.ray.detached import JoinedEngine
 
-    return JoinedSession(Joined(address, name))
+    return JoinedSession(JoinedEngine(address, name))
 
 
 LAST_S = 60.0
@@ -66,7 +66,7 @@ class JoinedRegistry(Registry):
         joined: the network.
     """
 
-    def __init__(self, joined: Joined) -> None:
+    def __init__(self, joined: JoinedEngine) -> None:
         super().__init__(joined.network.max_in_flight)
         self._joined = joined
 
@@ -95,7 +95,7 @@ class JoinedSession(Session):
     counts the epochs of the sentinels of its own session.
     """
 
-    def __init__(self, engine: Joined) -> None:
+    def __init__(self, engine: JoinedEngine) -> None:
         self._joined = engine
         topology, registry = JoinedTopology(engine.network), JoinedRegistry(engine)
         super().__init__(engine.network, engine, engine.seed, topology=topology, registry=registry)

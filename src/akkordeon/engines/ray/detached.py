@@ -29,7 +29,7 @@ from akkordeon.engines.ray.serialization import deserialize, pickle_by_value, se
 from akkordeon.engines.ray.snapshots import NetworkWeights
 
 __all__ = [
-    "Joined",
+    "JoinedEngine",
     "detach",
     "names",
     "recipe",
@@ -258,7 +258,7 @@ def _recipe(info: NetworkInfo, name: str) -> Any:
         ) from error
 
 
-class Joined(Ray):
+class JoinedEngine(Ray):
     """The engine of a session that joined a network: the gates are there, and stay when it leaves.
 
     Args:

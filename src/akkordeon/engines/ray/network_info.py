@@ -8,7 +8,7 @@ from typing import Any
 from akkordeon.core.reports import EpochDone, GateStatus, RoundDone
 from akkordeon.engines.ray.serialization import Serialized
 
-__all__ = ["GateRow", "NetworkInfo", "NetworkStatus", "SentinelRow"]
+__all__ = ["GateEntry", "NetworkInfo", "NetworkStatus", "SentinelEntry"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class NetworkInfo:
 
 
 @dataclass(frozen=True)
-class GateRow:
+class GateEntry:
     """A gate, as last heard of. ``node`` and ``pid``: where it is."""
 
     address: str
@@ -46,7 +46,7 @@ class GateRow:
 
 
 @dataclass
-class SentinelRow:
+class SentinelEntry:
     """A sentinel, as last heard of."""
 
     name: str
@@ -63,7 +63,7 @@ class NetworkStatus:
     """How a network is. ``events``: who ended or was lost of late, in words."""
 
     name: str
-    gates: list[GateRow]
-    sentinels: list[SentinelRow]
+    gates: list[GateEntry]
+    sentinels: list[SentinelEntry]
     failure: str | None
     events: list[str] = field(default_factory=list)

@@ -29,7 +29,7 @@ from akkordeon.core.reports import (
     SentinelEnded,
 )
 from akkordeon.engines.ray.heartbeats import HEARTBEAT_S, SILENT_S, Heartbeats, Lost
-from akkordeon.engines.ray.network_info import GateRow, NetworkInfo, NetworkStatus, SentinelRow
+from akkordeon.engines.ray.network_info import GateEntry, NetworkInfo, NetworkStatus, SentinelEntry
 from akkordeon.engines.ray.serialization import (
     Envelope,
     Serialized,
@@ -71,7 +71,7 @@ class Registrar:
         self._told = threading.Condition(self._lock)  # by gates, how they are
         self._info: NetworkInfo | None = None
         self._sessions: dict[str, Any] = {}  # session hosts by key
-        self._sentinels: dict[str, SentinelRow] = {}
+        self._sentinels: dict[str, SentinelEntry] = {}
         self._session_of: dict[str, str] = {}  # key, by address of the sentinel
         self._numbers: Counter[str] = Counter()
         self._gates: dict[str, GateStatus] = {}
@@ -153,7 +153,7 @@ class Registrar:
     ) -> tuple[str, int] | Serialized:
         """Give a sentinel a name that no other here has, and a number that none ever had."""
         with self._lock:
-            taken = {line.name for line in self._sentinels.values()}
+            taken = {entry.name for entry in self._sentinels.values()}
             if name is None:
                 name = free_name(role, taken)
             if name in taken:
@@ -161,7 +161,7 @@ class Registrar:
                 return serialize(NameTakenError(why))
             self._numbers[name] += 1
             address = sentinel_address(name, self._numbers[name])
-            self._sentinels[address] = SentinelRow(name, role, address, *location, answers)
+            self._sentinels[address] = SentinelEntry(name, role, address, *location, answers)
             self._session_of[address] = key
             self._sessions[key] = session_host
             return name, self._numbers[name]
@@ -169,10 +169,10 @@ class Registrar:
     def unregister_sentinel(self, address: str) -> None:
         """A sentinel has ended, or never began."""
         with self._lock:
-            line = self._sentinels.pop(address, None)
+            entry = self._sentinels.pop(address, None)
             self._session_of.pop(address, None)
-        if line is not None and not line.answers:
-            self._note(f"{line.name} ended")
+        if entry is not None and not entry.answers:
+            self._note(f"{entry.name} ended")
 
     def register_session(self, key: str, session_host: Any) -> None:
         """A session begins; if its host dies, the gates need not tell it any more."""
@@ -186,9 +186,9 @@ class Registrar:
     def detach(self, name: str, drop: bool) -> Serialized | None:
         """Have a sentinel end, whoever attached it."""
         with self._lock:
-            found = [line for line in self._sentinels.values() if line.name == name]
+            found = [entry for entry in self._sentinels.values() if entry.name == name]
             if not found:
-                known = ", ".join(sorted(repr(line.name) for line in self._sentinels.values())) or "none"
+                known = ", ".join(sorted(repr(entry.name) for entry in self._sentinels.values())) or "none"
                 why = f"no sentinel {name!r} is at work in {self._name!r}; there are: {known}"
                 return serialize(NoSuchSentinelError(why))
             address = found[0].address
@@ -200,7 +200,7 @@ class Registrar:
         """How the network is."""
         with self._lock:
             gates = [
-                GateRow(
+                GateEntry(
                     address, *self._location(host), self._gates.get(address), self._rates.get(address, 0.0)
                 )
                 for address, host in (self._info.places.items() if self._info else ())
@@ -246,9 +246,9 @@ class Registrar:
             self._hear(record)
         elif isinstance(record, EpochDone | RoundDone):
             with self._lock:
-                for line in self._sentinels.values():
-                    if line.name == record.sentinel:
-                        line.last = record
+                for entry in self._sentinels.values():
+                    if entry.name == record.sentinel:
+                        entry.last = record
         elif isinstance(record, SentinelEnded):
             self.unregister_sentinel(record.address)
         elif isinstance(record, GateLeft) and self._snapshots is not None:
@@ -340,10 +340,10 @@ class Registrar:
     def _mark_lost(self, name: str) -> None:
         """Somebody's process is gone: a session with its sentinels, or a host with its gates."""
         if name in self._sessions:
-            for line in self._remove_session(name):
-                self._tell_gates(Forget(line.address))
-                died = f"its process died (number {line.pid} on {line.node})"
-                self._note(f"{line.name} is lost: {died}{_counts(line)}")
+            for entry in self._remove_session(name):
+                self._tell_gates(Forget(entry.address))
+                died = f"its process died (number {entry.pid} on {entry.node})"
+                self._note(f"{entry.name} is lost: {died}{_counts(entry)}")
             return
         info = self._info
         if info is None or name not in info.hosts:
@@ -355,7 +355,7 @@ class Registrar:
         for address in [address for address, host in info.places.items() if host == name]:
             self._fail(address, f"is lost: {why}")
 
-    def _remove_session(self, key: str) -> list[SentinelRow]:
+    def _remove_session(self, key: str) -> list[SentinelEntry]:
         """Forget a session; the sentinels that were at work there."""
         with self._lock:
             self._sessions.pop(key, None)
@@ -371,7 +371,7 @@ class Registrar:
         return gone
 
 
-def _counts(sentinel: SentinelRow) -> str:
+def _counts(sentinel: SentinelEntry) -> str:
     """What a training sentinel has told of its batches, in words."""
     if not isinstance(sentinel.last, EpochDone):
         return ""

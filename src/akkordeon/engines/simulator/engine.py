@@ -29,7 +29,7 @@ from akkordeon.core.errors import RecipeError, StalledError
 from akkordeon.core.messages import Batch, Message
 from akkordeon.core.reports import ActorLost, ActorReturned, Undelivered
 from akkordeon.engines.base import Engine, Load, ProcessState
-from akkordeon.engines.dispatch import Interpreter
+from akkordeon.engines.interpreter import Interpreter
 from akkordeon.engines.simulator.compute import Compute, Work
 from akkordeon.engines.simulator.faults import SimulatedFault
 from akkordeon.engines.simulator.hosts import Host, place

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 
 from akkordeon.core.actor import Actor
-from akkordeon.engines.dispatch import Cell
+from akkordeon.engines.interpreter import Cell
 from akkordeon.engines.simulator.compute import Work
 from akkordeon.engines.simulator.hosts import Host
 from akkordeon.engines.simulator.links import Wire

@@ -71,7 +71,7 @@ class Timeline:
         """Keep what went wrong with an actor."""
         self.spans.append(Span(who, what, None, begin_s, end_s))
 
-    def telling(self, boxes: int = 30) -> tuple[float, float]:
+    def notable_stretch(self, boxes: int = 30) -> tuple[float, float]:
         """A stretch worth drawing: around the first fault, or from the start, some boxes for every lane."""
         last_s = max((s.end_s for s in self.spans if s.end_s is not None), default=1.0)
         faults = [s for s in self.spans if s.what not in WORK]

@@ -30,7 +30,7 @@ from akkordeon.core.generator import GeneratorUse
 from akkordeon.core.messages import Kind, Message
 from akkordeon.core.reports import Undelivered
 from akkordeon.engines.base import Listener, Load, bounded
-from akkordeon.engines.dispatch import Cell, Interpreter
+from akkordeon.engines.interpreter import Cell, Interpreter
 from akkordeon.engines.threads.turns import TURNS
 
 __all__ = ["WorkerCell", "WorkerPool"]

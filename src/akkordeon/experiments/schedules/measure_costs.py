@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from akkordeon.core.actor import Actor
 from akkordeon.core.messages import Attach, Batch, Message
 from akkordeon.core.payload import Payload, tensors
-from akkordeon.engines.dispatch import Cell, Interpreter
+from akkordeon.engines.interpreter import Cell, Interpreter
 from akkordeon.engines.simulator.compute import Cost
 from akkordeon.pipeline.network import Network
 from akkordeon.sentinels.loss import Loss
@@ -26,7 +26,7 @@ from akkordeon.sentinels.reader import Reader
 from akkordeon.sentinels.recipes import Sentinel
 from akkordeon.sentinels.trainer import Trainer
 
-__all__ = ["Stopwatch", "from_operations", "measure"]
+__all__ = ["Stopwatch", "from_operations", "measure_costs"]
 
 
 class Stopwatch(Interpreter[Cell]):
@@ -86,7 +86,7 @@ class Stopwatch(Interpreter[Cell]):
         return {address: Cost(message_s=message_s, table=table) for address, table in tables.items()}
 
 
-def measure(
+def measure_costs(
     network: Network,
     batches: Sequence[tuple[Payload, Any]],
     loss: Loss,

@@ -24,7 +24,7 @@ from akkordeon.core.reports import EpochDone, GateLeft, RoundDone
 from akkordeon.data.split import skip_epochs
 from akkordeon.downpour.recipe import Downpour
 from akkordeon.engines.base import ProcessState
-from akkordeon.engines.dispatch import Interpreter
+from akkordeon.engines.interpreter import Interpreter
 from akkordeon.pipeline.network import Network
 from akkordeon.sentinels.factory import make_actors
 from akkordeon.sentinels.recipes import Evaluation, Training

@@ -9,7 +9,7 @@ from tests.support.engines import Note, Scripted
 
 from akkordeon.core.actor import Actor, After, Report, Send, Stop
 from akkordeon.core.messages import Message
-from akkordeon.engines.dispatch import Cell, Interpreter
+from akkordeon.engines.interpreter import Cell, Interpreter
 
 
 class Noting(Interpreter[Cell]):
