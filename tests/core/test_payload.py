@@ -141,6 +141,24 @@ def test_views_share_memory_and_copies_do_not():
     assert memory(A.clone()) != memory(A)
 
 
+def test_tensors_without_elements_share_nothing():
+    """All of them lie at address 0."""
+    one, other = torch.empty(0), torch.empty(0, 3)
+    assert memory(one) != memory(other)
+
+
+def test_a_dict_that_makes_its_tensors_when_it_is_asked_keeps_them_apart():
+    """They were known by their ids, and a tensor that is gone leaves its id to the next."""
+
+    class Loading(dict):
+        def values(self):
+            return (torch.full((2,), float(i)) for i in range(len(self)))
+
+    seen = []
+    map_tensors(lambda tensor: seen.append(tensor.tolist()), Loading.fromkeys(range(9)))
+    assert seen == [[i, i] for i in range(9)]
+
+
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
 

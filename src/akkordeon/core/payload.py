@@ -70,12 +70,12 @@ def map_tensors(function: Callable[[Tensor], Tensor | None], payload: Payload) -
     """
     if isinstance(payload, Tensor):
         return function(payload)  # type: ignore[return-value]  # None stays None, inside and outside
-    made: dict[int, Tensor | None] = {}
+    made: dict[int, tuple[Tensor, Tensor | None]] = {}  # tensors stay alive, as their ids are keys
 
     def once(tensor: Tensor) -> Tensor | None:
         if id(tensor) not in made:
-            made[id(tensor)] = function(tensor)
-        return made[id(tensor)]
+            made[id(tensor)] = tensor, function(tensor)
+        return made[id(tensor)][1]
 
     return _map_places(once, payload)
 
@@ -272,7 +272,9 @@ class Forms:
 
 def memory(tensor: Tensor) -> int:
     """Where the tensor's elements lie: two tensors with equal answers may share them."""
-    return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else id(tensor)
+    if tensor.layout is not torch.strided:
+        return id(tensor)
+    return tensor.untyped_storage().data_ptr() or id(tensor)  # what has no elements shares none
 
 
 def copy_of(tensor: Tensor) -> Tensor:
