@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -71,8 +72,15 @@ def test_few_graphs_of_losses_are_followed(monkeypatch):
     assert len(followed) == 11
 
 
+@functools.wraps(F.mse_loss)
+def wrapped(out, y):
+    return F.mse_loss(out.mul_(2), y)
+
+
 @pytest.mark.parametrize(
-    ("function", "shares"), [(F.mse_loss, True), (lambda out, y: out.mul_(2).sum(), False)]
+    ("function", "shares"),
+    [(F.mse_loss, True), (lambda out, y: out.mul_(2).sum(), False), (wrapped, False)],
+    ids=["of PyTorch", "of the user", "that claims to be of PyTorch"],
 )
 def test_only_a_loss_that_writes_to_nothing_is_given_the_outputs_themselves(function, shares):
     """Nobody else may see what a loss writes; who has scores gets a copy in any case."""

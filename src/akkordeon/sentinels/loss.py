@@ -38,8 +38,8 @@ __all__ = [
 Loss = Callable[[Any, Any], Tensor]
 """From (outputs, targets) to one number, the mean over the batch."""
 
-READ_ONLY = F.__name__
-"""Where losses are that are known to write to nothing that they are given, and so need no copy of it."""
+READ_ONLY = vars(F)
+"""The globals of losses that are known to write to nothing that they are given, and so need no copy of it."""
 
 OWN_WEIGHTS = (
     "its loss has a trainable weight of its own, {}, which no optimizer has, so it would never learn; "
@@ -87,7 +87,7 @@ class LossInputs:
 
     def __init__(self, outputs: Payload, loss: Loss) -> None:
         self._outputs = outputs
-        spared = getattr(loss, "__module__", None) == READ_ONLY
+        spared = getattr(loss, "__globals__", None) is READ_ONLY  # functools.wraps copies a __module__
         self.payload = outputs if spared else with_gradients(map_tensors, copy_of, outputs)
         self._copies = () if spared else tuple(tensors(self.payload))
 
