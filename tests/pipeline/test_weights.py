@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -260,3 +261,44 @@ def test_layers_of_pytorch_alone_are_given_no_fresh_memory():
     before = weights.now
     weights.begin_forward()
     assert weights.now is not before
+
+
+def clamping(forward):
+    """A forward that writes to weights first."""
+
+    @functools.wraps(forward)
+    def clamped(layer, x):
+        layer.weight.data.clamp_(-0.1, 0.1)
+        return forward(layer, x)
+
+    return clamped
+
+
+def test_a_layer_of_pytorch_whose_class_was_given_another_forward_is_watched(monkeypatch):
+    """Cuts, and refused batches, had what it wrote to their weights."""
+    monkeypatch.setattr(nn.Linear, "forward", clamping(nn.Linear.forward))
+    weights = Weights(nn.Linear(2, 2))
+    before = weights.now
+    weights.begin_forward()
+    assert weights.now is not before
+
+
+def test_hooks_of_all_modules_that_come_later_are_watched_too():
+    module = nn.Linear(2, 2)
+    weights = Weights(module)
+    for _ in range(2):
+        pinned = weights.pin()
+        was = [weight.clone() for weight in pinned]
+        hook = nn.modules.module.register_module_forward_pre_hook(
+            lambda layer, inputs: layer.weight.data.mul_(0.5)
+        )
+        try:
+            weights.begin_forward()
+            module(torch.ones(1, 2))
+            weights.end_forward()
+        finally:
+            hook.remove()
+        assert all(map(torch.equal, pinned, was))
+        assert torch.equal(weights.now[0], was[0] / 2)
+        weights.begin_forward()
+        weights.end_forward()

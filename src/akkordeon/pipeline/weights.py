@@ -17,7 +17,7 @@ and shows which; from then on those have fresh memory for every forward. Evaluat
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -186,7 +186,7 @@ class Weights:
 
     def begin_forward(self) -> None:
         """Give fresh memory to what the module may write to; all of it, the first time."""
-        if self._reads_alone:
+        if self._reads_alone and not (_global_forward_hooks or _global_forward_pre_hooks):
             return
         self._before = self.now
         if self._written is None or self._written:
@@ -212,9 +212,9 @@ class Weights:
         Raises:
             RecipeError: a weight is gone.
         """
-        if self._reads_alone:
-            return
         before, self._before = self._before, None
+        if before is None:  # it is not watched
+            return
         now, moved = self.now, set()
         for parameters, name, i in self._slots:
             found = parameters.get(name)
@@ -223,7 +223,6 @@ class Weights:
                 moved.add(i)
         written = self._written
         if written is None:
-            assert before is not None, "a forward began"
             written = {i for i, was in enumerate(before) if not _same(was, now[i])}
         for i, (weight, master) in enumerate(zip(now, self.masters, strict=True)):
             if weight.requires_grad is not master.requires_grad:
@@ -300,13 +299,19 @@ def _lists_with(module: nn.Module, place: dict[int, int]) -> Iterator[tuple[Any,
 
 def _may_write(part: nn.Module) -> bool:
     """Whether a forward of this part may write to weights; PyTorch's own layers do for ``max_norm`` alone."""
-    hooks = (part._forward_pre_hooks, part._forward_hooks, _global_forward_pre_hooks, _global_forward_hooks)
+    kind = type(part)
+    whose = (kind.__module__, _module_of(kind.forward), _module_of(kind.__call__))
     return (
-        not type(part).__module__.startswith("torch.nn.modules.")
+        not all(name.startswith("torch.nn.modules.") for name in whose)
         or "forward" in vars(part)
-        or any(hooks)
+        or bool(part._forward_pre_hooks or part._forward_hooks)
         or getattr(part, "max_norm", None) is not None
     )
+
+
+def _module_of(function: Callable[..., Any]) -> str:
+    """The name of the Python module that a function was written in; functools.wraps claims another's."""
+    return str(getattr(function, "__globals__", {}).get("__name__", ""))
 
 
 def _may_write_in_evaluation(module: nn.Module) -> bool:
