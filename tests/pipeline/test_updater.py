@@ -189,6 +189,68 @@ def test_hooks_of_all_optimizers_are_called_too():
     assert calls == ["before", "after"]
 
 
+@pytest.mark.parametrize("how", ["hook", "hook of all", "wrapper"])
+def test_what_is_put_around_a_step_after_the_first_update_is_called(how):
+    """It was asked for once, when the gate was made."""
+    from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+    calls, made = [], []
+
+    def factory(params):
+        made.append(sgd(params))
+        return made[0]
+
+    weights, updater = updater_of(nn.Linear(3, 2), factory)
+    learn(weights, updater, gradients_like(nn.Linear(3, 2)))
+    hook, step = None, made[0].step
+    if how == "hook":
+        made[0].register_step_pre_hook(lambda *_: calls.append(1))
+    elif how == "hook of all":
+        hook = register_optimizer_step_pre_hook(lambda *_: calls.append(1))
+    else:
+        made[0].step = lambda: (calls.append(1), step())
+    try:
+        learn(weights, updater, gradients_like(nn.Linear(3, 2)))
+    finally:
+        if hook is not None:
+            hook.remove()
+    assert calls == [1]
+
+
+def test_an_optimizer_with_hooks_may_write_to_its_gradients():
+    """A replica pushed what the hook of its local optimizer had made of the gradient."""
+
+    def factory(params):
+        optimizer = sgd(params)
+        optimizer.register_step_pre_hook(lambda optimizer, *_: None)
+        return optimizer
+
+    assert updater_of(nn.Linear(3, 2))[1].spares_gradients
+    assert not updater_of(nn.Linear(3, 2), factory)[1].spares_gradients
+
+
+def test_foreach_is_decided_for_the_optimizers_of_pytorch_alone():
+    """Those of others may take None for something else than PyTorch does."""
+    made = []
+
+    class Own(torch.optim.Adam):
+        pass
+
+    for kind in (torch.optim.Adam, Own):
+        updater_of(nn.Linear(3, 2), lambda params, kind=kind: made.append(kind(params)) or made[-1])
+    assert [optimizer.param_groups[0]["foreach"] for optimizer in made] == [False, None]
+
+
+@pytest.mark.parametrize("factory", [sgd, torch.optim.Adam])
+def test_a_parameter_without_elements_is_no_reason_to_refuse_an_optimizer(factory):
+    """All without elements lie at address 0, so the optimizer seemed to keep that of its parameter."""
+    module = nn.Linear(3, 2)
+    module.register_parameter("nothing", nn.Parameter(torch.empty(0, 3)))
+    weights, updater = updater_of(module, factory)
+    for _ in range(2):
+        learn(weights, updater, gradients_like(module))
+
+
 def test_without_an_optimizer_or_without_parameters_nothing_is_learned():
     module = nn.Linear(3, 2)
     weights, updater = updater_of(module, None)

@@ -77,7 +77,7 @@ class Updater:
         self._scheduler: LRScheduler | None = None
         if optimizer is not None and weights.masters:
             self._optimizer, self._scheduler = _built(optimizer, weights, label)
-        self._step = None if self._optimizer is None else _bare_step(self._optimizer)
+        self._bare_step = None if self._optimizer is None else _bare_step(self._optimizer)
         plateau = isinstance(self._scheduler, ReduceLROnPlateau)
         self._wanted_score = _WantedScore(label) if plateau else None
         self._state = rule.initial(weights.masters)
@@ -89,11 +89,13 @@ class Updater:
     def spares_gradients(self) -> bool:
         """Whether the optimizer is known not to write to the gradients it is given.
 
-        Those of torch on a CPU do not, unless they are told to work on all tensors at once (foreach).
+        Those of torch on a CPU do not, unless they are told to work on all tensors at once (foreach). Their
+        hooks may.
         """
         optimizer = self._optimizer
         return optimizer is None or (
             type(optimizer).__module__.startswith(("torch.optim", "akkordeon"))
+            and not _is_hooked(optimizer)
             and not any(group.get("foreach") for group in optimizer.param_groups)
             and all(master.device.type == "cpu" for master in self._weights.masters)
         )
@@ -109,7 +111,7 @@ class Updater:
         Returns:
             Whether there is one; False where it would not have been finite, and the last one stays.
         """
-        if self._step is None:
+        if self._optimizer is None:
             return True
         weights = self._weights
         gradients = self._rule.correct(gradients, weights.now, then, staleness, self._state)
@@ -120,7 +122,7 @@ class Updater:
             for master, gradient in zip(weights.masters, gradients, strict=True):
                 master.grad = gradient
             self._step()
-            if not self._updates and self._optimizer is not None:
+            if not self._updates:
                 _refuse_kept_memory(self._optimizer, weights, self._label)
             if not weights.are_finite():
                 return self._undo()
@@ -139,6 +141,15 @@ class Updater:
         if self._wanted_score is not None:
             self._wanted_score.updated()
         return True
+
+    def _step(self) -> None:
+        """Have the optimizer work, bare unless there is something around its step: that may come late."""
+        optimizer = self._optimizer
+        assert optimizer is not None, "nothing else is updated"
+        if self._bare_step is None or "step" in vars(optimizer) or _is_hooked(optimizer):
+            optimizer.step()
+        else:
+            self._bare_step()
 
     def _warn_without_gradient(self, gradients: list[Tensor | None]) -> None:
         """Warn once of parameters that no loss has depended on so far."""
@@ -262,8 +273,12 @@ def _refuse_kept_memory(optimizer: Optimizer, weights: Weights, label: str) -> N
 
 
 def _spare_questions(optimizer: Optimizer, weights: Weights) -> None:
-    """Say that the weights are not for kernels that take many, which is asked before each update on a CPU."""
-    if all(master.device.type == "cpu" for master in weights.masters):
+    """Say that the weights are not for kernels that take many, which is asked before each update on a CPU.
+
+    Those of others may ask for something else, and answer it otherwise.
+    """
+    is_pytorchs = type(optimizer).__module__.startswith("torch.optim.")
+    if is_pytorchs and all(master.device.type == "cpu" for master in weights.masters):
         for group in optimizer.param_groups:
             if group.get("foreach", False) is None and group.get("fused", False) is None:
                 group["foreach"] = False
@@ -282,22 +297,24 @@ def _refuse_unfit(optimizer: Optimizer, label: str) -> None:
         raise RecipeError(f"the optimizer of {label} is {kind}(differentiable=True); leave that out")
 
 
-def _bare_step(optimizer: Optimizer) -> Callable[[], object]:
+def _bare_step(optimizer: Optimizer) -> Callable[[], object] | None:
     """The optimizer's step without PyTorch's wrappers around it, which cost more than a small update.
 
-    Where anybody put something around this optimizer's step (a scheduler, a hook, a decorator), it is left
-    alone.
+    None where it is not PyTorch's wrapper that is outermost.
     """
-    hooks = (
-        optimizer._optimizer_step_pre_hooks,
-        optimizer._optimizer_step_post_hooks,
-        _global_optimizer_pre_hooks,
-        _global_optimizer_post_hooks,
-    )
     labelled = type(optimizer).step
-    if "step" in vars(optimizer) or any(hooks) or getattr(labelled, "__code__", None) is not _LABELLING:
-        return optimizer.step
+    if getattr(labelled, "__code__", None) is not _LABELLING:
+        return None
     step = labelled.__wrapped__  # type: ignore[attr-defined]  # functools.wraps put it there
     if getattr(step, "__code__", None) is _WITHOUT_GRADIENTS and not optimizer.defaults["differentiable"]:
         return partial(without_gradients, step.__wrapped__, optimizer)
     return partial(step, optimizer)
+
+
+def _is_hooked(optimizer: Optimizer) -> bool:
+    return bool(
+        optimizer._optimizer_step_pre_hooks
+        or optimizer._optimizer_step_post_hooks
+        or _global_optimizer_pre_hooks
+        or _global_optimizer_post_hooks
+    )
