@@ -7,6 +7,7 @@ import torch
 
 from akkordeon.core.errors import RecipeError
 from akkordeon.downpour.compression import Compressor, unpacked
+from akkordeon.downpour.sync_policy import SyncPolicy
 
 
 def travelled(kind, tensors, compressor=None):
@@ -111,4 +112,4 @@ def test_dtypes_come_back():
 
 def test_another_kind_is_refused():
     with pytest.raises(RecipeError, match=r"None, 'bf16' or 'int8', got 'fp4'"):
-        Compressor("fp4")
+        SyncPolicy(compression="fp4")

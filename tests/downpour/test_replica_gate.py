@@ -370,6 +370,6 @@ def test_buffers_travel_with_pushes():
         ({"differences": True, "local_step": False}, "no difference to push"),
     ],
 )
-def test_an_exchange_that_cannot_be_is_refused(wrong, sentence):
+def test_a_sync_policy_that_cannot_be_is_refused(wrong, sentence):
     with pytest.raises(RecipeError, match=sentence):
         SyncPolicy(**wrong)

@@ -34,7 +34,7 @@ def test_spans_are_what_was_done_and_what_took_no_time_is_left_out():
 
 
 def test_a_picture_has_a_box_for_each_span_a_lane_for_each_actor_and_a_legend():
-    root = ElementTree.fromstring(two_gates().svg("Two gates"))
+    root = ElementTree.fromstring(svg(two_gates().spans, "Two gates"))
     texts = [element.text for element in root.iter(f"{SVG}text")]
     assert "Two gates" in texts
     assert {"gate/0", "gate/1", "forward", "backward", "crash", "idle"} <= set(texts)
@@ -49,14 +49,14 @@ def test_a_picture_has_a_box_for_each_span_a_lane_for_each_actor_and_a_legend():
 
 
 def test_a_window_cuts_what_is_outside_it():
-    root = ElementTree.fromstring(two_gates().svg("", 3.0, 4.5))
+    root = ElementTree.fromstring(svg(two_gates().spans, "", 3.0, 4.5))
     titles = [element[0].text for element in root.iter(f"{SVG}rect") if len(element)]
     assert titles == ["gate/1 forward 77", "gate/1 backward 77"]
 
 
 @pytest.mark.parametrize("end_s", [1e-12, 0.3, 1.0, 9.0, 1e12, 1e300])
 def test_an_axis_has_a_few_marks_whatever_its_length(end_s):
-    root = ElementTree.fromstring(two_gates().svg("", 0.0, end_s))
+    root = ElementTree.fromstring(svg(two_gates().spans, "", 0.0, end_s))
     marks = [line for line in root.iter(f"{SVG}line") if line.get("x1") == line.get("x2")]
     assert 4 <= len(marks) <= 11
 

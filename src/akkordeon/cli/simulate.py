@@ -37,7 +37,7 @@ def simulate(
     from dataclasses import replace
 
     from akkordeon.core.errors import RecordError, ScenarioError
-    from akkordeon.engines.simulator.timeline import Timeline
+    from akkordeon.engines.simulator.timeline import Timeline, svg
     from akkordeon.experiments.scenario import load_scenario, train_scenario
 
     world = load_scenario(scenario)
@@ -59,7 +59,7 @@ def simulate(
         typer.echo(_training(report))
     if seen is not None and timeline is not None:
         begin_s, end_s = window or seen.notable_stretch()
-        _write(timeline, "w", seen.svg(world.title, begin_s, end_s))
+        _write(timeline, "w", svg(seen.spans, world.title, begin_s, end_s))
         typer.echo(f"timeline of {begin_s:.4g} to {end_s:.4g} s in {timeline}")
     if json:
         typer.echo(encoder.dumps(report, sort_keys=True))

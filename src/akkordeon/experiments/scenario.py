@@ -37,7 +37,7 @@ from akkordeon.engines.simulator.timeline import Timeline
 from akkordeon.experiments.build import build_network, build_sentinels, build_trainers
 from akkordeon.experiments.config import TrainConfig
 from akkordeon.experiments.run import run
-from akkordeon.experiments.schedules.compare import compare
+from akkordeon.experiments.schedules.compare import SCHEDULES, compare
 from akkordeon.experiments.schedules.measure_costs import from_operations, measure_costs
 from akkordeon.experiments.schedules.world import ScheduleOutcome, World
 from akkordeon.pipeline.network import Network
@@ -46,8 +46,6 @@ from akkordeon.session.records.digest import weights_digest
 from akkordeon.watch.summary import summary
 
 __all__ = ["Row", "Scenario", "load_scenario", "train_scenario"]
-
-SCHEDULES = ("one device", "gpipe", "1f1b", "data parallel", "asynchronous")
 
 
 @dataclass(frozen=True)

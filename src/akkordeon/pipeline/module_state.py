@@ -100,11 +100,10 @@ class Statistics:
                 self._extra[name].set_extra_state(copy.deepcopy(thing))
             else:
                 prefix, dot, last = name.rpartition(".")
-                if name in self._held and _alike(
-                    thing, self._held[name]
-                ):  # past autograd: to whom a backward needs it, it is what it was
-                    self._held[name].data.copy_(thing)
-                    thing = self._held[name]
+                held = self._held.get(name)
+                if held is not None and _alike(thing, held):
+                    held.data.copy_(thing)  # past autograd: to whom a backward needs it, it is what it was
+                    thing = held
                 self._owner_of[prefix + dot][last] = thing
 
     def renew(self) -> None:

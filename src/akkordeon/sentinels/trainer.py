@@ -206,9 +206,7 @@ class Trainer(SentinelActor[_Flight]):
         self._refusals.add(why, revoked=True)
         self.batches.trained -= 1
         self.batches.refused += 1
-        yield Report(record_of(self.name, why))
-        if why.fault is not Fault.TOO_STALE:
-            self._raise_if_too_many()
+        yield from self._tell_refused(why)
 
     def _count_refused(self, why: Refused, holders: tuple[str, ...], now_s: float) -> Iterator[Effect]:
         """Count a batch as refused and have the gates that hold it forget it."""
@@ -218,11 +216,14 @@ class Trainer(SentinelActor[_Flight]):
         flight.epoch.count_refused()
         for gate in holders:
             yield Send(gate, Forget(*why.batch))
+        yield from self._tell_refused(why)
+        yield from self._report(flight.epoch, now_s)
+        yield from self._send(now_s)
+
+    def _tell_refused(self, why: Refused) -> Iterator[Effect]:
         yield Report(record_of(self.name, why))
         if why.fault is not Fault.TOO_STALE:
             self._raise_if_too_many()
-        yield from self._report(flight.epoch, now_s)
-        yield from self._send(now_s)
 
     def _raise_if_too_many(self) -> None:
         self._refusals.raise_if_too_many(self.batches, over=self._all_sent and not self._flights)

@@ -19,6 +19,9 @@ __all__ = ["KEPT_MAX", "Attachment", "ParentSession"]
 KEPT_MAX = 1000
 """Records of epochs, rounds and refusals kept of each sentinel."""
 
+SentinelReport = EpochDone | RoundDone | TrainingProgress | BestKept | BatchRefused
+"""What a sentinel reports of its work, and its attachment keeps."""
+
 
 class ParentSession(Protocol):
     """What an attachment asks of its session."""
@@ -127,31 +130,31 @@ class Attachment:
         return f"{done} of {of} {what}" if of else f"{done} {what}"
 
     def __repr__(self) -> str:
-        how = (
-            "at work"
-            if not self.ended
-            else "failed"
-            if self.error
-            else "stopped"
-            if self.stopped
-            else "ended"
-        )
+        how = "at work"
+        if self.ended:
+            how = "failed" if self.error else "stopped" if self.stopped else "ended"
         return f"<Attachment {self.name!r}: {self.role}, {self._done_in_words}, {how}>"
 
     # ── what its session tells it ────────────────────────────────────────────────────────────────────
 
-    def _epoch_done(self, record: EpochDone) -> None:
-        _append(self.epochs, record)
-        self.epochs_done += 1
-        self._batches = record.batches_so_far
-        self.samples += record.samples
-        self.seconds += record.seconds
-
-    def _round_done(self, record: RoundDone) -> None:
-        _append(self.rounds, record)
-        self.rounds_done += 1
-        self.samples += record.samples
-        self.seconds += record.seconds
+    def _note(self, record: SentinelReport) -> None:
+        """It has reported this."""
+        if isinstance(record, EpochDone):
+            _append(self.epochs, record)
+            self.epochs_done += 1
+            self._batches = record.batches_so_far
+        elif isinstance(record, RoundDone):
+            _append(self.rounds, record)
+            self.rounds_done += 1
+        elif isinstance(record, TrainingProgress):
+            self.progress = record
+        elif isinstance(record, BestKept):
+            self.best = record
+        elif len(self.refusals) < KEPT_MAX:
+            self.refusals.append(record)
+        if isinstance(record, EpochDone | RoundDone):
+            self.samples += record.samples
+            self.seconds += record.seconds
 
     def _end(self, batches: BatchCount | None = None, result: Any = None, cut_short: bool = False) -> None:
         """It has ended; without its last count, what was under way is lost."""

@@ -17,7 +17,7 @@ from akkordeon.core.errors import (
     WaitTimeoutError,
     again,
 )
-from akkordeon.core.messages import Close, Detach, Due, Message
+from akkordeon.core.messages import Close, Due, Message
 from akkordeon.core.reports import BestKept
 from akkordeon.downpour.recipe import Downpour
 from akkordeon.engines.base import Engine
@@ -177,9 +177,7 @@ class Session:
         Raises:
             NoSuchSentinelError: none of that name was ever attached.
         """
-        found = self._registry.get(name)
-        if not found.ended:
-            self._send(found.address, Detach(drop))
+        self._registry.get(name).detach(drop)
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait until all training, testing and predicting has ended; then validators make a last round.

@@ -31,7 +31,7 @@ from akkordeon.core.reports import (
     ShardStatus,
     TrainingProgress,
 )
-from akkordeon.session.attachment import KEPT_MAX, Attachment
+from akkordeon.session.attachment import Attachment, SentinelReport
 from akkordeon.session.registry import Registry
 from akkordeon.session.topology import RowTopology
 
@@ -131,39 +131,26 @@ class Supervisor:
 
     # ── progress ─────────────────────────────────────────────────────────────────────────────────────
 
-    def _epoch_done(self, record: EpochDone) -> None:
+    def _note(self, record: SentinelReport) -> None:
+        """Have the sentinel's attachment keep what it reported."""
         attachment = self._registry.named(record.sentinel)
         if attachment is not None:
-            attachment._epoch_done(record)
+            attachment._note(record)
+
+    def _epoch_done(self, record: EpochDone) -> None:
+        self._note(record)
         self._epochs_done += 1
         for a in list(self._registry.attachments):
             every = getattr(a.recipe, "every_epoch", None)
             if every is not None and not a.ended and self._epochs_done % every == 0:
                 self._send(a.address, Due())
 
-    def _training_progress(self, record: TrainingProgress) -> None:
-        attachment = self._registry.named(record.sentinel)
-        if attachment is not None:
-            attachment.progress = record
-
     def _round_done(self, record: RoundDone) -> None:
-        attachment = self._registry.named(record.sentinel)
-        if attachment is not None:
-            attachment._round_done(record)
+        self._note(record)
         if record.stop_training:
             for a in list(self._registry.attachments):
                 if a.role.trains and not a.ended:
                     self._send(a.address, Detach())
-
-    def _batch_refused(self, record: BatchRefused) -> None:
-        attachment = self._registry.named(record.sentinel)
-        if attachment is not None and len(attachment.refusals) < KEPT_MAX:
-            attachment.refusals.append(record)
-
-    def _best_kept(self, record: BestKept) -> None:
-        attachment = self._registry.named(record.sentinel)
-        if attachment is not None:
-            attachment.best = record
 
     # ── answers and ends ─────────────────────────────────────────────────────────────────────────────
 
@@ -272,10 +259,10 @@ class Supervisor:
 
     _HANDLERS: ClassVar[dict[type, Callable[[Any, Any], None]]] = {
         EpochDone: _epoch_done,
-        TrainingProgress: _training_progress,
+        TrainingProgress: _note,
         RoundDone: _round_done,
-        BatchRefused: _batch_refused,
-        BestKept: _best_kept,
+        BatchRefused: _note,
+        BestKept: _note,
         GateStatus: _gate_status,
         ShardStatus: _gate_status,
         SentinelStatus: _sentinel_status,

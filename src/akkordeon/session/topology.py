@@ -38,7 +38,7 @@ class RowTopology:
         row: where cuts are made, head first.
     """
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network | Downpour) -> None:
         self.row = network.row()
         self._network = network
 
@@ -58,7 +58,7 @@ class RowTopology:
             RecipeError: it is to train a replica.
         """
         if isinstance(sentinel, Training) and sentinel.replica is not None:
-            raise RecipeError(f"a Network has no replica {sentinel.replica}; a Downpour has")
+            raise _no_replica(sentinel.replica)
         return self.row
 
     def place_beside(self, sentinel: Sentinel) -> str | None:
@@ -86,7 +86,7 @@ class RowTopology:
         Raises:
             RecipeError: there is none of that number.
         """
-        raise RecipeError(f"a Network has one row and no replica {replica}; a Downpour has replicas")
+        raise _no_replica(replica)
 
     def replica_of(self, address: str) -> int | None:
         """The living replica that a gate is part of."""
@@ -98,7 +98,7 @@ class RowTopology:
         Raises:
             RecipeError: there can be none.
         """
-        raise RecipeError(f"a Network has one row and no replica {replica}; a Downpour has replicas")
+        raise _no_replica(replica)
 
     def removed(self, replica: int, drained: bool) -> Iterator[tuple[str, Message]]:
         """Take a replica out: what is to be sent to whom.
@@ -107,7 +107,7 @@ class RowTopology:
             replica: its number.
             drained: nothing of it is on its way to the shards, so that they need not watch out for it.
         """
-        raise RecipeError(f"a Network has one row and no replica {replica}; a Downpour has replicas")
+        raise _no_replica(replica)
 
 
 class ReplicaTopology(RowTopology):
@@ -120,15 +120,11 @@ class ReplicaTopology(RowTopology):
     """
 
     def __init__(self, downpour: Downpour) -> None:
-        self.row = downpour.row()
+        super().__init__(downpour)
         self._downpour = downpour
         self._living = set(range(downpour.replicas))
         self._next = downpour.replicas
         self._lock = threading.Lock()
-
-    def spawns(self, seed: int) -> Iterator[Spawn]:
-        """The shards and the replicas of the start."""
-        return self._downpour.spawns(seed)
 
     def row_for(self, sentinel: Sentinel) -> tuple[str, ...]:
         """Whom a sentinel talks to: one that trains to a replica, all others to the shards.
@@ -197,6 +193,10 @@ class ReplicaTopology(RowTopology):
             yield gate, Close()
             for shard in shards:
                 yield shard, Left(gate) if drained else Forget(gate)
+
+
+def _no_replica(replica: int) -> RecipeError:
+    return RecipeError(f"a Network has one row and no replica {replica}; a Downpour has replicas")
 
 
 def topology_of(network: Network | Downpour) -> RowTopology:

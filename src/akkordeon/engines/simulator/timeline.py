@@ -83,10 +83,6 @@ class Timeline:
         some = self.spans[: boxes * lanes]
         return 0.0, max((s.end_s for s in some if s.end_s is not None), default=1.0)
 
-    def svg(self, title: str = "", begin_s: float = 0.0, end_s: float | None = None) -> str:
-        """The picture of a stretch of time; see :func:`svg`."""
-        return svg(self.spans, title, begin_s, end_s)
-
 
 LANE, GAP, LEFT, WIDTH, HEAD, FOOT = 30, 8, 130, 1200, 64, 44
 LETTER_PX = 7.5

@@ -12,10 +12,13 @@ from akkordeon.engines.simulator.hosts import Host
 from akkordeon.engines.simulator.links import Links
 from akkordeon.engines.simulator.timeline import Timeline
 from akkordeon.experiments.schedules.dry_actors import DryRow, Restart, dry_row
-from akkordeon.experiments.schedules.synchronous import data_parallel, in_lockstep
+from akkordeon.experiments.schedules.synchronous import LOCKSTEP, data_parallel, in_lockstep
 from akkordeon.experiments.schedules.world import ScheduleOutcome, World
 
-__all__ = ["asynchronous", "compare", "enough_in_flight"]
+__all__ = ["SCHEDULES", "asynchronous", "compare", "enough_in_flight"]
+
+SCHEDULES = (*LOCKSTEP, "data parallel", "asynchronous")
+"""The names of all that can be compared."""
 
 
 class _Restarter:
@@ -113,7 +116,7 @@ def compare(
     world: World,
     in_flight: int,
     micros: int,
-    schedules: Sequence[str] = ("one device", "gpipe", "1f1b", "data parallel", "asynchronous"),
+    schedules: Sequence[str] = SCHEDULES,
     sentinels: int = 1,
     timeline: Timeline | None = None,
 ) -> list[ScheduleOutcome]:

@@ -23,9 +23,9 @@ from akkordeon.experiments.schedules.timetable import (
 )
 from akkordeon.experiments.schedules.world import ScheduleOutcome, World
 
-__all__ = ["SCHEDULES", "data_parallel", "in_lockstep"]
+__all__ = ["LOCKSTEP", "data_parallel", "in_lockstep"]
 
-SCHEDULES: dict[str, Callable[[int, int], Schedule]] = {
+LOCKSTEP: dict[str, Callable[[int, int], Schedule]] = {
     "one device": one_device,
     "gpipe": gpipe,
     "1f1b": one_f_one_b,
@@ -75,11 +75,11 @@ def in_lockstep(world: World, name: str, micros: int) -> ScheduleOutcome:
 
     Args:
         world: where it happens.
-        name: a key of ``SCHEDULES``.
+        name: a key of ``LOCKSTEP``.
         micros: micro-batches in a mini-batch.
     """
     sampled, stages = _Sampled(world), len(world.costs)
-    schedule = SCHEDULES[name](stages, micros)
+    schedule = LOCKSTEP[name](stages, micros)
     crashes = _crashes(world, len(schedule))
     out = ScheduleOutcome(name, world.seconds, 0)
     busy_s = [0.0] * len(schedule)
