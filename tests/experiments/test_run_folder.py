@@ -24,6 +24,7 @@ import akkordeon as ak
 from akkordeon.core.errors import DataError
 from akkordeon.core.reports import BatchRefused, EpochDone, RoundDone, TrainingProgress, Undelivered
 from akkordeon.experiments import run_folder
+from akkordeon.experiments.array_file import load_array, save_array
 from akkordeon.experiments.journal import REFUSALS_MAX, REPORTS_MAX, Journal
 from akkordeon.experiments.run_folder import (
     BEST,
@@ -33,10 +34,8 @@ from akkordeon.experiments.run_folder import (
     RunFolder,
     as_json,
     description_text,
-    load_array,
     load_description,
     load_weights,
-    save_array,
     save_weights,
     whole_file,
 )

@@ -94,7 +94,7 @@ def predict(
     data_dir: DataDir = None,
 ) -> None:
     """Print the class (or the outputs) that the kept network gives each input."""
-    from akkordeon.experiments.run_folder import save_array
+    from akkordeon.experiments.array_file import save_array
     from akkordeon.experiments.saved_run import load_run, predict_file
 
     task, network = load_run(folder, best, data_dir, trust)

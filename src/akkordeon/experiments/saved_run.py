@@ -10,16 +10,15 @@ from torch import Tensor
 from akkordeon.core.errors import ActorFailedError, DataError, RecipeError, RecordError, TaskError
 from akkordeon.core.payload import signature
 from akkordeon.data.sources import as_batches
+from akkordeon.experiments.array_file import load_array, signature_of_rows
 from akkordeon.experiments.build import build_recipe, build_sentinels
 from akkordeon.experiments.config import TrainConfig
 from akkordeon.experiments.run import run
 from akkordeon.experiments.run_folder import (
     BEST,
     WEIGHTS,
-    load_array,
     load_description,
     load_weights,
-    signature_of_rows,
 )
 from akkordeon.experiments.tasks.loader import load_task
 from akkordeon.experiments.tasks.task import Task

@@ -5,15 +5,13 @@
     extra state     what ``get_extra_state`` gives: tensors, and what JSON can say
     training flag   of every submodule
 
-Everything that copies, exports, keeps or loads a module does it by what is here. As tensors by name, extra
-state is ``…_extra_state`` (its JSON, as bytes) and ``…_extra_state.0``, … (the tensors in it).
+Everything that copies, exports, keeps or loads a module does it by what is here.
 """
 
 from __future__ import annotations
 
 import copy
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,6 +20,13 @@ from torch import Tensor, nn
 
 from akkordeon.core.errors import RecipeError
 from akkordeon.core.payload import memory
+from akkordeon.pipeline.extra_state import (
+    EXTRA,
+    copied_extra_state,
+    extra_state_from,
+    extra_state_owners,
+    extra_state_tensors,
+)
 from akkordeon.pipeline.module_copy import overlapping, tensors_in
 
 __all__ = [
@@ -32,8 +37,6 @@ __all__ = [
     "tensors_of",
     "write",
 ]
-
-EXTRA = "_extra_state"
 
 BufferState = dict[str, Any]
 """Buffers by name (a tensor, or None), and extra state under names that end in ``_extra_state``."""
@@ -55,7 +58,7 @@ class Statistics:
         ]
         self._owner_of = dict(self._owners)
         self._tables = [owner for _, owner in self._owners]
-        self._extra = {f"{prefix}{EXTRA}": owner for prefix, owner in _with_extra_state(module)}
+        self._extra = dict(extra_state_owners(module))
         self._held = dict(_held_elsewhere(module))
         self.before: BufferState = self.now
         """What :meth:`roll_back` puts back."""
@@ -73,7 +76,7 @@ class Statistics:
             else:  # the module has put another in its place
                 del self._held[name]
         for name, module in self._extra.items():
-            kept[name] = _copied_extra(name, module.get_extra_state())
+            kept[name] = copied_extra_state(name, module.get_extra_state())
         return kept
 
     def unchanged_since(self, left: BufferState) -> bool:
@@ -187,7 +190,7 @@ def as_tensors(weights: Iterable[tuple[str, Tensor]], kept: Mapping[str, Any]) -
     state = dict(weights)
     for name, thing in kept.items():
         if name.rpartition(".")[2] == EXTRA:
-            state.update(_packed(name, thing))
+            state.update(extra_state_tensors(name, thing))
         elif thing is not None:
             state[name] = thing
     return state
@@ -202,10 +205,10 @@ def write(state: Mapping[str, Tensor], module: nn.Module) -> None:
     parts = dict(module.named_modules())
     like = next((t for t in (*module.parameters(), *module.buffers())), None)
     device = None if like is None else like.device
-    extra = {prefix + EXTRA: part for prefix, part in _with_extra_state(module)}
+    extra = dict(extra_state_owners(module))
     for name, part in extra.items():
         if name in state:
-            part.set_extra_state(_unpacked(name, state))
+            part.set_extra_state(extra_state_from(name, state))
     for name, tensor in state.items():
         prefix, _, last = name.rpartition(".")
         if name in extra or prefix in extra:
@@ -227,78 +230,3 @@ def _write_one(part: nn.Module, name: str, tensor: Tensor, device: torch.device 
         part._buffers[name] = tensor.detach().to(device, copy=True)
     else:
         part.register_buffer(name, tensor.detach().to(device, copy=True))
-
-
-# ── extra state ──────────────────────────────────────────────────────────────────────────────────────
-
-
-def _with_extra_state(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    for prefix, part in module.named_modules():
-        if type(part).get_extra_state is not nn.Module.get_extra_state:
-            yield f"{prefix}." if prefix else "", part
-
-
-def _packed(name: str, value: object) -> Iterator[tuple[str, Tensor]]:
-    """Extra state as tensors: first what JSON says of it, as bytes, then the tensors in it."""
-    inside: list[Tensor] = []
-    try:
-        text = json.dumps(_said(value, inside.append, inside))
-    except TypeError as error:
-        raise _cannot_carry(name, error) from None
-    yield name, torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
-    for i, tensor in enumerate(inside):
-        yield f"{name}.{i}", tensor
-
-
-def _copied_extra(name: str, value: Any) -> Any:
-    try:
-        return copy.deepcopy(value)
-    except TypeError as error:
-        raise _cannot_carry(name, error) from error
-
-
-def _cannot_carry(name: str, why: object) -> RecipeError:
-    return RecipeError(
-        f"the extra state {name!r} cannot be carried: {why}; it may hold tensors, numbers, strings, bytes, "
-        "None, and lists, tuples and dicts of them"
-    )
-
-
-def _said(value: Any, keep: Callable[[Tensor], None], kept: Sequence[Tensor]) -> Any:
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, Tensor):
-        keep(value.detach())
-        return {"tensor": len(kept) - 1}
-    if isinstance(value, bytes):
-        return {"bytes": value.hex()}
-    if isinstance(value, list):
-        return [_said(each, keep, kept) for each in value]
-    if isinstance(value, tuple):
-        return {"tuple": [_said(each, keep, kept) for each in value]}
-    if isinstance(value, dict):
-        return {"dict": [[_said(k, keep, kept), _said(v, keep, kept)] for k, v in value.items()]}
-    raise TypeError(f"it holds a {type(value).__name__}")
-
-
-def _unpacked(name: str, state: Mapping[str, Tensor]) -> Any:
-    return _meant(json.loads(bytes(state[name].cpu().tolist())), name, state)
-
-
-def _meant(said: Any, name: str, state: Mapping[str, Tensor]) -> Any:
-    if isinstance(said, list):
-        return [_meant(each, name, state) for each in said]
-    if not isinstance(said, dict):
-        return said
-    ((kind, content),) = said.items()
-    if kind == "tensor":
-        return state[f"{name}.{content}"].clone()
-    if kind == "bytes":
-        return bytes.fromhex(content)
-    if kind == "tuple":
-        return tuple(_meant(each, name, state) for each in content)
-    return {_key(_meant(k, name, state)): _meant(v, name, state) for k, v in content}
-
-
-def _key(key: Any) -> Any:
-    return tuple(key) if isinstance(key, list) else key
