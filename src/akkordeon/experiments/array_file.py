@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from akkordeon.core.errors import DataError
-from akkordeon.core.payload import signature
+from akkordeon.core.forms import signature
 from akkordeon.experiments.run_folder import whole_file
 
 __all__ = ["load_array", "save_array", "signature_of_rows"]

@@ -17,6 +17,7 @@ from torch import Tensor
 from akkordeon.core.actor import Effect, Send
 from akkordeon.core.autograd import accumulated, gradients, graph_behind, with_gradients
 from akkordeon.core.errors import RecipeError
+from akkordeon.core.forms import same_form, signature
 from akkordeon.core.generator import GeneratorObserver, GeneratorUse
 from akkordeon.core.messages import Backward, Batch, Fault, Forget, Forward, Scored
 from akkordeon.core.payload import (
@@ -27,8 +28,6 @@ from akkordeon.core.payload import (
     map_tensors,
     memory,
     needing_gradient,
-    same_form,
-    signature,
     tensors,
 )
 from akkordeon.core.shard_messages import Settle, Settled

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from akkordeon.core.actor import Actor, Effect, Report, Send, Stop
 from akkordeon.core.autocast import Autocast, autocast_here
 from akkordeon.core.errors import ProtocolError, explain
+from akkordeon.core.forms import Forms, signature
 from akkordeon.core.messages import (
     Batch,
     Close,
@@ -33,7 +34,7 @@ from akkordeon.core.messages import (
     Release,
     Watch,
 )
-from akkordeon.core.payload import Forms, Payload, map_tensors, signature, tensors
+from akkordeon.core.payload import Payload, map_tensors, tensors
 from akkordeon.core.reports import GateLeft, GateStatus
 from akkordeon.pipeline.input_guard import InputGuard
 from akkordeon.pipeline.module_copy import copied

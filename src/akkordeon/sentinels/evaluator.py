@@ -18,6 +18,7 @@ from torch import Tensor
 
 from akkordeon.core.actor import After, Effect, Report, Send, Stop
 from akkordeon.core.errors import DataError
+from akkordeon.core.forms import form
 from akkordeon.core.messages import (
     Attach,
     Cut,
@@ -37,7 +38,7 @@ from akkordeon.core.messages import (
     Tick,
     Watch,
 )
-from akkordeon.core.payload import Payload, form, rebuilt, samples
+from akkordeon.core.payload import Payload, rebuilt, samples
 from akkordeon.core.reports import BestKept, LastKept, RoundDone
 from akkordeon.sentinels.base import SentinelActor
 from akkordeon.sentinels.loss import LossInputs, loss_of, to_targets_device
