@@ -34,6 +34,14 @@ def test_a_run_with_progress_is_shown_until_it_is_closed(engine, capsys):
     assert [line.split()[:3] for line in lines] == [["tdp", "epoch", "1"], ["tdp", "epoch", "2"]]
 
 
+def test_who_has_waited_has_been_shown_all_that_came_before(capsys):
+    """Lines of the training came after what a script printed when its wait was over."""
+    with ak.run(small_network(), progress=True) as session:
+        session.attach(ak.Sentinel.train(batches_of(3), cross_entropy, epochs=20))
+        session.wait(WAIT_S)
+        assert len(capsys.readouterr().out.splitlines()) == 20
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True

@@ -16,7 +16,7 @@ __all__ = ["FailSafeView", "View"]
 class View:
     """Is told every record of a session, between entering and leaving it; overrides what it cares for.
 
-    A view is called by one thread, that of its follower, and must not raise; see :class:`FailSafeView`.
+    A follower calls it from one thread at a time. It must not raise; see :class:`FailSafeView`.
     """
 
     def __enter__(self) -> Self:
