@@ -244,9 +244,9 @@ class DownpourSession(Session):
         at_work = {a.name for a in self._registry.at_work()}
         begun = {name.rpartition("-")[0] for name in at_work}
         name = sentinel.name or free_name(str(sentinel.role), begun, joint="")
-        sentinel = self._registry.going_on(replace(sentinel, name=name), self.seed)
+        sentinel = self._registry.epochs_read.going_on(replace(sentinel, name=name), self.seed)
         parts = self._topology.deal(sentinel, self.seed)
-        self._registry.derive([part.batches for part in parts], sentinel.batches)
+        self._registry.epochs_read.derive([part.batches for part in parts], sentinel.batches)
         taken = ", ".join(repr(part.name) for part in parts if part.name in at_work)
         if taken:
             raise NameTakenError(f"sentinels {taken} are at work already; give these another name")

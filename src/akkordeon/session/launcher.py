@@ -62,7 +62,7 @@ class Launcher:
         placed: list[Attachment] = []
         try:
             for sentinel in sentinels:
-                placed.append(self._place(self._registry.going_on(sentinel, self._seed), session))
+                placed.append(self._place(self._registry.epochs_read.going_on(sentinel, self._seed), session))
         except BaseException:
             for attachment in placed:
                 self._withdraw(attachment)
@@ -81,7 +81,7 @@ class Launcher:
             self._withdraw(attachment)
             raise
         if self._recorder is not None:
-            before = self._registry.epochs_before(sentinel.batches)
+            before = self._registry.epochs_read.before(sentinel.batches)
             self._recorder.attached(attachment.address, attachment.name, sentinel, before)
         return attachment
 

@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
-from dataclasses import replace
-from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
-
-from torch.utils.data import DataLoader
 
 from akkordeon.core.addresses import free_name, sentinel_address, sentinel_of
 from akkordeon.core.errors import NameTakenError, NoSuchSentinelError, RecipeError, SessionError
 from akkordeon.core.reports import BestKept
-from akkordeon.data.batches import Batches
-from akkordeon.data.split import skip_epochs
 from akkordeon.sentinels.recipes import Sentinel, Training
 from akkordeon.session.attachment import Attachment, ParentSession
+from akkordeon.session.epochs_read import EpochsRead
 
 __all__ = ["Registry"]
 
 ENDED_MAX = 1000
 """Sentinels that have ended and are kept under their names, so that a service may run for years."""
-
-AnySentinel = TypeVar("AnySentinel", bound=Sentinel)
 
 
 class Registry:
@@ -36,6 +27,7 @@ class Registry:
         attachments: of every name the latest, of names that are used no more the latest 1000, and whoever
             is still of use beyond them; replaced, never changed, as threads look through it.
         by_address: those that will still report, by address.
+        epochs_read: how often their data was read.
     """
 
     def __init__(self, max_in_flight: int) -> None:
@@ -43,9 +35,8 @@ class Registry:
         self.by_address: dict[str, Attachment] = {}
         self._numbers: dict[str, int] = {}  # how many sentinels of each name there were
         self._number_of_forgotten = 0  # the largest of a name that is not in there any more
+        self.epochs_read = EpochsRead()
         self._max_in_flight = max_in_flight
-        self._came_of: WeakKeyDictionary[Any, tuple[Any, int]] = WeakKeyDictionary()  # and from which epoch
-        self._epochs_read: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
         self._lock = threading.Lock()
 
     def register(
@@ -150,47 +141,6 @@ class Registry:
         """A sentinel will not report its end."""
         self.by_address.pop(attachment.address, None)
         attachment._end()
-
-    # ── how often data was read ──────────────────────────────────────────────────────────────────────────
-
-    def going_on(self, sentinel: AnySentinel, seed: int) -> AnySentinel:
-        """The sentinel, to go on with its data where those that trained on it before have ended."""
-        source = sentinel.batches
-        if not isinstance(sentinel, Training) or not isinstance(source, Batches | DataLoader):
-            return sentinel
-        with self._lock:
-            read = self._epochs_read.get(source, 0)
-        if not read:
-            return sentinel
-        following = skip_epochs(source, read, seed)
-        self._note(following, source, read)
-        return replace(sentinel, batches=following)
-
-    def epochs_before(self, source: Any) -> int:
-        """How many epochs of its data were read before a source began."""
-        known = isinstance(source, Batches | DataLoader)
-        return self._came_of.get(source, (source, 0))[1] if known else 0
-
-    def derive(self, parts: Iterable[Any], source: Any) -> None:
-        """Have what is read of the parts count as read of the data they were made of."""
-        if isinstance(source, Batches | DataLoader):
-            origin, began = self._came_of.get(source, (source, 0))
-            for part in parts:
-                self._note(part, origin, began)
-
-    def _note(self, source: Any, origin: Any, began: int) -> None:
-        if source is not origin:
-            with self._lock:
-                self._came_of[source] = origin, began
-
-    def has_read(self, attachment: Attachment) -> None:
-        """A sentinel has ended: remember how far it came in its data."""
-        source = attachment.recipe.batches
-        if attachment.role.trains and isinstance(source, Batches | DataLoader):
-            with self._lock:
-                origin, began = self._came_of.get(source, (source, 0))
-                reached = began + attachment.epochs_done
-                self._epochs_read[origin] = max(self._epochs_read.get(origin, 0), reached)
 
 
 def _is_of_use(attachment: Attachment) -> bool:

@@ -179,7 +179,8 @@ class Supervisor:
         attachment = self._registry.by_address.pop(record.address, None)
         if attachment is None:
             return
-        self._registry.has_read(attachment)
+        if attachment.role.trains:
+            self._registry.epochs_read.add(attachment.recipe.batches, attachment.epochs_done)
         attachment._end(record.batches, record.result, record.cut_short)
 
     # ── failures ─────────────────────────────────────────────────────────────────────────────────────
