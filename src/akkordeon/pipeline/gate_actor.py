@@ -225,19 +225,7 @@ class GateActor(Stage):
         if limit is not None and staleness > limit:
             yield self._refuse(batch, Fault.TOO_STALE, f"it is {staleness} updates old, at most {limit}")
             return
-        # A checkpointed module runs again in its backward: on the weights and masks of its forward.
-        if self._seeded:
-            for (module, key), marks in zip(self._keys(batch), stashed.marks, strict=True):
-                module.replay(key, marks)
-        self.buffers.renew()
-        self.weights.install(stashed.weights)
-        try:
-            to_previous, of_weights = self._gradients(stashed, gradient)
-        except BaseException:
-            self.buffers.roll_back()
-            raise
-        finally:
-            self.weights.install(self.weights.now)
+        to_previous, of_weights = self._derived(batch, stashed, gradient)
         if not all_finite((*tensors(to_previous), *of_weights)):
             self.buffers.roll_back()
             came_so = not all_finite(tensors(gradient))
@@ -250,6 +238,23 @@ class GateActor(Stage):
         passed = (*message.staleness, staleness)
         yield Send(self.position.previous or batch.sentinel, Backward(batch, to_previous, passed))
         yield from self._learn(batch, of_weights, stashed, staleness)
+
+    def _derived(
+        self, batch: Batch, stashed: Stashed, gradient: Payload | None
+    ) -> tuple[Payload | None, list[Tensor | None]]:
+        """The gradients, on the weights and masks of the forward, as a checkpointed module runs again."""
+        if self._seeded:
+            for (module, key), marks in zip(self._keys(batch), stashed.marks, strict=True):
+                module.replay(key, marks)
+        self.buffers.renew()
+        self.weights.install(stashed.weights)
+        try:
+            return self._gradients(stashed, gradient)
+        except BaseException:
+            self.buffers.roll_back()
+            raise
+        finally:
+            self.weights.install(self.weights.now)
 
     def _learn(
         self, batch: Batch, gradients: list[Tensor | None], stashed: Stashed, staleness: int
