@@ -1,4 +1,4 @@
-"""Sources of batches cut down to so many samples, or dealt out among several sentinels."""
+"""Sources of batches cut down to so many samples, dealt out among several sentinels, or read on later."""
 
 from __future__ import annotations
 

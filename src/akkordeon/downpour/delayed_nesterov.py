@@ -1,4 +1,4 @@
-"""Optimizers for shards that get pseudo-gradients: what local SGD calls the outer optimizer."""
+"""An optimizer for shards that get pseudo-gradients: what local SGD calls the outer optimizer."""
 
 from __future__ import annotations
 

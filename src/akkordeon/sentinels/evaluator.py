@@ -174,7 +174,7 @@ class Evaluator(SentinelActor[tuple[Any, int]]):
 
     def _all_back(self, now_s: float) -> Iterator[Effect]:
         if self._recipe.role == PREDICT:
-            self._joined = _joined([self._outputs[number] for number in sorted(self._outputs)])
+            self._joined = _concatenated([self._outputs[number] for number in sorted(self._outputs)])
         self._is_best = self._improved()
         if self._is_best or self._recipe.keep_last:
             yield from self._to_all(Export(self._current))
@@ -283,7 +283,7 @@ class Evaluator(SentinelActor[tuple[Any, int]]):
         return self._board.samples, self._board.samples
 
 
-def _joined(outputs: list[Any]) -> Any:
+def _concatenated(outputs: list[Any]) -> Any:
     """The outputs of all batches as one payload of the same form."""
     if not outputs:
         return None
@@ -297,4 +297,4 @@ def _joined(outputs: list[Any]) -> Any:
     if first is None:
         return None
     names = first if isinstance(first, dict) else range(len(first))
-    return rebuilt(first, [_joined([out[name] for out in outputs]) for name in names])
+    return rebuilt(first, [_concatenated([out[name] for out in outputs]) for name in names])

@@ -117,11 +117,11 @@ class Registry:
         """
         if name is not None:
             return self.get(name).best
-        keepers = [a for a in self.attachments if a.best is not None]
-        if len(keepers) > 1:
-            names = ", ".join(repr(a.name) for a in keepers)
+        with_best = [a for a in self.attachments if a.best is not None]
+        if len(with_best) > 1:
+            names = ", ".join(repr(a.name) for a in with_best)
             raise SessionError(f"{names} keep their best, each its own; say whose: session.best_module(NAME)")
-        return keepers[0].best if keepers else None
+        return with_best[0].best if with_best else None
 
     def at_work(self, row: tuple[str, ...] | None = None) -> list[Attachment]:
         """Those that have not ended; with a ``row`` those that talk to it."""
