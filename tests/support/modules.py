@@ -830,6 +830,12 @@ def thaw(self: Any, x: Tensor) -> Tensor:
     return self.layer(x)
 
 
+def exchange(self: Any, x: Tensor) -> Tensor:
+    layer = self.layer
+    layer.weight, layer.bias = layer.bias, layer.weight
+    return x @ layer.bias.T if layer.bias.dim() == 2 else layer(x)
+
+
 def late_weight(self: Any, x: Tensor) -> Tensor:
     self.scale = nn.Parameter(torch.ones(8))
     return self.layer(x) * self.scale
@@ -1334,6 +1340,7 @@ REFUSED = [
     Refusal("partial over a weight", lambda: [nn.Linear(6, 8), KeepsItsOwn(lambda self: partial(F.linear, weight=self.layer.weight))], "reaches its parameter 'layer.weight' past its attribute", SentinelFailedError),
     Refusal("object over the module in a function", lambda: [nn.Linear(6, 8), KeepsItsOwn(over_an_object)], "reaches its parameter 'layer.weight' past its attribute", SentinelFailedError),
     Refusal("frozen in the forward", gives(thaw), "changed whether its parameter 'layer.weight' requires a gradient", SentinelFailedError),
+    Refusal("parameters exchanged in the forward", gives(exchange), "put its parameter 'layer.bias' in the place of 'layer.weight'", SentinelFailedError),
     Refusal("parameter made in the forward", gives(late_weight), "its forward has made 'scale'", SentinelFailedError),
     Refusal("statistics made in the forward", gives(late_statistics), "its forward has made 'norm.running_mean', 'norm.running_var'", SentinelFailedError),
     Refusal("optimizer with memory of its own", first(linear), "gave its parameters other memory", optimizer=flat),

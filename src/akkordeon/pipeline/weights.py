@@ -17,7 +17,7 @@ and shows which; from then on those have fresh memory for every forward. Evaluat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -210,41 +210,52 @@ class Weights:
         of a plain loop does not know it either.
 
         Raises:
-            RecipeError: a weight is gone.
+            RecipeError: a weight is gone, another of the module's own is in its place, or it is frozen now.
         """
-        before, self._before = self._before, None
+        before = self._before
         if before is None:  # it is not watched
             return
-        now, moved = self.now, set()
-        for parameters, name, i in self._slots:
-            found = parameters.get(name)
-            if found is not now[i]:
-                self._take(found, i)
-                moved.add(i)
+        now = self.now
+        put = {i: p.get(name) for p, name, i in self._slots if p.get(name) is not now[i]}
+        self._refuse_what_cannot_be_followed(put)
+        self._before = None
+        for i, found in put.items():
+            self._take(found, i)  # type: ignore[arg-type]  # None was refused
         written = self._written
         if written is None:
             written = {i for i, was in enumerate(before) if not _same(was, now[i])}
         for i, (weight, master) in enumerate(zip(now, self.masters, strict=True)):
-            if weight.requires_grad is not master.requires_grad:
-                raise RecipeError(
-                    f"the forward changed whether its parameter {self.names[i]!r} requires a gradient, which "
-                    "is decided when a gate is made; to freeze it for a while, set its learning rate to 0"
-                )
             if weight._version:
                 written.add(i)
-            if weight.data_ptr() != master.data_ptr() and i not in moved:  # by ``p.data = …``
+            if weight.data_ptr() != master.data_ptr() and i not in put:  # by ``p.data = …``
                 written.add(i)
                 master.data = weight.detach()
         self._written = written
-        if moved:
+        if put:
             self._installed = None  # all else the batch's graph was built on
             fresh = self._aliases()
-            self.now = tuple(fresh[i] if i in moved else weight for i, weight in enumerate(now))
+            self.now = tuple(fresh[i] if i in put else weight for i, weight in enumerate(now))
             self.install(self.now)
 
-    def _take(self, found: Tensor | None, i: int) -> None:
-        if found is None:
-            raise RecipeError(f"the forward took its parameter {self.names[i]!r} away; leave it there")
+    def _refuse_what_cannot_be_followed(self, put: Mapping[int, Tensor | None]) -> None:
+        """Raise before anything is taken in, so that all of the forward can be undone."""
+        for i, found in put.items():
+            if found is None:
+                raise RecipeError(f"the forward took its parameter {self.names[i]!r} away; leave it there")
+            for name, weight in zip(self.names, self.now, strict=True):
+                if found is weight:  # a plain loop's optimizer still has both
+                    raise RecipeError(
+                        f"the forward put its parameter {name!r} in the place of {self.names[i]!r}; exchange "
+                        "what is in them, or choose between them in the forward"
+                    )
+        for name, weight, master in zip(self.names, self.now, self.masters, strict=True):
+            if weight.requires_grad is not master.requires_grad:
+                raise RecipeError(
+                    f"the forward changed whether its parameter {name!r} requires a gradient, which "
+                    "is decided when a gate is made; to freeze it for a while, set its learning rate to 0"
+                )
+
+    def _take(self, found: Tensor, i: int) -> None:
         self.masters[i].data = found.detach().clone()
         if i in self.trainable:
             self.trainable.remove(i)
