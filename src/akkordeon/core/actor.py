@@ -2,8 +2,8 @@
 
 ``receive`` is a generator of effects; the engine carries each out as it is yielded. So a gate yields
 the gradient for the gate before it and only then steps its optimizer: the other is already at work.
-What can refuse a message comes before the first ``yield``, and carrying an effect out never throws
-into the generator. Nothing here knows a thread, a clock or a socket: time comes in as ``now_s``.
+Carrying an effect out never throws into the generator. Nothing here knows a thread, a clock or a
+socket: time comes in as ``now_s``.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Actor(ABC):
         """Handle one message; an engine calls it for one message at a time."""
 
     def last_words(self) -> Iterator[Effect]:
-        """What to leave behind when the actor failed and will handle nothing more."""
+        """What to leave behind, having failed or being told to end; the actor will handle nothing more."""
         return iter(())
 
 

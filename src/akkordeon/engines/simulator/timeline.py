@@ -71,6 +71,10 @@ class Timeline:
         """Keep what went wrong with an actor."""
         self.spans.append(Span(who, what, None, begin_s, end_s))
 
+    def svg(self, title: str = "", begin_s: float = 0.0, end_s: float | None = None) -> str:
+        """A picture of it; see :func:`svg`."""
+        return svg(self.spans, title, begin_s, end_s)
+
     def notable_stretch(self, boxes: int = 30) -> tuple[float, float]:
         """A stretch worth drawing: around the first fault, or from the start, some boxes for every lane."""
         last_s = max((s.end_s for s in self.spans if s.end_s is not None), default=1.0)
