@@ -398,6 +398,46 @@ def test_a_scheduler_that_wants_a_score_steps_with_each_round_of_a_validator():
     assert rates[-1] < 1.0
 
 
+def test_what_comes_as_a_scheduler_and_has_no_step_is_refused_before_the_first_update():
+    """An update would have died of it, and with it the gate."""
+    for given in (5, "cosine"):
+        with pytest.raises(RecipeError, match=f"gave a {type(given).__name__} as its scheduler"):
+            updater_of(nn.Linear(3, 2), lambda params, given=given: (sgd(params), given))
+    with pytest.raises(RecipeError, match="gave a tuple; it must return a"):
+        updater_of(nn.Linear(3, 2), lambda params: (sgd(params), None, None))
+
+
+def test_a_scheduler_of_another_optimizer_is_refused():
+    """It stepped with every update, and the learning rate of the gate never changed."""
+
+    def factory(params):
+        return sgd(params), torch.optim.lr_scheduler.StepLR(sgd(params), step_size=1)
+
+    with pytest.raises(RecipeError, match="the scheduler of gate/1 sets the learning rate of another"):
+        updater_of(nn.Linear(3, 2), factory)
+
+
+def test_a_scheduler_of_the_optimizer_inside_another_is_taken_where_they_share_their_groups():
+    class Around(torch.optim.Optimizer):
+        def __init__(self, inner):
+            super().__init__(inner.param_groups, {})
+            self.inner, self.param_groups = inner, inner.param_groups
+
+        def step(self, closure=None):
+            self.inner.step()
+
+    inner = []
+
+    def factory(params):
+        inner.append(torch.optim.SGD(params, lr=1.0))
+        return Around(*inner), torch.optim.lr_scheduler.StepLR(*inner, step_size=1, gamma=0.5)
+
+    module = nn.Linear(3, 2)
+    weights, updater = updater_of(module, factory)
+    learn(weights, updater, gradients_like(module))
+    assert inner[0].param_groups[0]["lr"] == 0.5
+
+
 def test_it_warns_where_nobody_gives_that_scheduler_a_score(monkeypatch):
     monkeypatch.setattr("akkordeon.pipeline.updater.UPDATES_WITHOUT_SCORE", 3)
     module = nn.Linear(3, 2)

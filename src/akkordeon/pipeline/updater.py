@@ -225,13 +225,15 @@ def _built(factory: OptimizerFactory, weights: Weights, label: str) -> tuple[Opt
         raise
     except Exception as error:
         raise RecipeError(f"the optimizer function of {label} failed: {explain(error)}") from error
-    optimizer, scheduler = built if isinstance(built, tuple) else (built, None)
+    optimizer, scheduler = built if isinstance(built, tuple) and len(built) == 2 else (built, None)
     if not isinstance(optimizer, Optimizer):
         raise RecipeError(
             f"the optimizer function of {label} gave a {type(optimizer).__name__}; it must return a "
             "torch.optim.Optimizer, or (optimizer, scheduler)"
         )
     _refuse_unfit(optimizer, label)
+    if scheduler is not None:
+        _refuse_unfit_scheduler(scheduler, optimizer, label)
     _refuse_kept_memory(optimizer, weights, label)
     _spare_questions(optimizer, weights)
     if lay != [master.data_ptr() for master in weights.masters]:
@@ -295,6 +297,25 @@ def _refuse_unfit(optimizer: Optimizer, label: str) -> None:
         )
     if any(group.get("differentiable") for group in optimizer.param_groups):
         raise RecipeError(f"the optimizer of {label} is {kind}(differentiable=True); leave that out")
+
+
+def _refuse_unfit_scheduler(scheduler: object, optimizer: Optimizer, label: str) -> None:
+    """Refuse what is no scheduler, and one that would set the learning rates of another optimizer.
+
+    An optimizer around another one shares its groups: then a scheduler of either sets those of both.
+    """
+    if not callable(getattr(scheduler, "step", None)):
+        raise RecipeError(
+            f"the optimizer function of {label} gave a {type(scheduler).__name__} as its scheduler, which "
+            "has no step; it must return a torch.optim.Optimizer, or (optimizer, scheduler)"
+        )
+    scheduled = getattr(scheduler, "optimizer", None)  # one of the user's may keep it elsewhere
+    groups = {id(group) for group in optimizer.param_groups}
+    if isinstance(scheduled, Optimizer) and groups.isdisjoint(map(id, scheduled.param_groups)):
+        raise RecipeError(
+            f"the scheduler of {label} sets the learning rate of another optimizer than the one it came "
+            "with; make both of one: optimizer = SGD(params, …); return optimizer, StepLR(optimizer, …)"
+        )
 
 
 def _bare_step(optimizer: Optimizer) -> Callable[[], object] | None:
