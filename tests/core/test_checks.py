@@ -1,4 +1,4 @@
-"""Checks of numbers that users give."""
+"""Checks of numbers and paths that users give."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from akkordeon.core.checks import require_above, require_seconds, require_whole
+from akkordeon.core.checks import require_above, require_path, require_seconds, require_whole
 from akkordeon.core.errors import RecipeError, TaskError
 
 
@@ -40,6 +40,10 @@ def test_none_passes_where_it_is_optional_and_nowhere_else():
         (require_above, math.nan, "n is above 0, got nan"),
         (require_seconds, "2", "n is a number of seconds, got '2'"),
         (require_seconds, math.nan, "n is a number of seconds, got nan"),
+        (require_seconds, 10**400, "n is a number of seconds, got one that is too large for a float"),
+        (require_seconds, -(10**400), "n is a number of seconds, got one that is too large for a float"),
+        (require_path, 5, "n is the path of a file, got int"),
+        (require_path, b"a", "n is the path of a file, got bytes"),
     ],
 )
 def test_what_is_no_such_number_is_refused_in_a_sentence(require, value, sentence):

@@ -30,7 +30,9 @@ import akkordeon as ak
 from akkordeon.core.errors import (
     DataError,
     GateFailedError,
+    ProtocolError,
     RecipeError,
+    RecordError,
     SentinelFailedError,
     SessionClosedError,
     WaitTimeoutError,
@@ -679,3 +681,56 @@ def test_a_stop_iteration_of_the_users_own_code_is_told_as_what_it_is(where):
         with pytest.raises(SentinelFailedError, match=": StopIteration: no more weights") as failed:
             training.wait(WAIT_S)
         assert isinstance(failed.value.__cause__, StopIteration)
+
+
+# What is of another kind was told by Python, of something inside: "len() of a 0-d tensor".
+@pytest.mark.parametrize(
+    ("inputs", "sentence"),
+    [
+        (5, "a int is no source of inputs; give"),
+        (None, "a NoneType is no source of inputs; give"),
+        ("text", "a str is no source of inputs; give"),
+        (torch.tensor(1.0), "a tensor of its inputs has no dimensions; give"),
+        ((torch.ones(2, SIZE), torch.tensor(1.0)), "a tensor of its inputs has no dimensions; give"),
+        (torch.ones(2, SIZE).numpy(), "its inputs are a NumPy ndarray; give a tensor: torch"),
+    ],
+)
+def test_inputs_of_another_kind_are_refused_before_anything_is_sent(inputs, sentence):
+    with ak.run(small_network()) as session:
+        with pytest.raises(DataError, match=sentence):
+            session.predict(inputs, WAIT_S)
+        assert session.attachments == []
+
+
+def test_inputs_without_a_tensor_are_refused_in_a_sentence():
+    with ak.run(small_network()) as session, pytest.raises(ProtocolError, match="holds tensors alone"):
+        session.predict((torch.ones(2, SIZE).numpy(),), WAIT_S)
+
+
+def test_what_is_no_list_of_sentinels_or_no_watcher_is_refused_in_a_sentence():
+    recipe = ak.Sentinel.train(batches_of(2), F.cross_entropy)
+    with ak.run(small_network()) as session:
+        for mistaken in (5, recipe, (one for one in [recipe])):  # a generator was read to its end, in vain
+            with pytest.raises(RecipeError, match=r"sentinels are given as a list, .*, got "):
+                session.attach_all(mistaken)
+        for inline in (False, True):
+            with pytest.raises(RecipeError, match="a watcher is a function of a record, got int"):
+                session.subscribe(5, inline=inline)
+        assert session.attachments == []
+
+
+def test_arguments_of_another_kind_are_refused_by_run_and_by_replay(tmp_path):
+    with pytest.raises(RecordError, match="a record is the path of a file, got int"):
+        ak.run(small_network(), record=5)
+    file, recipe = tmp_path / "run.akr", ak.Sentinel.train(batches_of(2), F.cross_entropy)
+    with ak.run(small_network(), record=file) as session:
+        session.attach(recipe).wait(WAIT_S)
+    with pytest.raises(RecordError, match="a record is the path of a file, got int"):
+        ak.replay(5, small_network())
+    with pytest.raises(RecipeError, match="replay takes a Network or a Downpour, got int"):
+        ak.replay(file, 5)
+    for mistaken in (5, recipe):
+        with pytest.raises(RecipeError, match=r"sentinels are given as a list, .*, got "):
+            ak.replay(file, small_network(), mistaken)
+    with pytest.raises(RecipeError, match=r"replay takes a sentinel, as .*, got int"):
+        ak.replay(file, small_network(), [5])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from operator import itemgetter
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from akkordeon.core.actor import Actor
@@ -84,10 +85,25 @@ def _reader_of(
 def _inputs(sentinel: Sentinel) -> Any:
     """The batches of a predicting sentinel: slices of tensors, or an iterable as it is."""
     inputs, size = sentinel.batches, sentinel.batch_size
-    if not isinstance(inputs, Tensor | tuple | dict) or not len(inputs):
+    if not isinstance(inputs, Tensor | tuple | dict):
+        _check_input_batches(inputs)
+        return inputs
+    if any(tensor.dim() == 0 for tensor in tensors(inputs)):
+        raise DataError("a tensor of its inputs has no dimensions; give (N, …) tensors")
+    if not len(inputs):
         return [inputs] if isinstance(inputs, Tensor) else inputs
     lengths = {len(tensor) for tensor in tensors(inputs)}
     if len(lengths) > 1:
         raise DataError(f"its inputs differ in length: {', '.join(map(str, sorted(lengths)))}")
-    cuts = [slice(i, i + size) for i in range(0, max(1, *lengths), size)]
+    cuts = [slice(i, i + size) for i in range(0, max([1, *lengths]), size)]
     return [map_tensors(itemgetter(cut), inputs) for cut in cuts]
+
+
+def _check_input_batches(inputs: object) -> None:
+    """Refuse what is no iterable of batches, and what is one only by its looks."""
+    if isinstance(inputs, np.ndarray):
+        raise DataError("its inputs are a NumPy ndarray; give a tensor: torch.from_numpy(…)")
+    can_be_read = isinstance(inputs, Iterable) or hasattr(inputs, "__getitem__")
+    if not can_be_read or isinstance(inputs, str | bytes | Mapping | type):
+        got = type(inputs).__name__
+        raise DataError(f"a {got} is no source of inputs; give (N, …) tensors or an iterable of batches")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from akkordeon.sentinels.loss import OWN_WEIGHTS, Loss, check_loss
 from akkordeon.sentinels.roles import PREDICT, TEST, TRAIN, VALIDATE, Role
 from akkordeon.sentinels.scores import Score, StreamingScore
 
-__all__ = ["Best", "Evaluation", "Sentinel", "Split", "Training"]
+__all__ = ["Best", "Evaluation", "Sentinel", "Split", "Training", "require_recipes"]
 
 Split = Callable[[Any], tuple[Any, Any]]
 """From a batch, as its source gives it, to (x, y)."""
@@ -311,3 +311,14 @@ def _by_name(scores: Mapping[str, Score] | None) -> dict[str, Score]:
         if not (callable(score) or isinstance(score, StreamingScore)):
             raise RecipeError(f"the score {name!r} is a function of (outputs, y) or a metric, got {score!r}")
     return dict(scores)
+
+
+def require_recipes(taker: str, sentinels: object) -> None:
+    """Refuse what is no list of sentinels; ``taker`` is the function that was given it."""
+    if not isinstance(sentinels, Sequence):
+        got = type(sentinels).__name__
+        raise RecipeError(f"sentinels are given as a list, [Sentinel.train(…), …], got {got}")
+    for sentinel in sentinels:
+        if not isinstance(sentinel, Training | Evaluation):
+            got = type(sentinel).__name__
+            raise RecipeError(f"{taker} takes a sentinel, as Sentinel.train(…), got {got}")

@@ -6,12 +6,11 @@ import logging
 from collections.abc import Sequence
 
 from akkordeon.core.addresses import reader_of
-from akkordeon.core.errors import RecipeError
 from akkordeon.core.messages import Attach, Close
 from akkordeon.engines.base import Engine
 from akkordeon.pipeline.gate import Gate
 from akkordeon.sentinels.factory import make_actors
-from akkordeon.sentinels.recipes import Evaluation, Training
+from akkordeon.sentinels.recipes import Evaluation, Training, require_recipes
 from akkordeon.session.attachment import Attachment, ParentSession
 from akkordeon.session.outbox import Outbox
 from akkordeon.session.records.recorder import Recorder
@@ -55,10 +54,7 @@ class Launcher:
         Raises:
             AkkordeonError: one is none, or cannot join.
         """
-        for sentinel in sentinels:
-            if not isinstance(sentinel, Training | Evaluation):
-                got = type(sentinel).__name__
-                raise RecipeError(f"attach takes a sentinel, as Sentinel.train(…), got {got}")
+        require_recipes("attach", sentinels)
         placed: list[Attachment] = []
         try:
             for sentinel in sentinels:

@@ -9,6 +9,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from akkordeon.core.errors import RecipeError
+
 __all__ = ["Subscription", "Watchers"]
 
 QUEUED_MAX = 10_000
@@ -110,7 +112,13 @@ class Watchers:
         self._inline: list[Callable[[Any], None]] = []
 
     def add(self, watcher: Callable[[Any], None], *, inline: bool) -> Subscription | None:
-        """One more; ``inline``: whoever reports is to call it."""
+        """One more; ``inline``: whoever reports is to call it.
+
+        Raises:
+            RecipeError: it cannot be called.
+        """
+        if not callable(watcher):
+            raise RecipeError(f"a watcher is a function of a record, got {type(watcher).__name__}")
         if inline:
             self._inline.append(watcher)
             return None

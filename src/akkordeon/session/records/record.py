@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from akkordeon.core.checks import require_path
 from akkordeon.core.errors import RecordError
 from akkordeon.downpour.recipe import Downpour
 from akkordeon.pipeline.network import Network
@@ -35,6 +36,7 @@ class Record:
     """
 
     def __init__(self, path: str | Path) -> None:
+        require_path("a record", path, error=RecordError)
         self.path = path
         self.whole = False
         found = _lines_of(path)

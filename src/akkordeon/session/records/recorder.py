@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from akkordeon.core.actor import Actor, Effect
+from akkordeon.core.checks import require_path
 from akkordeon.core.errors import RecordError, explain
 from akkordeon.core.messages import Message
 from akkordeon.downpour.recipe import Downpour
@@ -47,6 +48,7 @@ class Recorder:
     def __init__(
         self, path: str | Path, network: Network | Downpour, seed: int, task: Mapping[str, Any] | None = None
     ) -> None:
+        require_path("a record", path, error=RecordError)
         self.failure: str | None = None
         self._path = path
         self._lock = threading.Lock()

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from akkordeon.core.actor import Actor, Effect, Spawn
-from akkordeon.core.errors import ReplayError, explain
+from akkordeon.core.errors import RecipeError, ReplayError, explain
 from akkordeon.core.messages import Batch, Message
 from akkordeon.core.reports import EpochDone, GateLeft, RoundDone
 from akkordeon.data.split import skip_epochs
@@ -27,7 +27,7 @@ from akkordeon.engines.base import ProcessState
 from akkordeon.engines.interpreter import Interpreter
 from akkordeon.pipeline.network import Network
 from akkordeon.sentinels.factory import make_actors
-from akkordeon.sentinels.recipes import Evaluation, Training
+from akkordeon.sentinels.recipes import Evaluation, Training, require_recipes
 from akkordeon.sentinels.roles import Role
 from akkordeon.session.records.digest import Digest, data_fingerprint, key_of
 from akkordeon.session.records.file_format import message_of, unpacked
@@ -82,9 +82,13 @@ def replay(
         What it led to, bit for bit what it led to then (on one intra-op thread).
 
     Raises:
+        RecipeError: ``network`` is no recipe, or ``sentinels`` no list of such.
         RecordError: the file is no record, or damaged, or breaks off.
         ReplayError: something is not as it was; the first message where that shows, and why it may be.
     """
+    if not isinstance(network, Network | Downpour):
+        raise RecipeError(f"replay takes a Network or a Downpour, got {type(network).__name__}")
+    require_recipes("replay", sentinels)
     record = record if isinstance(record, Record) else Record(record)
     if not partial:
         record.require_whole()
