@@ -874,3 +874,47 @@ def test_a_module_compiled_in_place_is_told_to_run_uncompiled():
     module[0].compile(backend="eager")
     with pytest.warns(UserWarning, match=r"the part '0' of a gate's module was compiled in place"):
         ak.Gate(module)
+
+
+# ── what a recipe says of its gate ───────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"device": "foo"}, "a gate's device is one of PyTorch's, as in 'cuda:0', got 'foo'"),
+        ({"device": 1.5}, "a gate's device is one of PyTorch's, as in 'cuda:0', got 1.5"),
+        ({"device": "meta"}, "a gate's device cannot be 'meta', where tensors have no values"),
+        ({"name": 5}, "a gate's name is a string and not empty, got 5"),
+        ({"name": ""}, "a gate's name is a string and not empty, got ''"),
+        ({"resources": 5}, "a gate's resources are amounts of at least 0 by name"),
+        ({"resources": {"num_cpus": "a"}}, "as in {'num_cpus': 1}, got {'num_cpus': 'a'}"),
+        ({"resources": {"num_cpus": -1}}, "as in {'num_cpus': 1}, got {'num_cpus': -1}"),
+        ({"resources": {"num_cpus": NAN}}, "as in {'num_cpus': 1}, got {'num_cpus': nan}"),
+        ({"resources": {1: 1}}, "as in {'num_cpus': 1}, got {1: 1}"),
+        ({"clip_norm": "a"}, "clip_norm is above 0, got 'a'"),
+        ({"clip_norm": NAN}, "clip_norm is above 0, got nan"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused_where_the_gate_is_written_down(wrong, sentence):
+    with pytest.raises(RecipeError) as info:
+        ak.Gate(nn.Linear(6, 2), sgd, **wrong)
+    assert sentence in str(info.value)
+
+
+def test_devices_and_resources_of_every_kind_are_taken():
+    for device in (None, "cpu", torch.device("cpu"), "cuda:99"):  # there may be one where the gate is made
+        ak.Gate(nn.Linear(6, 2), sgd, device=device, resources={"num_cpus": 0.5, "fast": 0})
+
+
+def test_a_device_that_is_not_there_is_told_with_the_name_of_the_gate(monkeypatch):
+    """PyTorch says so with an AssertionError or a RuntimeError, and names nobody."""
+
+    def to(self, device):
+        raise AssertionError("Torch not compiled with CUDA enabled")
+
+    monkeypatch.setattr(nn.Module, "to", to)
+    network = ak.Network([ak.Gate(nn.Linear(6, 2), sgd, name="head", device="cuda")])
+    for recipe in (network, ak.Downpour(network, replicas=2)):
+        with pytest.raises(RecipeError, match="head cannot be moved to its device 'cuda': AssertionError"):
+            ak.run(recipe)

@@ -96,6 +96,13 @@ def test_a_recipe_that_cannot_work_is_refused(recipe, sentence):
         ak.Network(**({"gates": [ak.Gate(nn.ReLU())]} | recipe))
 
 
+def test_what_is_no_row_of_gates_at_all_is_refused():
+    with pytest.raises(RecipeError, match="a network is made of gates, got int; give it a list"):
+        ak.Network(5)
+    with pytest.raises(RecipeError, match="a network is made of gates, got Gate; give it a list"):
+        ak.Network(ak.Gate(nn.Linear(2, 2)))
+
+
 def test_a_module_in_evaluation_mode_is_trained_in_one_gate_or_cut_into_many_but_its_parts_stay():
     """Its children stayed in evaluation mode where it was cut, and were trained so."""
     module = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from akkordeon.core.checks import is_number, require_above
 from akkordeon.core.errors import RecipeError
 from akkordeon.pipeline.staleness import Rule, Stash
 from akkordeon.pipeline.updater import OptimizerFactory
@@ -33,7 +34,8 @@ class Gate:
         resources: what a host must offer, for engines that place gates on hosts.
 
     Raises:
-        RecipeError: the module is no ``nn.Module``, or a number is out of range.
+        RecipeError: the module is no ``nn.Module``, there is no such device, or another argument is of
+            another kind or out of range.
     """
 
     module: nn.Module
@@ -59,9 +61,34 @@ class Gate:
             )
         if not isinstance(self.staleness, Rule):
             raise RecipeError(f"a gate's staleness is a rule such as Stash(), got {self.staleness!r}")
-        norm = self.clip_norm
-        if norm is not None and not (isinstance(norm, int | float) and norm > 0):
-            raise RecipeError(f"clip_norm is above 0, got {norm!r}")
+        require_above("clip_norm", self.clip_norm, optional=True)
+        if self.name is not None and not (isinstance(self.name, str) and self.name):
+            raise RecipeError(f"a gate's name is a string and not empty, got {self.name!r}")
+        if self.device is not None:
+            _check_device(self.device)
+        if self.resources is not None:
+            _check_resources(self.resources)
+
+
+def _check_device(device: object) -> None:
+    """Refuse what names no device; whether this one is there is found out where the gate is made."""
+    try:
+        parsed = torch.device(device)  # type: ignore[call-overload]  # that is the question
+    except Exception as error:
+        raise RecipeError(f"a gate's device is one of PyTorch's, as in 'cuda:0', got {device!r}") from error
+    if parsed.type == "meta":
+        raise RecipeError("a gate's device cannot be 'meta', where tensors have no values")
+
+
+def _check_resources(resources: object) -> None:
+    """Refuse what no engine could look for."""
+    if not isinstance(resources, Mapping) or not all(
+        isinstance(name, str) and is_number(amount) and amount >= 0 for name, amount in resources.items()
+    ):
+        raise RecipeError(
+            f"a gate's resources are amounts of at least 0 by name, as in {{'num_cpus': 1}}, "
+            f"got {resources!r}"
+        )
 
 
 def _refuse_late_hooks(module: nn.Module) -> None:

@@ -56,6 +56,11 @@ class Network:
                 f"a network is made of gates, got the module {type(self.gates).__name__}; "
                 "cut it into gates: Network.from_module(module, gates=…, optimizer=…)"
             )
+        if not isinstance(self.gates, Iterable):
+            raise RecipeError(
+                f"a network is made of gates, got {type(self.gates).__name__}; give it a list of them: "
+                "Network([Gate(…)])"
+            )
         object.__setattr__(self, "gates", tuple(self.gates))
         if not self.gates:
             raise RecipeError("a network needs at least one gate, got none")

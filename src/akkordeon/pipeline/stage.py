@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from akkordeon.core.actor import Actor, Effect, Report, Send, Stop
 from akkordeon.core.autocast import Autocast, autocast_here
-from akkordeon.core.errors import ProtocolError, explain
+from akkordeon.core.errors import ProtocolError, RecipeError, explain
 from akkordeon.core.forms import Forms, signature
 from akkordeon.core.messages import (
     Batch,
@@ -88,6 +88,20 @@ def _ready(module: nn.Module) -> nn.Module:
     return module
 
 
+def _move(module: nn.Module, device: torch.device, label: str) -> None:
+    """Move a module to a device.
+
+    Raises:
+        RecipeError: it cannot be there, as where this machine has no such device.
+    """
+    try:
+        module.to(device)
+    except Exception as error:  # PyTorch raises many kinds here, AssertionError too
+        raise RecipeError(
+            f"the module of {label} cannot be moved to its device '{device}': {explain(error)}"
+        ) from error
+
+
 class _OutputError(ProtocolError):
     """A module gave something that cannot travel."""
 
@@ -138,9 +152,9 @@ class Stage(Actor):
         self.position = position
         self.label = name or position.address
         self.module = _ready(copied(module))
-        if device is not None:
-            self.module.to(device)
         self.device = None if device is None else torch.device(device)
+        if self.device is not None:
+            _move(self.module, self.device, self.label)
         autocast = position.autocast
         self._called: Callable[[Payload], Any] = autocast.around(self.module) if autocast else self.module
         """The module, under the autocast of whoever staged the network."""
