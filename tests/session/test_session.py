@@ -36,6 +36,7 @@ from akkordeon.core.errors import (
 from akkordeon.core.reports import EpochDone, RoundDone
 from akkordeon.engines.simulator import Compute, Cost, Crash
 from akkordeon.session import session as session_module
+from akkordeon.session.subscription import Watchers
 
 X, Y = torch.randn(40, 6), torch.randint(4, (40,))
 
@@ -924,6 +925,32 @@ def test_a_watcher_inline_is_called_in_the_midst_of_things():
         session.subscribe(lambda record: threads.add(threading.current_thread().name), inline=True)
         session.attach(training()).wait(WAIT_S)
         assert threads == {"akkordeon-worker-0"}
+
+
+@pytest.mark.parametrize("raised", [ValueError, SystemExit, KeyboardInterrupt, GeneratorExit])
+def test_a_watcher_inline_that_raises_is_unsubscribed_whatever_it_raises(raised, caplog):
+    """A ``KeyboardInterrupt`` or a ``GeneratorExit`` of its own ended the worker that called it."""
+    calls = []
+
+    def watch(record):
+        calls.append(record)
+        raise raised
+
+    with running(engine=ak.Threads(1)) as session:
+        session.subscribe(watch, inline=True)
+        session.attach(training()).wait(WAIT_S)
+    assert len(calls) == 1
+    assert "a watcher of the session raised and was unsubscribed" in caplog.text
+
+
+def test_ctrl_c_that_breaks_into_a_watcher_of_the_main_thread_interrupts():
+    def watch(record):
+        raise KeyboardInterrupt
+
+    watchers = Watchers()
+    watchers.add(watch, inline=True)
+    with pytest.raises(KeyboardInterrupt):
+        watchers.tell("record")
 
 
 # ── other mistakes ───────────────────────────────────────────────────────────────────────────────────

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from akkordeon.core.errors import RecipeError
@@ -127,14 +128,24 @@ class Watchers:
         return subscription
 
     def tell(self, record: Any) -> None:
-        """Have all see a record."""
+        """Have all see a record.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C, which broke into a watcher on the main thread.
+        """
         for subscription in list(self._subscriptions):
             subscription.put(record)
         for watcher in list(self._inline):
             try:
                 watcher(record)
-            except (Exception, SystemExit):  # it must not harm the actor that reported
-                self._inline.remove(watcher)
+            except BaseException as error:  # it must not harm the actor that reported
+                if (
+                    isinstance(error, KeyboardInterrupt)
+                    and threading.current_thread() is threading.main_thread()
+                ):
+                    raise
+                with suppress(ValueError):  # where it raised on another thread, too
+                    self._inline.remove(watcher)
                 logging.getLogger(__name__).exception("a watcher of the session raised and was unsubscribed")
 
     def drain(self) -> None:
