@@ -50,6 +50,8 @@ def test_what_has_batches_already_stays_as_it_is(source: Any) -> None:
         ((X, Y, Y), ["item 0", "Tensor"]),
         ((X.numpy(), Y.numpy()), ["item 0", "ndarray"]),
         ([(X, Y), (X,)], ["item 1", "tuple"]),
+        (list(zip(X, Y, strict=True)), ["list", "single samples", "DataLoader"]),
+        (tuple(zip(X, Y, strict=True)), ["tuple", "single samples", "DataLoader"]),
         ((X, Y.numpy()), ["y must be a tensor", "ndarray"]),
         (((X, X), (Y, Y)), ["Batches(x, y, batch_size)", "a list"]),
     ],

@@ -98,8 +98,8 @@ def _is_examples(source: tuple[object, ...]) -> bool:
 def _check_batches(batches: Sequence[object], pairs: bool) -> None:
     if not batches:
         raise DataError(f"a {type(batches).__name__} of 0 batches is no source; give at least one batch")
-    for b, batch in enumerate(batches):
-        if pairs and (not isinstance(batch, list | tuple) or len(batch) != 2):
+    for b, batch in enumerate(batches if pairs else ()):
+        if not isinstance(batch, list | tuple) or len(batch) != 2:
             if isinstance(batch, np.ndarray):
                 raise DataError(
                     f"item {b} of the {type(batches).__name__} is a NumPy ndarray; "
@@ -109,6 +109,11 @@ def _check_batches(batches: Sequence[object], pairs: bool) -> None:
                 f"item {b} of the {type(batches).__name__} is a {type(batch).__name__}, not a batch (x, y); "
                 "tensors that are to be cut into batches are given as a tuple (x, y), "
                 "and batches of another form with split=, a function from a batch to (x, y)"
+            )
+        if isinstance(batch[1], Tensor) and batch[1].dim() == 0:
+            raise DataError(
+                f"item {b} of the {type(batches).__name__} has one label: that gives single samples, "
+                "not batches; wrap it in a DataLoader, or give (x, y) as tensors"
             )
 
 
