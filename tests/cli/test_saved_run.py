@@ -55,9 +55,12 @@ def test_the_best_weights_are_kept_too(kept):
 
 
 def test_best_weights_of_an_earlier_run_do_not_stay(tmp_path):
-    akkordeon("train", *QUICK, "--keep-best", "loss", "--out", tmp_path)
+    first = akkordeon("train", *QUICK, "--keep-best", "loss", "--out", tmp_path)
+    assert "replaced" not in first.stderr
     assert (tmp_path / BEST).exists()
-    akkordeon("train", *QUICK, "--out", tmp_path)
+    second = akkordeon("train", *QUICK, "--out", tmp_path)
+    assert second.stderr.splitlines().count(f"replaced the run kept in {tmp_path}") == 1
+    assert "replaced" not in second.stdout
     refused = akkordeon("test", tmp_path, "--best", expecting=1).stderr
     assert f"best.safetensors is not there; `akkordeon train --keep-best SCORE --out {tmp_path}`" in refused
 
@@ -104,6 +107,22 @@ def test_inputs_that_do_not_fit_are_told_with_those_that_would(kept, tmp_path, m
     akkordeon("train", f"{mine}:several", "--out", tmp_path / "out")
     result = akkordeon("predict", tmp_path / "out", tmp_path / "x.npy", "--trust", expecting=1)
     assert "the task's inputs are several tensors" in result.stderr
+
+
+def test_inputs_that_lead_to_no_numbers_are_refused_with_their_rows(kept, tmp_path):
+    """The class of a row of NaNs was 0, and that of every other row looked as sure."""
+    inputs = np.zeros((30, 64), dtype=np.float32)
+    inputs[[3, 7]] = np.nan
+    np.save(tmp_path / "x.npy", inputs)
+    result = akkordeon("predict", kept, tmp_path / "x.npy", expecting=1)
+    assert result.stdout == ""
+    assert f"no finite outputs for 2 of the 30 rows of {tmp_path / 'x.npy'}: 3, 7" in result.stderr
+    inputs[:] = np.inf
+    np.save(tmp_path / "x.npy", inputs)
+    result = akkordeon("predict", kept, tmp_path / "x.npy", "--out", tmp_path / "y.npy", expecting=1)
+    assert "for 30 of the 30 rows of " in result.stderr
+    assert result.stderr.strip().endswith(": 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, …")
+    assert not (tmp_path / "y.npy").exists()
 
 
 def test_a_folder_without_a_kept_run_is_told(tmp_path):

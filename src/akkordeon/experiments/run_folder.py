@@ -16,7 +16,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -55,14 +55,18 @@ class RunFolder:
     Args:
         path: of the folder, made if need be.
         description: how the task is made again.
+        note: takes a sentence, where what an earlier run left was replaced.
 
     Raises:
         DataError: it cannot be made, or another run is at work in it.
     """
 
-    def __init__(self, path: Path, description: Mapping[str, Any]) -> None:
+    def __init__(
+        self, path: Path, description: Mapping[str, Any], note: Callable[[str], None] | None = None
+    ) -> None:
         self.path = path
         self._description = description
+        self._note = note
         self._claim: int | None = None
         self._begun = False
         self._open()
@@ -94,6 +98,7 @@ class RunFolder:
         What can fail for want of room is done before anything is deleted. Without ``task.json`` nobody takes
         a folder for whole: so the earlier one is the first to go, and ours comes when all else is right.
         """
+        replaces = (self.path / TASK).exists()
         with whole_file(self.path / TASK) as task, whole_file(self.path / name) as weights:
             task.write_text(description_text(self._description), encoding="utf-8")
             weights.write_bytes(content)
@@ -101,6 +106,8 @@ class RunFolder:
             to_disk(weights)
             for earlier in (TASK, REPORT, *({WEIGHTS, BEST} - {name})):
                 (self.path / earlier).unlink(missing_ok=True)
+        if replaces and self._note is not None:
+            self._note(f"replaced the run kept in {self.path}")
 
     def _open(self) -> None:
         self._begun = False

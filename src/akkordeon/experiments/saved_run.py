@@ -29,6 +29,9 @@ from akkordeon.session.records.replay import Replayed, replay
 
 __all__ = ["load_run", "measure_run", "predict_file", "replay_run"]
 
+ROWS_NAMED = 10
+"""Of rows that are refused, so many are named."""
+
 
 def load_run(
     folder: Path, best: bool = False, data_dir: str | None = None, trust: bool = False
@@ -76,7 +79,8 @@ def predict_file(
         probabilities: of the classes, instead of their scores.
 
     Raises:
-        DataError: the file is missing or damaged, or the network cannot work on what it holds.
+        DataError: the file is missing or damaged, or the network cannot work on what it holds, or gives
+            NaN or infinity for some of it, which has no class.
     """
     x, y = next(iter(as_batches(task.validate, 1)))
     inputs = load_array(file, like=x)
@@ -90,11 +94,22 @@ def predict_file(
             ) from error
     if not isinstance(outputs, Tensor):
         raise DataError("the network gives several tensors; use session.predict in Python")
+    _check_finite(outputs, file)
     are_scores = isinstance(y, Tensor) and not y.is_floating_point() and outputs.dim() > 1
     are_scores = are_scores and outputs.shape[1] > 1
     if probabilities and not are_scores:
         raise DataError("the task's labels are no class numbers, so its outputs have no probabilities")
     return outputs.softmax(1) if probabilities else outputs, are_scores
+
+
+def _check_finite(outputs: Tensor, file: Path) -> None:
+    if outputs.isfinite().all():
+        return
+    rows = [row for row, output in enumerate(outputs) if not output.isfinite().all()]
+    named = ", ".join(map(str, rows[:ROWS_NAMED])) + (", …" if len(rows) > ROWS_NAMED else "")
+    raise DataError(
+        f"the network gives no finite outputs for {len(rows)} of the {len(outputs)} rows of {file}: {named}"
+    )
 
 
 def replay_run(record: Record, trust: bool = False, partial: bool = False) -> Replayed:

@@ -127,7 +127,8 @@ class _RunFiles:
         signals: SignalCounter,
         warn: Callable[[str], None],
     ) -> None:
-        self._folder = RunFolder(path, {"akkordeon": version("akkordeon"), **config.as_plain()})
+        description = {"akkordeon": version("akkordeon"), **config.as_plain()}
+        self._folder = RunFolder(path, description, warn)
         asks = config.workers != 1  # or no two runs would be alike
         self._saver = WeightSaver(self._folder, session, lambda: signals.count > 0, asks, warn)
         self._journal = Journal(path)
