@@ -21,7 +21,7 @@ from akkordeon.core.errors import DataError, RecipeError
 from akkordeon.core.messages import Backward, Batch, CutId, Evaluate, Forget, Forward, Item, SourceFailed
 from akkordeon.core.reports import ActorFailed
 from akkordeon.core.shard_messages import Push
-from akkordeon.engines.ray.placement import host_of, sum_of_resources
+from akkordeon.engines.ray.placement import check_row, host_of, sum_of_resources
 from akkordeon.engines.ray.serialization import Envelope, deserialize, serialize, serialize_message
 
 DTYPES = [
@@ -218,6 +218,27 @@ def test_a_replica_is_a_host_and_a_shard_is_one():
 def test_a_placement_that_leaves_a_gate_out_or_names_it_twice_is_refused(placement):
     with pytest.raises(RecipeError):
         host_of("gate/0", placement)
+
+
+@pytest.mark.parametrize(
+    ("placement", "sentence"),
+    [
+        ([[0]], "names every gate once; gate/1 is not so"),
+        ([[0, 1], [1]], "names every gate once; gate/1 is not so"),
+        ([[0, 5], [1]], "the network has no gate/5"),
+        ([[0, -1], [1]], "the network has no gate/-1"),
+    ],
+)
+def test_a_placement_of_another_network_is_refused(placement, sentence):
+    """One that named a gate too many was taken in silence."""
+    with pytest.raises(RecipeError, match=sentence):
+        check_row(["gate/0", "gate/1"], placement)
+
+
+def test_a_placement_of_the_network_is_taken_and_says_nothing_of_shards():
+    for placement in ("spread", "pack", [[0, 1]], [{1}, (0,)], [range(2)]):
+        check_row(["gate/0", "gate/1"], placement)
+    check_row(["shard/0", "shard/1"], [[0, 5]])
 
 
 def test_a_host_needs_what_its_gates_need_together():

@@ -25,6 +25,7 @@ from tests.support.harness import SIZE, WAIT_S, batches_of, breaking, same_bits,
 import akkordeon as ak
 from akkordeon.core.errors import (
     AkkordeonError,
+    ClusterError,
     DataError,
     ForeignParameterError,
     GateFailedError,
@@ -343,6 +344,8 @@ def test_arguments_of_another_kind_are_refused_where_the_sentinel_is_made(mistak
         (lambda: replace(small_network(), max_staleness="3"), "max_staleness is at least 0, got '3'"),
         (lambda: replace(small_network(), max_in_flight=1.5), "max_in_flight is a whole number, got 1.5"),
         (lambda: ak.Threads(workers="2"), "workers is at least 1, got '2'"),
+        (lambda: ak.Ray(workers=0), "workers is at least 1, got 0"),
+        (lambda: ak.Ray(workers="a"), "workers is at least 1, got 'a'"),
         (lambda: ak.Downpour(small_network(), replicas="2"), "replicas is at least 1, got '2'"),
         (lambda: ak.Downpour(small_network(), replicas=None), "replicas is at least 1, got None"),
         (lambda: ak.Downpour(small_network(), push_every="4"), "push_every is at least 1, got '4'"),
@@ -360,6 +363,28 @@ def test_arguments_of_another_kind_are_refused_where_the_sentinel_is_made(mistak
 )
 def test_a_number_that_is_none_is_refused_by_the_name_of_its_argument(make, sentence):
     assert error_of(RecipeError, make) == sentence
+
+
+@pytest.mark.parametrize("placement", [5, None, "x", [0, 1], [["0"]], ["01"], {0: 1}, [[0.5]]])
+def test_what_is_no_placement_is_refused_where_the_engine_is_made(placement):
+    assert error_of(RecipeError, ak.Ray, placement=placement) == (
+        f"a placement is 'spread', 'pack' or lists of gates, got {placement!r}"
+    )
+
+
+def test_a_placement_of_another_network_is_refused_before_ray_starts(monkeypatch):
+    monkeypatch.setattr("akkordeon.engines.ray.engine.join", lambda address: pytest.fail("it started"))
+    gates = len(small_network().gates)
+    engine = ak.Ray(placement=[[*range(gates), gates]])
+    assert f"the network has no gate/{gates}" in error_of(RecipeError, ak.run, small_network(), engine=engine)
+
+
+def test_an_address_of_another_form_is_refused_where_it_is_given():
+    for wrong in (5, "abc", "127.0.0.1:0"):
+        assert f"an address is HOST:PORT, as in 192.168.1.23:25520; got {wrong!r}" in error_of(
+            ClusterError, ak.Ray, wrong
+        )
+    assert "a network is HOST:PORT/NAME, as in" in error_of(ClusterError, ak.connect, 5)
 
 
 def test_training_where_no_gate_has_an_optimizer_is_warned_about(caplog):

@@ -60,6 +60,9 @@ class Engine(ABC):
         """Whether equal seeds give equal runs."""
         return False
 
+    def check_row(self, row: Iterable[str]) -> None:  # noqa: B027 - most take any
+        """Raise a ``RecipeError`` where no network with this row can be carried; before :meth:`start`."""
+
     @abstractmethod
     def start(self, on_report: Callable[[Any], None], seed: int) -> None:
         """Begin. ``on_report`` is called with every record reported, by one thread at a time."""

@@ -80,6 +80,7 @@ class Session:
         self._probes = Probes(engine, self._outbox, self._supervisor, self._topology.row)
         of_another, engine.recorder = engine.recorder, recorder
         try:
+            engine.check_row(self._topology.row)
             engine.start(self._on_report, seed)
         except BaseException:  # the engine may carry another session
             engine.recorder = of_another

@@ -151,7 +151,7 @@ def parse_address(address: str) -> tuple[str, int]:
     Raises:
         ClusterError: it is not of that form.
     """
-    host, colon, port = address.rpartition(":")
+    host, colon, port = address.rpartition(":") if isinstance(address, str) else ("", "", "")
     if not (host and colon and port.isdigit() and 0 < int(port) < 65536):
         raise ClusterError(f"an address is HOST:PORT, as in 192.168.1.23:25520; got {address!r}")
     return host, int(port)
@@ -218,7 +218,7 @@ def parse_target(target: str) -> tuple[str, str]:
     Raises:
         ClusterError: it is not of that form.
     """
-    address, slash, name = target.partition("/")
+    address, slash, name = target.partition("/") if isinstance(target, str) else ("", "", "")
     if not (slash and name):
         raise ClusterError(
             f"a network is HOST:PORT/NAME, as in 192.168.1.23:25520/digits-net; got {target!r}"

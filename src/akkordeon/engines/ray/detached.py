@@ -23,7 +23,7 @@ from akkordeon.engines.ray.host_pool import (
     on_this_node,
 )
 from akkordeon.engines.ray.network_info import NetworkInfo, NetworkStatus
-from akkordeon.engines.ray.placement import Placement
+from akkordeon.engines.ray.placement import Placement, check_row
 from akkordeon.engines.ray.registrar import WEIGHTS_S, Registrar
 from akkordeon.engines.ray.serialization import deserialize, pickle_by_value, serialize
 from akkordeon.engines.ray.snapshots import NetworkWeights
@@ -81,6 +81,8 @@ def start(
         NameTakenError: there is a network of that name.
         ClusterError: a host did not come up.
     """
+    spawns = list(spawns)
+    check_row((spawn.address for spawn in spawns), placement)
     pickle_by_value()
     registrar = _new_registrar(name)
     pool = HostPool(seed, placement=placement, wire_dtype=wire_dtype, network=name)

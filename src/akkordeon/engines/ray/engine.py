@@ -14,14 +14,15 @@ import torch
 
 from akkordeon.core.actor import Actor, Spawn
 from akkordeon.core.addresses import reader_of
+from akkordeon.core.checks import require_whole
 from akkordeon.core.errors import ClusterError, RecipeError, SessionError, explain
 from akkordeon.core.messages import Message
 from akkordeon.core.reports import ActorFailed, ActorLost, ClusterLost, SentinelEnded, Undelivered
 from akkordeon.engines.base import Engine, Load, ProcessState, bounded
-from akkordeon.engines.ray.connection import ClusterProbe, join, require_ray, within
+from akkordeon.engines.ray.connection import ClusterProbe, join, parse_address, require_ray, within
 from akkordeon.engines.ray.heartbeats import HEARTBEAT_S, SILENT_S, Heartbeats, Lost
 from akkordeon.engines.ray.host_pool import READY_S, SESSION_HOST, HostPool, shipped
-from akkordeon.engines.ray.placement import Placement, is_visitor
+from akkordeon.engines.ray.placement import Placement, check_row, is_visitor, require_placement
 
 if TYPE_CHECKING:
     from akkordeon.engines.ray.hosts import Dispatcher
@@ -56,7 +57,8 @@ class Ray(Engine):
             replica.
 
     Raises:
-        RecipeError: another wire_dtype.
+        RecipeError: another wire_dtype, no placement, or no number of workers.
+        ClusterError: an address of another form.
     """
 
     def __init__(
@@ -69,6 +71,10 @@ class Ray(Engine):
     ) -> None:
         if wire_dtype not in (None, torch.bfloat16, torch.float16):
             raise RecipeError(f"wire_dtype is torch.bfloat16 or torch.float16, got {wire_dtype!r}")
+        if address is not None:
+            parse_address(address)
+        require_placement(placement)
+        require_whole("workers", workers, optional=True)
         self.address = address
         self.placement = placement
         self.wire_dtype = wire_dtype
@@ -89,6 +95,10 @@ class Ray(Engine):
         self._seed = 0
 
     # ── beginning and ending ─────────────────────────────────────────────────────────────────────────
+
+    def check_row(self, row: Iterable[str]) -> None:
+        """Refuse a row that the placement is not one of."""
+        check_row(row, self.placement)
 
     def start(self, on_report: Callable[[Any], None], seed: int) -> None:
         """Join or start the cluster, and make the session host.

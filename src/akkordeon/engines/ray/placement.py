@@ -2,16 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from numbers import Integral
+from typing import Any, Literal
 
 from akkordeon.core.addresses import is_sentinel, sentinel_of
 from akkordeon.core.errors import RecipeError
 
-__all__ = ["Placement", "host_of", "is_replica", "is_visitor", "sum_of_resources"]
+__all__ = [
+    "Placement",
+    "check_row",
+    "host_of",
+    "is_replica",
+    "is_visitor",
+    "require_placement",
+    "sum_of_resources",
+]
 
 Placement = Literal["spread", "pack"] | Sequence[Sequence[int]]
 """``"spread"``: a host for each gate; ``"pack"``: one for all; ``[[0, 1], [2]]``: gates 0 and 1 share one."""
+
+
+def require_placement(placement: Any) -> None:
+    """Refuse what is no placement of any network."""
+    if isinstance(placement, str):
+        is_one = placement in ("spread", "pack")
+    else:
+        is_one = isinstance(placement, Collection) and all(map(_is_group, placement))
+    if not is_one:
+        raise RecipeError(f"a placement is 'spread', 'pack' or lists of gates, got {placement!r}")
+
+
+def _is_group(group: Any) -> bool:
+    return isinstance(group, Collection) and all(isinstance(gate, Integral) for gate in group)
+
+
+def check_row(row: Iterable[str], placement: Placement) -> None:
+    """Refuse a placement that is not one of these gates; of other actors it says nothing.
+
+    Raises:
+        RecipeError: it leaves a gate out, names one twice, or one that there is not.
+    """
+    gates = [address for address in row if address.startswith("gate/")]
+    for address in gates:
+        host_of(address, placement)
+    if not gates or isinstance(placement, str):
+        return
+    for group in placement:
+        for gate in group:
+            if f"gate/{gate}" not in gates:
+                raise RecipeError(f"the network has no gate/{gate}, which is in the placement {placement!r}")
 
 
 def host_of(address: str, placement: Placement) -> str:
@@ -32,8 +72,7 @@ def host_of(address: str, placement: Placement) -> str:
         return address
     if placement == "pack":
         return "gates"
-    if isinstance(placement, str):
-        raise RecipeError(f"a placement is 'spread', 'pack' or lists of gates, got {placement!r}")
+    require_placement(placement)
     groups = [tuple(group) for group in placement if int(rest) in group]
     if len(groups) != 1 or groups[0].count(int(rest)) != 1:
         raise RecipeError(f"a placement names every gate once; {address} is not so in {placement!r}")
