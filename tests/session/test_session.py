@@ -820,6 +820,16 @@ def test_trainers_attached_at_one_moment_repeat_to_the_bit_on_one_worker():
     assert all(same_bits(run, runs[0]) for run in runs)
 
 
+def test_trainers_without_names_that_join_a_downpour_at_one_moment_get_one_each():
+    """The second was given the name of the first, and refused as if a sentinel of that name were at work."""
+    with running(ak.Downpour(small_network(), replicas=2)) as session:
+        found = session.attach_all([training(name=None), training(name=None), training(name=None, replica=1)])
+        assert [each.name for each in found[:2]] == ["train", "train2"]
+        assert [part.name for part in found[1]] == ["train2-0", "train2-1"]
+        session.wait(WAIT_S)
+        assert session.attach(training(name=None)).wait(WAIT_S).name == "train"
+
+
 # ── gates that are lost ──────────────────────────────────────────────────────────────────────────────
 
 

@@ -226,13 +226,22 @@ class DownpourSession(Session):
         self, sentinels: Sequence[Training | Evaluation]
     ) -> Sequence[Attachments | Attachment]:
         """Have several sentinels join at one moment; see :meth:`Session.attach_all` and :meth:`attach`."""
-        dealt = [self._dealt(sentinel) for sentinel in sentinels]
+        dealt: list[tuple[str | None, Sequence[Training | Evaluation]]] = []
+        for sentinel in sentinels:
+            dealt.append(self._dealt(sentinel, {name for name, _ in dealt if name is not None}))
         members = iter(self._attach([part for _, parts in dealt for part in parts]))
         groups = [(name, [next(members) for _ in parts]) for name, parts in dealt]
         return [found[0] if name is None else Attachments(name, found, self) for name, found in groups]
 
-    def _dealt(self, sentinel: Training | Evaluation) -> tuple[str | None, Sequence[Training | Evaluation]]:
-        """A name for all, and a sentinel for each replica; no name where there is one sentinel in all."""
+    def _dealt(
+        self, sentinel: Training | Evaluation, joining: set[str]
+    ) -> tuple[str | None, Sequence[Training | Evaluation]]:
+        """A name for all, and a sentinel for each replica; no name where there is one sentinel in all.
+
+        Args:
+            sentinel: to be dealt.
+            joining: the names of those that join at the same moment.
+        """
         if not isinstance(sentinel, Training):
             return None, [sentinel]
         if sentinel.replica is not None:
@@ -243,7 +252,7 @@ class DownpourSession(Session):
             raise RecipeError("no replica is left; add one with session.add_replica()")
         at_work = {a.name for a in self._registry.at_work()}
         begun = {name.rpartition("-")[0] for name in at_work}
-        name = sentinel.name or free_name(str(sentinel.role), begun, joint="")
+        name = sentinel.name or free_name(str(sentinel.role), begun | joining, joint="")
         sentinel = self._registry.epochs_read.going_on(replace(sentinel, name=name), self.seed)
         parts = self._topology.deal(sentinel, self.seed)
         self._registry.epochs_read.derive([part.batches for part in parts], sentinel.batches)
