@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 import akkordeon as ak
 from akkordeon.cli.main import app
-from akkordeon.core.errors import RecordError, ReplayError
+from akkordeon.core.errors import RecipeError, RecordError, ReplayError
 from akkordeon.core.reports import EpochDone
 from akkordeon.session.records import file_format
 from akkordeon.session.records import record as record_file
@@ -179,6 +179,120 @@ def test_downpour_replays_with_a_replica_that_joined_while_it_ran(tmp_path):
         session.wait(timeout=60)
     again = ak.replay(tmp_path / "r", downpour(), trainers())
     assert_equal_bits({"all": again.module().state_dict()}, {"all": session.module().state_dict()})
+
+
+def shuffled(seed, name=None, epochs=1, **more):
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(96, 6, generator=rng)
+    batches = ak.Batches(x, x[:, :3].argmax(1), 8, shuffle=True, seed=seed)
+    return ak.Sentinel.train(batches, F.cross_entropy, epochs=epochs, name=name, **more)
+
+
+def downpour():
+    return ak.Downpour(network(), replicas=2)
+
+
+def assert_replays(recipe, play, again, tmp_path):
+    """A run in which ``play`` attached sentinels is replayed with ``again`` to the same bits."""
+    with ak.run(recipe(), engine=ak.Threads(2), record=tmp_path / "r") as session:
+        play(session)
+        session.wait(timeout=60)
+    replayed = ak.replay(tmp_path / "r", recipe(), again)
+    assert_equal_bits({"all": replayed.module().state_dict()}, {"all": session.module().state_dict()})
+
+
+@pytest.mark.parametrize("recipe", [network, downpour])
+def test_a_name_that_was_given_twice_is_replayed_with_both_of_its_recipes(recipe, tmp_path):
+    """The last recipe of a name stood for all of them, and "the data of 'a'" was blamed."""
+
+    def recipes():
+        return [shuffled(0, "a", epochs=2), shuffled(5, "a"), shuffled(6, "a")]
+
+    def one_after_the_other(session):
+        for sentinel in recipes():
+            session.attach(sentinel).wait(60)
+
+    assert_replays(recipe, one_after_the_other, recipes(), tmp_path)
+
+
+def test_a_recipe_that_was_attached_again_and_again_is_given_to_a_replay_once(tmp_path):
+    """As long as a name had one recipe for good, this worked; it still does, of a Downpour too."""
+
+    def again_and_again(session):
+        once = shuffled(0, "a")
+        for _ in range(3):
+            session.attach(once).wait(60)
+
+    assert_replays(downpour, again_and_again, [shuffled(0, "a")], tmp_path)
+
+
+def test_trainers_without_names_are_replayed_in_their_order_on_a_downpour(tmp_path):
+    """All of them were dealt under the base "train" at once, so the last one stood for all."""
+
+    def recipes():
+        return [shuffled(0, epochs=2), shuffled(5), shuffled(6, replica=1)]
+
+    def one_after_the_other(session):
+        for sentinel in recipes():
+            session.attach(sentinel).wait(60)
+
+    def at_once(session):
+        for sentinel in recipes():
+            session.attach(sentinel)
+
+    for play in (one_after_the_other, at_once):
+        assert_replays(downpour, play, recipes(), tmp_path)
+
+
+@pytest.mark.parametrize("loader", [False, True], ids=["Batches", "DataLoader"])
+def test_a_replay_deals_to_the_replicas_that_lived_when_a_trainer_came(loader, tmp_path):
+    """It dealt to those of the recipe: part 2 of 3 was asked for, or a half taken for the whole."""
+
+    def recipe():
+        x = torch.randn(96, 6, generator=torch.Generator().manual_seed(0))
+        y = x[:, :3].argmax(1)
+        source = DataLoader(TensorDataset(x, y), 8, shuffle=True) if loader else ak.Batches(x, y, 8)
+        return ak.Sentinel.train(source, F.cross_entropy, name="a", samples=72)
+
+    def joined(session):
+        session.add_replica()
+        session.attach(recipe())
+
+    def left(session):
+        session.remove_replica(0)
+        session.attach(recipe())
+
+    def in_between(session):
+        once = recipe()
+        session.attach(once).wait(60)
+        session.add_replica()
+        session.attach(once).wait(60)
+        session.remove_replica(1)
+        session.attach(once)
+
+    for play in (joined, left, in_between):
+        assert_replays(downpour, play, [recipe()], tmp_path)
+
+
+def test_an_attach_that_was_refused_takes_no_recipe_in_a_replay(tmp_path):
+    """Whoever came before the refused one was in the record, and the next took another's recipe."""
+
+    def with_one_refused(session):
+        with pytest.raises(RecipeError, match="in flight"):
+            session.attach_all([shuffled(7), shuffled(7, in_flight=10_000)])
+        session.attach(shuffled(0)).wait(60)
+
+    for recipe in (network, downpour):
+        assert_replays(recipe, with_one_refused, [shuffled(0)], tmp_path)
+
+
+def test_a_recipe_that_cannot_be_dealt_as_it_was_is_refused_with_the_reason(tmp_path):
+    """Data were blamed that were the same."""
+    with ak.run(downpour(), record=tmp_path / "r") as session:
+        session.attach(shuffled(0, "a")).wait(60)
+    for recipe, given in ((downpour(), shuffled(0, "a", replica=0)), (network(), shuffled(0, "a"))):
+        with pytest.raises(ReplayError, match=r"'a' was dealt to the replicas 0, 1"):
+            ak.replay(tmp_path / "r", recipe, [given])
 
 
 def test_a_failing_run_replays_up_to_its_failure(tmp_path):

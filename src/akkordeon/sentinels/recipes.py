@@ -233,7 +233,10 @@ class Sentinel:
 
 @dataclass(frozen=True, kw_only=True)
 class Training(Sentinel):
-    """The recipe of a training sentinel; see :meth:`Sentinel.train`."""
+    """The recipe of a training sentinel; see :meth:`Sentinel.train`.
+
+    ``dealt_to`` has the replicas among which the data were dealt, where it has one part of them.
+    """
 
     role: Role = field(default=TRAIN, init=False)
     in_flight: int = 1
@@ -244,6 +247,7 @@ class Training(Sentinel):
     scores: Mapping[str, Score] = field(default_factory=dict)
     report_every: float | None = 10.0
     replica: int | None = None
+    dealt_to: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse what could only fail later."""

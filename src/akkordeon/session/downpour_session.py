@@ -254,7 +254,7 @@ class DownpourSession(Session):
         begun = {name.rpartition("-")[0] for name in at_work}
         name = sentinel.name or free_name(str(sentinel.role), begun | joining, joint="")
         sentinel = self._registry.epochs_read.going_on(replace(sentinel, name=name), self.seed)
-        parts = self._topology.deal(sentinel, self.seed)
+        parts = self._topology.deal(sentinel, self.replicas, self.seed)
         self._registry.epochs_read.derive([part.batches for part in parts], sentinel.batches)
         taken = ", ".join(repr(part.name) for part in parts if part.name in at_work)
         if taken:

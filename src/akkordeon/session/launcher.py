@@ -63,6 +63,7 @@ class Launcher:
             for attachment in placed:
                 self._withdraw(attachment)
             raise
+        self._record(placed)
         self._outbox.send_all([(attachment.address, Attach()) for attachment in placed])
         return placed
 
@@ -76,10 +77,14 @@ class Launcher:
         except BaseException:
             self._withdraw(attachment)
             raise
-        if self._recorder is not None:
-            before = self._registry.epochs_read.before(sentinel.batches)
-            self._recorder.attached(attachment.address, attachment.name, sentinel, before)
         return attachment
+
+    def _record(self, placed: Sequence[Attachment]) -> None:
+        """Only now: of those that come with one that is refused, a record says nothing."""
+        if self._recorder is not None:
+            for attachment in placed:
+                before = self._registry.epochs_read.before(attachment.recipe.batches)
+                self._recorder.attached(attachment.address, attachment.name, attachment.recipe, before)
 
     def _withdraw(self, attachment: Attachment) -> None:
         """As if it had never been placed."""

@@ -65,7 +65,9 @@ class RowTopology:
         """The actor whose place a sentinel shares; None leaves it with the process that attaches it."""
         return None
 
-    def deal(self, sentinel: Training | Evaluation, seed: int) -> Sequence[Training | Evaluation]:
+    def deal(
+        self, sentinel: Training | Evaluation, replicas: tuple[int, ...], seed: int
+    ) -> Sequence[Training | Evaluation]:
         """The sentinels that are attached for one."""
         return [sentinel]
 
@@ -142,8 +144,10 @@ class ReplicaTopology(RowTopology):
         """A replica has its sentinels and their data with it: only pushes and fetches leave it."""
         return self.row_for(sentinel)[0] if isinstance(sentinel, Training) else None
 
-    def deal(self, sentinel: Training | Evaluation, seed: int) -> Sequence[Training | Evaluation]:
-        """One that trains becomes one for each living replica, if it does not say which.
+    def deal(
+        self, sentinel: Training | Evaluation, replicas: tuple[int, ...], seed: int
+    ) -> Sequence[Training | Evaluation]:
+        """One that trains becomes one for each of some replicas, if it does not say which.
 
         Each is named after its replica and has its part of the batches and samples.
 
@@ -152,12 +156,12 @@ class ReplicaTopology(RowTopology):
         """
         if not isinstance(sentinel, Training) or sentinel.replica is not None:
             return [sentinel]
-        replicas = self.replicas
         batches = as_batches(sentinel.batches, sentinel.batch_size, seed, pairs=sentinel.split is None)
         samples = None if sentinel.samples is None else math.ceil(sentinel.samples / len(replicas))
+        common = replace(sentinel, samples=samples, dealt_to=replicas)
         name = sentinel.name or sentinel.role
         return [
-            replace(sentinel, batches=part, samples=samples, name=f"{name}-{replica}", replica=replica)
+            replace(common, batches=part, name=f"{name}-{replica}", replica=replica)
             for replica, part in zip(replicas, deal_data(batches, len(replicas)), strict=True)
         ]
 

@@ -2,7 +2,7 @@
 
 A record is a gzipped file of JSON lines: a header, a trailer, and between them, as they were finished::
 
-    [serial, "attach",  address, {name, role, …}]
+    [serial, "attach",  address, {name, role, …}]            with dealt_to, where it has a part of the data
     [serial, "outside", address, {type, …}]                  a message of the session's
     [serial, "replica", number]                              a replica joins
     [serial, "handle",  address, key, now_s, digest]         ordered by when it began
@@ -72,8 +72,9 @@ def encoded(content: Any) -> bytes:
 def is_line(line: Any) -> bool:
     """Whether something is a line as a recorder writes it."""
     match line:
-        case [int(), "attach", str(), {"name": str(), "role": str()}]:
-            return True
+        case [int(), "attach", str(), {"name": str(), "role": str(), **others}]:
+            replicas = others.get("dealt_to", [])
+            return isinstance(replicas, list) and all(type(replica) is int for replica in replicas)
         case [int(), "outside", str(), dict(what)]:
             try:
                 message_of(what)

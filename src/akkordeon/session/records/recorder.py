@@ -17,7 +17,7 @@ from akkordeon.core.errors import RecordError, explain
 from akkordeon.core.messages import Message
 from akkordeon.downpour.recipe import Downpour
 from akkordeon.pipeline.network import Network
-from akkordeon.sentinels.recipes import Sentinel
+from akkordeon.sentinels.recipes import Sentinel, Training
 from akkordeon.session.records import file_format
 from akkordeon.session.records.digest import Digest, data_fingerprint, fingerprint, key_of
 
@@ -74,6 +74,8 @@ class Recorder:
                 what["batch_size"], what["in_flight"] = recipe.batch_size, recipe.in_flight
             else:
                 what["data"] = data_fingerprint(recipe.batches)
+            if isinstance(recipe, Training) and recipe.dealt_to:
+                what["dealt_to"] = recipe.dealt_to
             if epochs_before:
                 what["epochs_before"] = epochs_before
         except Exception as error:

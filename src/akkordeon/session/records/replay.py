@@ -74,8 +74,9 @@ def replay(
         record: made with ``ak.run(…, record=FILE)``.
         network: the same recipe, as new.
         sentinels: recipes of the training, validating and testing sentinels with their data as new, under
-            the names they had; those without a name in the order they were attached. What was predicted
-            is in the record, if it could be read twice and was below 96 MiB.
+            the names they had; several of one name, and those without a name, in the order they were
+            attached. The last of a name stands for all that follow. What was predicted is in the record,
+            if it could be read twice and was below 96 MiB.
         partial: take a record that breaks off, because its run was killed, as far as it goes.
 
     Returns:
@@ -109,6 +110,31 @@ class _Cell:
         self.waiting: dict[str, deque[Message]] = defaultdict(deque)
 
 
+class _Recipes:
+    """The recipes of the sentinels, each taken where one of its name comes."""
+
+    def __init__(self, sentinels: Sequence[Training | Evaluation]) -> None:
+        self._unnamed = [sentinel for sentinel in sentinels if sentinel.name is None]
+        self._named: dict[str, deque[Training | Evaluation]] = defaultdict(deque)
+        for sentinel in sentinels:
+            if sentinel.name is not None:
+                self._named[sentinel.name].append(sentinel)
+
+    def take(self, name: str, role: str) -> Training | Evaluation:
+        """The next recipe of that name, whose last stands for all that follow; else one without a name.
+
+        Raises:
+            ReplayError: there is none.
+        """
+        if name in self._named:
+            of_name = self._named[name]
+            return of_name.popleft() if len(of_name) > 1 else of_name[0]
+        for i, recipe in enumerate(self._unnamed):
+            if recipe.role == role:
+                return self._unnamed.pop(i)
+        raise ReplayError(f"the record has a sentinel {name!r} ({role}); give its recipe to the replay")
+
+
 class _Replay(Interpreter[_Cell]):
     """A replay under way."""
 
@@ -119,8 +145,8 @@ class _Replay(Interpreter[_Cell]):
         self.network = network
         seed = record.header["seed"]
         self.topology = topology_of(network)
-        self.unused = [part for sentinel in sentinels for part in self.topology.deal(sentinel, seed)]
-        self.named = {s.name: s for s in self.unused if s.name is not None}
+        self.recipes = _Recipes(sentinels)
+        self.dealt: dict[str, Training | Evaluation] = {}
         self.suspects = record.differences(network)
         self.cells: dict[str, _Cell] = {}
         self.recorder = self.heard = _Listener()
@@ -157,8 +183,6 @@ class _Replay(Interpreter[_Cell]):
 
     def _attach(self, address: str, what: dict[str, Any]) -> None:
         recipe = self._recipe(what)
-        before = what.get("epochs_before", 0)
-        recipe = replace(recipe, batches=skip_epochs(recipe.batches, before, self.record.header["seed"]))
         if what.get("data") and what["data"] != data_fingerprint(recipe.batches):
             self.suspects.append(f"the data of {what['name']!r}")
         row = self.topology.row_for(recipe)
@@ -175,13 +199,28 @@ class _Replay(Interpreter[_Cell]):
             inputs, size, in_flight = unpacked(what["inputs"]), what["batch_size"], what["in_flight"]
             question = Role(role, answers=True)
             return Evaluation(role=question, batches=inputs, loss=None, batch_size=size, in_flight=in_flight)
-        if name in self.named:
-            return self.named[name]
-        for recipe in self.unused:
-            if recipe.name is None and recipe.role == role:
-                self.unused.remove(recipe)
-                return recipe
-        raise ReplayError(f"the record has a sentinel {name!r} ({role}); give its recipe to the replay")
+        before, replicas = what.get("epochs_before", 0), tuple(what.get("dealt_to", ()))
+        if not replicas:
+            return self._going_on(self.recipes.take(name, role), before)
+        if name not in self.dealt:
+            self._deal(name.rpartition("-")[0], role, replicas, before)
+        if name not in self.dealt:
+            raise ReplayError(f"the record has no such part of dealt data as {name!r} is to have")
+        return self.dealt.pop(name)
+
+    def _deal(self, name: str, role: str, replicas: tuple[int, ...], before: int) -> None:
+        """Deal out a trainer as the session did when it came."""
+        recipe = self._going_on(self.recipes.take(name, role), before)
+        parts = self.topology.deal(replace(recipe, name=name), replicas, self.record.header["seed"])
+        if len(parts) == 1 and parts[0].name == name:
+            raise ReplayError(
+                f"{name!r} was dealt to the replicas {', '.join(map(str, replicas))}, and what is given to "
+                "the replay cannot be: give it the Downpour, and a trainer that names no replica"
+            )
+        self.dealt.update((str(part.name), part) for part in parts)
+
+    def _going_on(self, recipe: Training | Evaluation, epochs: int) -> Training | Evaluation:
+        return replace(recipe, batches=skip_epochs(recipe.batches, epochs, self.record.header["seed"]))
 
     def _repeat(self, address: str, key: str, now_s: float, digest: str) -> None:
         self.result.messages += 1
