@@ -13,6 +13,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.support.engines import ENGINES
 from tests.support.harness import batches_of, breaking, same_bits, small_network
+from tests.support.replicas import (
+    check_a_seed_decides_the_bits,
+    check_batches_are_conserved,
+    check_pushes_are_conserved,
+    check_replays_to_the_same_bits,
+    pushes_due,
+)
 from tests.whole.test_exactness import plain_loop
 from torch import nn
 from torch.nn import functional as F
@@ -594,51 +601,23 @@ def test_in_any_world_batches_and_pushes_are_conserved_and_nothing_hangs(world, 
             session.wait(timeout=1000)
         lost = [str(error) for error in training.errors.values()]
         assert lost == [] if crash is None else all("replica/0/gate/1 is lost" in why for why in lost)
-        for attachment in training:
-            sent, done, refused, lost = attachment.batches.as_tuple()
-            assert sent == done + refused + lost
-            if attachment.error is None:
-                assert lost == 0
-                assert refused == 0 or world["max_staleness"] is not None
+        check_batches_are_conserved(training, may_refuse=world["max_staleness"] is not None)
         engine.wait_until(lambda: False, 100)
-        for shard in session.status(timeout=1000).gates:
-            assert shard.pushes == shard.version + sum(shard.refused.values())
-            assert sum(shard.staleness.values()) == shard.version
-            assert shard.waiting == shard.pinned == 0
-            assert set(shard.refused) <= {"too_stale"}
-            assert world["max_staleness"] is None or shard.staleness_max <= world["max_staleness"]
-            if world["max_staleness"] is None and crash is None:
-                per_replica = [-(-a.batches.trained // world["push_every"]) for a in training]
-                assert shard.version == sum(per_replica)
+        shards = session.status(timeout=1000).gates
+        check_pushes_are_conserved(shards, world["max_staleness"])
+        if world["max_staleness"] is None and crash is None:
+            assert {shard.version for shard in shards} == {pushes_due(training, world["push_every"])}
 
 
 def test_the_simulator_gives_the_same_bits_for_the_same_seed():
-    def run(seed):
-        engine = ak.Simulator(
-            seed, links=Link(Exponential(0.02)), compute=Compute({"replica/*": Cost(forward_s=0.01)})
-        )
-        torch.manual_seed(0)
-        return trained(downpour(small_network(), replicas=3), batches_of(30), engine)[0]
-
-    assert same_bits(run(1), run(1))
-    assert not same_bits(run(1), run(2))
+    check_a_seed_decides_the_bits(lambda: downpour(small_network(), replicas=3))
 
 
 @pytest.mark.parametrize("engine", LOCAL)
 @pytest.mark.parametrize("push", ["gradients", "differences"])
 def test_a_recorded_downpour_is_replayed_to_the_same_bits(engine, push, tmp_path):
     recipe = downpour(replicas=3, push_every=2, push=push, compression="int8")
-    sentinels = [
-        ak.Sentinel.train(batches_of(30), F.cross_entropy, in_flight=3, name="t"),
-        ak.Sentinel.validate(batches_of(3), F.cross_entropy, every_updates=7, name="v"),
-    ]
-    file = tmp_path / "record.gz"
-    with ak.run(recipe, engine=ENGINES[engine](), record=file) as session:
-        for sentinel in sentinels:
-            session.attach(sentinel)
-        session.wait(timeout=WAIT_S)
-    again = ak.replay(file, recipe, sentinels)
-    assert same_bits(again.module(), session.module())
+    check_replays_to_the_same_bits(recipe, ENGINES[engine](), tmp_path)
 
 
 @pytest.mark.parametrize(
