@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import logging
 import math
-import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -194,10 +193,11 @@ class _WantedScore:
     def updated(self) -> None:
         self._updates_left -= 1
         if self._updates_left == 0:
-            warnings.warn(
-                f"the scheduler of {self._label} wants a score, and after {UPDATES_WITHOUT_SCORE} updates "
-                "none has come: give a validator schedule_by='loss', or the name of one of its scores",
-                stacklevel=2,
+            logging.getLogger(__name__).warning(
+                "the scheduler of %s wants a score, and after %d updates none has come: give a validator "
+                "schedule_by='loss', or the name of one of its scores",
+                self._label,
+                UPDATES_WITHOUT_SCORE,
             )
 
 
