@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from akkordeon.core.actor import Actor, Effect, Report, Send, Stop
+from akkordeon.core.actor import Actor, Effect, Report, Send, Spawn, Stop
 from akkordeon.core.messages import Kind, Message
 from akkordeon.engines.threads import Threads
 
@@ -39,7 +39,7 @@ def messages_per_s(actors: int, workers: int, messages: int, tokens: int = 3) ->
     try:
         for i in range(actors):
             address, following = f"ring/{i}", f"ring/{(i + 1) % actors}"
-            engine.spawn(address, lambda a=address, f=following: Link(a, f))
+            engine.spawn(Spawn(address, lambda a=address, f=following: Link(a, f)))
         began_s = time.perf_counter()
         for token in range(tokens):
             engine.send(f"ring/{token * actors // tokens}", Token(messages // tokens))

@@ -27,7 +27,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import akkordeon as ak
-from akkordeon.core.actor import After, Report, Send, Stop
+from akkordeon.core.actor import After, Report, Send, Spawn, Stop
 from akkordeon.core.errors import SentinelFailedError, WaitTimeoutError
 from akkordeon.core.reports import ActorFailed, Undelivered
 
@@ -277,7 +277,7 @@ def test_what_making_an_actor_raises_spawn_raises(stage):
         raise ak.AkkordeonError("no such actor")
 
     with pytest.raises(ak.AkkordeonError, match="no such actor"):
-        stage.engine.spawn("broken", broken)
+        stage.engine.spawn(Spawn("broken", broken))
 
 
 def test_an_address_can_be_used_again(stage):

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 import akkordeon as ak
 from akkordeon.cli.main import app
-from akkordeon.core.actor import Actor, Report, Send
+from akkordeon.core.actor import Actor, Report, Send, Spawn
 from akkordeon.core.errors import (
     ClusterError,
     GateFailedError,
@@ -505,8 +505,8 @@ def test_payloads_of_all_sizes_arrive_in_order_from_host_to_host(warm):
     stage = Stage(warm)
     places = {warm._pool._host_of(f"echo/{i}"): f"echo/{i}" for i in range(9)}
     first, second = sorted(places.values())
-    warm.spawn(first, lambda: Echo(first, second))
-    warm.spawn(second, lambda: Echo(second))
+    warm.spawn(Spawn(first, lambda: Echo(first, second)))
+    warm.spawn(Spawn(second, lambda: Echo(second)))
     sizes = [1, 500_000, 10, 50_000, 3] * 6
     for number, size in enumerate(sizes):
         warm.send(first, Note((number, torch.ones(size))))

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import pytest
 
 import akkordeon as ak
-from akkordeon.core.actor import Actor, Effect
+from akkordeon.core.actor import Actor, Effect, Spawn
 from akkordeon.core.messages import Kind, Message
 from akkordeon.engines import ENGINES as TABLE
 from akkordeon.engines import engine_named
@@ -103,7 +103,7 @@ class Stage:
 
     def actor(self, address: str, script: Any, **options: Any) -> None:
         """Put an actor on the stage."""
-        self.engine.spawn(address, lambda: Scripted(address, script, **options))
+        self.engine.spawn(Spawn(address, lambda: Scripted(address, script, **options)))
 
     def wait_for(self, count: int, of: type = object, timeout_s: float = 20.0) -> list[Any]:
         """The first records of a type, once there are so many."""

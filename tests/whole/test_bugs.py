@@ -207,12 +207,12 @@ def test_what_cannot_be_attached_leaves_no_trace_and_its_name_free():
 class ClosesMeanwhile(threads.Threads):
     """An engine whose session is closed by somebody else while a sentinel is being attached."""
 
-    def spawn(self, address, make, resources=None, beside=None):
-        if address.startswith("sentinel/"):
+    def spawn(self, spawn, beside=None):
+        if spawn.address.startswith("sentinel/"):
             self.closing = threading.Thread(target=self.session.close)
             self.closing.start()
             assert self.all_told.wait(WAIT_S)
-        super().spawn(address, make, resources)
+        super().spawn(spawn, beside)
 
 
 def test_attaching_while_the_session_closes_is_refused_and_holds_nothing_up():
@@ -634,6 +634,26 @@ def test_sentinels_of_ever_new_names_are_not_kept_for_ever(monkeypatch):
         working.detach()
         with pytest.raises(SentinelFailedError, match="'untold'"):
             session.wait(WAIT_S)
+
+
+class CountsItself:
+    """A loader of the user's with an attribute that `Batches` has as a method."""
+
+    def __init__(self):
+        self.epoch = 0
+
+    def __iter__(self):
+        self.epoch += 1
+        return iter(batches_of(3))
+
+
+def test_a_source_with_an_attribute_epoch_is_read_as_any_other():
+    """The number was called for the batches of an epoch."""
+    source = CountsItself()
+    with ak.run(small_network()) as session:
+        training = session.attach(ak.Sentinel.train(source, F.cross_entropy, epochs=2)).wait(timeout=WAIT_S)
+    assert training.batches.as_tuple() == (6, 6, 0, 0)
+    assert source.epoch >= 2
 
 
 # A timeout from a configuration, "3", passed as it was: on the simulator it ended in a TypeError about floats

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -68,26 +68,18 @@ class Engine(ABC):
         """Begin. ``on_report`` is called with every record reported, by one thread at a time."""
 
     @abstractmethod
-    def spawn(
-        self,
-        address: str,
-        make: Callable[[], Actor],
-        resources: Mapping[str, float] | None = None,
-        beside: str | None = None,
-    ) -> None:
-        """Make an actor and give it an address. What ``make`` raises, this raises.
+    def spawn(self, spawn: Spawn, beside: str | None = None) -> None:
+        """Make an actor and give it its address. What ``make`` raises, this raises.
 
         Args:
-            address: nobody else's.
-            make: makes it, where it is to be.
-            resources: what it needs, where that makes a difference.
+            spawn: what is needed to make it.
             beside: the actor that it belongs with, where there is a choice of places.
         """
 
     def spawn_all(self, spawns: Iterable[Spawn]) -> None:
         """Make the actors of a network, which belong together."""
         for spawn in spawns:
-            self.spawn(spawn.address, spawn.make, spawn.resources)
+            self.spawn(spawn)
 
     def retire(self, addresses: Iterable[str]) -> None:  # noqa: B027 - most have nothing to do
         """These actors have been told to close and are not needed: end what was there for them alone."""

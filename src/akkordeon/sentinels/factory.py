@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from akkordeon.core.actor import Actor
+from akkordeon.core.actor import Actor, Spawn
 from akkordeon.core.addresses import reader_of
 from akkordeon.core.autocast import autocast_here
 from akkordeon.core.errors import DataError
@@ -28,8 +28,8 @@ __all__ = ["make_actors"]
 
 def make_actors(
     sentinel: Training | Evaluation, address: str, name: str, row: tuple[str, ...], seed: int
-) -> dict[str, Callable[[], Actor]]:
-    """How to make the actors of a sentinel, by address: its reader and itself.
+) -> tuple[Spawn, Spawn]:
+    """What an engine needs to make the actors of a sentinel: its reader and itself.
 
     Raises:
         DataError: there is nothing it could read.
@@ -42,7 +42,7 @@ def make_actors(
         own = partial(Trainer, address, name, row, reader, recipe, endless=not has_length(source))
     else:
         own = partial(Evaluator, address, name, row, reader, recipe)
-    return {reader: _reader_of(sentinel, source, reader, address), address: own}
+    return Spawn(reader, _reader_of(sentinel, source, reader, address)), Spawn(address, own)
 
 
 def _source_of(sentinel: Training | Evaluation, name: str, seed: int) -> Any:

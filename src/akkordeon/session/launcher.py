@@ -71,9 +71,9 @@ class Launcher:
         """Have the actors of a sentinel made; they do nothing before they are told."""
         attachment = self._registry.register(sentinel, self._topology.row_for(sentinel), session)
         try:
-            actors = make_actors(sentinel, attachment.address, attachment.name, attachment.row, self._seed)
-            for address, make in actors.items():
-                self._engine.spawn(address, make, beside=self._topology.place_beside(sentinel))
+            spawns = make_actors(sentinel, attachment.address, attachment.name, attachment.row, self._seed)
+            for spawn in spawns:
+                self._engine.spawn(spawn, beside=self._topology.place_beside(sentinel))
         except BaseException:
             self._withdraw(attachment)
             raise

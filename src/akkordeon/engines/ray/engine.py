@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from akkordeon.core.actor import Actor, Spawn
+from akkordeon.core.actor import Spawn
 from akkordeon.core.addresses import reader_of
 from akkordeon.core.checks import require_whole
 from akkordeon.core.errors import ClusterError, RecipeError, SessionError, explain
@@ -160,24 +160,19 @@ class Ray(Engine):
 
     # ── actors ───────────────────────────────────────────────────────────────────────────────────────
 
-    def spawn(
-        self,
-        address: str,
-        make: Callable[[], Actor],
-        resources: Mapping[str, float] | None = None,
-        beside: str | None = None,
-    ) -> None:
+    def spawn(self, spawn: Spawn, beside: str | None = None) -> None:
         """Make an actor: a sentinel or its reader in the session host or beside another, others by placement.
 
         Raises:
             RecipeError: an actor that does not belong here cannot travel.
             ClusterError: the process that it belongs into has died.
         """
+        address = spawn.address
         if not is_visitor(address):
-            self.spawn_all([Spawn(address, make, resources)])
+            self.spawn_all([spawn])
             return
         try:
-            maker: Serialized | None = shipped(make)
+            maker: Serialized | None = shipped(spawn.make)
         except TypeError:
             maker = None
         host = SESSION_HOST if maker is None or beside is None else self._pool.places.get(beside, "")
@@ -186,7 +181,7 @@ class Ray(Engine):
         if host not in self._pool.hosts:
             raise ClusterError(f"the process that {address} belongs into has died")
         if maker is None:
-            self._spawn_here(address, make)
+            self._spawn_here(spawn)
         else:
             self._pool.ship({address: host}, {address: maker})
         self._tell_routes({address: host})
@@ -199,7 +194,7 @@ class Ray(Engine):
         """End the hosts that have nobody else, or as soon as they have nobody."""
         self._pool.retire(list(addresses))
 
-    def _spawn_here(self, address: str, make: Callable[[], Actor]) -> None:
+    def _spawn_here(self, spawn: Spawn) -> None:
         """Make an actor in this process, which the others reach through the session host."""
         if self._local is None:
             from akkordeon.engines.ray.hosts import Dispatcher
@@ -207,9 +202,9 @@ class Ray(Engine):
             self._local = Dispatcher(self._post, self.workers)
             self._local._reported = self._reported  # one lock: each side may report while the other does
             self._local.start(self._report, self._seed)
-        self._local.spawn(address, make)
-        self._local_addresses.add(address)
-        self._pool.place({address: SESSION_HOST})
+        self._local.spawn(spawn)
+        self._local_addresses.add(spawn.address)
+        self._pool.place({spawn.address: SESSION_HOST})
 
     def _tell_routes(self, places: Mapping[str, str]) -> None:
         """Tell every host where these actors are, and where to report; wait until they know."""

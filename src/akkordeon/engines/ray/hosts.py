@@ -12,6 +12,7 @@ from typing import Any
 import ray
 import torch
 
+from akkordeon.core.actor import Spawn
 from akkordeon.core.messages import Message
 from akkordeon.core.reports import ActorFailed, EpochDone, GateLeft, GateStatus, RoundDone, SentinelEnded
 from akkordeon.engines.base import Load
@@ -90,7 +91,7 @@ class HostProcess:
     def spawn(self, address: str, make: Serialized) -> Serialized | None:
         """Make an actor here; what making it raises is handed back."""
         try:
-            self._dispatcher.spawn(address, deserialize(make, writable=True))
+            self._dispatcher.spawn(Spawn(address, deserialize(make, writable=True)))
         except Exception as error:
             return serialize(error)
         self._routes.pop(address, None)

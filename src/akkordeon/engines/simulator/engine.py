@@ -18,13 +18,13 @@ import heapq
 import itertools
 import math
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from random import Random
 from typing import Any
 
 import torch
 
-from akkordeon.core.actor import Actor
+from akkordeon.core.actor import Spawn
 from akkordeon.core.errors import RecipeError, StalledError
 from akkordeon.core.messages import Batch, Message
 from akkordeon.core.reports import ActorLost, ActorReturned, Undelivered
@@ -109,22 +109,16 @@ class Simulator(Engine, Interpreter[SiteCell]):
         self._sites.clear()
         self._outages = Outages(self._faults, self._seeded, self._at, self._crash, self._freeze, self._cells)
 
-    def spawn(
-        self,
-        address: str,
-        make: Callable[[], Actor],
-        resources: Mapping[str, float] | None = None,
-        beside: str | None = None,
-    ) -> None:
+    def spawn(self, spawn: Spawn, beside: str | None = None) -> None:
         """Make the actor on the host that the engine was told of; nothing else counts here."""
-        actor = make()
+        address, actor = spawn.address, spawn.make()
         with self._lock:
             host = place(self._hosts, address)
             site = self._sites.get(host.name)
             if site is None:
                 site = self._sites[host.name] = Site(host)
             work = Work(self._compute, address, self._seeded)
-            self._cells[address] = SiteCell(actor, make, site, None if work.is_free else work)
+            self._cells[address] = SiteCell(actor, spawn.make, site, None if work.is_free else work)
 
     def send(self, to: str, message: Message) -> None:
         """Put a message into a mailbox, from outside: it takes no time."""
@@ -367,7 +361,7 @@ class Simulator(Engine, Interpreter[SiteCell]):
     def _come_back(self, cell: SiteCell) -> None:
         address = cell.actor.address
         if address not in self._cells:
-            self.spawn(address, cell.make)
+            self.spawn(Spawn(address, cell.make))
             self._cells[address].busy_s, self._cells[address].handled = cell.busy_s, cell.handled
             self._report(ActorReturned(address))
 

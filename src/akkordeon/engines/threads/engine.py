@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from akkordeon.core.actor import Actor
+from akkordeon.core.actor import Spawn
 from akkordeon.core.checks import require_whole
 from akkordeon.core.errors import SessionError
 from akkordeon.core.messages import Message
@@ -66,17 +66,11 @@ class Threads(Engine):
         """Send a message to another process, in a row of several; False if nobody has that address."""
         return False
 
-    def spawn(
-        self,
-        address: str,
-        make: Callable[[], Actor],
-        resources: Mapping[str, float] | None = None,
-        beside: str | None = None,
-    ) -> None:
+    def spawn(self, spawn: Spawn, beside: str | None = None) -> None:
         """Make the actor here: within one process there is nothing to choose."""
-        actor = make()
+        actor = spawn.make()
         on_its_own = actor.may_block and not self.is_repeatable
-        self._started_pool().admit(address, actor, on_its_own)
+        self._started_pool().admit(spawn.address, actor, on_its_own)
 
     def send(self, to: str, message: Message) -> None:
         """Put a message into a mailbox."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from akkordeon.core.actor import Actor, Effect, Report, Send, Stop
+from akkordeon.core.actor import Actor, Effect, Report, Send, Spawn, Stop
 from akkordeon.core.messages import Backward, Batch, Forget, Forward, Message
 from akkordeon.core.reports import BatchCount, SentinelEnded
 from akkordeon.engines.simulator.links import Ghost
@@ -168,7 +168,7 @@ class DryRow:
 
 
 def dry_row(
-    spawn: Callable[[str, Callable[[], Actor]], None],
+    spawn: Callable[[Spawn], None],
     gates: int,
     sentinels: int = 1,
     in_flight: int = 1,
@@ -190,8 +190,10 @@ def dry_row(
     row, made = tuple(f"gate/{i}" for i in range(gates)), DryRow()
     for i, address in enumerate(row):
         previous, following = row[i - 1] if i else None, row[i + 1] if i + 1 < gates else None
-        spawn(address, partial(made.gate, address, previous, following, forward_bytes, backward_bytes))
+        make = partial(made.gate, address, previous, following, forward_bytes, backward_bytes)
+        spawn(Spawn(address, make))
     for j in range(sentinels):
         own = f"sentinel/{j}"
-        spawn(own, partial(made.trainer, own, row, in_flight, batches, forward_bytes, backward_bytes))
+        trainer = partial(made.trainer, own, row, in_flight, batches, forward_bytes, backward_bytes)
+        spawn(Spawn(own, trainer))
     return made

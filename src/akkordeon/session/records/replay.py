@@ -186,8 +186,7 @@ class _Replay(Interpreter[_Cell]):
         if what.get("data") and what["data"] != data_fingerprint(recipe.batches):
             self.suspects.append(f"the data of {what['name']!r}")
         row = self.topology.row_for(recipe)
-        actors = make_actors(recipe, address, what["name"], row, self.record.header["seed"])
-        self.cells.update((own, _Cell(make())) for own, make in actors.items())
+        self._spawn(make_actors(recipe, address, what["name"], row, self.record.header["seed"]))
 
     def _recipe(self, what: dict[str, Any]) -> Training | Evaluation:
         name, role = what["name"], what["role"]
