@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
 
 def pytest_configure() -> None:
-    """Take Ctrl-C even where a shell started us in its background, which has us ignore it."""
+    """Take signals that we were begun to ignore: Ctrl-C in a shell's background, SIGHUP under nohup."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)
