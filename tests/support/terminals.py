@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import re
@@ -11,7 +12,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from tests.support.forks import Forked
@@ -44,10 +44,11 @@ class Terminal:
     def until(self, pattern: str) -> re.Match[str]:
         """Read on until a line has this in it."""
         deadline_s = time.monotonic() + PATIENCE_S
-        while (line := self._lines.get(timeout=max(0.1, deadline_s - time.monotonic()))) is not None:
-            self.text += line
-            if found := re.search(pattern, line):
-                return found
+        with contextlib.suppress(queue.Empty):  # it says nothing more
+            while (line := self._lines.get(timeout=max(0.1, deadline_s - time.monotonic()))) is not None:
+                self.text += line
+                if found := re.search(pattern, line):
+                    return found
         raise AssertionError(f"{pattern!r} never came: {self.text}")
 
     def end(self, code: int | None = 0) -> str:
@@ -85,7 +86,7 @@ def _elsewhere(
     )
 
 
-@contextmanager
+@contextlib.contextmanager
 def open_terminals(home: Path) -> Iterator[Callable[..., Terminal]]:
     """Open terminals; all are closed at the end, and the heads of clusters with them."""
     opened = []
