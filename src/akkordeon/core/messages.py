@@ -16,7 +16,8 @@ Messages are frozen; a tensor in a message is never written to, by nobody.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, ClassVar, NamedTuple
 
@@ -26,6 +27,7 @@ from akkordeon.core.errors import ProtocolError
 from akkordeon.core.payload import Payload
 
 __all__ = [
+    "Applied",
     "Attach",
     "Backward",
     "Batch",
@@ -43,6 +45,7 @@ __all__ = [
     "Forward",
     "Item",
     "Kind",
+    "LearnerState",
     "Message",
     "Probe",
     "Pull",
@@ -50,6 +53,7 @@ __all__ = [
     "Release",
     "Scored",
     "SourceFailed",
+    "StageState",
     "Tick",
     "Watch",
     "batch_of",
@@ -78,6 +82,40 @@ class CutId(NamedTuple):
 
     asker: str
     number: int
+
+
+class Applied(NamedTuple):
+    """Of one sentinel's batches, which a gate has learned from: those below ``next`` but the ``missing``."""
+
+    next: int = 0
+    missing: frozenset[int] = frozenset()
+
+    def __contains__(self, number: object) -> bool:
+        """Whether a batch of this number is one of them."""
+        return isinstance(number, int) and number < self.next and number not in self.missing
+
+
+LearnerState = Mapping[str, Any]
+"""What a stage learns with, as plain data: tensors, numbers, strings, None, and lists, tuples, dicts of them.
+
+``optimizer`` (``state`` by the weight's name, and ``groups`` with the names of theirs) and ``scheduler``, None
+where there is none; ``rule``, of the staleness rule, by the weight's name; ``updates``, their number.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class StageState:
+    """All that a stage can be made from again.
+
+    Attributes:
+        version: of the weights.
+        tensors: weights, buffers and extra state by name in the module; nobody else writes to them.
+        learner: what it learns with; None where only the weights were asked for.
+    """
+
+    version: int
+    tensors: dict[str, Tensor]
+    learner: LearnerState | None = None
 
 
 class Fault(IntEnum):
@@ -167,10 +205,19 @@ class Forget(Message):
 
 @dataclass(frozen=True, slots=True)
 class Cut(Message, kind=Kind.BACKWARD):
-    """Pin the weights and buffers you have now; collects the versions pinned, tail first."""
+    """Pin the weights and buffers you have now; collects the versions pinned, tail first.
+
+    Attributes:
+        cut: whose.
+        versions: of those that have pinned theirs.
+        whole: pin also what the stage learns with, to make it again from.
+        applied: of each sentinel's batches, which the gates have learned from; the last gate says so.
+    """
 
     cut: CutId
     versions: tuple[int, ...] = ()
+    whole: bool = False
+    applied: Mapping[str, Applied] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,11 +238,15 @@ class Export(Message, kind=Kind.EVALUATION):
 
 @dataclass(frozen=True, slots=True)
 class Exported(Message):
-    """The weights and buffers that a gate pinned for a cut, by their names in the module."""
+    """The weights and buffers that a gate pinned for a cut, by their names in the module.
+
+    ``learner``: what it learns with, where the cut was a whole one.
+    """
 
     cut: CutId
     gate: str
     state: dict[str, Tensor]
+    learner: LearnerState | None = None
 
 
 @dataclass(frozen=True, slots=True)

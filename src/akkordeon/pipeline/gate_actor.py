@@ -8,7 +8,7 @@ that would make the weights not finite: by then the gradient has gone on.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from weakref import ref
 
@@ -20,7 +20,17 @@ from akkordeon.core.autograd import accumulated, gradients, graph_behind, with_g
 from akkordeon.core.errors import RecipeError
 from akkordeon.core.forms import same_form, signature
 from akkordeon.core.generator import GeneratorObserver, GeneratorUse
-from akkordeon.core.messages import Backward, Batch, Fault, Forget, Forward, Scored
+from akkordeon.core.messages import (
+    Applied,
+    Backward,
+    Batch,
+    Fault,
+    Forget,
+    Forward,
+    LearnerState,
+    Scored,
+    StageState,
+)
 from akkordeon.core.payload import (
     Payload,
     all_finite,
@@ -33,6 +43,7 @@ from akkordeon.core.payload import (
 )
 from akkordeon.core.shard_messages import Settle, Settled
 from akkordeon.pipeline.gate import Gate
+from akkordeon.pipeline.learning.ledger import Ledger
 from akkordeon.pipeline.module_state import BufferState
 from akkordeon.pipeline.stage import Position, Stage, Stashed, output_of
 from akkordeon.pipeline.updater import Updater
@@ -62,18 +73,24 @@ class GateActor(Stage):
     Args:
         gate: the recipe.
         position: its place in the row.
+        restored: what it goes on from; None begins with the recipe's weights.
 
     Raises:
         ForeignParameterError: the optimizer holds parameters that are not this gate's.
+        RecipeError: what it is to go on from is of another gate.
     """
 
-    def __init__(self, gate: Gate, position: Position) -> None:
-        super().__init__(gate.module, position, gate.name, gate.device, gate.staleness.keeps_weights)
+    def __init__(self, gate: Gate, position: Position, restored: StageState | None = None) -> None:
+        keeps_weights = gate.staleness.keeps_weights
+        super().__init__(gate.module, position, gate.name, gate.device, keeps_weights, restored)
         self._updater = Updater(self.weights, gate.optimizer, gate.staleness, gate.clip_norm, self.label)
+        if restored is not None and restored.learner is not None:
+            self._updater.load(restored.learner)
         self._originals = {id(p): (name, ref(p)) for name, p in gate.module.named_parameters()}
         self._last_shape: torch.Size | None = None
         self._derive = gradients
         self._ends_a_row = position.next is None and position.previous is not None
+        self._ledger = Ledger() if position.next is None else None
         self._generator = GeneratorObserver()
         self._last: _LastForward | None = None
         self.generator_use = self._generator.use
@@ -234,6 +251,8 @@ class GateActor(Stage):
             yield self._refuse(batch, Fault.NOT_FINITE, why)
             return
         del self.stash[batch]
+        if self._ledger is not None:
+            self._ledger.add(batch)
         if self._last is not None and self._last.batch == batch:
             self._last = None
         passed = (*message.staleness, staleness)
@@ -279,12 +298,20 @@ class GateActor(Stage):
 
     def _forget(self, message: Forget) -> Iterator[Effect]:
         """Drop a batch, and what it left in the buffers where nothing has come after it."""
+        if self._ledger is not None:
+            self._ledger.forget(message.sender, message.number)
         last = self._last
         if last is not None and last.batch == (message.sender, message.number) and last.batch in self.stash:
             self._last = None
             if self.buffers.unchanged_since(last.left):
                 self.buffers.install(last.before)
         return super()._forget(message)
+
+    def _learner_state(self) -> LearnerState:
+        return self._updater.state()
+
+    def _applied(self) -> Mapping[str, Applied]:
+        return {} if self._ledger is None else self._ledger.applied()
 
     def _settle(self, message: Settle) -> Iterator[Effect]:
         yield Send(message.asker, Settled(self.address))

@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from akkordeon.core.actor import Spawn
 from akkordeon.core.checks import require_whole
 from akkordeon.core.errors import RecipeError, SharedParameterError, explain
+from akkordeon.core.messages import StageState
 from akkordeon.pipeline.gate import Gate
 from akkordeon.pipeline.gate_actor import GateActor
 from akkordeon.pipeline.module_copy import copied
@@ -135,10 +136,19 @@ class Network:
         """The addresses of the gates, head first."""
         return tuple(f"{prefix}gate/{i}" for i in range(len(self.gates)))
 
-    def spawns(self, seed: int, prefix: str = "") -> Iterator[Spawn]:
-        """What an engine needs to make the gates, wired to each other."""
+    def spawns(
+        self, seed: int, prefix: str = "", states: Mapping[str, StageState] | None = None
+    ) -> Iterator[Spawn]:
+        """What an engine needs to make the gates, wired to each other.
+
+        Args:
+            seed: of the session.
+            prefix: of the addresses.
+            states: what gates go on from, by address; those not named begin with the recipe's weights.
+        """
         for position, gate in zip(self.positions(seed, prefix), self.gates, strict=True):
-            yield Spawn(position.address, partial(GateActor, gate, position), gate.resources)
+            restored = (states or {}).get(position.address)
+            yield Spawn(position.address, partial(GateActor, gate, position, restored), gate.resources)
 
     def positions(self, seed: int, prefix: str = "") -> Iterator[Position]:
         """Where each gate stands, head first."""

@@ -7,7 +7,7 @@ evaluations and questions. How the weights come to change is theirs.
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from akkordeon.core.autocast import Autocast, autocast_here
 from akkordeon.core.errors import ProtocolError, RecipeError, explain
 from akkordeon.core.forms import Forms, signature
 from akkordeon.core.messages import (
+    Applied,
     Batch,
     Close,
     Cut,
@@ -29,16 +30,18 @@ from akkordeon.core.messages import (
     Exported,
     Fault,
     Forget,
+    LearnerState,
     Probe,
     Refused,
     Release,
+    StageState,
     Watch,
 )
 from akkordeon.core.payload import Payload, map_tensors, tensors
 from akkordeon.core.reports import GateLeft, GateStatus
 from akkordeon.pipeline.input_guard import InputGuard
 from akkordeon.pipeline.module_copy import copied
-from akkordeon.pipeline.module_state import BufferState, Statistics, as_tensors, evaluating
+from akkordeon.pipeline.module_state import BufferState, Statistics, as_tensors, evaluating, write
 from akkordeon.pipeline.nn import Marks, Seeded
 from akkordeon.pipeline.weights import Snapshot, Weights
 
@@ -127,6 +130,7 @@ class _Pin:
 
     weights: Snapshot
     buffers: BufferState
+    learner: LearnerState | None
 
 
 class Stage(Actor):
@@ -138,6 +142,7 @@ class Stage(Actor):
         name: for reports; the address if None.
         device: where the module and its work live; None leaves it where it is.
         keep: give every version of the weights memory of its own; see :class:`Weights`.
+        restored: what it goes on from; None begins with the module's weights.
     """
 
     def __init__(
@@ -147,11 +152,14 @@ class Stage(Actor):
         name: str | None = None,
         device: str | torch.device | None = None,
         keep: bool = True,
+        restored: StageState | None = None,
     ) -> None:
         self.address = position.address
         self.position = position
         self.label = name or position.address
         self.module = _ready(copied(module))
+        if restored is not None:
+            write(restored.tensors, self.module)
         self.device = None if device is None else torch.device(device)
         if self.device is not None:
             _move(self.module, self.device, self.label)
@@ -161,7 +169,7 @@ class Stage(Actor):
         self._seeded = [m for m in self.module.modules() if isinstance(m, Seeded)]
         self.weights = Weights(self.module, keep)
         self.buffers = Statistics(self.module)
-        self.version = 0
+        self.version = 0 if restored is None else restored.version
         self.stash: dict[Batch, Stashed] = {}
         self.pins: dict[CutId, _Pin] = {}
         self.staleness_seen: Counter[int] = Counter()
@@ -237,8 +245,19 @@ class Stage(Actor):
     def _cut(self, message: Cut) -> Iterator[Effect]:
         cut = message.cut
         if (cut.asker, None) not in self._forgotten:
-            self.pins[cut] = _Pin(self.weights.pin(), self.buffers.now)
-        yield Send(self.position.previous or cut.asker, Cut(cut, (*message.versions, self.version)))
+            learner = self._learner_state() if message.whole else None
+            self.pins[cut] = _Pin(self.weights.pin(), self.buffers.now, learner)
+        versions = (*message.versions, self.version)
+        applied = self._applied() if self.position.next is None else message.applied
+        yield Send(self.position.previous or cut.asker, Cut(cut, versions, message.whole, applied))
+
+    def _learner_state(self) -> LearnerState | None:
+        """What it learns with, in memory of its own."""
+        return None
+
+    def _applied(self) -> Mapping[str, Applied]:
+        """Of each sentinel's batches, which it has learned from."""
+        return {}
 
     def _evaluate(self, message: Evaluate) -> Iterator[Effect]:
         pin = self.pins.get(message.cut)
@@ -276,7 +295,7 @@ class Stage(Actor):
         pin = self.pins.get(message.cut)
         if pin is not None:
             state = self._state(pin.weights, pin.buffers)
-            yield Send(message.cut.asker, Exported(message.cut, self.address, state))
+            yield Send(message.cut.asker, Exported(message.cut, self.address, state, pin.learner))
 
     def _release(self, message: Release) -> Iterator[Effect]:
         self.pins.pop(message.cut, None)

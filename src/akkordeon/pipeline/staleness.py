@@ -41,6 +41,10 @@ class Rule:
         """The rule's own state for these parameters."""
         return None
 
+    def tensors_of(self, state: Any) -> Sequence[Tensor]:
+        """The tensors of such a state, one for each parameter; none where it has none."""
+        return ()
+
     def correct(
         self, gradients: Gradients, now: Sequence[Tensor], then: Sequence[Tensor], staleness: int, state: Any
     ) -> Gradients:
@@ -144,6 +148,10 @@ class DelayCompensation(Rule):
         if self.variant == "constant":
             return None
         return _Moments([torch.zeros_like(p, memory_format=torch.contiguous_format) for p in parameters])
+
+    def tensors_of(self, state: _Moments | None) -> Sequence[Tensor]:
+        """The mean squares, where there are any."""
+        return () if state is None else state.squares
 
     def correct(
         self, gradients: Gradients, now: Sequence[Tensor], then: Sequence[Tensor], staleness: int, state: Any

@@ -21,7 +21,9 @@ from torch.optim.optimizer import (
 
 from akkordeon.core.autograd import without_gradients
 from akkordeon.core.errors import AkkordeonError, ForeignParameterError, RecipeError, explain
+from akkordeon.core.messages import LearnerState
 from akkordeon.core.payload import memory
+from akkordeon.pipeline.learning.optimizer_state import copied_plain, load_optimizer, state_of_optimizer
 from akkordeon.pipeline.module_copy import tensors_in
 from akkordeon.pipeline.staleness import Rule
 from akkordeon.pipeline.weights import Snapshot, Weights
@@ -172,6 +174,62 @@ class Updater:
             )
         self._weights.roll_back()
         return False
+
+    # ── kept and put back ────────────────────────────────────────────────────────────────────────────
+
+    def state(self) -> LearnerState:
+        """What it learns with, in memory of its own.
+
+        Raises:
+            RecipeError: the optimizer or the scheduler keeps what is no plain data.
+        """
+        optimizer, scheduler = self._optimizer, self._scheduler
+        return {
+            "optimizer": None
+            if optimizer is None
+            else state_of_optimizer(optimizer, self._names_by_group(optimizer), self._label),
+            "scheduler": None
+            if scheduler is None
+            else copied_plain(scheduler.state_dict(), f"the scheduler of {self._label}"),
+            "rule": {name: tensor.clone() for name, tensor in self._rule_tensors().items()},
+            "updates": self._updates,
+        }
+
+    def load(self, state: LearnerState) -> None:
+        """Go on from such a state.
+
+        Raises:
+            RecipeError: it is of another optimizer, scheduler or rule.
+        """
+        optimizer, scheduler = self._optimizer, self._scheduler
+        own = self._rule_tensors()
+        for what, mine, theirs in (
+            ("an optimizer", optimizer, state["optimizer"]),
+            ("a scheduler", scheduler, state["scheduler"]),
+            ("a staleness rule with a state", own or None, state["rule"] or None),
+        ):
+            if (mine is None) is not (theirs is None):
+                has, lacks = ("state", "recipe") if mine is None else ("recipe", "state")
+                raise RecipeError(
+                    f"the {has} of {self._label} has {what}, and its {lacks} has not; resume with the "
+                    "recipe that was kept"
+                )
+        if optimizer is not None:
+            load_optimizer(optimizer, state["optimizer"], self._names_by_group(optimizer), self._label)
+        if scheduler is not None:
+            scheduler.load_state_dict(copied_plain(state["scheduler"], f"the scheduler of {self._label}"))
+        for name, tensor in own.items():
+            tensor.copy_(state["rule"][name])
+        self._updates = state["updates"]
+
+    def _rule_tensors(self) -> dict[str, Tensor]:
+        """What the staleness rule keeps of each weight, by its name."""
+        tensors = self._rule.tensors_of(self._state)
+        return dict(zip(self._weights.names, tensors, strict=True)) if tensors else {}
+
+    def _names_by_group(self, optimizer: Optimizer) -> list[str]:
+        named = {id(m): name for m, name in zip(self._weights.masters, self._weights.names, strict=True)}
+        return [named[id(p)] for group in optimizer.param_groups for p in group["params"]]
 
     def scored(self, value: float) -> None:
         """Take the score of a validation round, for a scheduler that wants one (``ReduceLROnPlateau``)."""

@@ -43,7 +43,7 @@ __all__ = [
     "versions",
 ]
 
-FORMAT = 3
+FORMAT = 4
 
 LINE_BYTES_MAX = 2**28
 """Of a line that is read: a damaged file of a few bytes could unpack to one that fills the memory."""

@@ -1,0 +1,1 @@
+"""What a stage learns with, as plain data that can be kept and put back."""
