@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import akkordeon as ak
-from akkordeon.core.generator import GeneratorObserver, GeneratorUse
+from akkordeon.core.numerics.generator import GeneratorObserver, GeneratorUse
 from akkordeon.engines.threads.turns import Turns
 
 

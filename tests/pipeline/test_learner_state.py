@@ -9,17 +9,8 @@ from torch import nn
 import akkordeon as ak
 from akkordeon.core.actor import Send
 from akkordeon.core.errors import RecipeError
-from akkordeon.core.messages import (
-    Applied,
-    Backward,
-    Batch,
-    Cut,
-    CutId,
-    Export,
-    Exported,
-    Forward,
-    StageState,
-)
+from akkordeon.core.messages import Backward, Batch, Cut, CutId, Export, Exported, Forward
+from akkordeon.core.plain_state import Applied, StageState
 from akkordeon.pipeline.gate_actor import GateActor
 from akkordeon.pipeline.learning.ledger import LISTED_MAX, Ledger
 from akkordeon.pipeline.stage import Position
@@ -101,7 +92,7 @@ def test_the_state_of_another_optimizer_is_refused_in_a_sentence():
 
 
 def test_a_ledger_lists_what_is_missing_below_the_highest_number():
-    ledger = Ledger()
+    ledger = Ledger({})
     for number in (0, 1, 4, 3):
         ledger.add(Batch("a", number))
     assert ledger.applied() == {"a": Applied(5, frozenset({2}))}

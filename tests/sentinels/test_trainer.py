@@ -195,7 +195,9 @@ def test_after_the_last_epoch_it_ends_and_closes_its_reader():
     trainer = trainer_of()
     do(trainer, item(), EpochEnd(last=True))
     effects = trained(trainer, 0)
-    assert reports(effects)[-1] == SentinelEnded(ME, trainer.batches)
+    ended = reports(effects)[-1]
+    assert ended == SentinelEnded(ME, trainer.batches, state=ended.state)
+    assert ended.state["all_sent"]
     assert trainer.batches.as_tuple() == (1, 1, 0, 0)
     assert sends(effects, Close) == [Close()]
     assert stops(effects)

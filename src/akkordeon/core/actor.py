@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from akkordeon.core.generator import GeneratorUse
 from akkordeon.core.messages import Message
+from akkordeon.core.numerics.generator import GeneratorUse
 
 __all__ = ["Actor", "After", "Effect", "Report", "Send", "Spawn", "Stop"]
 

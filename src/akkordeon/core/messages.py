@@ -25,9 +25,9 @@ from torch import Tensor
 
 from akkordeon.core.errors import ProtocolError
 from akkordeon.core.payload import Payload
+from akkordeon.core.plain_state import Applied, LearnerState, PlainState
 
 __all__ = [
-    "Applied",
     "Attach",
     "Backward",
     "Batch",
@@ -45,7 +45,6 @@ __all__ = [
     "Forward",
     "Item",
     "Kind",
-    "LearnerState",
     "Message",
     "Probe",
     "Pull",
@@ -53,7 +52,6 @@ __all__ = [
     "Release",
     "Scored",
     "SourceFailed",
-    "StageState",
     "Tick",
     "Watch",
     "batch_of",
@@ -82,40 +80,6 @@ class CutId(NamedTuple):
 
     asker: str
     number: int
-
-
-class Applied(NamedTuple):
-    """Of one sentinel's batches, which a gate has learned from: those below ``next`` but the ``missing``."""
-
-    next: int = 0
-    missing: frozenset[int] = frozenset()
-
-    def __contains__(self, number: object) -> bool:
-        """Whether a batch of this number is one of them."""
-        return isinstance(number, int) and number < self.next and number not in self.missing
-
-
-LearnerState = Mapping[str, Any]
-"""What a stage learns with, as plain data: tensors, numbers, strings, None, and lists, tuples, dicts of them.
-
-``optimizer`` (``state`` by the weight's name, and ``groups`` with the names of theirs) and ``scheduler``, None
-where there is none; ``rule``, of the staleness rule, by the weight's name; ``updates``, their number.
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class StageState:
-    """All that a stage can be made from again.
-
-    Attributes:
-        version: of the weights.
-        tensors: weights, buffers and extra state by name in the module; nobody else writes to them.
-        learner: what it learns with; None where only the weights were asked for.
-    """
-
-    version: int
-    tensors: dict[str, Tensor]
-    learner: LearnerState | None = None
 
 
 class Fault(IntEnum):
@@ -285,10 +249,14 @@ class Pull(Message):
 
 @dataclass(frozen=True, slots=True)
 class Item(Message, kind=Kind.FORWARD):
-    """One batch read, inputs and targets (``None`` when predicting). Reader to sentinel."""
+    """One batch read, inputs and targets (``None`` when predicting). Reader to sentinel.
+
+    ``source``: the state of a source that has one, before this batch was read; of some batches.
+    """
 
     x: Payload
     y: Any
+    source: PlainState | None = None
 
 
 @dataclass(frozen=True, slots=True)

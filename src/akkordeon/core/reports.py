@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from akkordeon.core.messages import Batch
+from akkordeon.core.plain_state import PlainState, StageState
 
 __all__ = [
     "ActorFailed",
@@ -16,6 +17,7 @@ __all__ = [
     "BatchCount",
     "BatchRefused",
     "BestKept",
+    "CheckpointTaken",
     "ClusterLost",
     "EpochDone",
     "GateLeft",
@@ -142,6 +144,25 @@ class LastKept:
 
 
 @dataclass(frozen=True, slots=True)
+class CheckpointTaken:
+    """All that a run can be taken up from, of one consistent cut.
+
+    Attributes:
+        sentinel: the checkpointer's name.
+        number: of the checkpoint, from 1.
+        stages: by address.
+        sentinels: what each goes on from, by address.
+        random: the state of the process's generator, where all were at rest; None where they were not.
+    """
+
+    sentinel: str
+    number: int
+    stages: dict[str, StageState]
+    sentinels: dict[str, PlainState]
+    random: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class BatchRefused:
     """A batch was not learned from, or not by every gate."""
 
@@ -161,13 +182,19 @@ class BatchRefused:
 class SentinelEnded:
     """A sentinel has stopped, of itself or because it was detached.
 
-    ``result``: what it was asked for. ``cut_short``: it did not send all that it was to train.
+    Attributes:
+        address: its own.
+        batches: where they went.
+        result: what it was asked for.
+        cut_short: it did not send all that it was to train.
+        state: what another could go on from.
     """
 
     address: str
     batches: BatchCount
     result: Any = None
     cut_short: bool = False
+    state: PlainState | None = None
 
 
 @dataclass(frozen=True, slots=True)

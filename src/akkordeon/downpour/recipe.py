@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from akkordeon.core.actor import Spawn
 from akkordeon.core.checks import require_whole
 from akkordeon.core.errors import RecipeError
+from akkordeon.core.plain_state import StageState
 from akkordeon.downpour.replica_gate import ReplicaGate, writes_sentence
 from akkordeon.downpour.shard import ParameterShard, ShardActor, WeightIndices
 from akkordeon.downpour.split_shard import FrontRole, PartRole, divide_weights, part_of
@@ -172,13 +173,18 @@ class Downpour:
         """The addresses of a replica's gates, head first."""
         return self.network.row(_prefix(replica))
 
-    def spawns(self, seed: int) -> Iterator[Spawn]:
-        """What an engine needs to make the shards and the replicas of the start."""
-        yield from self._shard_spawns(seed)
+    def spawns(self, seed: int, *, states: Mapping[str, StageState] | None = None) -> Iterator[Spawn]:
+        """What an engine needs to make the shards and the replicas of the start.
+
+        Args:
+            seed: of the session.
+            states: what shards go on from, by address; those not named begin with the recipe's weights.
+        """
+        yield from self._shard_spawns(seed, states or {})
         for replica in range(self.replicas):
             yield from self.replica_spawns(replica, seed)
 
-    def _shard_spawns(self, seed: int) -> Iterator[Spawn]:
+    def _shard_spawns(self, seed: int, states: Mapping[str, StageState]) -> Iterator[Spawn]:
         previous = dict(zip(self.row(), (None, *self.row()), strict=False))
         for i, gate in enumerate(self.gates):
             front, parts, shard = f"shard/{i}", self._weights_of_parts(i), self._shard(gate)
@@ -187,14 +193,16 @@ class Downpour:
             if parts:
                 held = tuple(itertools.chain(*parts.values()))
                 empty = replace(shard, optimizer=None, staleness=Stash(), held_elsewhere=held)
-                yield Spawn(front, partial(ShardActor, empty, position, partial(FrontRole, parts)))
+                front_role = partial(FrontRole, parts)
+                yield Spawn(front, partial(ShardActor, empty, position, front_role, states.get(front)))
             else:
-                yield Spawn(front, partial(ShardActor, shard, position))
+                yield Spawn(front, partial(ShardActor, shard, position, None, states.get(front)))
             for n, (address, indices) in enumerate(parts.items(), 1):
                 name = None if gate.name is None else f"{gate.name}.{n}"
                 part = replace(shard, module=part_of(gate.module, indices), warm_start=0, name=name)
                 position = Position(address, i, previous[address], seed=seed)
-                yield Spawn(address, partial(ShardActor, part, position, partial(PartRole, front)))
+                role = partial(PartRole, front)
+                yield Spawn(address, partial(ShardActor, part, position, role, states.get(address)))
 
     def _shard(self, gate: Gate) -> ParameterShard:
         return ParameterShard(

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from akkordeon.core.actor import Effect, Report, Send
 from akkordeon.core.messages import Cut, Fault, Forget, Probe, Scored
 from akkordeon.core.payload import all_finite, nbytes, tensors
+from akkordeon.core.plain_state import LearnerState, StageState
 from akkordeon.core.reports import ShardStatus
 from akkordeon.core.shard_messages import Dropped, Fetch, Left, Parameters, Push, Settle, Settled
 from akkordeon.downpour.buffer_merger import BufferMerger, on_device
@@ -81,14 +82,21 @@ class ShardActor(Stage):
         shard: the recipe.
         position: its place in the row of shards.
         role: makes its role of it, where the position is split.
+        restored: what it goes on from; None begins with the recipe's weights.
     """
 
     def __init__(
-        self, shard: ParameterShard, position: Position, role: Callable[[ShardActor], SplitRole] | None = None
+        self,
+        shard: ParameterShard,
+        position: Position,
+        role: Callable[[ShardActor], SplitRole] | None = None,
+        restored: StageState | None = None,
     ) -> None:
-        super().__init__(shard.module, position, shard.name, shard.device)
+        super().__init__(shard.module, position, shard.name, shard.device, restored=restored)
         self._recipe = shard
         self._updater = Updater(self.weights, shard.optimizer, shard.staleness, None, self.label)
+        if restored is not None and restored.learner is not None:
+            self._updater.load(restored.learner)
         self._keeps_lent = shard.staleness.uses_old_weights
         self._lent: dict[str, dict[int, Snapshot]] = {}  # by replica's gate and version
         self._merger = BufferMerger(self.buffers.now)
@@ -221,6 +229,9 @@ class ShardActor(Stage):
         if not self._updater.spares_gradients:  # what is in the message is not ours to write to
             found = [None if tensor is None else tensor.clone() for tensor in found]
         return self.weights.at_all_places(found)
+
+    def _learner_state(self) -> LearnerState:
+        return self._updater.state()
 
     def _scored(self, message: Scored) -> Iterator[Effect]:
         self._updater.scored(message.value)

@@ -16,6 +16,7 @@ from akkordeon.engines.base import Engine
 from akkordeon.pipeline.network import Network
 from akkordeon.session.downpour_session import DownpourSession
 from akkordeon.session.records.recorder import Recorder
+from akkordeon.session.recovery.checkpoint import Checkpoint
 from akkordeon.session.session import Session
 from akkordeon.watch.display import show
 
@@ -31,6 +32,7 @@ def run(
     record: str | Path | None = None,
     task: Mapping[str, Any] | None = None,
     progress: bool = False,
+    resume: Checkpoint | None = None,
 ) -> Session: ...
 @overload
 def run(
@@ -41,6 +43,7 @@ def run(
     record: str | Path | None = None,
     task: Mapping[str, Any] | None = None,
     progress: bool = False,
+    resume: Checkpoint | None = None,
 ) -> DownpourSession: ...
 def run(
     network: Network | Downpour,
@@ -50,6 +53,7 @@ def run(
     record: str | Path | None = None,
     task: Mapping[str, Any] | None = None,
     progress: bool = False,
+    resume: Checkpoint | None = None,
 ) -> Session:
     """Stage a network and start it.
 
@@ -62,6 +66,8 @@ def run(
         progress: show how it goes until the session is closed: live on a terminal and in a notebook that has
             ipywidgets, in lines elsewhere. Where a run is to be repeated (one worker, the simulator) it is
             lines too, because to ask gates how they are would change it.
+        resume: what the run goes on from: sentinels that are attached under the names they had then go on
+            with their data where they were. Engine, workers and hosts may be others.
 
     Returns:
         The session, to be used in a ``with`` block or closed by hand.
@@ -81,11 +87,13 @@ def run(
     stage = engine_named(engine) if isinstance(engine, str) else engine
     if not isinstance(stage, Engine):
         raise RecipeError(f"an engine is a name or one such as Threads(), got {engine!r}")
+    if record is not None and resume is not None:
+        raise RecipeError("a run that goes on from a checkpoint cannot be recorded; leave out record")
     recorder = None if record is None else Recorder(record, network, seed, task)
     session = (
-        Session(network, stage, seed, recorder)
+        Session(network, stage, seed, recorder, resume=resume)
         if isinstance(network, Network)
-        else DownpourSession(network, stage, seed, recorder)
+        else DownpourSession(network, stage, seed, recorder, resume=resume)
     )
     if progress:
         session.at_close(show(session, live=not stage.is_repeatable).close)

@@ -16,21 +16,11 @@ import torch
 from torch import Tensor
 
 from akkordeon.core.actor import Effect, Send
-from akkordeon.core.autograd import accumulated, gradients, graph_behind, with_gradients
 from akkordeon.core.errors import RecipeError
 from akkordeon.core.forms import same_form, signature
-from akkordeon.core.generator import GeneratorObserver, GeneratorUse
-from akkordeon.core.messages import (
-    Applied,
-    Backward,
-    Batch,
-    Fault,
-    Forget,
-    Forward,
-    LearnerState,
-    Scored,
-    StageState,
-)
+from akkordeon.core.messages import Backward, Batch, Fault, Forget, Forward, Scored
+from akkordeon.core.numerics.autograd import accumulated, gradients, graph_behind, with_gradients
+from akkordeon.core.numerics.generator import GeneratorObserver, GeneratorUse
 from akkordeon.core.payload import (
     Payload,
     all_finite,
@@ -41,6 +31,7 @@ from akkordeon.core.payload import (
     needing_gradient,
     tensors,
 )
+from akkordeon.core.plain_state import Applied, LearnerState, StageState
 from akkordeon.core.shard_messages import Settle, Settled
 from akkordeon.pipeline.gate import Gate
 from akkordeon.pipeline.learning.ledger import Ledger
@@ -90,7 +81,7 @@ class GateActor(Stage):
         self._last_shape: torch.Size | None = None
         self._derive = gradients
         self._ends_a_row = position.next is None and position.previous is not None
-        self._ledger = Ledger() if position.next is None else None
+        self._ledger = Ledger(restored.applied if restored else {}) if position.next is None else None
         self._generator = GeneratorObserver()
         self._last: _LastForward | None = None
         self.generator_use = self._generator.use

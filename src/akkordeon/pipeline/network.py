@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from akkordeon.core.actor import Spawn
 from akkordeon.core.checks import require_whole
 from akkordeon.core.errors import RecipeError, SharedParameterError, explain
-from akkordeon.core.messages import StageState
+from akkordeon.core.plain_state import StageState
 from akkordeon.pipeline.gate import Gate
 from akkordeon.pipeline.gate_actor import GateActor
 from akkordeon.pipeline.module_copy import copied

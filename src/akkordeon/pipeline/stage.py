@@ -15,11 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from akkordeon.core.actor import Actor, Effect, Report, Send, Stop
-from akkordeon.core.autocast import Autocast, autocast_here
 from akkordeon.core.errors import ProtocolError, RecipeError, explain
 from akkordeon.core.forms import Forms, signature
 from akkordeon.core.messages import (
-    Applied,
     Batch,
     Close,
     Cut,
@@ -30,14 +28,14 @@ from akkordeon.core.messages import (
     Exported,
     Fault,
     Forget,
-    LearnerState,
     Probe,
     Refused,
     Release,
-    StageState,
     Watch,
 )
+from akkordeon.core.numerics.autocast import Autocast, autocast_here
 from akkordeon.core.payload import Payload, map_tensors, tensors
+from akkordeon.core.plain_state import Applied, LearnerState, StageState
 from akkordeon.core.reports import GateLeft, GateStatus
 from akkordeon.pipeline.input_guard import InputGuard
 from akkordeon.pipeline.module_copy import copied
@@ -294,16 +292,19 @@ class Stage(Actor):
     def _export(self, message: Export) -> Iterator[Effect]:
         pin = self.pins.get(message.cut)
         if pin is not None:
-            state = self._state(pin.weights, pin.buffers)
+            whole = pin.learner is not None  # then nobody will write to it, and no version ever is
+            state = self._state(pin.weights, pin.buffers, copied=not whole)
             yield Send(message.cut.asker, Exported(message.cut, self.address, state, pin.learner))
 
     def _release(self, message: Release) -> Iterator[Effect]:
         self.pins.pop(message.cut, None)
         yield from ()
 
-    def _state(self, weights: Snapshot, buffers: BufferState) -> dict[str, Tensor]:
+    def _state(self, weights: Snapshot, buffers: BufferState, *, copied: bool = True) -> dict[str, Tensor]:
         state = as_tensors(self._named(weights), buffers)
-        return {name: tensor.detach().clone() for name, tensor in state.items()}
+        return {
+            name: tensor.detach().clone() if copied else tensor.detach() for name, tensor in state.items()
+        }
 
     def _named(self, weights: Snapshot) -> Iterator[tuple[str, Tensor]]:
         """The weights that are handed out of these, by name in the module."""

@@ -19,10 +19,10 @@ from torch.optim.optimizer import (
     _use_grad_for_differentiable,
 )
 
-from akkordeon.core.autograd import without_gradients
 from akkordeon.core.errors import AkkordeonError, ForeignParameterError, RecipeError, explain
-from akkordeon.core.messages import LearnerState
+from akkordeon.core.numerics.autograd import without_gradients
 from akkordeon.core.payload import memory
+from akkordeon.core.plain_state import LearnerState
 from akkordeon.pipeline.learning.optimizer_state import copied_plain, load_optimizer, state_of_optimizer
 from akkordeon.pipeline.module_copy import tensors_in
 from akkordeon.pipeline.staleness import Rule

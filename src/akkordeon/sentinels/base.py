@@ -9,7 +9,9 @@ from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 from akkordeon.core.actor import Actor, Effect, Report, Send, Stop
+from akkordeon.core.checkpoint_messages import GoOn, Locate, Located
 from akkordeon.core.messages import Batch, Close, EpochEnd, Item, Message, Probe, SourceFailed
+from akkordeon.core.plain_state import PlainState
 from akkordeon.core.reports import BatchCount, SentinelEnded, SentinelStatus
 from akkordeon.sentinels.roles import Role
 
@@ -47,9 +49,12 @@ class SentinelActor(Actor, Generic[Flight]):
         self._flights: dict[Batch, Flight] = {}
         self._numbers = 0
         self._rounds = 0  # that are over; of one that trains, epochs
+        self._rest: str | None = None  # who wants it to come to rest, or to stay there
         self._handlers: dict[type, Handler] = {
             Item: self._read,
             EpochEnd: self._read,
+            Locate: self._locate,
+            GoOn: self._go_on_after_rest,
             Probe: self._probe,
             Close: self._close,
         }
@@ -65,6 +70,25 @@ class SentinelActor(Actor, Generic[Flight]):
     @abstractmethod
     def _samples(self) -> tuple[int, int]:
         """How many came back: in all, and of the epoch or round under way."""
+
+    @abstractmethod
+    def _state(self, asked: Locate) -> PlainState:
+        """What another like it could go on from."""
+
+    @abstractmethod
+    def _at_rest(self, now_s: float) -> Iterator[Effect]:
+        """Tell whoever wants to know, if it has come to rest."""
+
+    def _locate(self, message: Locate, now_s: float) -> Iterator[Effect]:
+        if message.hold:
+            self._rest = message.asker
+            yield from self._at_rest(now_s)
+        else:
+            yield Send(message.asker, Located(self.address, self._state(message)))
+
+    def _go_on_after_rest(self, message: GoOn, now_s: float) -> Iterator[Effect]:
+        self._rest = None
+        yield from self._send(now_s)
 
     def _read(self, message: Item | EpochEnd | SourceFailed, now_s: float) -> Iterator[Effect]:
         self._waiting.append(message)
@@ -84,7 +108,8 @@ class SentinelActor(Actor, Generic[Flight]):
     def _say_end(self, result: Any = None, cut_short: bool = False) -> Iterator[Effect]:
         """The last that anybody hears of it and of its reader."""
         yield Send(self._reader, Close())
-        yield Report(SentinelEnded(self.address, self.batches, result, cut_short))
+        state = self._state(Locate(self.address)) if self._role.has_place else None
+        yield Report(SentinelEnded(self.address, self.batches, result, cut_short, state))
 
     def _close(self, message: Close, now_s: float) -> Iterator[Effect]:
         yield from self.last_words()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from akkordeon.core.reports import BatchCount, EpochDone, TrainingProgress
 from akkordeon.sentinels.scores import Score, ScoreBoard
@@ -137,6 +138,25 @@ class Epoch:
             refused=self._refused,
             batches_so_far=batches_so_far,
         )
+
+    def sums(self) -> dict[str, Any]:
+        """Where its sums stand, for another that is to go on with it; without torchmetrics metrics."""
+        window = self._window
+        return {
+            "number": self.number,
+            "samples": self.samples,
+            "refused": self._refused + window.refused,
+            "staleness": [[t.count, t.total, t.largest] for t in (self._staleness, window.staleness)],
+            "board": self.board.sums(),
+        }
+
+    def go_on_from(self, sums: Mapping[str, Any]) -> None:
+        """Take up the sums of another one; if it is of another number, of none."""
+        if sums["number"] == self.number:
+            self._samples, self._refused = sums["samples"], sums["refused"]
+            for count, total, largest in sums["staleness"]:
+                self._staleness.include(Tally(count, total, largest))
+            self.board.go_on_from(sums["board"])
 
     def _close_window(self) -> _Window:
         """Count the window in, and begin another."""

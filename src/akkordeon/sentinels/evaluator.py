@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from akkordeon.core.actor import After, Effect, Report, Send, Stop
+from akkordeon.core.checkpoint_messages import GoOn, Locate, Located
 from akkordeon.core.errors import DataError
 from akkordeon.core.forms import form
 from akkordeon.core.messages import (
@@ -39,6 +40,7 @@ from akkordeon.core.messages import (
     Watch,
 )
 from akkordeon.core.payload import Payload, rebuilt, samples
+from akkordeon.core.plain_state import PlainState
 from akkordeon.core.reports import BestKept, LastKept, RoundDone
 from akkordeon.sentinels.base import SentinelActor
 from akkordeon.sentinels.loss import LossInputs, loss_of, to_targets_device
@@ -61,10 +63,17 @@ class Evaluator(SentinelActor[tuple[Any, int]]):
         row: addresses of the gates, head first.
         reader: address of its reader.
         recipe: the sentinel; one to export only fetches the weights of a cut.
+        start: what it goes on from, as it said itself; it stays at rest until it is told to go on.
     """
 
     def __init__(
-        self, address: str, name: str, row: tuple[str, ...], reader: str, recipe: Evaluation
+        self,
+        address: str,
+        name: str,
+        row: tuple[str, ...],
+        reader: str,
+        recipe: Evaluation,
+        start: PlainState | None = None,
     ) -> None:
         super().__init__(address, name, row, reader, recipe.role, recipe.in_flight or IN_FLIGHT)
         self._recipe = recipe
@@ -81,6 +90,8 @@ class Evaluator(SentinelActor[tuple[Any, int]]):
         self._best: float | None = None
         self._is_best = False  # the round under way
         self._without_better = 0
+        if start is not None:
+            self._go_on_from(start)
         self._handlers |= {
             Attach: self._attach,
             Tick: self._tick,
@@ -109,7 +120,7 @@ class Evaluator(SentinelActor[tuple[Any, int]]):
         yield from self._round_due(Due(), now_s)
 
     def _round_due(self, message: Due, now_s: float) -> Iterator[Effect]:
-        if self._cut is None:
+        if self._cut is None and self._rest is None:
             self._ending = self._ending or message.last
             yield from self._begin(now_s)
         elif not self._ending and (self._due is None or message.last):
@@ -229,11 +240,43 @@ class Evaluator(SentinelActor[tuple[Any, int]]):
 
     def _go_on(self, now_s: float) -> Iterator[Effect]:
         """Begin the round that fell due meanwhile, or end if it is time."""
-        if self._due is not None:
+        if self._rest is not None:
+            yield from self._at_rest(now_s)
+        elif self._due is not None:
             due, self._due = self._due, None
             yield from self._round_due(due, now_s)
         elif self._ending:
             yield from self._end()
+
+    # ── coming to rest, and going on from there ──────────────────────────────────────────────────────
+
+    def _at_rest(self, now_s: float) -> Iterator[Effect]:
+        if self._rest and self._cut is None:
+            yield Send(self._rest, Located(self.address, self._state(Locate(self._rest))))
+
+    def _go_on_after_rest(self, message: GoOn, now_s: float) -> Iterator[Effect]:
+        self._rest = None
+        if self._cut is None:
+            yield from self._go_on(now_s)
+
+    def _state(self, asked: Locate) -> PlainState:
+        return {
+            "role": str(self._role),
+            "rounds": self._rounds,
+            "cuts": self._cuts,
+            "versions": list(self._versions),
+            "best": self._best,
+            "without_better": self._without_better,
+            "due": self._due is not None or self._cut is not None,
+            "last": self._due is not None and self._due.last,
+        }
+
+    def _go_on_from(self, start: PlainState) -> None:
+        self._rest = ""
+        self._rounds, self._cuts = start["rounds"], start["cuts"]
+        self._versions = tuple(start["versions"])
+        self._best, self._without_better = start["best"], start["without_better"]
+        self._due = Due(start["last"]) if start["due"] else None
 
     def _round_done(self, now_s: float, best: bool) -> RoundDone:
         patience = self._recipe.best.patience if self._recipe.best else None

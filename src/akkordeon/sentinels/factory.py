@@ -13,11 +13,14 @@ from torch import Tensor
 
 from akkordeon.core.actor import Actor, Spawn
 from akkordeon.core.addresses import reader_of
-from akkordeon.core.autocast import autocast_here
 from akkordeon.core.errors import DataError
+from akkordeon.core.numerics.autocast import autocast_here
 from akkordeon.core.payload import map_tensors, tensors
+from akkordeon.core.plain_state import PlainState
 from akkordeon.data.batches import Batches
+from akkordeon.data.position import Place, SourcePosition, fast_forwarded, has_state
 from akkordeon.data.sources import as_batches, gives_new_tensors, has_length, is_indexable
+from akkordeon.sentinels.checkpointer import Checkpointer
 from akkordeon.sentinels.evaluator import Evaluator
 from akkordeon.sentinels.reader import Reader
 from akkordeon.sentinels.recipes import Evaluation, Sentinel, Training
@@ -27,9 +30,22 @@ __all__ = ["make_actors"]
 
 
 def make_actors(
-    sentinel: Training | Evaluation, address: str, name: str, row: tuple[str, ...], seed: int
+    sentinel: Training | Evaluation,
+    address: str,
+    name: str,
+    row: tuple[str, ...],
+    seed: int,
+    start: PlainState | None = None,
 ) -> tuple[Spawn, Spawn]:
     """What an engine needs to make the actors of a sentinel: its reader and itself.
+
+    Args:
+        sentinel: the recipe.
+        address: of the sentinel.
+        name: what reports call it.
+        row: whom it talks to, head first.
+        seed: of the session.
+        start: what it goes on from.
 
     Raises:
         DataError: there is nothing it could read.
@@ -39,10 +55,12 @@ def make_actors(
     recipe = _under_autocast(replace(sentinel, batches=()))  # data is read once
     own: Callable[[], Actor]
     if isinstance(recipe, Training):
-        own = partial(Trainer, address, name, row, reader, recipe, endless=not has_length(source))
+        own = partial(Trainer, address, name, row, reader, recipe, not has_length(source), start)
+    elif recipe.role.keeps:
+        own = partial(Checkpointer, address, name, row, reader, recipe, start)
     else:
-        own = partial(Evaluator, address, name, row, reader, recipe)
-    return Spawn(reader, _reader_of(sentinel, source, reader, address)), Spawn(address, own)
+        own = partial(Evaluator, address, name, row, reader, recipe, start)
+    return Spawn(reader, _reader_of(sentinel, source, reader, address, start)), Spawn(address, own)
 
 
 def _source_of(sentinel: Training | Evaluation, name: str, seed: int) -> Any:
@@ -64,22 +82,55 @@ def _under_autocast(sentinel: Training | Evaluation) -> Training | Evaluation:
 
 
 def _reader_of(
-    sentinel: Training | Evaluation, source: Any, address: str, reads_for: str
+    sentinel: Training | Evaluation, source: Any, address: str, reads_for: str, start: PlainState | None
 ) -> Callable[[], Reader]:
     """How to make the reader of a sentinel."""
-    open_epoch = source.epoch if isinstance(source, Batches) else lambda _: source
-    times = sentinel.epochs if isinstance(sentinel, Training) else sentinel.rounds
+    is_training = isinstance(sentinel, Training)
+    position = mark = None
+    if start is not None:
+        rounds = SourcePosition(Place(start.get("rounds", 0), 0))
+        position = SourcePosition.from_plain(start["position"]) if is_training else rounds
+        mark = start.get("source") if has_state(source) else None
     return partial(
         Reader,
         address,
         reads_for,
-        open_epoch,
-        times,
+        _Opened(source, position, mark),
+        sentinel.epochs if isinstance(sentinel, Training) else sentinel.rounds,
         labelled=sentinel.loss is not None,
         may_block=not is_indexable(source),
         split=sentinel.split,
         copies=not gives_new_tensors(source),
+        start=position,
+        begin=None if mark is None else Place(*mark["place"]),
+        state_of=source.state_dict if is_training and has_state(source) else None,
     )
+
+
+class _Opened:
+    """Opens a source epoch by epoch, for the first time where it was left.
+
+    Args:
+        source: of batches.
+        position: what of it is done; None where nothing is.
+        mark: a state of the source before that, and its place.
+    """
+
+    def __init__(self, source: Any, position: SourcePosition | None, mark: PlainState | None) -> None:
+        self._source = source
+        self._position = position
+        self._mark = mark
+
+    def __call__(self, epoch: int) -> Iterable[Any]:
+        position, self._position = self._position, None
+        if self._mark is not None and position is not None:
+            self._source.load_state_dict(self._mark["state"])
+        elif position is not None:
+            self._source = fast_forwarded(self._source, position.place.epoch)
+        if isinstance(self._source, Batches):
+            return self._source.epoch(epoch)
+        opened: Iterable[Any] = self._source
+        return opened
 
 
 def _inputs(sentinel: Sentinel) -> Any:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from akkordeon.core.autograd import gradients, graph_behind, with_gradients
 from akkordeon.core.errors import RecipeError
+from akkordeon.core.numerics.autograd import gradients, graph_behind, with_gradients
 from akkordeon.core.payload import (
     Payload,
     copy_of,

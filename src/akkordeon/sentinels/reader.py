@@ -6,12 +6,18 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from akkordeon.core.actor import Actor, Effect, Send, Stop
+from akkordeon.core.checkpoint_messages import Locate, Located
 from akkordeon.core.errors import DataError, ProtocolError
 from akkordeon.core.messages import Close, EpochEnd, Item, SourceFailed
 from akkordeon.core.payload import Payload, itself, map_tensors, tensors
+from akkordeon.core.plain_state import PlainState
+from akkordeon.data.position import Place, SourcePosition, unmoved_generator
 from akkordeon.data.sources import copied
 
 __all__ = ["Reader"]
+
+STATE_EVERY = 16
+"""Batches from one state of a source that has one to the next; those since are read again."""
 
 _END = object()
 """Stands for the end of an epoch: a StopIteration that anything but the source raises is an error."""
@@ -29,6 +35,9 @@ class Reader(Actor):
         may_block: whether reading may wait for something outside.
         split: makes (x, y) of what the source gives; None where it gives that.
         copies: whether a batch must be copied, as reading the next may change it.
+        start: what of the source is not to be read again.
+        begin: where the source is; at the beginning of the epoch of ``start`` if not given.
+        state_of: gives the state of a source that has one.
     """
 
     def __init__(
@@ -41,6 +50,9 @@ class Reader(Actor):
         may_block: bool = True,
         split: Callable[[Any], Any] | None = None,
         copies: bool = False,
+        start: SourcePosition | None = None,
+        begin: Place | None = None,
+        state_of: Callable[[], PlainState] | None = None,
     ) -> None:
         self.address = address
         self.may_block = may_block
@@ -50,16 +62,20 @@ class Reader(Actor):
         self._labelled = labelled
         self._split = split
         self._copies = copies
-        self._epoch = 0
-        self._read = 0
+        self._start = start or SourcePosition()
+        self._state_of = state_of
+        self._epoch, self._read = begin or Place(self._start.place.epoch, 0)
         self._batches: Iterator[Any] | None = None
-        self._over = False
+        self._over = epochs is not None and self._epoch >= epochs
 
     def receive(self, message: Any, now_s: float) -> Iterator[Effect]:
         """Read on a :class:`Pull`; leave on a :class:`Close`."""
         if isinstance(message, Close):
             self._batches = None
             yield Stop()
+            return
+        if isinstance(message, Locate):  # all that was asked for is read by now
+            yield Send(self._sentinel, Located(self.address, {}))
             return
         for _ in range(message.count):
             if self._over or message.epoch not in (None, self._epoch):
@@ -71,9 +87,9 @@ class Reader(Actor):
         while not self._over:
             try:
                 if self._batches is None:
-                    self._batches = iter(self._open_epoch(self._epoch))
-                item = next(self._batches, _END)
-                message = None if item is _END else self._item(item)
+                    self._open()
+                item, state = self._next_item()
+                message = None if item is _END else self._item(item, state)
             except Exception as error:
                 self._over = True
                 yield Send(self._sentinel, SourceFailed(error))
@@ -87,6 +103,30 @@ class Reader(Actor):
             yield Send(self._sentinel, message)
             return
 
+    def _open(self) -> None:
+        """Begin an epoch, after what was done of it before."""
+        self._batches = iter(self._open_epoch(self._epoch))
+        if self._here < self._start.place:
+            with unmoved_generator():
+                while self._here < self._start.place and next(self._batches, _END) is not _END:
+                    self._read += 1
+
+    @property
+    def _here(self) -> Place:
+        return Place(self._epoch, self._read)
+
+    def _next_item(self) -> tuple[Any, PlainState | None]:
+        """The next batch that is not done, or the end, and now and then the state of the source before it."""
+        assert self._batches is not None, "it was opened"
+        while True:
+            state = None
+            if self._state_of is not None and self._read % STATE_EVERY == 0:
+                state = self._state_of()
+            item = next(self._batches, _END)
+            if item is _END or not self._start.done or self._here not in self._start.done:
+                return item, state
+            self._read += 1
+
     def _end_epoch(self) -> Iterator[Effect]:
         if self._read == 0:
             self._over = True
@@ -94,14 +134,16 @@ class Reader(Actor):
             reason = f"its source gave no batches{again} (epoch {self._epoch + 1})"
             yield Send(self._sentinel, SourceFailed(DataError(reason)))
             return
+        was_done = self._epoch < self._start.place.epoch
         self._batches, self._read = None, 0
         self._epoch += 1
         self._over = self._epochs is not None and self._epoch >= self._epochs
-        yield Send(self._sentinel, EpochEnd(last=self._over))
+        if not was_done:
+            yield Send(self._sentinel, EpochEnd(last=self._over))
 
-    def _item(self, item: Any) -> Item:
+    def _item(self, item: Any, state: PlainState | None) -> Item:
         if not self._labelled:
-            return Item(self._own(self._checked(item)), None)
+            return Item(self._own(self._checked(item)), None, state)
         if self._split is not None:
             item, source = self._split(item), "split must give a pair (x, y)"
         else:
@@ -110,7 +152,7 @@ class Reader(Actor):
             hint = "" if self._split else "; for batches of another form give split=, a function to (x, y)"
             raise DataError(f"{source}, got {_what(item)} as batch {self._read}{hint}")
         x, y = item
-        return Item(self._own(self._checked(x)), self._own(y))
+        return Item(self._own(self._checked(x)), self._own(y), state)
 
     def _own(self, part: Any) -> Any:
         return copied(part) if self._copies else part

@@ -13,7 +13,7 @@ from akkordeon.core.checks import require_above, require_whole
 from akkordeon.core.errors import RecipeError
 from akkordeon.core.payload import Payload
 from akkordeon.sentinels.loss import OWN_WEIGHTS, Loss, check_loss
-from akkordeon.sentinels.roles import PREDICT, TEST, TRAIN, VALIDATE, Role
+from akkordeon.sentinels.roles import CHECKPOINT, PREDICT, TEST, TRAIN, VALIDATE, Role
 from akkordeon.sentinels.scores import Score, StreamingScore
 
 __all__ = ["Best", "Evaluation", "Sentinel", "Split", "Training", "require_recipes"]
@@ -230,6 +230,26 @@ class Sentinel:
             role=PREDICT, batches=inputs, loss=None, in_flight=in_flight, batch_size=batch_size, name=name
         )
 
+    @staticmethod
+    def checkpoint(
+        *, every_s: float | None = None, every_updates: int | None = None, name: str | None = None
+    ) -> Evaluation:
+        """A sentinel that takes checkpoints while others train, and a last one when they have ended.
+
+        Each is a :class:`CheckpointTaken <akkordeon.core.reports.CheckpointTaken>` for whoever subscribes.
+
+        Args:
+            every_s: one each time so many seconds have passed.
+            every_updates: one after each so many updates of the first gate.
+            name: for reports and ``detach``.
+
+        Raises:
+            RecipeError: a number out of range.
+        """
+        return Evaluation(
+            role=CHECKPOINT, batches=(), loss=None, every_s=every_s, every_updates=every_updates, name=name
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Training(Sentinel):
@@ -266,7 +286,10 @@ class Training(Sentinel):
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation(Sentinel):
-    """The recipe of a sentinel that works on cuts; see :meth:`Sentinel.validate`."""
+    """The recipe of a sentinel that works on cuts; see :meth:`Sentinel.validate`.
+
+    ``at_rest``: of one that keeps, whether the others are to come to rest for it.
+    """
 
     loss: Loss | None
     scores: Mapping[str, Score] = field(default_factory=dict)
@@ -276,11 +299,12 @@ class Evaluation(Sentinel):
     best: Best | None = None
     schedule_by: str | None = None
     keep_last: bool = False
+    at_rest: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what could only fail later."""
         Sentinel.__post_init__(self)
-        if not self.role.answers:
+        if not (self.role.answers or self.role.keeps):
             check_loss(self.loss)
         for what in ("every_s", "every_epoch", "every_updates"):
             require_above(what, getattr(self, what), optional=True)

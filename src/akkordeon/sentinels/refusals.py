@@ -39,7 +39,7 @@ class Refusals:
         self._before = 0  # in a row, before the latest that came back
         self._not_trained: OrderedDict[int, None] = OrderedDict()
 
-    def __contains__(self, number: int) -> bool:
+    def __contains__(self, number: object) -> bool:
         """Whether a batch is among the latest that were refused or lost."""
         return number in self._not_trained
 

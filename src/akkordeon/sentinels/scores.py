@@ -114,6 +114,16 @@ class ScoreBoard:
         self._before = now.copy()
         return (now.loss - before.loss) / samples, scores | functions
 
+    def sums(self) -> dict[str, Any]:
+        """The sums of the loss and of plain functions, as plain data."""
+        return {"samples": self._sums.samples, "loss": self._sums.loss, "scores": dict(self._sums.scores)}
+
+    def go_on_from(self, sums: Mapping[str, Any]) -> None:
+        """Begin with sums of before; a window begins as well, and metrics are of what comes from now on."""
+        scores = {n: total for n, total in sums["scores"].items() if n.partition("/")[0] in self._functions}
+        self._sums = _Sums(sums["samples"], sums["loss"], defaultdict(float, scores))
+        self._before = self._sums.copy()
+
     def _computed(self) -> dict[str, float]:
         scores: dict[str, float] = {}
         for name, metric in self._streaming.items():

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from akkordeon.core.actor import After, Effect, Report, Send, Stop
-from akkordeon.core.autograd import with_gradients, without_gradients
+from akkordeon.core.checkpoint_messages import Locate, Located
 from akkordeon.core.messages import (
     Attach,
     Backward,
@@ -29,8 +29,12 @@ from akkordeon.core.messages import (
     Refused,
     SourceFailed,
 )
+from akkordeon.core.numerics.autograd import with_gradients, without_gradients
 from akkordeon.core.payload import map_tensors, samples
+from akkordeon.core.plain_state import Applied, PlainState
+from akkordeon.core.reports import BatchCount
 from akkordeon.core.shard_messages import Settle, Settled
+from akkordeon.data.position import Places, SourceMarks, SourcePosition
 from akkordeon.sentinels.base import SentinelActor
 from akkordeon.sentinels.epoch import Epoch
 from akkordeon.sentinels.loss import GraphCheck, LossInputs, gradient_of, leaf_of, loss_of, to_targets_device
@@ -63,6 +67,7 @@ class Trainer(SentinelActor[_Flight]):
         reader: address of its reader.
         recipe: the sentinel.
         endless: nobody knows whether its source ends; scores keep no batch beyond a report of progress.
+        start: what it goes on from, as it said itself; it stays at rest until it is told to go on.
     """
 
     def __init__(
@@ -73,10 +78,13 @@ class Trainer(SentinelActor[_Flight]):
         reader: str,
         recipe: Training,
         endless: bool = False,
+        start: PlainState | None = None,
     ) -> None:
         super().__init__(address, name, row, reader, recipe.role, recipe.in_flight)
         self._recipe = recipe
         self._endless = endless
+        self._places = Places()
+        self._marks = SourceMarks()
         self._epoch = self._new_epoch(1)
         self._epoch_began_s = 0.0
         self._reported_s = 0.0
@@ -87,6 +95,10 @@ class Trainer(SentinelActor[_Flight]):
         self._graph_check = GraphCheck()
         self._refusals = Refusals(name, recipe.in_flight)
         self._unsettled: set[str] = set()
+        self._began_s = self._latest_s = 0.0
+        self._reader_asked = False
+        if start is not None:
+            self._go_on_from(start)
         self._handlers |= {
             Attach: self._attach,
             SourceFailed: self._source_failed,
@@ -94,16 +106,22 @@ class Trainer(SentinelActor[_Flight]):
             Backward: self._trained,
             Refused: self._refused,
             Settled: self._settled,
+            Located: self._reader_located,
             Detach: self._detach,
         }
 
     # ── sending ──────────────────────────────────────────────────────────────────────────────────────
 
     def _attach(self, message: Attach, now_s: float) -> Iterator[Effect]:
-        self._epoch_began_s = self._reported_s = now_s
-        yield Send(self._reader, Pull(READ_AHEAD * self._in_flight))
+        self._latest_s = self._epoch_began_s = self._reported_s = now_s
+        self._began_s += now_s  # of one that goes on, so many seconds ago
+        if self._all_sent:
+            yield from self._end()
+            return
+        ahead = READ_AHEAD * self._in_flight - self.batches.sent % self._in_flight
+        yield Send(self._reader, Pull(ahead))
         if self._recipe.seconds is not None:
-            yield After(self._recipe.seconds, Detach())
+            yield After(max(0.0, self._recipe.seconds - (now_s - self._began_s)), Detach())
 
     def _source_failed(self, message: SourceFailed, now_s: float) -> Iterator[Effect]:
         if not (self._waiting or self._flights or self._all_sent):
@@ -112,10 +130,14 @@ class Trainer(SentinelActor[_Flight]):
 
     def _send(self, now_s: float) -> Iterator[Effect]:
         """Send what may be sent; end when there is nothing left to send and to wait for."""
+        if self._rest is not None:
+            yield from self._at_rest(now_s)
+            return
         while self._waiting and not self._all_sent:
             item = self._waiting[0]
             if isinstance(item, EpochEnd):
                 self._waiting.popleft()
+                self._places.end_epoch()
                 yield from self._all_of_epoch_sent(item.last, now_s)
             elif isinstance(item, SourceFailed):
                 if not self._flights:  # all that was read before is trained, as in a plain loop
@@ -137,6 +159,10 @@ class Trainer(SentinelActor[_Flight]):
 
     def _launch(self, item: Item) -> Effect:
         size = samples(item.x)
+        if item.source is not None:
+            earliest = self._places.position(batch.number for batch in self._flights).place
+            self._marks.add(self._places.next, item.source, earliest)
+        self._places.add(self._numbers, size)
         batch = self._number(_Flight(item.y, size, self._epoch))
         self._epoch.under_way += 1
         self._samples_sent += size
@@ -152,6 +178,60 @@ class Trainer(SentinelActor[_Flight]):
 
     def _new_epoch(self, number: int) -> Epoch:
         return Epoch(number, self._recipe.scores, self._endless)
+
+    # ── coming to rest, and going on from there ──────────────────────────────────────────────────────
+
+    def _at_rest(self, now_s: float) -> Iterator[Effect]:
+        """With nothing under way, wait for all that was asked for to be read: so it is where one begins."""
+        if self._rest and not self._flights and not self._reader_asked:
+            self._reader_asked = True
+            yield Send(self._reader, Locate(self.address))
+
+    def _reader_located(self, message: Located, now_s: float) -> Iterator[Effect]:
+        self._reader_asked = False
+        if self._rest:
+            state = self._state(Locate(self.address, applied=Applied(self._numbers)))
+            yield Send(self._rest, Located(self.address, state))
+
+    def _state(self, asked: Locate) -> PlainState:
+        """What it goes on from, if the weights are those of the batches applied."""
+        under_way = {batch.number for batch in self._flights}
+        if asked.applied is None:  # nobody knows: those that are back
+            not_done = sorted(under_way)
+        else:
+            not_done = self._places.not_in(asked.applied, self._numbers, self._refusals)
+        position, batches = self._places.position(not_done), self.batches
+        sent = batches.sent - len(not_done)
+        back, known = set(not_done) - under_way, under_way - set(not_done)
+        return {
+            "role": str(self._role),
+            "number": self._numbers,
+            "position": position.as_plain(),
+            "source": self._marks.before(position.place),
+            "batches": [sent, sent - batches.refused - batches.lost, batches.refused, batches.lost],
+            "samples_sent": self._samples_sent - self._places.samples_of(not_done),
+            "samples_trained": self._samples_trained
+            - self._places.samples_of(back)
+            + self._places.samples_of(known),
+            "epochs": self._rounds,
+            "epoch": None if not_done else self._epoch.sums(),
+            "seconds": self._latest_s - self._began_s,
+            "all_sent": self._all_sent and not self._cut_short and not not_done,
+        }
+
+    def _go_on_from(self, start: PlainState) -> None:
+        """Be where another one was that said this of itself."""
+        self._rest = ""
+        self._numbers = start["number"]
+        position = SourcePosition.from_plain(start["position"])
+        self._places = Places(position, self._numbers)
+        self.batches = BatchCount(*start["batches"])
+        self._samples_sent, self._samples_trained = start["samples_sent"], start["samples_trained"]
+        self._rounds, self._all_sent = start["epochs"], start["all_sent"]
+        self._began_s = -start["seconds"]
+        self._epoch = self._new_epoch(position.place.epoch + 1)
+        if start["epoch"] is not None:
+            self._epoch.go_on_from(start["epoch"])
 
     # ── learning ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -181,6 +261,7 @@ class Trainer(SentinelActor[_Flight]):
         flight = self._flights.pop(message.batch, None)
         if flight is None:
             return
+        self._latest_s = now_s
         self.batches.trained += 1
         self._refusals.count_trained()
         self._samples_trained += flight.samples

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from akkordeon.core.errors import ActorFailedError, again
 from akkordeon.core.messages import Detach, Message
+from akkordeon.core.plain_state import PlainState
 from akkordeon.core.reports import BatchCount, BatchRefused, BestKept, EpochDone, RoundDone, TrainingProgress
 from akkordeon.sentinels.recipes import Sentinel
 from akkordeon.sentinels.roles import Role
@@ -82,6 +83,8 @@ class Attachment:
     error: ActorFailedError | None = None
     result: Any = None
     _batches: BatchCount = field(default_factory=BatchCount)
+    _epochs_before: int = 0  # that others had read of its data
+    _state: PlainState | None = None  # what another could go on from, once it has ended
     _told_to_end: bool = False
     _cut_short: bool = False
     _error_is_known: bool = False
@@ -155,6 +158,17 @@ class Attachment:
         if isinstance(record, EpochDone | RoundDone):
             self.samples += record.samples
             self.seconds += record.seconds
+
+    def _go_on_from(self, start: PlainState) -> None:
+        """It goes on where another of its name was, in a run before."""
+        self._epochs_before = start["before"]
+        if self.role.trains:
+            self.epochs_done, self._batches = start["epochs"], BatchCount(*start["batches"])
+        else:
+            self.rounds_done = start.get("rounds", 0)
+        kept = start.get("best_kept")
+        if kept is not None:
+            self.best = BestKept(self.name, kept["round"], kept["value"], kept["states"])
 
     def _end(self, batches: BatchCount | None = None, result: Any = None, cut_short: bool = False) -> None:
         """It has ended; without its last count, what was under way is lost."""

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
 
 from akkordeon.core.addresses import reader_of
-from akkordeon.core.messages import Attach, Close
+from akkordeon.core.checkpoint_messages import GoOn, Joined
+from akkordeon.core.messages import Attach, Close, Message
+from akkordeon.core.plain_state import PlainState
+from akkordeon.data.split import skip_epochs
 from akkordeon.engines.base import Engine
 from akkordeon.pipeline.gate import Gate
 from akkordeon.sentinels.factory import make_actors
@@ -14,10 +20,11 @@ from akkordeon.sentinels.recipes import Evaluation, Training, require_recipes
 from akkordeon.session.attachment import Attachment, ParentSession
 from akkordeon.session.outbox import Outbox
 from akkordeon.session.records.recorder import Recorder
+from akkordeon.session.recovery.checkpoint import Checkpoint
 from akkordeon.session.registry import Registry
 from akkordeon.session.topology import RowTopology
 
-__all__ = ["Launcher", "say_if_nothing_learns"]
+__all__ = ["Launcher", "say_if_nothing_learns", "say_what_is_cut_short"]
 
 
 class Launcher:
@@ -30,6 +37,7 @@ class Launcher:
         outbox: carries the message with which they begin.
         recorder: hears who joins.
         seed: of the session.
+        resume: what sentinels go on from, where the run is taken up from a checkpoint.
     """
 
     def __init__(
@@ -40,6 +48,7 @@ class Launcher:
         outbox: Outbox,
         recorder: Recorder | None,
         seed: int,
+        resume: Checkpoint | None,
     ) -> None:
         self._engine = engine
         self._topology = topology
@@ -47,6 +56,9 @@ class Launcher:
         self._outbox = outbox
         self._recorder = recorder
         self._seed = seed
+        self._starts = {} if resume is None else dict(resume.sentinels)
+        self._random = None if resume is None else resume.session["random"]
+        self._started: set[str] = set()
 
     def launch(self, sentinels: Sequence[Training | Evaluation], session: ParentSession) -> list[Attachment]:
         """Have sentinels begin at one moment, all or none of them.
@@ -64,20 +76,51 @@ class Launcher:
                 self._withdraw(attachment)
             raise
         self._record(placed)
-        self._outbox.send_all([(attachment.address, Attach()) for attachment in placed])
+        self._outbox.send_all([*self._to_keepers(placed), *((a.address, Attach()) for a in placed)])
+        started = [a.address for a in placed if a.address in self._started]
+        if started and not any(a.role.keeps and a.address in self._started for a in placed):
+            if self._random is not None:
+                torch.set_rng_state(self._random)
+                self._random = None
+            self._outbox.send_all([(address, GoOn()) for address in started])
         return placed
+
+    def _to_keepers(self, placed: Sequence[Attachment]) -> Iterator[tuple[str, Message]]:
+        """Tell those that take checkpoints of whom they are to ask; those that come, of all."""
+        for keeper in self._registry.keepers():
+            known = placed if keeper not in placed else self._registry.at_work()
+            for attachment in known:
+                if attachment.role.has_place:
+                    yield keeper.address, Joined(attachment.address)
 
     def _place(self, sentinel: Training | Evaluation, session: ParentSession) -> Attachment:
         """Have the actors of a sentinel made; they do nothing before they are told."""
-        attachment = self._registry.register(sentinel, self._topology.row_for(sentinel), session)
+        start = self._start_of(sentinel)
+        number = None
+        if start is not None:
+            number = int(start["address"].rpartition("#")[2])
+            sentinel = replace(sentinel, batches=skip_epochs(sentinel.batches, start["before"], self._seed))
+        if isinstance(sentinel, Evaluation) and sentinel.role.keeps:
+            sentinel = replace(sentinel, at_rest=self._engine.is_repeatable)
+        attachment = self._registry.register(sentinel, self._topology.row_for(sentinel), session, number)
+        if start is not None:
+            self._started.add(attachment.address)
+            attachment._go_on_from(start)
+        attachment._epochs_before += self._registry.epochs_read.before(sentinel.batches)
+        what = sentinel, attachment.address, attachment.name, attachment.row, self._seed, start
         try:
-            spawns = make_actors(sentinel, attachment.address, attachment.name, attachment.row, self._seed)
+            spawns = make_actors(*what)
             for spawn in spawns:
                 self._engine.spawn(spawn, beside=self._topology.place_beside(sentinel))
         except BaseException:
             self._withdraw(attachment)
             raise
         return attachment
+
+    def _start_of(self, sentinel: Training | Evaluation) -> PlainState | None:
+        """What it goes on from; the next of that name begins anew."""
+        start = self._starts.pop(sentinel.name or str(sentinel.role), None)
+        return start if start is not None and start["role"] == sentinel.role else None
 
     def _record(self, placed: Sequence[Attachment]) -> None:
         """Only now: of those that come with one that is refused, a record says nothing."""
@@ -101,4 +144,14 @@ def say_if_nothing_learns(gates: Sequence[Gate], sentinels: Sequence[Training | 
     if trains and all(gate.optimizer is None for gate in gates):
         logging.getLogger(__name__).warning(
             "no gate has an optimizer, so training changes no weights; Gate(module, optimizer) has one"
+        )
+
+
+def say_what_is_cut_short(at_work: Sequence[Attachment]) -> None:
+    """Leaving a session's block ends everything; who did not mean that should know."""
+    cut_short = [a for a in at_work if a.role.trains and not a._told_to_end]
+    if cut_short:
+        logging.getLogger(__name__).warning(
+            "the session ends before its training does (%s); session.wait() waits for the end",
+            ", ".join(f"{a.name!r} after {a._done_in_words}" for a in cut_short),
         )

@@ -48,7 +48,7 @@ class Registry:
             sentinel: the recipe.
             row: whom it talks to, head first.
             session: where it is attached.
-            number: among those of its name, where it is known elsewhere how many there were.
+            number: among those of its name, where it is known elsewhere which it is.
 
         Raises:
             NameTakenError: a sentinel of that name is at work.
@@ -126,6 +126,10 @@ class Registry:
     def at_work(self, row: tuple[str, ...] | None = None) -> list[Attachment]:
         """Those that have not ended; with a ``row`` those that talk to it."""
         return [a for a in self.attachments if not a.ended and row in (None, a.row)]
+
+    def keepers(self) -> list[Attachment]:
+        """Those at work that take checkpoints."""
+        return [a for a in self.attachments if a.role.keeps and not a.ended]
 
     def withdraw(self, attachment: Attachment) -> None:
         """A sentinel that was registered did not come."""

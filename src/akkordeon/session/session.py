@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -18,16 +17,17 @@ from akkordeon.core.errors import (
     again,
 )
 from akkordeon.core.messages import Close, Due, Message
-from akkordeon.core.reports import BestKept
+from akkordeon.core.reports import BestKept, CheckpointTaken
 from akkordeon.downpour.recipe import Downpour
 from akkordeon.engines.base import Engine
 from akkordeon.pipeline.network import Network
 from akkordeon.sentinels.recipes import Evaluation, Sentinel, Training
-from akkordeon.sentinels.roles import EXPORT
+from akkordeon.sentinels.roles import EXPORT, KEEP
 from akkordeon.session.attachment import Attachment
-from akkordeon.session.launcher import Launcher, say_if_nothing_learns
+from akkordeon.session.launcher import Launcher, say_if_nothing_learns, say_what_is_cut_short
 from akkordeon.session.outbox import Outbox
 from akkordeon.session.records.recorder import Recorder
+from akkordeon.session.recovery.checkpoint import Checkpoint, checkpoint_of
 from akkordeon.session.registry import Registry
 from akkordeon.session.status import PROBE_S, Probes, Status
 from akkordeon.session.subscription import Subscription, Watchers
@@ -50,6 +50,7 @@ class Session:
         recorder: hears of everything.
         topology: where it is not the recipe's own.
         registry: where names are not the session's own.
+        resume: what it goes on from.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Session:
         *,
         topology: RowTopology | None = None,
         registry: Registry | None = None,
+        resume: Checkpoint | None = None,
     ) -> None:
         self.network = network
         self.seed = seed
@@ -75,8 +77,12 @@ class Session:
         self._recorder = recorder
         self._registry = registry or Registry(network.max_in_flight)
         self._outbox = Outbox(engine, self._registry, recorder)
-        self._supervisor = Supervisor(self._topology, self._registry, send=self._send, retire=engine.retire)
-        self._launcher = Launcher(engine, self._topology, self._registry, self._outbox, recorder, seed)
+        self._supervisor = Supervisor(
+            self._topology, self._registry, send=self._send, retire=engine.retire, resume=resume
+        )
+        stages = None if resume is None else resume.stages_for(network)
+        place = engine, self._topology, self._registry, self._outbox, recorder, seed
+        self._launcher = Launcher(*place, resume)
         self._probes = Probes(engine, self._outbox, self._supervisor, self._topology.row)
         of_another, engine.recorder = engine.recorder, recorder
         try:
@@ -88,7 +94,7 @@ class Session:
                 recorder.close()
             raise
         try:
-            engine.spawn_all(self._topology.spawns(seed))
+            engine.spawn_all(self._topology.spawns(seed, stages))
         except BaseException:
             engine.stop()
             raise
@@ -99,8 +105,8 @@ class Session:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None:
-            self._say_what_is_cut_short()
+        if error is None and not self._closed:
+            say_what_is_cut_short(self._registry.at_work())
         self.close()
         if self._closed_by != threading.get_ident():  # as in a loss, whose sentinel ends when that returns
             self._has_ended.wait()
@@ -111,15 +117,6 @@ class Session:
         if self._closed or self._error is not None:
             how = "ended" if self._closed else "failed"
         return f"<{type(self).__name__} of {len(self.network.gates)} gates: {how}>"
-
-    def _say_what_is_cut_short(self) -> None:
-        """Leaving the block ends everything; who did not mean that should know."""
-        cut_short = [a for a in self._registry.at_work() if a.role.trains and not a._told_to_end]
-        if cut_short and not self._closed:
-            logging.getLogger(__name__).warning(
-                "the session ends before its training does (%s); session.wait() waits for the end",
-                ", ".join(f"{a.name!r} after {a._done_in_words}" for a in cut_short),
-            )
 
     @property
     def attachments(self) -> list[Attachment]:
@@ -293,6 +290,14 @@ class Session:
             self._registry.remove(attachment)
             attachment.detach(drop=True)
 
+    def checkpoint(self, timeout: float | None = None) -> Checkpoint:
+        """All that the run can be taken up from, of one cut, while training goes on; see :meth:`states`."""
+        require_timeout(timeout)
+        return self._checkpoint_of(self._result(Evaluation(role=KEEP, batches=(), loss=None), timeout))
+
+    def _checkpoint_of(self, taken: CheckpointTaken) -> Checkpoint:
+        return checkpoint_of(taken, self._registry, self._supervisor.epochs_done, self.seed)
+
     # ── looking on ───────────────────────────────────────────────────────────────────────────────────
 
     def subscribe(self, watcher: Callable[[Any], None], *, inline: bool = False) -> Subscription | None:
@@ -368,14 +373,10 @@ class Session:
         of: float | None = None,
         drain: bool = True,
     ) -> None:
-        """Wait for a condition.
+        """Wait for a condition, or raise that ``what`` has not come.
 
-        Args:
-            condition: looked at after every report.
-            timeout: seconds.
-            what: has not come, if it does not.
-            of: the time the user allowed, where this is not all of it.
-            drain: have the watchers seen what led to it.
+        ``of``: the time the user allowed, where ``timeout`` is not all of it. ``drain``: have the watchers
+        seen what led to it.
         """
         require_timeout(timeout)
         came = self._engine.wait_until(
@@ -395,4 +396,4 @@ class Session:
 
     def _on_report(self, record: Any) -> None:
         self._supervisor.hear(record)
-        self._watchers.tell(record)
+        self._watchers.tell(self._checkpoint_of(record) if isinstance(record, CheckpointTaken) else record)

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from akkordeon.core.addresses import reader_of
+from akkordeon.core.checkpoint_messages import Parted
 from akkordeon.core.errors import GateFailedError, SentinelFailedError, WaitTimeoutError, explain
 from akkordeon.core.messages import Close, Detach, Due, Forget, Message
 from akkordeon.core.reports import (
@@ -32,6 +33,7 @@ from akkordeon.core.reports import (
     TrainingProgress,
 )
 from akkordeon.session.attachment import Attachment, SentinelReport
+from akkordeon.session.recovery.checkpoint import Checkpoint
 from akkordeon.session.registry import Registry
 from akkordeon.session.topology import RowTopology
 
@@ -46,6 +48,7 @@ class Supervisor:
         registry: who is attached.
         send: carries a message to an actor.
         retire: ends what was there for actors that have been told to close.
+        resume: what the run goes on from.
 
     Attributes:
         gates: the latest status of each in the row, by address.
@@ -54,6 +57,7 @@ class Supervisor:
         left: what gates left behind when they ended, by address.
         lost: gates that left nothing.
         error: why the session cannot go on, if it cannot.
+        epochs_done: of all sentinels together.
     """
 
     def __init__(
@@ -63,6 +67,7 @@ class Supervisor:
         *,
         send: Callable[[str, Message], None],
         retire: Callable[[Iterable[str]], None],
+        resume: Checkpoint | None = None,
     ) -> None:
         self.gates: dict[str, GateStatus] = {}
         self.sentinels: dict[str, SentinelStatus] = {}
@@ -75,7 +80,7 @@ class Supervisor:
         self._registry = registry
         self._send = send
         self._retire = retire
-        self._epochs_done = 0
+        self.epochs_done: int = 0 if resume is None else resume.session["epochs_done"]
 
     def hear(self, record: Any) -> None:
         """Keep what was reported and do what follows; called by one thread at a time."""
@@ -139,10 +144,10 @@ class Supervisor:
 
     def _epoch_done(self, record: EpochDone) -> None:
         self._note(record)
-        self._epochs_done += 1
+        self.epochs_done += 1
         for a in list(self._registry.attachments):
             every = getattr(a.recipe, "every_epoch", None)
-            if every is not None and not a.ended and self._epochs_done % every == 0:
+            if every is not None and not a.ended and self.epochs_done % every == 0:
                 self._send(a.address, Due())
 
     def _round_done(self, record: RoundDone) -> None:
@@ -181,6 +186,8 @@ class Supervisor:
             return
         if attachment.role.trains:
             self._registry.epochs_read.add(attachment.recipe.batches, attachment.epochs_done)
+        attachment._state = record.state
+        self._tell_keepers(attachment)
         attachment._end(record.batches, record.result, record.cut_short)
 
     # ── failures ─────────────────────────────────────────────────────────────────────────────────────
@@ -257,6 +264,12 @@ class Supervisor:
         self.sentinels.pop(attachment.address, None)
         self.answered.pop(attachment.address, None)
         self._registry.mark_ended(attachment)
+        self._tell_keepers(attachment)
+
+    def _tell_keepers(self, ended: Attachment) -> None:
+        """Have nobody who takes a checkpoint wait for it."""
+        for keeper in self._registry.keepers() if ended.role.has_place else ():
+            self._send(keeper.address, Parted(ended.address))
 
     _HANDLERS: ClassVar[dict[type, Callable[[Any, Any], None]]] = {
         EpochDone: _epoch_done,

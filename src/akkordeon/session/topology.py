@@ -15,6 +15,7 @@ from torch import Tensor
 from akkordeon.core.actor import Spawn
 from akkordeon.core.errors import RecipeError
 from akkordeon.core.messages import Close, Forget, Message
+from akkordeon.core.plain_state import StageState
 from akkordeon.core.shard_messages import Left
 from akkordeon.data.sources import as_batches
 from akkordeon.data.split import deal_data
@@ -47,9 +48,9 @@ class RowTopology:
         """Those of the row that end with the session and leave it their weights."""
         return self.row
 
-    def spawns(self, seed: int) -> Iterator[Spawn]:
-        """The actors of the start."""
-        return self._network.spawns(seed)
+    def spawns(self, seed: int, states: Mapping[str, StageState] | None = None) -> Iterator[Spawn]:
+        """The actors of the start; ``states``: what those of the row go on from, by address."""
+        return self._network.spawns(seed, states=states)
 
     def row_for(self, sentinel: Sentinel) -> tuple[str, ...]:
         """Whom a sentinel talks to, head first.

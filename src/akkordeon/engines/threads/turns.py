@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 
-from akkordeon.core.generator import GeneratorUse
+from akkordeon.core.numerics.generator import GeneratorUse
 
 __all__ = ["TURNS", "Turns"]
 

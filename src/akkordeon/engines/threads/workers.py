@@ -26,8 +26,8 @@ from typing import Any
 import torch
 
 from akkordeon.core.actor import Actor
-from akkordeon.core.generator import GeneratorUse
 from akkordeon.core.messages import Kind, Message
+from akkordeon.core.numerics.generator import GeneratorUse
 from akkordeon.core.reports import Undelivered
 from akkordeon.engines.base import Listener, Load, bounded
 from akkordeon.engines.interpreter import Cell, Interpreter

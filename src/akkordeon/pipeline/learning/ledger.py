@@ -6,7 +6,10 @@ that came are done but a few; those are listed.
 
 from __future__ import annotations
 
-from akkordeon.core.messages import Applied, Batch
+from collections.abc import Mapping
+
+from akkordeon.core.messages import Batch
+from akkordeon.core.plain_state import Applied
 
 __all__ = ["Ledger"]
 
@@ -15,11 +18,19 @@ LISTED_MAX = 1024
 
 
 class Ledger:
-    """Keeps, of every sentinel, the batches that were learned from."""
+    """Keeps, of every sentinel, the batches that were learned from.
 
-    def __init__(self) -> None:
-        self._next: dict[str, int] = {}
-        self._missing: dict[str, dict[int, None]] = {}
+    Args:
+        applied: what it goes on from.
+    """
+
+    def __init__(self, applied: Mapping[str, Applied]) -> None:
+        self._next = {sentinel: each.next for sentinel, each in applied.items()}
+        self._missing = {
+            sentinel: dict.fromkeys(sorted(each.missing))
+            for sentinel, each in applied.items()
+            if each.missing
+        }
 
     def add(self, batch: Batch) -> None:
         """A batch was learned from."""

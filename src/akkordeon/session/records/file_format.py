@@ -26,13 +26,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from akkordeon.core import messages, shard_messages
+from akkordeon.core import checkpoint_messages, messages, shard_messages
 from akkordeon.core.errors import RecordError, explain
 from akkordeon.core.messages import Message
 
 __all__ = [
     "FORMAT",
     "LINE_BYTES_MAX",
+    "RHYTHM",
     "LineDigest",
     "encoded",
     "fields_of",
@@ -47,6 +48,10 @@ FORMAT = 4
 
 LINE_BYTES_MAX = 2**28
 """Of a line that is read: a damaged file of a few bytes could unpack to one that fills the memory."""
+
+
+RHYTHM = ("every_s", "every_updates", "at_rest")
+"""What a record has of the recipe of a sentinel that takes checkpoints."""
 
 
 class LineDigest:
@@ -98,7 +103,7 @@ def fields_of(message: Message) -> dict[str, Any]:
 def message_of(what: Mapping[str, Any]) -> Message:
     """A message of the session's, made again from its fields."""
     given = dict(what)
-    kind = {**vars(messages), **vars(shard_messages)}[given.pop("type")]
+    kind = {**vars(messages), **vars(shard_messages), **vars(checkpoint_messages)}[given.pop("type")]
     if not (isinstance(kind, type) and issubclass(kind, Message)):
         raise ValueError(f"{kind!r} is no message")
     return kind(**given)

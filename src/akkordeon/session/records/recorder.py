@@ -17,7 +17,7 @@ from akkordeon.core.errors import RecordError, explain
 from akkordeon.core.messages import Message
 from akkordeon.downpour.recipe import Downpour
 from akkordeon.pipeline.network import Network
-from akkordeon.sentinels.recipes import Sentinel, Training
+from akkordeon.sentinels.recipes import Evaluation, Sentinel, Training
 from akkordeon.session.records import file_format
 from akkordeon.session.records.digest import Digest, data_fingerprint, fingerprint, key_of
 
@@ -69,7 +69,9 @@ class Recorder:
         """A sentinel joins; of its data so many epochs were read by others before."""
         what: dict[str, Any] = {"name": name, "role": recipe.role}
         try:
-            if recipe.role.answers:
+            if isinstance(recipe, Evaluation) and recipe.role.keeps:
+                what["keeps"] = {name: getattr(recipe, name) for name in file_format.RHYTHM}
+            elif recipe.role.answers:
                 what["inputs"] = file_format.packed(recipe.batches)
                 what["batch_size"], what["in_flight"] = recipe.batch_size, recipe.in_flight
             else:

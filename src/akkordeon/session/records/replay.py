@@ -28,9 +28,9 @@ from akkordeon.engines.interpreter import Interpreter
 from akkordeon.pipeline.network import Network
 from akkordeon.sentinels.factory import make_actors
 from akkordeon.sentinels.recipes import Evaluation, Training, require_recipes
-from akkordeon.sentinels.roles import Role
+from akkordeon.sentinels.roles import KEEPERS, Role
 from akkordeon.session.records.digest import Digest, data_fingerprint, key_of
-from akkordeon.session.records.file_format import message_of, unpacked
+from akkordeon.session.records.file_format import RHYTHM, message_of, unpacked
 from akkordeon.session.records.record import Record
 from akkordeon.session.topology import topology_of
 
@@ -190,6 +190,9 @@ class _Replay(Interpreter[_Cell]):
 
     def _recipe(self, what: dict[str, Any]) -> Training | Evaluation:
         name, role = what["name"], what["role"]
+        if "keeps" in what:
+            rhythm = {field: what["keeps"].get(field) for field in RHYTHM}
+            return Evaluation(role=KEEPERS[role], batches=(), loss=None, **rhythm)
         if "inputs" in what:
             if what["inputs"] is None:
                 raise ReplayError(

@@ -1,0 +1,52 @@
+"""What a sentinel that takes checkpoints and the others tell each other; its cuts are as everybody's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from akkordeon.core.messages import Message
+from akkordeon.core.plain_state import Applied, PlainState
+
+__all__ = ["GoOn", "Joined", "Locate", "Located", "Parted"]
+
+
+@dataclass(frozen=True, slots=True)
+class Joined(Message):
+    """A sentinel is part of the network now: checkpoints are to have its place. Session to checkpointer."""
+
+    sentinel: str
+
+
+@dataclass(frozen=True, slots=True)
+class Parted(Message):
+    """A sentinel has ended, and answers no more. Session to checkpointer."""
+
+    sentinel: str
+
+
+@dataclass(frozen=True, slots=True)
+class Locate(Message):
+    """Say where you are in what you do. Checkpointer to sentinel, which asks its reader on.
+
+    Attributes:
+        asker: who wants to know.
+        hold: come to rest first, with nothing under way, and begin nothing new before you are told to.
+        applied: which of your batches the weights have learned from that are being kept.
+    """
+
+    asker: str
+    hold: bool = False
+    applied: Applied | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Located(Message):
+    """Where a sentinel, or its reader, is; see :class:`Locate`."""
+
+    by: str
+    state: PlainState
+
+
+@dataclass(frozen=True, slots=True)
+class GoOn(Message):
+    """The rest that :class:`Locate` had asked for is over. Checkpointer, or session, to sentinel."""

@@ -1,0 +1,1 @@
+"""What forwards and backwards run under: autograd, autocast, the generator of the process."""

@@ -1,0 +1,91 @@
+"""All that a run can be taken up from, in memory: of one consistent cut."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from akkordeon.core.errors import RecipeError
+from akkordeon.core.plain_state import PlainState, StageState
+from akkordeon.core.reports import CheckpointTaken
+from akkordeon.downpour.recipe import Downpour
+from akkordeon.pipeline.module_state import tensors_of
+from akkordeon.pipeline.network import Network
+from akkordeon.session.attachment import Attachment
+from akkordeon.session.registry import Registry
+
+__all__ = ["Checkpoint", "checkpoint_of"]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a run was at one moment.
+
+    Attributes:
+        stages: weights, and what each stage learns with, by address in the row of cuts, head first.
+        sentinels: what each goes on from, by name: role, address, place in its data, counts, best so far.
+        session: its seed, epochs counted, the generator's state where all were at rest.
+        number: of the checkpoint in its run.
+    """
+
+    stages: Mapping[str, StageState]
+    sentinels: Mapping[str, PlainState]
+    session: PlainState
+    number: int = 0
+
+    def stages_for(self, network: Network | Downpour) -> Mapping[str, StageState]:
+        """What the stages of a network go on from; those of other gates of the same layers, too.
+
+        Raises:
+            RecipeError: it is another network.
+        """
+        row = network.row()
+        for address in row:
+            if address not in self.stages:
+                raise RecipeError(
+                    f"the checkpoint has {', '.join(self.stages)}, the network {', '.join(row)}"
+                )
+        for address, gate in zip(network.row(), network.gates, strict=False):
+            has = {name: tuple(tensor.shape) for name, tensor in tensors_of(gate.module).items()}
+            kept = {name: tuple(tensor.shape) for name, tensor in self.stages[address].tensors.items()}
+            for name in sorted(has.keys() | kept.keys()):
+                if has.get(name) != kept.get(name):
+                    raise RecipeError(
+                        f"the checkpoint is of another network: {name} of {address} is "
+                        f"{_shown(kept.get(name))} there and {_shown(has.get(name))} here"
+                    )
+        return self.stages
+
+
+def checkpoint_of(taken: CheckpointTaken, registry: Registry, epochs_done: int, seed: int) -> Checkpoint:
+    """What a sentinel has kept, with what the session knows beside it.
+
+    Args:
+        taken: of the gates, and of sentinels at work.
+        registry: knows their names, those that have ended, and the best weights.
+        epochs_done: of all sentinels together.
+        seed: of the session.
+    """
+    sentinels: dict[str, PlainState] = {}
+    for attachment in registry.attachments:
+        state = taken.sentinels.get(attachment.address, attachment._state)
+        if attachment.role.keeps and attachment.role.repeats:
+            state = {"role": str(attachment.role), "rounds": taken.number, "random": taken.random}
+        if state is not None:
+            sentinels[attachment.name] = {
+                **state,
+                "address": attachment.address,
+                "before": attachment._epochs_before,
+                "best_kept": _best(attachment),
+            }
+    session = {"seed": seed, "epochs_done": epochs_done, "random": taken.random}
+    return Checkpoint(taken.stages, sentinels, session, taken.number)
+
+
+def _best(attachment: Attachment) -> PlainState | None:
+    best = attachment.best
+    return None if best is None else {"round": best.round, "value": best.value, "states": best.states}
+
+
+def _shown(shape: tuple[int, ...] | None) -> str:
+    return "missing" if shape is None else str(shape)

@@ -1,0 +1,134 @@
+"""A run that is taken up from a checkpoint is the run that never stopped."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import akkordeon as ak
+from akkordeon.session.recovery.checkpoint import Checkpoint
+
+SAMPLES, SIZE = 90, 8
+X = torch.randn(SAMPLES, 6, generator=torch.Generator().manual_seed(1))
+Y = X.sum(1).gt(0).long()
+
+
+def _adamw(parameters):
+    optimizer = torch.optim.AdamW(parameters, lr=0.01)
+    return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 60)
+
+
+def _sgd(parameters):
+    return torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
+
+
+def _network(optimizer=_sgd, rule=None, dropout=nn.Dropout):
+    torch.manual_seed(3)
+    rule = rule or ak.Stash()
+    return ak.Network(
+        [
+            ak.Gate(nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU()), optimizer, rule),
+            ak.Gate(nn.Sequential(dropout(0.3), nn.Linear(16, 16), nn.ReLU()), optimizer, rule),
+            ak.Gate(nn.Linear(16, 2), optimizer, rule),
+        ]
+    )
+
+
+def _batches():
+    return ak.Batches(X, Y, SIZE, shuffle=True, seed=5)
+
+
+def _loader():
+    generator = torch.Generator().manual_seed(4)
+    return DataLoader(TensorDataset(X, Y), SIZE, shuffle=True, generator=generator, num_workers=2)
+
+
+def _run(network, source, in_flight=1, every=7, resume=None, validate=False, until=None):
+    """A run to its end, or to the checkpoint of a number; its weights, what it kept, and its records."""
+    kept, reached = [], threading.Event()
+
+    def watch(record):
+        if isinstance(record, Checkpoint):
+            kept.append(record)
+            if until is not None and record.number == until:
+                reached.set()
+
+    loss = nn.CrossEntropyLoss()
+    with ak.run(network, ak.Threads(1), seed=2, resume=resume) as session:
+        session.subscribe(watch)
+        sentinels = [
+            ak.Sentinel.train(source(), loss, epochs=4, in_flight=in_flight, name="a"),
+            ak.Sentinel.checkpoint(every_updates=every),
+        ]
+        if validate:
+            best = ak.Best("loss", patience=None)
+            sentinels.insert(1, ak.Sentinel.validate((X, Y), loss, every_updates=5, best=best, name="v"))
+        attached = session.attach_all(sentinels)
+        if until is not None:
+            assert reached.wait(60)
+            return None, kept, attached
+        session.wait(60)
+        return session.states(), kept, attached
+
+
+def _assert_same(one, other):
+    for address, state in one.items():
+        for name, tensor in state.items():
+            assert torch.equal(tensor, other[address][name]), (address, name)
+
+
+CASES = {
+    "sgd with momentum": {},
+    "adamw with a scheduler": {"optimizer": _adamw},
+    "delay compensation": {"rule": ak.DelayCompensation("adaptive")},
+    "seeded dropout": {"dropout": ak.nn.Dropout},
+}
+
+
+@pytest.mark.parametrize("in_flight", [1, 3])
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_with_one_worker_a_resumed_run_has_the_bits_of_the_one_that_never_stopped(case, in_flight):
+    whole, kept, _ = _run(_network(**case), _batches, in_flight)
+    assert len(kept) > 5
+    for number in (0, 3):
+        again, _, attached = _run(_network(**case), _batches, in_flight, resume=kept[number])
+        _assert_same(whole, again)
+        assert attached[0].batches.as_tuple() == (48, 48, 0, 0)
+        assert attached[0].epochs_done == 4
+
+
+def test_a_second_resume_inside_one_epoch_has_the_bits_too():
+    whole, _, _ = _run(_network(), _batches, every=3)
+    _, kept, _ = _run(_network(), _batches, every=3, until=1)
+    _, again, _ = _run(_network(), _batches, every=3, resume=kept[0], until=3)
+    assert [each.number for each in again[:2]] == [2, 3]
+    assert again[1].sentinels["a"]["position"]["place"][0] == 0
+    last, _, _ = _run(_network(), _batches, every=3, resume=again[1])
+    _assert_same(whole, last)
+
+
+def test_a_loader_with_workers_goes_on_where_it_was():
+    whole, kept, _ = _run(_network(), _loader)
+    again, _, _ = _run(_network(), _loader, resume=kept[2])
+    _assert_same(whole, again)
+
+
+def test_a_validator_goes_on_with_its_rounds_and_its_best():
+    whole, kept, attached = _run(_network(), _batches, validate=True)
+    again, _, resumed = _run(_network(), _batches, validate=True, resume=kept[3])
+    _assert_same(whole, again)
+    assert attached[1].rounds_done == resumed[1].rounds_done
+    rounds = [[(r.round, r.loss, r.version) for r in each[1].rounds] for each in (attached, resumed)]
+    assert rounds[1] == rounds[0][-len(rounds[1]) :]
+    assert (resumed[1].best.round, resumed[1].best.value) == (attached[1].best.round, attached[1].best.value)
+
+
+def test_another_network_is_refused_with_what_differs():
+    _, kept, _ = _run(_network(), _batches, until=1)
+    other = ak.Network([ak.Gate(nn.Linear(6, 2), _sgd), *_network().gates[1:]])
+    with pytest.raises(ak.errors.RecipeError, match=r"another network: 0\.bias of gate/0 is \(16,\) there"):
+        ak.run(other, resume=kept[0])
