@@ -28,7 +28,7 @@ from settings import SETTINGS, Setting, build, dataset
 from torch import Tensor
 
 import akkordeon as ak
-from akkordeon.engines.ray.connection import join
+from akkordeon.engines.ray.cluster.connection import join
 
 LR = 0.01
 

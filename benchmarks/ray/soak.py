@@ -22,7 +22,7 @@ import torch.nn.functional as F
 
 import akkordeon as ak
 from akkordeon.engines.ray import detached as networks
-from akkordeon.engines.ray.connection import join
+from akkordeon.engines.ray.cluster.connection import join
 from akkordeon.experiments.tasks.named import digits
 
 NAME = "soak"

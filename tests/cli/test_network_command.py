@@ -13,7 +13,7 @@ import pytest
 from tests.support.terminals import free_port, says
 
 from akkordeon.core.errors import ClusterError
-from akkordeon.engines.ray.connection import ClusterProbe
+from akkordeon.engines.ray.cluster.connection import ClusterProbe
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install '.[ray]'")
 
@@ -106,7 +106,7 @@ def test_sentinels_train_and_validate_a_network_that_outlives_them(terminals, tm
 
 def test_of_two_who_start_ray_at_one_address_the_second_finds_that_of_the_first(monkeypatch, tmp_path):
     """Both failed: each saw the port of the other before anything answered there."""
-    from akkordeon.engines.ray import processes
+    from akkordeon.engines.ray.cluster import processes
 
     monkeypatch.setenv("HOME", str(tmp_path))
     at = f"127.0.0.1:{free_port()}"
@@ -134,7 +134,7 @@ def test_a_machine_outside_the_cluster_is_told_to_join_at_once(monkeypatch):
     """Ray looks for a minute, and does not say for what."""
     import psutil
 
-    from akkordeon.engines.ray.connection import _check_member
+    from akkordeon.engines.ray.cluster.connection import _check_member
 
     raylet = SimpleNamespace(info={"cmdline": ["/ray/raylet/raylet", "--gcs-address=10.0.0.7:25520"]})
     monkeypatch.setattr(psutil, "process_iter", lambda attributes: [raylet])

@@ -32,7 +32,7 @@ class FakeRay:
         ready = [ref for ref in refs if ref in self.answered][:num_returns]
         return ready, [ref for ref in refs if ref not in ready]
 
-    def get(self, ref: str) -> Any:
+    def get(self, ref: str, timeout: float) -> Any:
         answer = self.answered[ref]
         if isinstance(answer, Exception):
             raise answer

@@ -43,7 +43,7 @@ class FakeRay:
     def wait(self, refs: list[Any], num_returns: int, timeout: float) -> tuple[list[Any], list[Any]]:
         return refs, []
 
-    def get(self, refs: list[Any]) -> list[Any]:
+    def get(self, refs: list[Any], timeout: float) -> list[Any]:
         return refs
 
     def kill(self, handle: FakeHost) -> None:

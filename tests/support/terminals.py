@@ -102,8 +102,12 @@ def open_terminals(home: Path) -> Iterator[Callable[..., Terminal]]:
             each.process.wait()
         each.rest()
     for note in (home / ".akkordeon" / "heads").glob("*.json"):
-        code = f"from akkordeon.engines.ray.processes import end_head; end_head('localhost:{note.stem}')"
-        subprocess.run([sys.executable, "-c", code], env={**os.environ, "HOME": str(home)}, timeout=60)
+        code = "from akkordeon.engines.ray.cluster import processes; processes.end_head('localhost:{}')"
+        subprocess.run(
+            [sys.executable, "-c", code.format(note.stem)],
+            env={**os.environ, "HOME": str(home)},
+            timeout=60,
+        )
 
 
 def free_port() -> int:

@@ -15,7 +15,7 @@ import ray
 
 import akkordeon as ak
 from akkordeon.engines.ray import hosts
-from akkordeon.engines.ray.connection import join
+from akkordeon.engines.ray.cluster.connection import join
 from akkordeon.engines.ray.host_pool import SESSION_HOST, HostPool
 from akkordeon.engines.ray.placement import is_replica
 

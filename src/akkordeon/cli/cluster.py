@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from akkordeon.engines.ray.connection import join, probe, require_ray
+from akkordeon.engines.ray.cluster.connection import join, probe, require_ray
 
 __all__ = ["cluster_at", "detached_networks"]
 

@@ -14,9 +14,9 @@ import typer
 from akkordeon.cli.cluster import cluster_at, detached_networks
 from akkordeon.cli.options import Address, Target
 from akkordeon.core.errors import AkkordeonError, ClusterError
-from akkordeon.engines.ray import processes
-from akkordeon.engines.ray.connection import join as join_cluster
-from akkordeon.engines.ray.connection import parse_target, require_ray
+from akkordeon.engines.ray.cluster import processes
+from akkordeon.engines.ray.cluster.connection import join as join_cluster
+from akkordeon.engines.ray.cluster.connection import parse_target, require_ray
 from akkordeon.experiments.config import GateRule, TrainConfig
 from akkordeon.experiments.presets import rule_named
 from akkordeon.experiments.tasks.loader import load_network

@@ -13,7 +13,7 @@ import typer
 from akkordeon.cli.errors import ENDED_BY
 from akkordeon.cli.options import with_settings
 from akkordeon.core.errors import WaitTimeoutError
-from akkordeon.engines.ray.connection import parse_target, probe
+from akkordeon.engines.ray.cluster.connection import parse_target, probe
 from akkordeon.experiments.config import TrainConfig
 from akkordeon.experiments.tasks.loader import load_task
 from akkordeon.experiments.tasks.named import NAMED

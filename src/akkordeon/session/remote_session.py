@@ -37,7 +37,7 @@ def connect(target: str) -> Session:
         ClusterError: there is no cluster, it does not let us in, it has no such network, or Ray is not
             installed.
     """
-    from akkordeon.engines.ray.connection import parse_target, require_ray
+    from akkordeon.engines.ray.cluster.connection import parse_target, require_ray
 
     address, name = parse_target(target)
     require_ray()

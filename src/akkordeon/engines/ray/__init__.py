@@ -20,8 +20,7 @@ through it, each with a session host of its own, and leave.
 
     serialization.py   anything as bytes and buffers
     placement.py       which actors share a host
-    connection.py      reaching a cluster, and why it cannot be reached
-    processes.py       Ray's own processes on this machine
+    cluster/           reaching Ray, its own processes on this machine, and waits for it that end
     hosts.py           what runs in a Ray actor
     heartbeats.py      which processes answer
     host_pool.py       hosts made, actors shipped to them, and the routes between them

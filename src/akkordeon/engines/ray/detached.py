@@ -12,7 +12,8 @@ import torch
 
 from akkordeon.core.actor import Spawn
 from akkordeon.core.errors import ClusterError, NameTakenError, explain
-from akkordeon.engines.ray.connection import NAMESPACE, join
+from akkordeon.engines.ray.cluster.connection import NAMESPACE, join
+from akkordeon.engines.ray.cluster.waits import ANSWER_S, ask, end_actor
 from akkordeon.engines.ray.engine import Ray
 from akkordeon.engines.ray.host_pool import (
     READY_S,
@@ -43,13 +44,14 @@ __all__ = [
 
 PREFIX = "network/"
 
-ANSWER_S = 10.0
-"""How long a registrar may take to answer."""
-
 
 def wait_for_machines(count: int) -> None:
-    """Wait until so many machines are part of the cluster, for as long as it takes."""
-    while sum(node["Alive"] for node in ray.nodes()) < count:  # type: ignore[no-untyped-call]
+    """Wait until so many machines are part of the cluster, for as long as it takes and there is a cluster.
+
+    Raises:
+        ClusterError: its head does not answer.
+    """
+    while sum(node["Alive"] for node in ask(ray.nodes, "its machines")) < count:
         time.sleep(0.5)
 
 
@@ -101,7 +103,7 @@ def start(
         _answer(registrar.open.remote(info, registrar), READY_S)
     except BaseException:
         for handle in [*pool.hosts.values(), registrar]:
-            ray.kill(handle)
+            end_actor(ray, handle)
         raise
 
 
@@ -112,7 +114,7 @@ def _leftovers(name: str) -> list[str]:
 
 def _named_actors() -> list[str]:
     """The names of all of ours in the cluster."""
-    found = ray.util.list_named_actors(all_namespaces=True)
+    found = ask(lambda: ray.util.list_named_actors(all_namespaces=True), "its networks")
     return [actor["name"] for actor in found if actor["namespace"] == NAMESPACE]
 
 
@@ -121,7 +123,7 @@ def _end_leftovers(name: str) -> bool:
     left = _leftovers(name)
     for host in left:
         with suppress(ValueError):  # it ended by itself
-            ray.kill(ray.get_actor(host, namespace=NAMESPACE))
+            end_actor(ray, _named(host))
     deadline_s = time.monotonic() + ANSWER_S
     while _leftovers(name) and time.monotonic() < deadline_s:
         time.sleep(0.1)
@@ -132,7 +134,8 @@ def _new_registrar(name: str) -> Any:
     """A registrar, on this machine: others may leave the cluster."""
     options = {**UNRECORDED, "num_cpus": 0, **on_this_node(), **detached_as(PREFIX + name)}
     try:
-        return ray.remote(**options)(Registrar).remote(name)
+        make = ray.remote(**options)(Registrar).remote
+        return ask(lambda: make(name), "a registrar", READY_S)
     except ValueError as error:
         raise NameTakenError(
             f"there is a network {name!r} here already; give this one another --name, or stop that one"
@@ -152,7 +155,7 @@ def stop(address: str, name: str) -> None:
             return
         raise
     _answer(registrar.end.remote("the network was stopped"))
-    ray.kill(registrar)
+    end_actor(ray, registrar)
 
 
 # ── looking ──────────────────────────────────────────────────────────────────────────────────────────
@@ -223,10 +226,15 @@ def detach(address: str, name: str, sentinel: str, drop: bool = False) -> None:
 
 def _registrar(address: str, name: str) -> Any:
     try:
-        return ray.get_actor(PREFIX + name, namespace=NAMESPACE)
+        return _named(PREFIX + name)
     except ValueError as error:
         known = ", ".join(map(repr, names())) or "none"
         raise ClusterError(f"there is no network {name!r} at {address}; there are: {known}") from error
+
+
+def _named(name: str) -> Any:
+    """The actor of that name; ``ValueError`` if there is none."""
+    return ask(lambda: ray.get_actor(name, namespace=NAMESPACE), f"{name!r}")
 
 
 def _answer(ref: Any, timeout_s: float = ANSWER_S) -> Any:

@@ -19,7 +19,8 @@ from akkordeon.core.errors import ClusterError, RecipeError, SessionError, expla
 from akkordeon.core.messages import Message
 from akkordeon.core.reports import ActorFailed, ActorLost, ClusterLost, SentinelEnded, Undelivered
 from akkordeon.engines.base import Engine, Load, ProcessState, bounded
-from akkordeon.engines.ray.connection import ClusterProbe, join, parse_address, require_ray, within
+from akkordeon.engines.ray.cluster.connection import ClusterProbe, join, parse_address, require_ray
+from akkordeon.engines.ray.cluster.waits import FETCH_S, within
 from akkordeon.engines.ray.heartbeats import HEARTBEAT_S, SILENT_S, Heartbeats, Lost
 from akkordeon.engines.ray.host_pool import READY_S, SESSION_HOST, HostPool, shipped
 from akkordeon.engines.ray.placement import Placement, check_row, is_visitor, require_placement
@@ -136,17 +137,15 @@ class Ray(Engine):
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(STOP_S)
         self._thread = None
-        within(STOP_S, self._end_hosts)
+        if not self._pool.lost:  # else Ray would have nobody to tell
+            within(STOP_S, self._end_hosts)
         if self._local is not None:
             self._local.stop()
             self._local = None
         self._pool.clear()
         self._local_addresses.clear()
         if self._process is not None:
-            if self._pool.lost:
-                within(STOP_S, self._leave)  # Ray waits for what is no more
-            else:
-                self._leave()
+            self._leave()
             self._process.restore()
             self._process = None
 
@@ -254,8 +253,8 @@ class Ray(Engine):
         ready, _ = ray.wait(asked, num_returns=len(asked), timeout=LOADS_S) if asked else ([], [])
         found = dict(self._local.loads()) if self._local is not None else {}
         for ref in ready:
-            with suppress(ray.exceptions.RayActorError):
-                found.update(ray.get(ref))
+            with suppress(ray.exceptions.RayError):
+                found.update(ray.get(ref, timeout=FETCH_S))
         return found
 
     def locations(self) -> dict[str, tuple[str, int]]:

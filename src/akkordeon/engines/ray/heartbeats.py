@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from akkordeon.engines.ray.connection import require_ray
+from akkordeon.engines.ray.cluster.connection import require_ray
+from akkordeon.engines.ray.cluster.waits import FETCH_S
 
 __all__ = ["HEARTBEAT_S", "SILENT_S", "Heartbeats", "Lost"]
 
@@ -61,7 +62,7 @@ class Heartbeats:
                 self._since_s.pop(name, None)
             self._heard_s.pop(name, None)
             try:
-                found.append((name, ray.get(ref)))
+                found.append((name, ray.get(ref, timeout=FETCH_S)))
                 self._heard_s[name] = time.monotonic()
             except ray.exceptions.ActorUnavailableError:
                 continue  # it may come back; if it does not, Ray says that it died

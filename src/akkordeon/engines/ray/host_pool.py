@@ -18,7 +18,8 @@ import torch
 
 from akkordeon.core.actor import Actor, Spawn
 from akkordeon.core.errors import ClusterError, RecipeError
-from akkordeon.engines.ray.connection import NAMESPACE, require_ray
+from akkordeon.engines.ray.cluster.connection import NAMESPACE, require_ray
+from akkordeon.engines.ray.cluster.waits import FETCH_S, ask, end_actor
 from akkordeon.engines.ray.placement import Placement, host_of, is_replica, sum_of_resources
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ class HostPool:
             came = "died" if isinstance(error, ray.exceptions.RayActorError) else f"took {READY_S:g} s"
             raise ClusterError(
                 f"the cluster did not bring up {', '.join(new)}: a process {came}; what was asked for: "
-                f"{wishes}; what there is: {ray.available_resources()}"
+                f"{wishes}; what there is: {ask(ray.available_resources, 'what there is')}"
             ) from error
         with self._lock:
             self.locations.update(found)
@@ -157,12 +158,13 @@ class HostPool:
         self, name: str, kind: type[HostProcess], options: dict[str, Any], arguments: tuple[Any, ...]
     ) -> Any:
         """Have Ray begin a process."""
-        return require_ray().remote(**options)(kind).remote(*arguments)
+        make = require_ray().remote(**options)(kind).remote
+        return ask(lambda: make(*arguments), f"a process for {name}", READY_S)
 
     def end(self, name: str, handle: Any) -> None:
         """End a process, unless it was here before."""
         if name not in self._foreign:
-            require_ray().kill(handle)
+            end_actor(require_ray(), handle)
 
     def clear(self) -> None:
         """Know nobody any more."""
@@ -313,7 +315,7 @@ class HostPool:
                 raise ray.exceptions.GetTimeoutError(f"no answer within {timeout_s:g} s")
             patience_s = min(WAIT_S, max(0.0, deadline_s - time.monotonic()))
             _, left = ray.wait(left, num_returns=len(left), timeout=patience_s)
-        return list(ray.get(refs))
+        return list(ray.get(refs, timeout=FETCH_S))
 
 
 def shipped(make: Callable[[], Actor]) -> Serialized:

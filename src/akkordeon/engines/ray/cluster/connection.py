@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import os
 import socket
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from akkordeon.core.errors import ClusterError
+from akkordeon.engines.ray.cluster.signals import signals_kept
+from akkordeon.engines.ray.cluster.waits import ask, within
 
 __all__ = [
     "NAMESPACE",
@@ -29,7 +30,6 @@ __all__ = [
     "probe",
     "require_ray",
     "token_here",
-    "within",
 ]
 
 NAMESPACE = "akkordeon"
@@ -38,6 +38,9 @@ NAMESPACE = "akkordeon"
 SYSTEM_CONFIG = {"max_direct_call_object_size": 600_000}
 """What the heads that we start are told: up to this many bytes travel within a call. Ray's own 100,000 makes
 a message of 200 KB, which then goes through shared memory, cost twice as much as it must."""
+
+LEAVE_S = 10.0
+"""How long Ray may take to leave a cluster, or to end one; where the head is dead it waits for it."""
 
 PROBE_S = 3.0
 """How long a host, and then its cluster, may take to answer."""
@@ -78,7 +81,7 @@ def join(address: str | None) -> Callable[[], None]:
     if address is not None:
         probe(address)
         _check_member(address)
-    with _token_mode():
+    with _token_mode(), signals_kept():
         try:
             ray.init(
                 address=address or "local",
@@ -91,8 +94,12 @@ def join(address: str | None) -> Callable[[], None]:
             )
         except Exception as error:
             raise ClusterError(_why(error, address)) from error
-    shutdown: Callable[[], None] = ray.shutdown
-    return shutdown
+    return _leave
+
+
+def _leave() -> None:
+    with signals_kept():
+        within(LEAVE_S, require_ray().shutdown)
 
 
 def _check_same(ray: ModuleType, address: str | None) -> None:
@@ -186,7 +193,7 @@ class ClusterProbe:
         ray = require_ray()
         context = ray.get_runtime_context()
         self._head = parse_address(context.gcs_address)
-        nodes = {node["NodeID"]: node for node in ray.nodes()}
+        nodes = {node["NodeID"]: node for node in ask(ray.nodes, "its machines")}
         mine = nodes[context.get_node_id()]
         self._node = mine["NodeManagerAddress"], int(mine["NodeManagerPort"])
 
@@ -197,19 +204,6 @@ class ClusterProbe:
     def head_answers(self) -> bool:
         """Whether the head of the cluster is there."""
         return answers(*self._head)
-
-
-def within(seconds: float, do: Callable[[], object]) -> bool:
-    """Do something of Ray's that has no end of its own if Ray is dead; whether it was done by then."""
-    done = threading.Event()
-
-    def work() -> None:
-        with suppress(Exception):
-            do()
-        done.set()
-
-    threading.Thread(target=work, name="akkordeon-ray-within", daemon=True).start()
-    return done.wait(seconds)
 
 
 def parse_target(target: str) -> tuple[str, str]:

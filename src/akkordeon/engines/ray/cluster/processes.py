@@ -17,9 +17,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any
 
 from akkordeon.core.errors import ClusterError
-from akkordeon.engines.ray.connection import (
+from akkordeon.engines.ray.cluster.connection import (
     SYSTEM_CONFIG,
     answers,
     is_member,
@@ -41,6 +42,12 @@ STARTED = "Ray runtime started"
 
 END_S = 20.0
 """How long it may take to end."""
+
+ALONE_S = 2 * START_S
+"""How long one command waits for another that starts a head at the same address."""
+
+POLL_S = 0.1
+"""How often it is seen what has become of a process."""
 
 CONNECT_S = 2.0
 """How long it may take to answer one who asks."""
@@ -118,7 +125,7 @@ def _started(address: str, dashboard: bool) -> bool:
             if process.poll() is not None or time.monotonic() > deadline_s:
                 last = " ".join(log.read_text().split())[-300:]
                 raise ClusterError(f"Ray did not start at {address}; its log {log} ends: {last}")
-            time.sleep(0.2)
+            time.sleep(POLL_S)
         probe(address)
     except BaseException:
         end_head(address)
@@ -136,9 +143,25 @@ def _alone(address: str) -> Iterator[None]:
 
     lock = _note(address).with_suffix(".lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
+    deadline_s = time.monotonic() + ALONE_S
     with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # ends with the process
+        while not _taken(fcntl, file):
+            if time.monotonic() > deadline_s:
+                raise ClusterError(
+                    f"another command has been starting Ray at {address} for {ALONE_S:g} s; look at it, "
+                    "or choose another port with --listen"
+                )
+            time.sleep(POLL_S)
         yield
+
+
+def _taken(fcntl: Any, file: IO[str]) -> bool:
+    """Whether the lock is ours now; it ends with this process."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def is_loopback(address: str) -> bool:
@@ -191,7 +214,7 @@ def end_head(address: str) -> bool:
     while _began(pid) is not None:
         if time.monotonic() > deadline_s:
             return False
-        time.sleep(0.1)
+        time.sleep(POLL_S)
     _note(address).unlink(missing_ok=True)
     return True
 
@@ -201,7 +224,7 @@ def _wait_until_started(process: subprocess.Popen[bytes], log: Path, address: st
     while STARTED not in (text := " ".join(log.read_text().split())):
         if process.poll() is not None or time.monotonic() > deadline_s:
             raise ClusterError(f"Ray did not join {address}; its log {log} ends: {text[-300:]}")
-        time.sleep(0.2)
+        time.sleep(POLL_S)
 
 
 # ── details ──────────────────────────────────────────────────────────────────────────────────────────

@@ -1,0 +1,1 @@
+"""Ray itself: reaching a cluster, its processes on this machine, and waits for it that end."""
