@@ -26,6 +26,10 @@ def _sgd(parameters):
     return torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
 
 
+def _plain(parameters):
+    return torch.optim.SGD(parameters, lr=0.1)
+
+
 def _network(optimizer=_sgd, rule=None, dropout=nn.Dropout):
     torch.manual_seed(3)
     rule = rule or ak.Stash()
@@ -130,5 +134,124 @@ def test_a_validator_goes_on_with_its_rounds_and_its_best():
 def test_another_network_is_refused_with_what_differs():
     _, kept, _ = _run(_network(), _batches, until=1)
     other = ak.Network([ak.Gate(nn.Linear(6, 2), _sgd), *_network().gates[1:]])
-    with pytest.raises(ak.errors.RecipeError, match=r"another network: 0\.bias of gate/0 is \(16,\) there"):
+    with pytest.raises(ak.errors.RecipeError, match=r"another network: bias of gate/0 is \(16,\) there"):
         ak.run(other, resume=kept[0])
+
+
+def _flat(gates, optimizer=_adamw):
+    torch.manual_seed(3)
+    layers = [nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2)]
+    return ak.Network.from_module(nn.Sequential(*layers), gates, optimizer, ak.DelayCompensation())
+
+
+@pytest.mark.parametrize("gates", [1, 2, 4])
+def test_the_same_layers_in_other_gates_go_on_to_the_bit(gates):
+    whole, kept, _ = _run(_flat(3), _batches)
+    again, _, _ = _run(_flat(gates), _batches, resume=kept[2])
+    merged = [{name: t for state in each.values() for name, t in state.items()} for each in (whole, again)]
+    assert merged[0].keys() == merged[1].keys()
+    for name, tensor in merged[0].items():
+        assert torch.equal(tensor, merged[1][name]), name
+
+
+class _Counter:
+    """A source with a state: numbers from where it is."""
+
+    def __init__(self):
+        self.at = 0
+        self.opened = 0
+
+    def state_dict(self):
+        return {"at": self.at}
+
+    def load_state_dict(self, state):
+        self.at = state["at"]
+
+    def __len__(self):
+        return 40
+
+    def __iter__(self):
+        while self.at < 40:
+            at, self.at = self.at, self.at + 1
+            generator = torch.Generator().manual_seed(at)
+            yield torch.randn(4, 6, generator=generator), torch.tensor([0, 1, 0, 1])
+            self.opened += 1
+        self.at = 0
+
+
+def test_a_source_that_knows_where_it_is_is_asked_and_not_read_from_the_beginning():
+    sources = []
+
+    def source():
+        sources.append(_Counter())
+        return sources[-1]
+
+    whole, kept, _ = _run(_network(), source)
+    again, _, _ = _run(_network(), source, resume=kept[12])
+    _assert_same(whole, again)
+    assert kept[12].sentinels["a"]["position"]["place"] == [2, 12]
+    assert sources[0].opened == 160
+    assert sources[1].opened == 160 - 80
+
+
+@pytest.mark.parametrize("in_flight", [1, 4])
+@pytest.mark.parametrize("engine", [lambda: ak.Threads(2), lambda: ak.Simulator(seed=1)])
+def test_under_way_nothing_is_trained_twice_or_left_out(engine, in_flight):
+    """Each batch has a label of its own; the head counts how often it learned from each."""
+    loss, n = nn.MSELoss(), 60
+    data = ak.Batches(torch.eye(n), torch.ones(n, 1), 1, shuffle=True)
+
+    def network():  # with SGD and this loss a weight moves once for each time its sample is trained
+        head = nn.Linear(n, 1, bias=False)
+        nn.init.zeros_(head.weight)
+        tail = nn.Linear(1, 1, bias=False)
+        nn.init.ones_(tail.weight)
+        return ak.Network([ak.Gate(head, _plain), ak.Gate(tail)])
+
+    def trainer(name):
+        return ak.Sentinel.train(data, loss, epochs=3, in_flight=in_flight, name=name)
+
+    with ak.run(network(), engine(), seed=1) as session:
+        begun = session.attach_all([trainer("a"), trainer("b")])
+        assert session._engine.wait_until(lambda: begun[0].epochs_done == 1, 60)
+        kept = session.checkpoint()
+    counts = [kept.sentinels[name]["batches"] for name in ("a", "b")]
+    assert all(sent == trained + refused + lost for sent, trained, refused, lost in counts)
+    assert counts[0][1] + counts[1][1] == kept.stages["gate/0"].version
+    with ak.run(network(), engine(), seed=1, resume=kept) as session:
+        ended = session.attach_all([trainer("a"), trainer("b")])
+        session.wait(60)
+        weight = session.states()["gate/0"]["weight"]
+    assert [each.batches.as_tuple() for each in ended] == [(180, 180, 0, 0)] * 2
+    if in_flight == 1:  # six times each; stale ones move a little further
+        expected = 1 - 0.8**6
+        assert torch.allclose(weight, torch.full_like(weight, expected), atol=0.05)
+
+
+def test_a_downpour_goes_on_with_its_shards_and_its_places():
+    def downpour():
+        return ak.Downpour(_network(), replicas=2, server_optimizer=_sgd)
+
+    loss = nn.CrossEntropyLoss()
+    with ak.run(downpour(), ak.Threads(2)) as session:
+        trainers = session.attach(ak.Sentinel.train(_batches(), loss, epochs=30, name="a"))
+        assert session._engine.wait_until(lambda: trainers.epochs_done > 1, 60)
+        kept = session.checkpoint()
+    assert list(kept.sentinels) == ["a-0", "a-1"]
+    assert min(stage.version for stage in kept.stages.values()) > 0
+    with ak.run(downpour(), ak.Threads(2), resume=kept) as session:
+        trainers = session.attach(ak.Sentinel.train(_batches(), loss, epochs=30, name="a"))
+        session.wait(60)
+        assert trainers.batches.as_tuple() == (360, 360, 0, 0)
+
+
+def test_a_recorded_run_with_checkpoints_replays_to_the_same_bits(tmp_path):
+    loss = nn.CrossEntropyLoss()
+    trainer = ak.Sentinel.train(_batches(), loss, epochs=2, in_flight=2, name="a")
+    with ak.run(_network(), ak.Threads(1), seed=2, record=tmp_path / "run.rec") as session:
+        session.attach_all([trainer, ak.Sentinel.checkpoint(every_updates=5)])
+        session.checkpoint()
+        session.wait(60)
+        weights = session.states()
+    replayed = ak.replay(tmp_path / "run.rec", _network(), [trainer])
+    _assert_same(weights, replayed.states)

@@ -41,23 +41,27 @@ def load_optimizer(optimizer: Optimizer, state: Mapping[str, Any], names: Sequen
     Raises:
         RecipeError: it is of an optimizer with other groups, or of other weights.
     """
-    has = optimizer.state_dict()["param_groups"]
-    groups = state["groups"]
-    there = sorted(name for group in groups for name in group["params"])
-    if len(groups) != len(has) or there != sorted(names):
+    own, groups = optimizer.state_dict()["param_groups"], state["groups"]
+    number = dict(zip(names, _numbers(own), strict=True))
+    has = [sorted(group["params"]) for group in own]
+    wanted = [sorted(number.get(name, -1) for name in group["params"]) for group in groups]
+    if has != wanted:
         raise RecipeError(
-            f"the optimizer of {label} has {len(has)} groups of {len(names)} weights, and the state that it "
-            f"is to go on from has {len(groups)} of {len(there)}; resume with the optimizer of that state"
+            f"the optimizer of {label} has groups of {_sizes(has)} weights, and the state that it is to go "
+            f"on from groups of {_sizes(wanted)}, or of others; resume with the optimizer of that state"
         )
-    number = dict(zip(names, _numbers(has), strict=True))
     optimizer.load_state_dict(
         {
             "state": {number[name]: each for name, each in state["state"].items()},
             "param_groups": [
-                {**group, "params": [number[name] for name in group["params"]]} for group in groups
+                {**group, "params": mine["params"]} for group, mine in zip(groups, own, strict=True)
             ],
         }
     )
+
+
+def _sizes(groups: Sequence[Sequence[Any]]) -> str:
+    return ", ".join(str(len(group)) for group in groups)
 
 
 def _numbers(groups: Sequence[Mapping[str, Any]]) -> list[Any]:

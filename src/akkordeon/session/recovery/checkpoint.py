@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from akkordeon.core.errors import RecipeError
@@ -12,6 +12,7 @@ from akkordeon.downpour.recipe import Downpour
 from akkordeon.pipeline.module_state import tensors_of
 from akkordeon.pipeline.network import Network
 from akkordeon.session.attachment import Attachment
+from akkordeon.session.recovery.recut import recut
 from akkordeon.session.registry import Registry
 
 __all__ = ["Checkpoint", "checkpoint_of"]
@@ -39,22 +40,17 @@ class Checkpoint:
         Raises:
             RecipeError: it is another network.
         """
-        row = network.row()
-        for address in row:
-            if address not in self.stages:
-                raise RecipeError(
-                    f"the checkpoint has {', '.join(self.stages)}, the network {', '.join(row)}"
-                )
-        for address, gate in zip(network.row(), network.gates, strict=False):
-            has = {name: tuple(tensor.shape) for name, tensor in tensors_of(gate.module).items()}
-            kept = {name: tuple(tensor.shape) for name, tensor in self.stages[address].tensors.items()}
-            for name in sorted(has.keys() | kept.keys()):
-                if has.get(name) != kept.get(name):
-                    raise RecipeError(
-                        f"the checkpoint is of another network: {name} of {address} is "
-                        f"{_shown(kept.get(name))} there and {_shown(has.get(name))} here"
-                    )
-        return self.stages
+        if isinstance(network, Downpour):
+            self._refuse_other_row(network.row())
+            return self.stages
+        gates = zip(network.row(), network.gates, strict=True)
+        return recut(self.stages, {address: tensors_of(gate.module) for address, gate in gates})
+
+    def _refuse_other_row(self, row: Sequence[str]) -> None:
+        if list(row) != list(self.stages):
+            raise RecipeError(
+                f"the checkpoint has {', '.join(self.stages)}, and the network {', '.join(row)}"
+            )
 
 
 def checkpoint_of(taken: CheckpointTaken, registry: Registry, epochs_done: int, seed: int) -> Checkpoint:
@@ -85,7 +81,3 @@ def checkpoint_of(taken: CheckpointTaken, registry: Registry, epochs_done: int, 
 def _best(attachment: Attachment) -> PlainState | None:
     best = attachment.best
     return None if best is None else {"round": best.round, "value": best.value, "states": best.states}
-
-
-def _shown(shape: tuple[int, ...] | None) -> str:
-    return "missing" if shape is None else str(shape)
