@@ -49,4 +49,9 @@ class Located(Message):
 
 @dataclass(frozen=True, slots=True)
 class GoOn(Message):
-    """The rest that :class:`Locate` had asked for is over. Checkpointer, or session, to sentinel."""
+    """The rest that ``asker`` had asked for is over, and so is that of a start. Checkpointer to sentinel.
+
+    ``asker``: nobody where it is the session that sends it.
+    """
+
+    asker: str = ""

@@ -204,13 +204,13 @@ class Export(Message, kind=Kind.EVALUATION):
 class Exported(Message):
     """The weights and buffers that a gate pinned for a cut, by their names in the module.
 
-    ``learner``: what it learns with, where the cut was a whole one.
+    ``learner``: what it learns with, where the cut was a whole one, or why that cannot be had.
     """
 
     cut: CutId
     gate: str
     state: dict[str, Tensor]
-    learner: LearnerState | None = None
+    learner: LearnerState | Exception | None = None
 
 
 @dataclass(frozen=True, slots=True)

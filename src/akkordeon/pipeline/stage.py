@@ -128,7 +128,7 @@ class _Pin:
 
     weights: Snapshot
     buffers: BufferState
-    learner: LearnerState | None
+    learner: LearnerState | Exception | None
 
 
 class Stage(Actor):
@@ -243,11 +243,18 @@ class Stage(Actor):
     def _cut(self, message: Cut) -> Iterator[Effect]:
         cut = message.cut
         if (cut.asker, None) not in self._forgotten:
-            learner = self._learner_state() if message.whole else None
+            learner = self._learner_to_pin() if message.whole else None
             self.pins[cut] = _Pin(self.weights.pin(), self.buffers.now, learner)
         versions = (*message.versions, self.version)
         applied = self._applied() if self.position.next is None else message.applied
         yield Send(self.position.previous or cut.asker, Cut(cut, versions, message.whole, applied))
+
+    def _learner_to_pin(self) -> LearnerState | Exception | None:
+        """What it learns with, or why that cannot be had, which is for whoever asked."""
+        try:
+            return self._learner_state()
+        except Exception as error:  # the state_dict of a user's optimizer may raise anything
+            return error
 
     def _learner_state(self) -> LearnerState | None:
         """What it learns with, in memory of its own."""

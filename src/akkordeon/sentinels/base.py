@@ -15,12 +15,15 @@ from akkordeon.core.plain_state import PlainState
 from akkordeon.core.reports import BatchCount, SentinelEnded, SentinelStatus
 from akkordeon.sentinels.roles import Role
 
-__all__ = ["Handler", "SentinelActor"]
+__all__ = ["START", "Handler", "SentinelActor"]
 
 Handler = Callable[[Any, float], Iterator[Effect]]
 """What a sentinel does with a message; the second argument is the time."""
 
 Flight = TypeVar("Flight")
+
+START = ""
+"""Who has a sentinel rest that goes on from a start."""
 
 
 class SentinelActor(Actor, Generic[Flight]):
@@ -49,7 +52,7 @@ class SentinelActor(Actor, Generic[Flight]):
         self._flights: dict[Batch, Flight] = {}
         self._numbers = 0
         self._rounds = 0  # that are over; of one that trains, epochs
-        self._rest: str | None = None  # who wants it to come to rest, or to stay there
+        self._rest: dict[str, bool] = {}  # who wants it to rest, and whether they know that it does
         self._handlers: dict[type, Handler] = {
             Item: self._read,
             EpochEnd: self._read,
@@ -76,19 +79,32 @@ class SentinelActor(Actor, Generic[Flight]):
         """What another like it could go on from."""
 
     @abstractmethod
-    def _at_rest(self, now_s: float) -> Iterator[Effect]:
-        """Tell whoever wants to know, if it has come to rest."""
+    def _come_to_rest(self, now_s: float) -> Iterator[Effect]:
+        """See whether nothing is under way any more, and :meth:`_tell_at_rest` then."""
+
+    def _tell_at_rest(self, state: PlainState) -> Iterator[Effect]:
+        """Tell whoever wants to know."""
+        for asker, knows in self._rest.items():
+            if not knows:
+                self._rest[asker] = True
+                yield Send(asker, Located(self.address, state))
 
     def _locate(self, message: Locate, now_s: float) -> Iterator[Effect]:
         if message.hold:
-            self._rest = message.asker
-            yield from self._at_rest(now_s)
+            self._rest[message.asker] = False
+            yield from self._come_to_rest(now_s)
         else:
             yield Send(message.asker, Located(self.address, self._state(message)))
 
     def _go_on_after_rest(self, message: GoOn, now_s: float) -> Iterator[Effect]:
-        self._rest = None
-        yield from self._send(now_s)
+        self._rest.pop(message.asker, None)
+        self._rest.pop(START, None)
+        if not self._rest:
+            yield from self._begin_again(now_s)
+
+    @abstractmethod
+    def _begin_again(self, now_s: float) -> Iterator[Effect]:
+        """The rest is over."""
 
     def _read(self, message: Item | EpochEnd | SourceFailed, now_s: float) -> Iterator[Effect]:
         self._waiting.append(message)

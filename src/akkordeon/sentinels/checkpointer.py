@@ -188,6 +188,8 @@ class Checkpointer(SentinelActor[None]):
     def _exported(self, message: Exported, now_s: float) -> Iterator[Effect]:
         if message.cut != self._cut:
             return
+        if isinstance(message.learner, Exception):
+            raise message.learner
         applied = self._applied if message.gate == self._row[-1] else {}
         state = StageState(self._versions[message.gate], message.state, message.learner, applied)
         self._stages[message.gate] = state
@@ -213,7 +215,7 @@ class Checkpointer(SentinelActor[None]):
         yield from self._to_all(Release(self._current))
         self._cut, self._versions = None, {}
         for address in self._members if was_held else ():
-            yield Send(address, GoOn())
+            yield Send(address, GoOn(self.address))
 
     def _start(self) -> Iterator[Effect]:
         """All are where they were when the checkpoint was taken: go on as it went on then."""
@@ -241,7 +243,7 @@ class Checkpointer(SentinelActor[None]):
         if self._cut is not None:
             yield from self._to_all(Forget(self.address))
             for address in self._members:
-                yield Send(address, GoOn())
+                yield Send(address, GoOn(self.address))
         yield from self._say_end(self._taken_last if self._recipe.role.answers else None)
 
     def _samples(self) -> tuple[int, int]:
@@ -254,5 +256,8 @@ class Checkpointer(SentinelActor[None]):
     def _state(self, asked: Locate) -> PlainState:
         return {"role": str(self._role), "rounds": self._rounds}
 
-    def _at_rest(self, now_s: float) -> Iterator[Effect]:
+    def _come_to_rest(self, now_s: float) -> Iterator[Effect]:
+        yield from ()
+
+    def _begin_again(self, now_s: float) -> Iterator[Effect]:
         yield from ()

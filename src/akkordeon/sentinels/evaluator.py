@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from akkordeon.core.actor import After, Effect, Report, Send, Stop
-from akkordeon.core.checkpoint_messages import GoOn, Locate, Located
+from akkordeon.core.checkpoint_messages import Locate
 from akkordeon.core.errors import DataError
 from akkordeon.core.forms import form
 from akkordeon.core.messages import (
@@ -42,7 +42,7 @@ from akkordeon.core.messages import (
 from akkordeon.core.payload import Payload, rebuilt, samples
 from akkordeon.core.plain_state import PlainState
 from akkordeon.core.reports import BestKept, LastKept, RoundDone
-from akkordeon.sentinels.base import SentinelActor
+from akkordeon.sentinels.base import START, SentinelActor
 from akkordeon.sentinels.loss import LossInputs, loss_of, to_targets_device
 from akkordeon.sentinels.recipes import Evaluation
 from akkordeon.sentinels.roles import EXPORT, PREDICT
@@ -120,7 +120,7 @@ class Evaluator(SentinelActor[tuple[Any, int]]):
         yield from self._round_due(Due(), now_s)
 
     def _round_due(self, message: Due, now_s: float) -> Iterator[Effect]:
-        if self._cut is None and self._rest is None:
+        if self._cut is None and not self._rest:
             self._ending = self._ending or message.last
             yield from self._begin(now_s)
         elif not self._ending and (self._due is None or message.last):
@@ -240,8 +240,8 @@ class Evaluator(SentinelActor[tuple[Any, int]]):
 
     def _go_on(self, now_s: float) -> Iterator[Effect]:
         """Begin the round that fell due meanwhile, or end if it is time."""
-        if self._rest is not None:
-            yield from self._at_rest(now_s)
+        if self._rest:
+            yield from self._come_to_rest(now_s)
         elif self._due is not None:
             due, self._due = self._due, None
             yield from self._round_due(due, now_s)
@@ -250,12 +250,11 @@ class Evaluator(SentinelActor[tuple[Any, int]]):
 
     # ── coming to rest, and going on from there ──────────────────────────────────────────────────────
 
-    def _at_rest(self, now_s: float) -> Iterator[Effect]:
-        if self._rest and self._cut is None:
-            yield Send(self._rest, Located(self.address, self._state(Locate(self._rest))))
+    def _come_to_rest(self, now_s: float) -> Iterator[Effect]:
+        if self._cut is None:
+            yield from self._tell_at_rest(self._state(Locate(self.address)))
 
-    def _go_on_after_rest(self, message: GoOn, now_s: float) -> Iterator[Effect]:
-        self._rest = None
+    def _begin_again(self, now_s: float) -> Iterator[Effect]:
         if self._cut is None:
             yield from self._go_on(now_s)
 
@@ -272,7 +271,7 @@ class Evaluator(SentinelActor[tuple[Any, int]]):
         }
 
     def _go_on_from(self, start: PlainState) -> None:
-        self._rest = ""
+        self._rest[START] = True
         self._rounds, self._cuts = start["rounds"], start["cuts"]
         self._versions = tuple(start["versions"])
         self._best, self._without_better = start["best"], start["without_better"]

@@ -35,7 +35,7 @@ from akkordeon.core.plain_state import Applied, PlainState
 from akkordeon.core.reports import BatchCount
 from akkordeon.core.shard_messages import Settle, Settled
 from akkordeon.data.position import Places, SourceMarks, SourcePosition
-from akkordeon.sentinels.base import SentinelActor
+from akkordeon.sentinels.base import START, SentinelActor
 from akkordeon.sentinels.epoch import Epoch
 from akkordeon.sentinels.loss import GraphCheck, LossInputs, gradient_of, leaf_of, loss_of, to_targets_device
 from akkordeon.sentinels.recipes import Training
@@ -130,8 +130,8 @@ class Trainer(SentinelActor[_Flight]):
 
     def _send(self, now_s: float) -> Iterator[Effect]:
         """Send what may be sent; end when there is nothing left to send and to wait for."""
-        if self._rest is not None:
-            yield from self._at_rest(now_s)
+        if self._rest:
+            yield from self._come_to_rest(now_s)
             return
         while self._waiting and not self._all_sent:
             item = self._waiting[0]
@@ -181,17 +181,19 @@ class Trainer(SentinelActor[_Flight]):
 
     # ── coming to rest, and going on from there ──────────────────────────────────────────────────────
 
-    def _at_rest(self, now_s: float) -> Iterator[Effect]:
+    def _begin_again(self, now_s: float) -> Iterator[Effect]:
+        yield from self._send(now_s)
+
+    def _come_to_rest(self, now_s: float) -> Iterator[Effect]:
         """With nothing under way, wait for all that was asked for to be read: so it is where one begins."""
-        if self._rest and not self._flights and not self._reader_asked:
+        if not (self._flights or self._reader_asked or all(self._rest.values())):
             self._reader_asked = True
             yield Send(self._reader, Locate(self.address))
 
     def _reader_located(self, message: Located, now_s: float) -> Iterator[Effect]:
         self._reader_asked = False
         if self._rest:
-            state = self._state(Locate(self.address, applied=Applied(self._numbers)))
-            yield Send(self._rest, Located(self.address, state))
+            yield from self._tell_at_rest(self._state(Locate(self.address, applied=Applied(self._numbers))))
 
     def _state(self, asked: Locate) -> PlainState:
         """What it goes on from, if the weights are those of the batches applied."""
@@ -221,7 +223,7 @@ class Trainer(SentinelActor[_Flight]):
 
     def _go_on_from(self, start: PlainState) -> None:
         """Be where another one was that said this of itself."""
-        self._rest = ""
+        self._rest[START] = True
         self._numbers = start["number"]
         position = SourcePosition.from_plain(start["position"])
         self._places = Places(position, self._numbers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 
 import pytest
@@ -255,3 +256,49 @@ def test_a_recorded_run_with_checkpoints_replays_to_the_same_bits(tmp_path):
         weights = session.states()
     replayed = ak.replay(tmp_path / "run.rec", _network(), [trainer])
     _assert_same(weights, replayed.states)
+
+
+class _Strange(torch.optim.SGD):
+    def state_dict(self):
+        return {**super().state_dict(), "param_groups": [{"params": [0, 1], "key": object()}]}
+
+
+def test_an_optimizer_that_cannot_be_kept_fails_the_checkpoint_and_not_the_training():
+    loss = nn.CrossEntropyLoss()
+    network = ak.Network([ak.Gate(nn.Linear(6, 2), lambda ps: _Strange(ps, lr=0.1))])
+    with ak.run(network, ak.Threads(1)) as session:
+        trainer = session.attach(ak.Sentinel.train(_batches(), loss, epochs=2))
+        with pytest.raises(
+            ak.errors.ActorFailedError, match="optimizer of gate/0 has something of type object"
+        ):
+            session.checkpoint(30)
+        assert trainer.wait(30).batches.trained == 24
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("engine", [lambda: ak.Threads(1), lambda: ak.Threads(2), lambda: ak.Simulator()])
+@pytest.mark.parametrize("recipe", [_network, lambda: ak.Downpour(_network(), replicas=2)])
+def test_whoever_comes_and_goes_while_checkpoints_are_taken_is_not_held_up(recipe, engine, seed):
+    dice, loss = random.Random(seed), nn.CrossEntropyLoss()
+    with ak.run(recipe(), engine(), seed=seed) as session:
+        session.attach(ak.Sentinel.checkpoint(every_updates=dice.choice([2, 5, 9]), name="kept"))
+        for i in range(8):
+            what = dice.randrange(5)
+            if what < 2:
+                recipe_of = ak.Sentinel.train(_batches(), loss, epochs=2, in_flight=dice.choice([1, 3]))
+                session.attach(recipe_of)
+            elif what == 2:
+                session.attach(ak.Sentinel.validate((X, Y), loss, every_updates=4, name=f"v{i}"))
+            elif what == 3:
+                session.attach(ak.Sentinel.checkpoint(every_updates=7, name=f"k{i}"))
+            else:
+                at_work = [a for a in session.attachments if not a.ended and a.name != "kept"]
+                for attachment in at_work[:1]:
+                    attachment.detach(drop=dice.random() < 0.5)
+            if dice.random() < 0.3:
+                session.checkpoint(30)
+        session.wait(60)
+        assert session.attachments[0].error is None
+        for attachment in session.attachments:
+            batches = attachment.batches
+            assert batches.sent == batches.trained + batches.refused + batches.lost

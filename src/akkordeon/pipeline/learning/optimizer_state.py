@@ -83,6 +83,6 @@ def copied_plain(value: Any, whose: str) -> Any:
     if type(value) in (list, tuple):
         return type(value)(copied_plain(part, whose) for part in value)
     raise RecipeError(
-        f"{whose} keeps a {type(value).__name__} in its state, which cannot be kept for a restart; what can "
-        "are tensors, numbers, strings, None, and lists, tuples and dicts of them"
+        f"{whose} has something of type {type(value).__name__} in its state, which cannot be kept for a "
+        "restart; tensors, numbers, strings, None, and lists, tuples and dicts of them can"
     )
