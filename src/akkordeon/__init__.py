@@ -13,6 +13,7 @@ from akkordeon.experiments.tasks.task import Task
 from akkordeon.pipeline import nn
 from akkordeon.pipeline.gate import Gate
 from akkordeon.pipeline.network import Network
+from akkordeon.pipeline.recovery.recipe import Recovery
 from akkordeon.pipeline.staleness import DelayCompensation, InverseStaleness, Latest, Rule, Stash
 from akkordeon.sentinels.recipes import Best, Sentinel
 from akkordeon.sentinels.scores import accuracy
@@ -37,6 +38,7 @@ __all__ = [
     "Latest",
     "Network",
     "Ray",
+    "Recovery",
     "Rule",
     "Sentinel",
     "Session",

@@ -29,6 +29,7 @@ PUBLIC = [
     "Latest",
     "Network",
     "Ray",
+    "Recovery",
     "Rule",
     "Sentinel",
     "Session",

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from akkordeon.core.messages import Message
 from akkordeon.core.numerics.generator import GeneratorUse
+from akkordeon.core.plain_state import StageState
 
 __all__ = ["Actor", "After", "Effect", "Report", "Send", "Spawn", "Stop"]
 
@@ -72,8 +73,11 @@ class Spawn:
         address: nobody else's.
         make: makes it, where it is to be.
         resources: what it needs, where that makes a difference.
+        restore: makes it anew from a state, where whoever has it made sees to that when it is gone; an engine
+            that brings actors back by itself leaves it alone.
     """
 
     address: str
     make: Callable[[], Actor]
     resources: Mapping[str, float] | None = None
+    restore: Callable[[StageState], Actor] | None = None

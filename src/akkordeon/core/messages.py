@@ -96,7 +96,9 @@ class Fault(IntEnum):
     TOO_MANY = 4
     """More batches in flight than the network allows."""
     RAISED = 5
-    """The module raised on a payload of a form that it has worked on."""
+    """The module raised on a payload of a form that it has worked on, or the gate on the batch."""
+    LOST = 6
+    """It was in flight in a gate that is gone, and the one in its place does not know it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ __all__ = [
     "ClusterLost",
     "EpochDone",
     "GateLeft",
+    "GateRestarted",
     "GateStatus",
     "LastKept",
     "RoundDone",
@@ -34,7 +35,7 @@ __all__ = [
 
 @dataclass
 class BatchCount:
-    """Where the batches of a sentinel went. At rest, sent = trained + refused + lost."""
+    """Where the batches of a sentinel went: at any time, sent = trained + refused + lost + in flight."""
 
     sent: int = 0
     trained: int = 0
@@ -43,6 +44,11 @@ class BatchCount:
 
     def __add__(self, other: BatchCount) -> BatchCount:
         return BatchCount(*(a + b for a, b in zip(self.as_tuple(), other.as_tuple(), strict=True)))
+
+    @property
+    def in_flight(self) -> int:
+        """Sent, and neither back nor given up; none once the sentinel has ended."""
+        return self.sent - self.trained - self.refused - self.lost
 
     def as_tuple(self) -> tuple[int, int, int, int]:
         """(sent, trained, refused, lost)."""
@@ -286,10 +292,14 @@ class ActorFailed:
 
 @dataclass(frozen=True, slots=True)
 class ActorLost:
-    """An actor is gone with all it held, and left no last words: its process or its host died."""
+    """An actor is gone with all it held, and left no last words: its process or its host died.
+
+    ``back_after_s``: when its place is there again, if that is known; None where there is another at once.
+    """
 
     address: str
     why: str
+    back_after_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,6 +314,37 @@ class ActorReturned:
     """An actor that was lost has been made anew and knows nothing of before."""
 
     address: str
+
+
+@dataclass(frozen=True, slots=True)
+class GateRestarted:
+    """A gate or shard was gone and has been made anew.
+
+    Attributes:
+        address: whose.
+        why: it was gone, in words.
+        times: it was made anew so far, this time included.
+        version_before: the highest that was known of, exact where it raised; of one that is lost there may
+            have been updates that nobody heard of, at most those between two snapshots.
+        version_saved: of the snapshot that it goes on from.
+        version_after: above all that was known of before.
+    """
+
+    address: str
+    why: str
+    times: int
+    version_before: int
+    version_saved: int
+    version_after: int
+
+    @property
+    def updates_lost(self) -> int:
+        """The updates that are rolled back, as far as they are known of."""
+        return max(0, self.version_before - self.version_saved)
+
+    def __str__(self) -> str:
+        plural = "" if self.updates_lost == 1 else "s"
+        return f"{self.address} {self.why}; it was made anew, {self.updates_lost} update{plural} back"
 
 
 @dataclass(frozen=True, slots=True)

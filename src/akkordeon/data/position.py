@@ -90,6 +90,12 @@ class Places:
         if self._start.done:
             self._skip_done()
 
+    def renumber(self, number: int, again: int) -> None:
+        """A batch was sent again under another number."""
+        found = self._recent.pop(number, None)
+        if found is not None:
+            self._recent[again] = found
+
     def end_epoch(self) -> None:
         """The source was read through."""
         self._next = Place(self._next.epoch + 1, 0)

@@ -32,6 +32,7 @@ from akkordeon.downpour.sync_policy import SyncPolicy
 from akkordeon.pipeline.gate import Gate
 from akkordeon.pipeline.gate_actor import GateActor
 from akkordeon.pipeline.network import Network
+from akkordeon.pipeline.recovery.recipe import Recovery
 from akkordeon.pipeline.stage import Position
 from akkordeon.pipeline.staleness import Rule, Stash
 from akkordeon.pipeline.updater import OptimizerFactory
@@ -152,6 +153,11 @@ class Downpour:
     def max_in_flight(self) -> int:
         """Batches a gate holds at most."""
         return self.network.max_in_flight
+
+    @property
+    def recovery(self) -> Recovery | None:
+        """How shards and gates of replicas come back, if they do."""
+        return self.network.recovery
 
     def row(self) -> tuple[str, ...]:
         """The addresses of the shards, head first."""

@@ -93,6 +93,10 @@ class Engine(ABC):
         for to, message in messages:
             self.send(to, message)
 
+    @abstractmethod
+    def after(self, seconds: float, do: Callable[[], None]) -> None:
+        """Have something done in so many seconds, unless the engine stops: as reports, one at a time."""
+
     def check_may_wait(self) -> None:  # noqa: B027 - most have no such threads
         """Raise a ``SessionError`` where a wait in this thread could never end."""
 

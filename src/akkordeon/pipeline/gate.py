@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import nn
@@ -32,6 +33,8 @@ class Gate:
         name: for reports; the position if not given.
         device: where the module and its work live, as in ``"cuda:0"``.
         resources: what a host must offer, for engines that place gates on hosts.
+        on_failure: whether it comes back when it raises or is lost, in a network with ``recovery``;
+            ``"fail"`` ends the session.
 
     Raises:
         RecipeError: the module is no ``nn.Module``, there is no such device, or another argument is of
@@ -45,6 +48,7 @@ class Gate:
     name: str | None = None
     device: str | torch.device | None = None
     resources: Mapping[str, float] | None = None
+    on_failure: Literal["restart", "fail"] = "restart"
 
     def __post_init__(self) -> None:
         """Refuse what could only fail later."""
@@ -68,6 +72,8 @@ class Gate:
             _check_device(self.device)
         if self.resources is not None:
             _check_resources(self.resources)
+        if self.on_failure not in ("restart", "fail"):
+            raise RecipeError(f"a gate's on_failure is 'restart' or 'fail', got {self.on_failure!r}")
 
 
 def _check_device(device: object) -> None:

@@ -32,6 +32,7 @@ from akkordeon.core.payload import (
     tensors,
 )
 from akkordeon.core.plain_state import Applied, LearnerState, StageState
+from akkordeon.core.recovery.messages import ForgetBefore
 from akkordeon.core.shard_messages import Settle, Settled
 from akkordeon.pipeline.gate import Gate
 from akkordeon.pipeline.learning.ledger import Ledger
@@ -65,13 +66,16 @@ class GateActor(Stage):
         gate: the recipe.
         position: its place in the row.
         restored: what it goes on from; None begins with the recipe's weights.
+        anew: it takes the place of one that is gone, to which something may still be on its way.
 
     Raises:
         ForeignParameterError: the optimizer holds parameters that are not this gate's.
         RecipeError: what it is to go on from is of another gate.
     """
 
-    def __init__(self, gate: Gate, position: Position, restored: StageState | None = None) -> None:
+    def __init__(
+        self, gate: Gate, position: Position, restored: StageState | None = None, *, anew: bool = False
+    ) -> None:
         keeps_weights = gate.staleness.keeps_weights
         super().__init__(gate.module, position, gate.name, gate.device, keeps_weights, restored)
         self._updater = Updater(self.weights, gate.optimizer, gate.staleness, gate.clip_norm, self.label)
@@ -82,6 +86,9 @@ class GateActor(Stage):
         self._derive = gradients
         self._ends_a_row = position.next is None and position.previous is not None
         self._ledger = Ledger(restored.applied if restored else {}) if position.next is None else None
+        self._anew = anew
+        if self._rhythm is not None:
+            self._learner_state()  # raises now rather than at the first snapshot
         self._generator = GeneratorObserver()
         self._last: _LastForward | None = None
         self.generator_use = self._generator.use
@@ -221,7 +228,7 @@ class GateActor(Stage):
         stashed = self.stash.get(batch)
         if stashed is None:
             if not self._is_forgotten(batch):
-                yield self._refuse(batch, Fault.UNKNOWN, "no such batch is in flight here")
+                yield self._refuse_unknown(batch)
             return
         if gradient is not None:
             gradient = self._here(gradient)
@@ -249,6 +256,12 @@ class GateActor(Stage):
         passed = (*message.staleness, staleness)
         yield Send(self.position.previous or batch.sentinel, Backward(batch, to_previous, passed))
         yield from self._learn(batch, of_weights, stashed, staleness)
+
+    def _refuse_unknown(self, batch: Batch) -> Effect:
+        """The batch is not here; of a sentinel that has not said what to forget, it was in a gate before."""
+        if self._anew and batch.sentinel not in self._forgotten_before:
+            return self._refuse(batch, Fault.LOST, "it was in flight here when the gate was made anew")
+        return self._refuse(batch, Fault.UNKNOWN, "no such batch is in flight here")
 
     def _derived(
         self, batch: Batch, stashed: Stashed, gradient: Payload | None
@@ -278,6 +291,8 @@ class GateActor(Stage):
         self.staleness_seen[staleness] += 1
         if self._watchers:
             yield from self._tell_watchers()
+        if self._rhythm is not None:
+            yield from self._save_if_due()
 
     def _refuse_update(self, batch: Batch) -> Effect:
         """The gradient has gone on to the gate before, but this gate cannot learn from the batch."""
@@ -297,6 +312,11 @@ class GateActor(Stage):
             if self.buffers.unchanged_since(last.left):
                 self.buffers.install(last.before)
         return super()._forget(message)
+
+    def _forget_before(self, message: ForgetBefore) -> Iterator[Effect]:
+        if self._ledger is not None:
+            self._ledger.forget_before(message.sender, message.number)
+        return super()._forget_before(message)
 
     def _learner_state(self) -> LearnerState:
         return self._updater.state()

@@ -19,6 +19,7 @@ from akkordeon.pipeline.gate import Gate
 from akkordeon.pipeline.gate_actor import GateActor
 from akkordeon.pipeline.module_copy import copied
 from akkordeon.pipeline.module_state import tensors_of, write
+from akkordeon.pipeline.recovery.recipe import Recovery
 from akkordeon.pipeline.stage import Position
 from akkordeon.pipeline.staleness import Rule, Stash
 from akkordeon.pipeline.updater import OptimizerFactory
@@ -39,6 +40,7 @@ class Network:
         max_in_flight: batches a gate holds at most, of all sentinels together.
         flat: each gate's module is a Sequential, and :meth:`module` is one Sequential of all their children
             under the names these have: for gates that were cut from one.
+        recovery: how gates that raise or are lost come back; None lets any such gate end the session.
 
     Raises:
         RecipeError: no gates, something that is no gate, or a number out of range.
@@ -49,6 +51,7 @@ class Network:
     max_staleness: int | None = None
     max_in_flight: int = 256
     flat: bool = False
+    recovery: Recovery | None = None
 
     def __post_init__(self) -> None:
         """Refuse what could only fail later."""
@@ -70,6 +73,8 @@ class Network:
                 raise RecipeError(f"a network is made of gates, got {type(gate).__name__}; wrap it: Gate(…)")
         require_whole("max_staleness", self.max_staleness, 0, optional=True)
         require_whole("max_in_flight", self.max_in_flight)
+        if self.recovery is not None and not isinstance(self.recovery, Recovery):
+            raise RecipeError(f"recovery is a Recovery(…) or None, got {self.recovery!r}")
         if self.flat and not all(isinstance(gate.module, nn.Sequential) for gate in self.gates):
             raise RecipeError("a flat network has gates of nn.Sequential alone; leave flat=False")
         for i, gate in enumerate(self.gates):
@@ -148,12 +153,18 @@ class Network:
         """
         for position, gate in zip(self.positions(seed, prefix), self.gates, strict=True):
             restored = (states or {}).get(position.address)
-            yield Spawn(position.address, partial(GateActor, gate, position, restored), gate.resources)
+            restore = partial(GateActor, gate, position, anew=True) if self.brings_back(gate) else None
+            make = partial(GateActor, gate, position, restored)
+            yield Spawn(position.address, make, gate.resources, restore)
+
+    def brings_back(self, gate: Gate) -> bool:
+        """Whether a gate comes back when it is gone."""
+        return self.recovery is not None and gate.on_failure == "restart"
 
     def positions(self, seed: int, prefix: str = "") -> Iterator[Position]:
         """Where each gate stands, head first."""
         row = self.row(prefix)
-        for i, address in enumerate(row):
+        for i, (address, gate) in enumerate(zip(row, self.gates, strict=True)):
             yield Position(
                 address=address,
                 index=i,
@@ -162,7 +173,12 @@ class Network:
                 seed=seed,
                 max_staleness=self.max_staleness,
                 max_in_flight=self.max_in_flight,
+                snapshot_every=self.snapshot_every(gate),
             )
+
+    def snapshot_every(self, gate: Gate) -> int | float | None:
+        """The updates, or seconds, between two snapshots of a gate; None where there are none."""
+        return self.recovery.snapshot_every if self.recovery is not None and self.brings_back(gate) else None
 
     def module(self, states: Mapping[str, Mapping[str, Tensor]] | None = None) -> nn.Sequential:
         """The gates' modules as one plain ``nn.Sequential``, copied.

@@ -36,11 +36,14 @@ from akkordeon.core.messages import (
 from akkordeon.core.numerics.autocast import Autocast, autocast_here
 from akkordeon.core.payload import Payload, map_tensors, tensors
 from akkordeon.core.plain_state import Applied, LearnerState, StageState
+from akkordeon.core.recovery.messages import ForgetBefore
+from akkordeon.core.recovery.reports import StageSaved
 from akkordeon.core.reports import GateLeft, GateStatus
 from akkordeon.pipeline.input_guard import InputGuard
 from akkordeon.pipeline.module_copy import copied
 from akkordeon.pipeline.module_state import BufferState, Statistics, as_tensors, evaluating, write
 from akkordeon.pipeline.nn import Marks, Seeded
+from akkordeon.pipeline.recovery.rhythm import Rhythm
 from akkordeon.pipeline.weights import Snapshot, Weights
 
 __all__ = ["Position", "Stage", "Stashed", "output_of"]
@@ -60,6 +63,7 @@ class Position:
     seed: int = 0
     max_staleness: int | None = None
     max_in_flight: int = 256
+    snapshot_every: int | float | None = None
     autocast: Autocast = field(default_factory=autocast_here)
 
 
@@ -103,6 +107,13 @@ def _move(module: nn.Module, device: torch.device, label: str) -> None:
         ) from error
 
 
+def _keep(kept: OrderedDict[Any, Any], key: Any, value: Any) -> None:
+    """Remember something to drop when it arrives; of too many the oldest is given up."""
+    kept[key] = value
+    if len(kept) > FORGOTTEN_MAX:
+        kept.popitem(last=False)
+
+
 class _OutputError(ProtocolError):
     """A module gave something that cannot travel."""
 
@@ -140,7 +151,7 @@ class Stage(Actor):
         name: for reports; the address if None.
         device: where the module and its work live; None leaves it where it is.
         keep: give every version of the weights memory of its own; see :class:`Weights`.
-        restored: what it goes on from; None begins with the module's weights.
+        restored: what it goes on from, with the module's weights where there are none in it; None begins.
     """
 
     def __init__(
@@ -156,7 +167,7 @@ class Stage(Actor):
         self.position = position
         self.label = name or position.address
         self.module = _ready(copied(module))
-        if restored is not None:
+        if restored is not None and restored.tensors:
             write(restored.tensors, self.module)
         self.device = None if device is None else torch.device(device)
         if self.device is not None:
@@ -176,9 +187,14 @@ class Stage(Actor):
         self._evaluation_guard = InputGuard(needs_gradient=False)  # a module may work in place there alone
         self._accepted = Forms()  # of payloads that the module has worked on
         self._forgotten: OrderedDict[tuple[str, int | None], None] = OrderedDict()
+        self._forgotten_before: OrderedDict[str, int] = OrderedDict()  # by sender, the first that is not
+        every = position.snapshot_every
+        self._rhythm = None if every is None else Rhythm(every, self.version)
+        self._now_s = 0.0
         self._watchers: dict[str, int] = {}
         self._handlers: dict[type, Callable[[Any], Iterator[Effect]]] = {
             Forget: self._forget,
+            ForgetBefore: self._forget_before,
             Cut: self._cut,
             Evaluate: self._evaluate,
             Export: self._export,
@@ -190,6 +206,7 @@ class Stage(Actor):
 
     def receive(self, message: Any, now_s: float) -> Iterator[Effect]:
         """Handle one message; see the table of handlers."""
+        self._now_s = now_s
         return self._handlers[type(message)](message)
 
     def _here(self, payload: Payload) -> Payload:
@@ -228,21 +245,28 @@ class Stage(Actor):
         self._watchers.pop(message.sender, None)
         yield from ()
 
+    def _forget_before(self, message: ForgetBefore) -> Iterator[Effect]:
+        sender, number = message.sender, message.number
+        _keep(self._forgotten_before, sender, number)
+        for batch in [batch for batch in self.stash if batch.sentinel == sender and batch.number < number]:
+            del self.stash[batch]
+        yield from ()
+
     def _keep_forgotten(self, sentinel: str, number: int | None) -> None:
-        """Remember what to drop when it arrives; of too many the oldest is given up."""
-        self._forgotten[sentinel, number] = None
-        if len(self._forgotten) > FORGOTTEN_MAX:
-            self._forgotten.popitem(last=False)
+        """Remember what to drop when it arrives."""
+        _keep(self._forgotten, (sentinel, number), None)
 
     def _is_forgotten(self, batch: Batch) -> bool:
-        forgotten = self._forgotten
-        return bool(forgotten) and (batch in forgotten or (batch.sentinel, None) in forgotten)
+        forgotten, before = self._forgotten, self._forgotten_before
+        return (bool(forgotten) and (batch in forgotten or (batch.sentinel, None) in forgotten)) or (
+            bool(before) and batch.number < before.get(batch.sentinel, 0)
+        )
 
     # ── evaluation ───────────────────────────────────────────────────────────────────────────────────
 
     def _cut(self, message: Cut) -> Iterator[Effect]:
         cut = message.cut
-        if (cut.asker, None) not in self._forgotten:
+        if cut not in self._forgotten and (cut.asker, None) not in self._forgotten:
             learner = self._learner_to_pin() if message.whole else None
             self.pins[cut] = _Pin(self.weights.pin(), self.buffers.now, learner)
         versions = (*message.versions, self.version)
@@ -304,7 +328,8 @@ class Stage(Actor):
             yield Send(message.cut.asker, Exported(message.cut, self.address, state, pin.learner))
 
     def _release(self, message: Release) -> Iterator[Effect]:
-        self.pins.pop(message.cut, None)
+        if self.pins.pop(message.cut, None) is None:  # it was given up, and may be on its way
+            self._keep_forgotten(*message.cut)
         yield from ()
 
     def _state(self, weights: Snapshot, buffers: BufferState, *, copied: bool = True) -> dict[str, Tensor]:
@@ -316,6 +341,15 @@ class Stage(Actor):
     def _named(self, weights: Snapshot) -> Iterator[tuple[str, Tensor]]:
         """The weights that are handed out of these, by name in the module."""
         yield from zip(self.weights.names, weights, strict=True)
+
+    # ── snapshots ────────────────────────────────────────────────────────────────────────────────────
+
+    def _save_if_due(self) -> Iterator[Effect]:
+        """After an update: leave a snapshot with whoever would have this stage made anew."""
+        if self._rhythm is not None and self._rhythm.is_due(self.version, self._now_s):
+            tensors = self._state(self.weights.pin(), self.buffers.now, copied=False)
+            state = StageState(self.version, tensors, self._learner_state(), self._applied())
+            yield Report(StageSaved(self.address, state))
 
     # ── control ──────────────────────────────────────────────────────────────────────────────────────
 

@@ -33,6 +33,7 @@ from akkordeon.core.messages import (
     Watch,
 )
 from akkordeon.core.plain_state import Applied, PlainState, StageState
+from akkordeon.core.recovery.messages import Restarted
 from akkordeon.core.reports import CheckpointTaken
 from akkordeon.sentinels.base import SentinelActor
 from akkordeon.sentinels.recipes import Evaluation
@@ -86,6 +87,7 @@ class Checkpointer(SentinelActor[None]):
             Located: self._sentinel_located,
             Cut: self._pinned,
             Exported: self._exported,
+            Restarted: self._restarted,
             Detach: self._detach,
         }
 
@@ -223,6 +225,15 @@ class Checkpointer(SentinelActor[None]):
         if self._random is not None:
             torch.set_rng_state(self._random)
         yield from self._let_go(was_held=True)
+
+    def _restarted(self, message: Restarted, now_s: float) -> Iterator[Effect]:
+        """A gate was made anew, which knows of no cut: watch the first again, and begin a checkpoint anew."""
+        if message.gate == self._row[0] and self._recipe.every_updates is not None:
+            yield Send(self._row[0], Watch(self.address, self._recipe.every_updates))
+        if self._cut is not None:
+            yield from self._to_all(Release(self._current))
+            self._expected = set()
+            yield from self._begin(now_s)
 
     # ── ending and telling ───────────────────────────────────────────────────────────────────────────
 

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from akkordeon.core.payload import Payload
 from akkordeon.core.reports import BatchCount, EpochDone, TrainingProgress
 from akkordeon.sentinels.scores import Score, ScoreBoard
 
-__all__ = ["Epoch", "Tally"]
+__all__ = ["Epoch", "Flight", "Tally"]
 
 
 @dataclass
@@ -106,6 +107,10 @@ class Epoch:
         self.under_way -= 1
         self._window.refused += 1
 
+    def count_lost(self) -> None:
+        """A batch is lost, and nobody knows which gates have learned from it."""
+        self.under_way -= 1
+
     def progress(self, sentinel: str, seconds: float) -> TrainingProgress:
         """The report of the window; another begins."""
         window = self._close_window()
@@ -165,3 +170,18 @@ class Epoch:
         self._samples += closed.samples
         self._refused += closed.refused
         return closed
+
+
+@dataclass(slots=True)
+class Flight:
+    """What a sentinel that trains keeps of a batch in flight."""
+
+    y: Any
+    samples: int
+    epoch: Epoch
+    x: Payload | None  # None once it has turned, and is on its way back
+
+    @property
+    def turned(self) -> bool:
+        """Whether it was given its loss."""
+        return self.x is None

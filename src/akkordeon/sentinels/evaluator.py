@@ -5,7 +5,8 @@
                                     Release to every gate ◀─ [Export if best] ◀─┘
 
 One round at a time; what falls due meanwhile makes one round more, not many. A cut of the versions that the
-round before had is released at once: that round would only come again.
+round before had is released at once: that round would only come again. When a gate was made anew, which knows
+of no cut, the round under way is begun again.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from akkordeon.core.messages import (
     CutId,
     Detach,
     Due,
+    EpochEnd,
     Evaluate,
     Export,
     Exported,
@@ -41,6 +43,7 @@ from akkordeon.core.messages import (
 )
 from akkordeon.core.payload import Payload, rebuilt, samples
 from akkordeon.core.plain_state import PlainState
+from akkordeon.core.recovery.messages import Restarted, Rewind, Rewound
 from akkordeon.core.reports import BestKept, LastKept, RoundDone
 from akkordeon.sentinels.base import START, SentinelActor
 from akkordeon.sentinels.loss import LossInputs, loss_of, to_targets_device
@@ -90,6 +93,9 @@ class Evaluator(SentinelActor[tuple[Any, int]]):
         self._best: float | None = None
         self._is_best = False  # the round under way
         self._without_better = 0
+        self._best_before: tuple[float | None, int] = (None, 0)  # these two, when the round began
+        self._is_reading = False  # whether anything was asked for in the round under way
+        self._rewinds = 0  # not answered yet: what comes meanwhile is of a round that was given up
         if start is not None:
             self._go_on_from(start)
         self._handlers |= {
@@ -101,6 +107,8 @@ class Evaluator(SentinelActor[tuple[Any, int]]):
             Evaluate: self._came_back,
             Exported: self._exported,
             Refused: self._refused,
+            Restarted: self._restarted,
+            Rewound: self._rewound,
             Detach: self._detach,
         }
 
@@ -132,9 +140,13 @@ class Evaluator(SentinelActor[tuple[Any, int]]):
         self._cut = CutId(self.address, self._cuts)
         self._cuts += 1
         self._began_s = now_s
+        self._is_reading = False
+        self._best_before = self._best, self._without_better
         yield Send(self._row[-1], Cut(self._cut))
 
     def _pinned(self, message: Cut, now_s: float) -> Iterator[Effect]:
+        if message.cut != self._cut:  # it was given up
+            return
         if message.versions == self._versions:
             yield from self._release()
             yield from self._go_on(now_s)
@@ -144,7 +156,12 @@ class Evaluator(SentinelActor[tuple[Any, int]]):
         if self._recipe.role == EXPORT:
             yield from self._to_all(Export(message.cut))
             return
+        self._is_reading = True
         yield Send(self._reader, Pull(self._in_flight, self._rounds))
+
+    def _read(self, message: Item | EpochEnd | SourceFailed, now_s: float) -> Iterator[Effect]:
+        if not self._rewinds:
+            yield from super()._read(message, now_s)
 
     def _source_failed(self, message: SourceFailed, now_s: float) -> Iterator[Effect]:
         raise message.error
@@ -296,6 +313,30 @@ class Evaluator(SentinelActor[tuple[Any, int]]):
     def _current(self) -> CutId:
         assert self._cut is not None, "only called during a round"
         return self._cut
+
+    # ── a gate that was made anew ────────────────────────────────────────────────────────────────────
+
+    def _restarted(self, message: Restarted, now_s: float) -> Iterator[Effect]:
+        """Watch the first gate again, and begin a round under way anew, with a cut of its own."""
+        self._versions = ()
+        if message.gate == self._row[0] and self._recipe.every_updates is not None:
+            yield Send(self._row[0], Watch(self.address, self._recipe.every_updates))
+        if self._cut is None:
+            return
+        self._flights.clear()
+        self._waiting.clear()
+        self._outputs.clear()
+        self._states.clear()
+        self._best, self._without_better = self._best_before
+        if self._is_reading:
+            self._rewinds += 1
+            yield Send(self._reader, Rewind(self._rounds))
+        yield from self._release()
+        yield from self._begin(now_s)
+
+    def _rewound(self, message: Rewound, now_s: float) -> Iterator[Effect]:
+        self._rewinds -= 1
+        yield from ()
 
     # ── ending and telling ───────────────────────────────────────────────────────────────────────────
 

@@ -11,6 +11,7 @@ from akkordeon.core.errors import DataError, ProtocolError
 from akkordeon.core.messages import Close, EpochEnd, Item, SourceFailed
 from akkordeon.core.payload import Payload, itself, map_tensors, tensors
 from akkordeon.core.plain_state import PlainState
+from akkordeon.core.recovery.messages import Rewind, Rewound
 from akkordeon.data.position import Place, SourcePosition, unmoved_generator
 from akkordeon.data.sources import copied
 
@@ -67,9 +68,10 @@ class Reader(Actor):
         self._epoch, self._read = begin or Place(self._start.place.epoch, 0)
         self._batches: Iterator[Any] | None = None
         self._over = epochs is not None and self._epoch >= epochs
+        self._reads_once = False  # the source is an iterator: what it gave is gone
 
     def receive(self, message: Any, now_s: float) -> Iterator[Effect]:
-        """Read on a :class:`Pull`; leave on a :class:`Close`."""
+        """Read on a :class:`Pull`; begin again on a :class:`Rewind`; leave on a :class:`Close`."""
         if isinstance(message, Close):
             self._batches = None
             yield Stop()
@@ -77,10 +79,25 @@ class Reader(Actor):
         if isinstance(message, Locate):  # all that was asked for is read by now
             yield Send(self._sentinel, Located(self.address, {}))
             return
+        if isinstance(message, Rewind):
+            yield from self._rewind(message.epoch)
+            return
         for _ in range(message.count):
             if self._over or message.epoch not in (None, self._epoch):
                 return
             yield from self._read_one(stop_at_end=message.epoch is not None)
+
+    def _rewind(self, epoch: int) -> Iterator[Effect]:
+        yield Send(self._sentinel, Rewound())
+        if self._reads_once:
+            self._over = True
+            reason = (
+                "a gate was made anew in the middle of a round, and its source is an iterator, which can be "
+                "read only once; give one that can be read again"
+            )
+            yield Send(self._sentinel, SourceFailed(DataError(reason)))
+            return
+        self._batches, self._read, self._epoch, self._over = None, 0, epoch, False
 
     def _read_one(self, stop_at_end: bool) -> Iterator[Effect]:
         """One batch, and before it the end of an epoch where that comes first."""

@@ -4,15 +4,14 @@
                                                 │                    │
                                                 └──── Refused ───────┴──▶ Forget to the gates that hold it
 
-Every batch sent ends as trained, refused or lost, and is counted once.
+Every batch sent ends as trained, refused or lost, and is counted once, however often it had to be sent.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 from akkordeon.core.actor import After, Effect, Report, Send, Stop
 from akkordeon.core.checkpoint_messages import Locate, Located
@@ -32,11 +31,12 @@ from akkordeon.core.messages import (
 from akkordeon.core.numerics.autograd import with_gradients, without_gradients
 from akkordeon.core.payload import map_tensors, samples
 from akkordeon.core.plain_state import Applied, PlainState
+from akkordeon.core.recovery.messages import ForgetBefore, Restarted
 from akkordeon.core.reports import BatchCount
 from akkordeon.core.shard_messages import Settle, Settled
 from akkordeon.data.position import Places, SourceMarks, SourcePosition
 from akkordeon.sentinels.base import START, SentinelActor
-from akkordeon.sentinels.epoch import Epoch
+from akkordeon.sentinels.epoch import Epoch, Flight
 from akkordeon.sentinels.loss import GraphCheck, LossInputs, gradient_of, leaf_of, loss_of, to_targets_device
 from akkordeon.sentinels.recipes import Training
 from akkordeon.sentinels.refusals import Refusals, record_of
@@ -47,17 +47,7 @@ READ_AHEAD = 2
 """Batches are asked for in blocks of as many as may be in flight; so many blocks lie ahead at most."""
 
 
-@dataclass(slots=True)
-class _Flight:
-    """What the sentinel keeps of a batch in flight."""
-
-    y: Any
-    samples: int
-    epoch: Epoch
-    turned: bool = False  # on its way back
-
-
-class Trainer(SentinelActor[_Flight]):
+class Trainer(SentinelActor[Flight]):
     """The actor of :meth:`Sentinel.train`.
 
     Args:
@@ -107,6 +97,7 @@ class Trainer(SentinelActor[_Flight]):
             Refused: self._refused,
             Settled: self._settled,
             Located: self._reader_located,
+            Restarted: self._restarted,
             Detach: self._detach,
         }
 
@@ -118,8 +109,7 @@ class Trainer(SentinelActor[_Flight]):
         if self._all_sent:
             yield from self._end()
             return
-        ahead = READ_AHEAD * self._in_flight - self.batches.sent % self._in_flight
-        yield Send(self._reader, Pull(ahead))
+        yield Send(self._reader, Pull(READ_AHEAD * self._in_flight - self.batches.sent % self._in_flight))
         if self._recipe.seconds is not None:
             yield After(max(0.0, self._recipe.seconds - (now_s - self._began_s)), Detach())
 
@@ -163,7 +153,7 @@ class Trainer(SentinelActor[_Flight]):
             earliest = self._places.position(batch.number for batch in self._flights).place
             self._marks.add(self._places.next, item.source, earliest)
         self._places.add(self._numbers, size)
-        batch = self._number(_Flight(item.y, size, self._epoch))
+        batch = self._number(Flight(item.y, size, self._epoch, item.x))
         self._epoch.under_way += 1
         self._samples_sent += size
         self.batches.sent += 1
@@ -246,15 +236,14 @@ class Trainer(SentinelActor[_Flight]):
         targets = to_targets_device(flight.y, leaves)
         given = LossInputs(leaves, self._recipe.loss)
         loss = with_gradients(loss_of, self._recipe.loss, given.payload, targets)
-        value = loss.item()
-        if not math.isfinite(value):
-            why = f"its loss is {value}, expected a finite number"
-            refused = Refused(batch, self.name, Fault.NOT_FINITE, why)
+        if not math.isfinite(value := loss.item()):
+            reason = f"its loss is {value}, expected a finite number"
+            refused = Refused(batch, self.name, Fault.NOT_FINITE, reason)
             yield from self._count_refused(refused, self._row, now_s)
             return
         self._graph_check.look(loss, leaves)
         gradient = gradient_of(loss, leaves)
-        flight.turned = True
+        flight.x = None
         yield Send(self._row[-1], Backward(batch, gradient))
         shown = given.unchanged() if self._recipe.scores else None
         without_gradients(flight.epoch.board.add, value, shown, targets, flight.samples)
@@ -277,7 +266,12 @@ class Trainer(SentinelActor[_Flight]):
 
     def _refused(self, message: Refused, now_s: float) -> Iterator[Effect]:
         flight = self._flights.get(message.batch)
-        if flight is not None:
+        if message.fault is Fault.LOST:
+            if flight is not None:
+                yield from self._lose(message.batch.number, self._flights.pop(message.batch), now_s)
+                yield from self._to_all(Forget(*message.batch))
+                yield from self._send(now_s)
+        elif flight is not None:
             until = self._row.index(message.gate) if message.gate in self._row else len(self._row)
             # The gate that refused a forward holds nothing of it; one that refused a backward does.
             yield from self._count_refused(message, self._row[: until + flight.turned], now_s)
@@ -310,6 +304,33 @@ class Trainer(SentinelActor[_Flight]):
 
     def _raise_if_too_many(self) -> None:
         self._refusals.raise_if_too_many(self.batches, over=self._all_sent and not self._flights)
+
+    # ── a gate that was made anew ────────────────────────────────────────────────────────────────────
+
+    def _restarted(self, message: Restarted, now_s: float) -> Iterator[Effect]:
+        """Send again what no gate has learned from; the rest is lost, and refused what the gate raised on."""
+        if message.gate in self._unsettled:
+            yield Send(message.gate, Settle(self.address))
+        yield from self._to_all(ForgetBefore(self.address, self._numbers))
+        refused, flights, self._flights = message.refused, self._flights, {}
+        for batch, flight in flights.items():
+            if refused is not None and batch == refused.batch:
+                self._flights[batch] = flight
+            elif flight.x is None:
+                yield from self._lose(batch.number, flight, now_s)
+            else:
+                self._places.renumber(batch.number, self._numbers)
+                yield Send(self._row[0], Forward(self._number(flight), flight.x))
+        if refused is not None and refused.batch.sentinel == self.address:
+            yield from self._refused(refused, now_s)
+        yield from self._send(now_s)
+
+    def _lose(self, number: int, flight: Flight, now_s: float) -> Iterator[Effect]:
+        """Count a batch as lost; some gates may have learned from it."""
+        self.batches.lost += 1
+        self._refusals.remember(number)
+        flight.epoch.count_lost()
+        yield from self._report(flight.epoch, now_s)
 
     # ── ending and telling ───────────────────────────────────────────────────────────────────────────
 

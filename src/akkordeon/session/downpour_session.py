@@ -282,7 +282,8 @@ class DownpourSession(Session):
         if self._recorder is not None:
             self._recorder.joined(replica)
         try:
-            self._engine.spawn_all(self._topology.replica_spawns(replica, self.seed))
+            spawns = self._topology.replica_spawns(replica, self.seed)
+            self._engine.spawn_all(self._supervisor.recovery.keep(spawns))
         except BaseException:
             self._supervisor.remove_replica(replica, drained=True)
             raise

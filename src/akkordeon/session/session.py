@@ -78,7 +78,7 @@ class Session:
         self._registry = registry or Registry(network.max_in_flight)
         self._outbox = Outbox(engine, self._registry, recorder)
         self._supervisor = Supervisor(
-            self._topology, self._registry, send=self._send, retire=engine.retire, resume=resume
+            self._topology, self._registry, engine, self._send, self._watchers.tell, network.recovery, resume
         )
         stages = None if resume is None else resume.stages_for(network)
         place = engine, self._topology, self._registry, self._outbox, recorder, seed
@@ -94,7 +94,8 @@ class Session:
                 recorder.close()
             raise
         try:
-            engine.spawn_all(self._topology.spawns(seed, stages))
+            spawns = self._topology.spawns(seed, stages)
+            engine.spawn_all(self._supervisor.recovery.keep(spawns, stages))
         except BaseException:
             engine.stop()
             raise

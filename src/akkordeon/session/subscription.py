@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 from akkordeon.core.errors import RecipeError
+from akkordeon.core.recovery.reports import StageSaved
 
 __all__ = ["Subscription", "Watchers"]
 
@@ -133,6 +134,8 @@ class Watchers:
         Raises:
             KeyboardInterrupt: Ctrl-C, which broke into a watcher on the main thread.
         """
+        if isinstance(record, StageSaved):  # is the supervisor's alone: a slow watcher would keep old weights
+            return
         for subscription in list(self._subscriptions):
             subscription.put(record)
         for watcher in list(self._inline):

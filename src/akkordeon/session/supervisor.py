@@ -8,7 +8,7 @@ All else is kept for whoever asks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -17,6 +17,7 @@ from akkordeon.core.addresses import reader_of
 from akkordeon.core.checkpoint_messages import Parted
 from akkordeon.core.errors import GateFailedError, SentinelFailedError, WaitTimeoutError, explain
 from akkordeon.core.messages import Close, Detach, Due, Forget, Message
+from akkordeon.core.recovery.reports import StageSaved
 from akkordeon.core.reports import (
     ActorFailed,
     ActorLost,
@@ -32,8 +33,11 @@ from akkordeon.core.reports import (
     ShardStatus,
     TrainingProgress,
 )
+from akkordeon.engines.base import Engine
+from akkordeon.pipeline.recovery.recipe import Recovery
 from akkordeon.session.attachment import Attachment, SentinelReport
 from akkordeon.session.recovery.checkpoint import Checkpoint
+from akkordeon.session.recovery.gates import GateRecovery
 from akkordeon.session.registry import Registry
 from akkordeon.session.topology import RowTopology
 
@@ -46,11 +50,14 @@ class Supervisor:
     Args:
         topology: who is in the network.
         registry: who is attached.
+        engine: carries them all.
         send: carries a message to an actor.
-        retire: ends what was there for actors that have been told to close.
+        tell: has those who look on see a record.
+        recovery: how gates come back, if they do.
         resume: what the run goes on from.
 
     Attributes:
+        recovery: brings gates back.
         gates: the latest status of each in the row, by address.
         sentinels: likewise, of those at work.
         answered: the latest probe of each address.
@@ -64,9 +71,10 @@ class Supervisor:
         self,
         topology: RowTopology,
         registry: Registry,
-        *,
+        engine: Engine,
         send: Callable[[str, Message], None],
-        retire: Callable[[Iterable[str]], None],
+        tell: Callable[[Any], None],
+        recovery: Recovery | None = None,
         resume: Checkpoint | None = None,
     ) -> None:
         self.gates: dict[str, GateStatus] = {}
@@ -79,7 +87,10 @@ class Supervisor:
         self._row = topology.row
         self._registry = registry
         self._send = send
-        self._retire = retire
+        self._retire = engine.retire
+        self.recovery = GateRecovery(
+            recovery, engine, send=send, tell=tell, talk_to=self._who_talks_to, give_up=self.give_up
+        )
         self.epochs_done: int = 0 if resume is None else resume.session["epochs_done"]
 
     def hear(self, record: Any) -> None:
@@ -111,12 +122,15 @@ class Supervisor:
                 f"{late} had not left its weights after {waited_s:g} s and may still be at work: "
                 f"ask again later; {others}"
             )
-        if self.lost and self.error is not None and not partial:
-            raise GateFailedError(f"{self.error}; {others}") from self.error.__cause__
+        if self.lost and not partial:
+            away = f"{', '.join(sorted(self.lost))} was gone when the session ended, and left no weights"
+            cause = None if self.error is None else self.error.__cause__
+            raise GateFailedError(f"{self.error or away}; {others}") from cause
         return {address: self.left[address].state for address in self._row if address in self.left}
 
     def close_actors(self) -> None:
         """Have everybody end who ends with the session."""
+        self.lost.update(self.recovery.stop())
         for address in self._who_ends():
             self._send(address, Close())
 
@@ -130,9 +144,17 @@ class Supervisor:
 
     def remove_replica(self, replica: int, drained: bool) -> None:
         """Have the gates of a replica leave; ``drained``: nothing of it is on its way to the shards."""
+        self.recovery.drop(self._topology.replica_row(replica))
         for to, message in self._topology.removed(replica, drained):
             self._send(to, message)
         self._retire(self._topology.replica_row(replica))
+
+    def _who_talks_to(self, address: str) -> Iterator[str]:
+        """Whom it concerns that an actor was made anew: gates first, to whom sentinels will send."""
+        yield from self._topology.clients_of(address)
+        for attachment in self._registry.at_work():
+            if address in attachment.row:
+                yield attachment.address
 
     # ── progress ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -152,6 +174,7 @@ class Supervisor:
 
     def _round_done(self, record: RoundDone) -> None:
         self._note(record)
+        self.recovery.heard(self._row[0], record.version)
         if record.stop_training:
             for a in list(self._registry.attachments):
                 if a.role.trains and not a.ended:
@@ -160,6 +183,7 @@ class Supervisor:
     # ── answers and ends ─────────────────────────────────────────────────────────────────────────────
 
     def _gate_status(self, record: GateStatus) -> None:
+        self.recovery.heard(record.address, record.version)
         if record.address in self._row:
             self.gates[record.address] = record
             self._note_answer(record)
@@ -176,11 +200,16 @@ class Supervisor:
         self.answered[record.address] = max(record.probe, self.answered.get(record.address, 0))
 
     def _gate_left(self, record: GateLeft) -> None:
-        self.left[record.address] = record
+        if not self.recovery.left(record):
+            self.left[record.address] = record
+
+    def _stage_saved(self, record: StageSaved) -> None:
+        self.recovery.saved(record)
 
     def _sentinel_ended(self, record: SentinelEnded) -> None:
         self.sentinels.pop(record.address, None)
         self.answered.pop(record.address, None)
+        self.recovery.departed(record.address)
         attachment = self._registry.by_address.pop(record.address, None)
         if attachment is None:
             return
@@ -198,10 +227,16 @@ class Supervisor:
         why = f"failed on {record.doing}: {explain(record.error)}"
         if attachment is not None:
             self._sentinel_failed(attachment, record)
-        elif record.address not in self._row:
-            self._other_failed(record.address, why, record.error)
+        elif not self.recovery.failed(record):
+            self._gone(record.address, why, record.error)
+
+    def _gone(self, address: str, why: str, error: BaseException | None) -> None:
+        """An actor of the network is gone for good."""
+        why += self.recovery.story(address)
+        if address in self._row:
+            self.give_up(f"{address} {why}", error)
         else:
-            self._gate_failed(f"{record.address} {why}", record.error)
+            self._other_failed(address, why, error)
 
     def _sentinel_failed(self, attachment: Attachment, record: ActorFailed) -> None:
         if attachment.error is not None:  # its last words failed too: there will be no others
@@ -216,7 +251,8 @@ class Supervisor:
         for gate in attachment.row:
             self._send(gate, Forget(attachment.address))
 
-    def _gate_failed(self, why: str, error: BaseException | None) -> None:
+    def give_up(self, why: str, error: BaseException | None) -> None:
+        """A gate has failed for good, which ends the session."""
         if self.error is None:
             self.error = GateFailedError(why)
             self.error.__cause__ = error
@@ -239,15 +275,14 @@ class Supervisor:
         why = f"is lost: {record.why}"
         if attachment is not None:
             self._sentinel_lost(attachment, record.address, why)
-        elif record.address not in self._row:
-            self._other_failed(record.address, why, None)
-        else:
-            self.lost.add(record.address)
-            self._gate_failed(f"{record.address} {why}", None)
+        elif not self.recovery.lost(record):
+            if record.address in self._row:
+                self.lost.add(record.address)
+            self._gone(record.address, why, None)
 
     def _cluster_lost(self, record: ClusterLost) -> None:
         """All gates end and leave their weights, as long as there is something that carries them."""
-        self._gate_failed(record.why, None)
+        self.give_up(record.why, None)
 
     def _sentinel_lost(self, attachment: Attachment, address: str, why: str) -> None:
         attachment.error = SentinelFailedError(f"{address} {why}")
@@ -261,6 +296,7 @@ class Supervisor:
 
     def _mark_ended(self, attachment: Attachment) -> None:
         """It will say nothing more."""
+        self.recovery.departed(attachment.address)
         self.sentinels.pop(attachment.address, None)
         self.answered.pop(attachment.address, None)
         self._registry.mark_ended(attachment)
@@ -285,4 +321,5 @@ class Supervisor:
         ActorFailed: _actor_failed,
         ActorLost: _actor_lost,
         ClusterLost: _cluster_lost,
+        StageSaved: _stage_saved,
     }

@@ -76,6 +76,10 @@ class RowTopology:
         """States of the row, by the address of the gate they are of."""
         return {address: dict(state) for address, state in states.items()}
 
+    def clients_of(self, address: str) -> Iterator[str]:
+        """The actors of the network that fetch from another, or bring it something."""
+        return iter(())
+
     # ── replicas, of which a row has none ────────────────────────────────────────────────────────────
 
     @property

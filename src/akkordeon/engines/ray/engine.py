@@ -24,6 +24,7 @@ from akkordeon.engines.ray.cluster.waits import FETCH_S, within
 from akkordeon.engines.ray.heartbeats import HEARTBEAT_S, SILENT_S, Heartbeats, Lost
 from akkordeon.engines.ray.host_pool import READY_S, SESSION_HOST, HostPool, shipped
 from akkordeon.engines.ray.placement import Placement, check_row, is_visitor, require_placement
+from akkordeon.engines.timers import Timers
 
 if TYPE_CHECKING:
     from akkordeon.engines.ray.hosts import Dispatcher
@@ -81,6 +82,7 @@ class Ray(Engine):
         self.wire_dtype = wire_dtype
         self.workers = workers
         self._reported = threading.Condition(threading.RLock())
+        self._timers = Timers(self._reported)
         self._key = uuid.uuid4().hex  # of the session host, for those that report to it; each has a new one
         self._pool = HostPool(0)
         self._heartbeats = Heartbeats()
@@ -134,6 +136,7 @@ class Ray(Engine):
     def stop(self) -> None:
         """End the hosts, and the cluster if it was started here."""
         self._over.set()
+        self._timers.stop()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(STOP_S)
         self._thread = None
@@ -240,6 +243,10 @@ class Ray(Engine):
     def now_s(self) -> float:
         """Seconds of this machine's monotonic clock; other machines have their own."""
         return time.monotonic()
+
+    def after(self, seconds: float, do: Callable[[], None]) -> None:
+        """Have something done later, on a thread of its own."""
+        self._timers.after(seconds, do)
 
     def wait_until(self, condition: Callable[[], bool], timeout_s: float | None) -> bool:
         """Wait for reports; the hosts do the rest."""

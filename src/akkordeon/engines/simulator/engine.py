@@ -118,7 +118,7 @@ class Simulator(Engine, Interpreter[SiteCell]):
             if site is None:
                 site = self._sites[host.name] = Site(host)
             work = Work(self._compute, address, self._seeded)
-            self._cells[address] = SiteCell(actor, spawn.make, site, None if work.is_free else work)
+            self._cells[address] = SiteCell(actor, spawn, site, None if work.is_free else work)
 
     def send(self, to: str, message: Message) -> None:
         """Put a message into a mailbox, from outside: it takes no time."""
@@ -166,6 +166,15 @@ class Simulator(Engine, Interpreter[SiteCell]):
                         interrupt, self._interrupt = self._interrupt, None
                         raise interrupt
                 interrupts.check()
+
+    def after(self, seconds: float, do: Callable[[], None]) -> None:
+        """Have something done so much later."""
+        with self._lock:
+            self._at(self._now_s + seconds, self._do, do)
+
+    def _do(self, do: Callable[[], None]) -> None:
+        do()
+        self._reports += 1  # whoever waits looks again
 
     def loads(self) -> dict[str, Load]:
         """Queue, count and virtual seconds at work of every living actor."""
@@ -354,14 +363,14 @@ class Simulator(Engine, Interpreter[SiteCell]):
         if self.timeline is not None:
             until_s = None if back_after_s is None else self._now_s + back_after_s
             self.timeline.fault(cell.actor.address, "crash", self._now_s, until_s)
-        self._report(ActorLost(cell.actor.address, why))
-        if back_after_s is not None:
+        self._report(ActorLost(cell.actor.address, why, back_after_s))
+        if back_after_s is not None and cell.spawn.restore is None:
             self._at(self._now_s + back_after_s, self._come_back, cell)
 
     def _come_back(self, cell: SiteCell) -> None:
         address = cell.actor.address
         if address not in self._cells:
-            self.spawn(Spawn(address, cell.make))
+            self.spawn(cell.spawn)
             self._cells[address].busy_s, self._cells[address].handled = cell.busy_s, cell.handled
             self._report(ActorReturned(address))
 

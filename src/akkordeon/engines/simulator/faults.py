@@ -54,7 +54,8 @@ class Crash(_Scheduled):
 
     Args:
         who: address of an actor or name of a host, with ``*`` as in file names.
-        back_after_s: made anew so much later; None stays away.
+        back_after_s: made anew so much later; None stays away. Whoever is brought back by its session, as a
+            gate is in a network with ``recovery``, has its place again then, or at once.
     """
 
     who: str

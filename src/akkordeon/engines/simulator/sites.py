@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
 
-from akkordeon.core.actor import Actor
+from akkordeon.core.actor import Actor, Spawn
 from akkordeon.engines.interpreter import Cell
 from akkordeon.engines.simulator.compute import Work
 from akkordeon.engines.simulator.hosts import Host
@@ -31,11 +30,11 @@ class Site:
 class SiteCell(Cell):
     """A cell on a site, and how long it was frozen there."""
 
-    __slots__ = ("at_work", "frozen_s", "frozen_until_s", "make", "site", "work")
+    __slots__ = ("at_work", "frozen_s", "frozen_until_s", "site", "spawn", "work")
 
-    def __init__(self, actor: Actor, make: Callable[[], Actor], site: Site, work: Work | None) -> None:
+    def __init__(self, actor: Actor, spawn: Spawn, site: Site, work: Work | None) -> None:
         super().__init__(actor)
-        self.make = make
+        self.spawn = spawn
         self.site = site
         self.work = work  # None where nothing takes time
         self.at_work = False

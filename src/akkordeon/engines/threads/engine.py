@@ -21,6 +21,7 @@ from akkordeon.core.errors import SessionError
 from akkordeon.core.messages import Message
 from akkordeon.engines.base import Engine, Load, ProcessState, bounded
 from akkordeon.engines.threads.workers import WorkerCell, WorkerPool
+from akkordeon.engines.timers import Timers
 
 __all__ = ["Threads"]
 
@@ -40,6 +41,7 @@ class Threads(Engine):
         require_whole("workers", workers, optional=True)
         self.workers = workers or max(2, os.cpu_count() or 2)
         self._reported = threading.Condition(threading.RLock())
+        self._timers = Timers(self._reported)
         self._pool: WorkerPool | None = None
         self._process: ProcessState | None = None
 
@@ -79,6 +81,10 @@ class Threads(Engine):
     def send_all(self, messages: Iterable[tuple[str, Message]]) -> None:
         """Put messages into mailboxes before anybody handles one of them."""
         self._started_pool().send_all(messages)
+
+    def after(self, seconds: float, do: Callable[[], None]) -> None:
+        """Have something done later, on a thread of its own."""
+        self._timers.after(seconds, do)
 
     @property
     def _cells(self) -> Mapping[str, WorkerCell]:
@@ -131,6 +137,7 @@ class Threads(Engine):
     def stop(self) -> None:
         """Let the workers finish the message they are at, and end."""
         atexit.unregister(self.stop)
+        self._timers.stop()
         if self._pool is not None:
             self._pool.close()
         if self._process is not None:

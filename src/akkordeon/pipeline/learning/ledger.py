@@ -57,6 +57,12 @@ class Ledger:
         elif number in self._missing.get(sentinel, ()):
             del self._missing[sentinel][number]
 
+    def forget_before(self, sentinel: str, number: int) -> None:
+        """Below this number nothing of the sentinel will come."""
+        if number > self._next.get(sentinel, 0):
+            self._next[sentinel] = number
+        self._missing.pop(sentinel, None)
+
     def applied(self) -> dict[str, Applied]:
         """What there is to tell."""
         return {

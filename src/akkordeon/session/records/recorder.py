@@ -15,6 +15,7 @@ from akkordeon.core.actor import Actor, Effect
 from akkordeon.core.checks import require_path
 from akkordeon.core.errors import RecordError, explain
 from akkordeon.core.messages import Message
+from akkordeon.core.recovery.messages import Restarted
 from akkordeon.downpour.recipe import Downpour
 from akkordeon.pipeline.network import Network
 from akkordeon.sentinels.recipes import Evaluation, Sentinel, Training
@@ -94,6 +95,8 @@ class Recorder:
 
     def outside(self, to: str, message: Message) -> None:
         """The session sends a message."""
+        if isinstance(message, Restarted):
+            self._give_up(RecordError(f"{message.gate} was made anew, which no replay could follow"))
         self._write([next(self._serial), "outside", to, file_format.fields_of(message)])
 
     def listen(self, actor: Actor, message: Message, now_s: float) -> Iterator[Effect]:

@@ -1,1 +1,1 @@
-"""How a run is kept, and taken up again."""
+"""How a run is kept and taken up again, and how what is gone of it comes back."""

@@ -1,0 +1,45 @@
+"""The messages that follow when a gate is made anew: everybody who has something there hears of it.
+
+session ──Restarted──▶ trainer ──ForgetBefore──▶ every gate;   Forward, with a new number ──▶ first gate
+session ──Restarted──▶ evaluator ──Release──▶ every gate;      Rewind ──▶ reader ──Rewound──▶ evaluator
+session ──Restarted──▶ a replica's gate, where it is a shard;  Fetch ──▶ the shard
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from akkordeon.core.messages import Kind, Message, Refused
+
+__all__ = ["ForgetBefore", "Restarted", "Rewind", "Rewound"]
+
+
+@dataclass(frozen=True, slots=True)
+class Restarted(Message):
+    """A gate or shard was made anew from a snapshot: it has no batch, no cut and nobody who watches.
+
+    ``refused``: the batch that the one before it raised on, which is not to be sent again.
+    """
+
+    gate: str
+    refused: Refused | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetBefore(Message):
+    """Drop all batches of this sender below a number, now and when they arrive. Trainer to gates."""
+
+    sender: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rewind(Message):
+    """Read your source once more from the beginning of its ``epoch``-th time. Evaluator to reader."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rewound(Message, kind=Kind.FORWARD):
+    """What I read from here on is from the beginning. Reader to evaluator."""
