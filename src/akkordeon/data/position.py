@@ -99,6 +99,7 @@ class Places:
     def end_epoch(self) -> None:
         """The source was read through."""
         self._next = Place(self._next.epoch + 1, 0)
+        self._skip_done()
 
     def _skip_done(self) -> None:
         while self._next in self._start.done:
