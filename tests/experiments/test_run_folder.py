@@ -37,7 +37,6 @@ from akkordeon.experiments.run_folder import (
     load_description,
     load_weights,
     save_weights,
-    whole_file,
 )
 
 
@@ -264,32 +263,6 @@ def test_what_is_kept_of_a_cut_model_is_loaded_by_the_model(tmp_path):
 
 
 # ── files and folders ────────────────────────────────────────────────────────────────────────────────
-
-
-def test_a_file_appears_when_it_is_whole_and_never_before(tmp_path):
-    path = tmp_path / "file"
-    path.write_text("old")
-    with suppress(RuntimeError), whole_file(path) as part:
-        part.write_text("half")
-        raise RuntimeError
-    assert path.read_text() == "old"
-    with whole_file(path) as part:
-        part.write_text("new")
-        assert path.read_text() == "old"
-    assert path.read_text() == "new"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
-    names = []
-
-    def fsync(number):
-        names.append((os.readlink(f"/proc/self/fd/{number}"), sorted(p.name for p in tmp_path.iterdir())))
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    with whole_file(tmp_path / "file") as part:
-        part.write_text("new")
-    assert names == [(f"{tmp_path}/file.part", ["file.part"]), (str(tmp_path), ["file"])]
 
 
 def test_one_run_at_a_time_keeps_in_a_folder(tmp_path):

@@ -12,8 +12,8 @@ from io import TextIOWrapper
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-_FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(
     [
         "akkordeon.cli.main",
         "akkordeon.experiments.tasks.loader",
@@ -41,7 +41,7 @@ class Forked:
     ) -> None:
         self.stdout, out = _pipe()
         self.stderr, err = (None, out) if merged else _pipe()
-        self._process = _FORKS.Process(target=_run, args=(words, str(folder), dict(environment), out, err))
+        self._process = FORKS.Process(target=_run, args=(words, str(folder), dict(environment), out, err))
         self._process.start()
         self.pid = self._process.pid
         for end in {out, err}:
@@ -74,7 +74,7 @@ class Forked:
 
 
 def _pipe() -> tuple[TextIOWrapper, Connection]:
-    read, write = _FORKS.Pipe(duplex=False)
+    read, write = FORKS.Pipe(duplex=False)
     reader = os.fdopen(os.dup(read.fileno()))
     read.close()
     return reader, write

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-__all__ = ["Applied", "LearnerState", "PlainState", "StageState"]
+__all__ = ["Applied", "LearnerState", "PlainState", "StageState", "from_json_form", "json_form"]
 
 
 class Applied(NamedTuple):
@@ -49,3 +50,65 @@ class StageState:
 
 PlainState = Mapping[str, Any]
 """What a sentinel goes on from, as plain data; see :data:`LearnerState`."""
+
+# ── as JSON can say it ───────────────────────────────────────────────────────────────────────────────
+
+MARKS = frozenset({"tensor", "bytes", "float", "tuple", "dict"})
+"""An object with one of these as its only key stands for what JSON has no word for."""
+
+
+def json_form(value: Any, keep: Callable[[Tensor], Any]) -> Any:
+    """Plain data, and bytes, in a form that JSON can say; :func:`from_json_form` makes them again.
+
+    Args:
+        value: tensors, numbers, strings, bytes, None, and lists, tuples and dicts of them.
+        keep: takes a tensor, and gives what stands for it.
+
+    Raises:
+        TypeError: it holds something else.
+    """
+    if isinstance(value, float):
+        return value if math.isfinite(value) else {"float": str(value)}
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, Tensor):
+        return {"tensor": keep(value.detach())}
+    if isinstance(value, bytes):
+        return {"bytes": value.hex()}
+    if isinstance(value, list):
+        return [json_form(each, keep) for each in value]
+    if isinstance(value, tuple):
+        return {"tuple": [json_form(each, keep) for each in value]}
+    if isinstance(value, Mapping):
+        if all(type(key) is str for key in value) and not (len(value) == 1 and MARKS.issuperset(value)):
+            return {key: json_form(each, keep) for key, each in value.items()}
+        return {"dict": [[json_form(key, keep), json_form(each, keep)] for key, each in value.items()]}
+    raise TypeError(f"it holds a {type(value).__name__}")
+
+
+def from_json_form(form: Any, tensor_of: Callable[[Any], Tensor]) -> Any:
+    """The plain data of such a form.
+
+    Args:
+        form: what :func:`json_form` gave.
+        tensor_of: gives the tensor that something stands for.
+
+    Raises:
+        LookupError, TypeError, ValueError: it is no such form.
+    """
+    if isinstance(form, list):
+        return [from_json_form(each, tensor_of) for each in form]
+    if not isinstance(form, dict):
+        return form
+    if not (len(form) == 1 and MARKS.issuperset(form)):
+        return {key: from_json_form(each, tensor_of) for key, each in form.items()}
+    ((mark, content),) = form.items()
+    if mark == "tensor":
+        return tensor_of(content)
+    if mark == "bytes":
+        return bytes.fromhex(content)
+    if mark == "float":
+        return float(content)
+    if mark == "tuple":
+        return tuple(from_json_form(each, tensor_of) for each in content)
+    return {from_json_form(k, tensor_of): from_json_form(v, tensor_of) for k, v in content}

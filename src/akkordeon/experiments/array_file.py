@@ -13,7 +13,7 @@ from torch import Tensor
 
 from akkordeon.core.errors import DataError
 from akkordeon.core.forms import signature
-from akkordeon.experiments.run_folder import whole_file
+from akkordeon.session.recovery.durable import whole_file
 
 __all__ = ["load_array", "save_array", "signature_of_rows"]
 

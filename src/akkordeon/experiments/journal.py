@@ -13,7 +13,8 @@ from typing import Any
 
 from akkordeon.core.errors import DataError
 from akkordeon.core.reports import BatchRefused, EpochDone, RoundDone, TrainingProgress
-from akkordeon.experiments.run_folder import REPORT, as_json, to_disk
+from akkordeon.experiments.run_folder import REPORT, as_json
+from akkordeon.session.recovery.durable import to_disk
 from akkordeon.watch.view import View
 
 __all__ = ["Journal"]

@@ -16,8 +16,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from torch import nn
 from akkordeon.core.errors import DataError
 from akkordeon.experiments.safetensors_file import from_safetensors, to_safetensors
 from akkordeon.pipeline.network import Network
+from akkordeon.session.recovery.durable import to_disk, whole_file
 
 __all__ = [
     "BEST",
@@ -38,8 +38,6 @@ __all__ = [
     "load_description",
     "load_weights",
     "save_weights",
-    "to_disk",
-    "whole_file",
 ]
 
 WEIGHTS, BEST = "weights.safetensors", "best.safetensors"
@@ -148,37 +146,6 @@ def _claimed(path: Path) -> int | None:
         os.close(folder)
         raise
     return folder
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """The name under which to write a file that is to appear at ``path`` once it is whole.
-
-    Raises:
-        DataError: it cannot be written.
-    """
-    part = path.with_name(f"{path.name}.part")
-    try:
-        yield part
-        to_disk(part)
-        os.replace(part, path)
-        to_disk(path.parent)
-    except OSError as error:
-        raise DataError(f"{path} cannot be written: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
-
-
-def to_disk(path: Path) -> None:
-    """Have what was written there outlive the machine; a file, or the names in a folder."""
-    if path.is_dir() and sys.platform == "win32":
-        return  # where folders cannot be opened
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
 
 
 # ── weights ──────────────────────────────────────────────────────────────────────────────────────────

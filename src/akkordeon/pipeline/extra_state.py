@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from akkordeon.core.errors import RecipeError
+from akkordeon.core.plain_state import from_json_form, json_form
 
 __all__ = ["EXTRA", "copied_extra_state", "extra_state_from", "extra_state_owners", "extra_state_tensors"]
 
@@ -35,8 +36,13 @@ def extra_state_tensors(name: str, value: object) -> Iterator[tuple[str, Tensor]
         RecipeError: it cannot be carried.
     """
     inside: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> int:
+        inside.append(tensor)
+        return len(inside) - 1
+
     try:
-        text = json.dumps(_said(value, inside.append, inside))
+        text = json.dumps(json_form(value, keep))
     except TypeError as error:
         raise _cannot_carry(name, error) from None
     yield name, torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
@@ -63,42 +69,7 @@ def _cannot_carry(name: str, why: object) -> RecipeError:
     )
 
 
-def _said(value: Any, keep: Callable[[Tensor], None], kept: Sequence[Tensor]) -> Any:
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, Tensor):
-        keep(value.detach())
-        return {"tensor": len(kept) - 1}
-    if isinstance(value, bytes):
-        return {"bytes": value.hex()}
-    if isinstance(value, list):
-        return [_said(each, keep, kept) for each in value]
-    if isinstance(value, tuple):
-        return {"tuple": [_said(each, keep, kept) for each in value]}
-    if isinstance(value, dict):
-        return {"dict": [[_said(k, keep, kept), _said(v, keep, kept)] for k, v in value.items()]}
-    raise TypeError(f"it holds a {type(value).__name__}")
-
-
 def extra_state_from(name: str, state: Mapping[str, Tensor]) -> Any:
     """The extra state of that name, made again from its tensors."""
-    return _meant(json.loads(bytes(state[name].cpu().tolist())), name, state)
-
-
-def _meant(said: Any, name: str, state: Mapping[str, Tensor]) -> Any:
-    if isinstance(said, list):
-        return [_meant(each, name, state) for each in said]
-    if not isinstance(said, dict):
-        return said
-    ((kind, content),) = said.items()
-    if kind == "tensor":
-        return state[f"{name}.{content}"].clone()
-    if kind == "bytes":
-        return bytes.fromhex(content)
-    if kind == "tuple":
-        return tuple(_meant(each, name, state) for each in content)
-    return {_key(_meant(k, name, state)): _meant(v, name, state) for k, v in content}
-
-
-def _key(key: Any) -> Any:
-    return tuple(key) if isinstance(key, list) else key
+    form = json.loads(bytes(state[name].cpu().tolist()))
+    return from_json_form(form, lambda i: state[f"{name}.{i}"].clone())
