@@ -13,6 +13,7 @@ from torch import nn
 import akkordeon as ak
 from akkordeon.core.errors import DataError, RecipeError
 from akkordeon.core.messages import Backward, Batch, Fault, Forget, Forward, Refused
+from akkordeon.core.recovery.messages import Restarted
 from akkordeon.core.shard_messages import Dropped, Fetch, Parameters, Push, Settle, Settled
 from akkordeon.downpour.replica_gate import DROPPED_MAX, ReplicaGate
 from akkordeon.downpour.sync_policy import SyncPolicy
@@ -66,7 +67,7 @@ def asks(message) -> bool:
 
 def test_the_first_forward_of_all_waits_for_weights_of_a_shard():
     actor = replica()
-    assert sends(do(actor, forward(0, X))) == [Fetch("r/gate/0")]
+    assert sends(do(actor, forward(0, X))) == [Fetch("r/gate/0", is_first=True)]
     assert sends(do(actor, forward(1, X))) == []
     out = sends(do(actor, parameters(7, 3.0, 4.0)), Forward)
     assert [message.batch.number for message in out] == [0, 1]
@@ -221,7 +222,7 @@ def test_when_a_sentinel_is_gone_what_was_gathered_of_its_batches_is_pushed_and_
     assert (push.steps, settle) == (3, Settle("r/gate/0"))
     assert sends(do(actor, Settled("shard/0"))) == []
     do(actor, Settle("t"))
-    assert sends(do(actor, Settled("shard/0"))) == [Settled("r/gate/0")]
+    assert sends(do(actor, Settled("shard/0", 1))) == [Settled("r/gate/0")]
 
 
 def test_a_batch_of_a_sentinel_that_is_gone_does_not_ask_for_weights():
@@ -341,6 +342,14 @@ def test_asked_to_settle_it_pushes_the_rest_and_says_so_when_the_shard_has_it():
     (effect,) = do(actor, Settled("shard/0"))
     assert (effect.to, effect.message) == ("trainer", Settled("r/gate/0"))
     assert sends(do(actor, Settle("trainer")), Push) == []
+
+
+def test_when_a_shard_was_made_anew_it_is_asked_again_for_weights_and_to_settle():
+    actor = ready(push_every=10)
+    do(actor, Settle("trainer"))
+    again = sends(do(actor, Restarted("shard/0")))
+    assert again == [Fetch("r/gate/0"), Settle("r/gate/0")]
+    assert sends(do(actor, Settled("shard/0"), Settled("shard/0"))) == [Settled("r/gate/0")]
 
 
 def test_compressed_pushes_carry_what_was_lost_to_the_next():

@@ -36,6 +36,7 @@ from torch.nn import functional as F
 import akkordeon as ak
 from akkordeon.core.errors import GateFailedError, RecipeError
 from akkordeon.core.messages import Cut, CutId, Export, Exported, Forget
+from akkordeon.core.recovery.messages import Restarted
 from akkordeon.core.reports import GateLeft, ShardStatus
 from akkordeon.core.shard_messages import Fetch, Parameters, Push, Settle, Settled
 from akkordeon.data import datasets
@@ -264,8 +265,26 @@ def test_a_cut_of_a_sentinel_that_has_died_is_not_pinned_and_leaves_nothing():
     (passed,) = sends(do(front, cut_at(one)[0], cut_at(other)[0]))
     assert isinstance(passed, Cut)
     assert front.pins == {}
-    assert not front.role._cuts
-    assert not any(front.role._came.values())
+    assert not front.role._waiting
+
+
+def test_a_part_that_was_made_anew_holds_up_no_later_cut_and_leaves_nothing_of_the_earlier():
+    front, one, other = position()
+    learned(one, torch.ones(1, 2))
+    cuts = [Cut(CutId("s", number)) for number in (0, 1)]
+    assert sends(do(front, cut_at(one, 0)[0], cuts[0])) == []  # the other part was gone when it came
+    (passed,) = sends(do(front, cut_at(one, 1)[0], cut_at(other, 1)[0], cuts[1]))
+    assert passed.cut == cuts[1].cut
+    assert torch.equal(front.pins[cuts[1].cut].weights[0], one.weights.now[0])
+    assert not front.role._waiting
+
+
+def test_a_front_that_was_made_anew_is_sent_the_weights_again():
+    _, one, _ = position()
+    learned(one, torch.ones(1, 2))
+    assert [len(cut_at(one, number)[0].payload) for number in (0, 1)] == [1, 0]
+    do(one, Restarted("shard/0"))
+    assert len(cut_at(one, 2)[0].payload) == 1
 
 
 def test_everything_is_exported_and_left_behind_once_by_whoever_holds_it():
@@ -341,9 +360,9 @@ def test_a_fetch_counts_once_in_the_staleness_of_local_steps_from_however_many_s
 def test_it_is_settled_once_every_shard_is():
     actor = replica()
     assert [effect.to for effect in do(actor, Settle("a"), Settle("b"))] == [*SHARDS, *SHARDS]
-    assert do(actor, *(Settled(shard) for shard in SHARDS[:2] * 2)) == []
-    (first,) = do(actor, Settled("shard/0.2"))
-    (second,) = do(actor, Settled("shard/0.2"))
+    assert do(actor, *(Settled(shard, number) for number in (0, 1) for shard in SHARDS[:2])) == []
+    (first,) = do(actor, Settled("shard/0.2", 0))
+    (second,) = do(actor, Settled("shard/0.2", 1))
     assert [first.to, second.to] == ["a", "b"]
     assert first.message == Settled("r/gate/0")
 
@@ -518,8 +537,7 @@ def test_in_any_world_batches_and_pushes_are_conserved_and_nothing_hangs(world, 
         for address, cell in engine._cells.items():
             role = getattr(cell.actor, "role", None)
             if isinstance(role, FrontRole):
-                assert not role._cuts, address
-                assert not any(role._came.values())
+                assert not role._waiting, address
 
 
 @pytest.mark.parametrize("engine", LOCAL)

@@ -15,23 +15,27 @@ from typing import Any
 
 from torch import Tensor
 
-from akkordeon.core.messages import Batch, Fault, Kind, Message
+from akkordeon.core.messages import Batch, CutId, Fault, Kind, Message
 
 __all__ = ["Dropped", "Fetch", "Left", "Parameters", "Push", "Settle", "Settled"]
 
 
 @dataclass(frozen=True, slots=True)
 class Fetch(Message, kind=Kind.BACKWARD):
-    """Send me the weights you have. Replica's gate to shard."""
+    """Send me the weights you have. Replica's gate to shard.
+
+    ``is_first``: the asker has nothing of you yet; what you kept of another under its address is of no use.
+    """
 
     asker: str
+    is_first: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Parameters(Message, kind=Kind.BACKWARD):
     """A shard's trainable weights, and how many updates it had applied. Shard to replica's gate.
 
-    Where a position is split, also part to front, with every cut: no weights if the front has them.
+    Where a position is split, also part to front, with every ``cut``: no weights if the front has them.
     ``push_every``: updates between two pushes from now on, where the shard is the one to say so.
     ``buffers``: the shard's, with the first weights that a gate is lent.
     """
@@ -41,6 +45,7 @@ class Parameters(Message, kind=Kind.BACKWARD):
     payload: tuple[Tensor, ...]
     push_every: int | None = None
     buffers: dict[str, Any] = field(default_factory=dict)
+    cut: CutId | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +102,13 @@ class Left(Message, kind=Kind.BACKWARD):
 
 @dataclass(frozen=True, slots=True)
 class Settle(Message, kind=Kind.BACKWARD):
-    """Bring all you gathered to where cuts see it, and tell me. Trainer to gate, and that to its shard."""
+    """Bring all you gathered to where cuts see it, and tell me. Trainer to gate, and that to its shard.
+
+    ``number``: comes back in the answer.
+    """
 
     asker: str
+    number: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,3 +116,4 @@ class Settled(Message, kind=Kind.BACKWARD):
     """All that was sent before :class:`Settle` has been applied."""
 
     by: str
+    number: int = 0

@@ -13,7 +13,7 @@ position before its parts.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
@@ -21,12 +21,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from akkordeon.core.actor import Spawn
+from akkordeon.core.actor import Actor, Spawn
 from akkordeon.core.checks import require_whole
 from akkordeon.core.errors import RecipeError
 from akkordeon.core.plain_state import StageState
 from akkordeon.downpour.replica_gate import ReplicaGate, writes_sentence
-from akkordeon.downpour.shard import ParameterShard, ShardActor, WeightIndices
+from akkordeon.downpour.shard import ParameterShard, ShardActor, SplitRole, WeightIndices
 from akkordeon.downpour.split_shard import FrontRole, PartRole, divide_weights, part_of
 from akkordeon.downpour.sync_policy import SyncPolicy
 from akkordeon.pipeline.gate import Gate
@@ -195,20 +195,31 @@ class Downpour:
         for i, gate in enumerate(self.gates):
             front, parts, shard = f"shard/{i}", self._weights_of_parts(i), self._shard(gate)
             after = f"shard/{i + 1}" if i + 1 < len(self.gates) else None
-            position = Position(front, i, previous[front], after, seed)
+            every = self.network.snapshot_every(gate)
+            position = Position(front, i, previous[front], after, seed, snapshot_every=every)
             if parts:
                 held = tuple(itertools.chain(*parts.values()))
                 empty = replace(shard, optimizer=None, staleness=Stash(), held_elsewhere=held)
-                front_role = partial(FrontRole, parts)
-                yield Spawn(front, partial(ShardActor, empty, position, front_role, states.get(front)))
+                yield self._shard_spawn(gate, empty, position, partial(FrontRole, parts), states)
             else:
-                yield Spawn(front, partial(ShardActor, shard, position, None, states.get(front)))
+                yield self._shard_spawn(gate, shard, position, None, states)
             for n, (address, indices) in enumerate(parts.items(), 1):
                 name = None if gate.name is None else f"{gate.name}.{n}"
                 part = replace(shard, module=part_of(gate.module, indices), warm_start=0, name=name)
-                position = Position(address, i, previous[address], seed=seed)
-                role = partial(PartRole, front)
-                yield Spawn(address, partial(ShardActor, part, position, role, states.get(address)))
+                position = Position(address, i, previous[address], seed=seed, snapshot_every=every)
+                yield self._shard_spawn(gate, part, position, partial(PartRole, front), states)
+
+    def _shard_spawn(
+        self,
+        gate: Gate,
+        shard: ParameterShard,
+        position: Position,
+        role: Callable[[ShardActor], SplitRole] | None,
+        states: Mapping[str, StageState],
+    ) -> Spawn:
+        make = partial(ShardActor, shard, position, role)
+        restore = partial(make, anew=True) if self.network.brings_back(gate) else None
+        return Spawn(position.address, partial(make, states.get(position.address)), restore=restore)
 
     def _shard(self, gate: Gate) -> ParameterShard:
         return ParameterShard(
@@ -227,12 +238,18 @@ class Downpour:
         policy = self.sync_policy
         for position, gate in zip(self.network.positions(seed, _prefix(replica)), self.gates, strict=True):
             shard, parts = f"shard/{position.index}", self._weights_of_parts(position.index)
-            make = (
-                partial(ReplicaGate, gate, position, policy, shard, parts)
-                if _has_something_to_share(gate)
-                else partial(GateActor, gate, position)
-            )
-            yield Spawn(position.address, make, gate.resources)
+            own = replace(position, snapshot_every=None)  # it fetches what it goes on from
+            make: Callable[..., Actor] = partial(ReplicaGate, gate, own, policy, shard, parts)
+            again = make
+            if not self.shares(position.index):
+                make, again = partial(GateActor, gate, own), partial(GateActor, gate, own, anew=True)
+            restore = again if self.network.brings_back(gate) else None
+            yield Spawn(position.address, make, gate.resources, restore)
+
+    def shares(self, i: int) -> bool:
+        """Whether the gates of a position bring anything to their shard."""
+        gate = self.gates[i]
+        return gate.optimizer is not None or next(gate.module.buffers(), None) is not None
 
     def module(self, states: Mapping[str, Mapping[str, Tensor]] | None = None) -> nn.Sequential:
         """The gates' modules as one plain ``nn.Sequential``, copied.
@@ -255,7 +272,3 @@ class Downpour:
 
 def _prefix(replica: int) -> str:
     return f"replica/{replica}/"
-
-
-def _has_something_to_share(gate: Gate) -> bool:
-    return gate.optimizer is not None or next(gate.module.buffers(), None) is not None

@@ -23,6 +23,7 @@ a sentinel is gone, however it ended, what was gathered of its batches is pushed
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -35,6 +36,8 @@ from akkordeon.core.actor import Effect, Send
 from akkordeon.core.errors import DataError, RecipeError
 from akkordeon.core.messages import Batch, Fault, Forget, Forward, Probe, Refused
 from akkordeon.core.payload import Payload
+from akkordeon.core.plain_state import StageState
+from akkordeon.core.recovery.messages import Restarted
 from akkordeon.core.shard_messages import Dropped, Parameters, Settle, Settled
 from akkordeon.downpour.buffer_merger import on_device
 from akkordeon.downpour.shard_client import ShardClient
@@ -69,6 +72,7 @@ class ReplicaGate(GateActor):
         shard: address of the shard of its position.
         parts: where the position is split, which weights each further shard holds; the first then holds
             buffers alone.
+        restored: of one that is gone, whose place it takes: the version alone, as weights are fetched.
     """
 
     def __init__(
@@ -78,8 +82,10 @@ class ReplicaGate(GateActor):
         policy: SyncPolicy,
         shard: str,
         parts: Mapping[str, tuple[int, ...]] | None = None,
+        restored: StageState | None = None,
     ) -> None:
-        super().__init__(gate if policy.local_step else replace(gate, optimizer=None), position)
+        own = gate if policy.local_step else replace(gate, optimizer=None)
+        super().__init__(own, position, restored, anew=restored is not None)
         self._policy = policy
         self._learns = gate.optimizer is not None
         self._clip_norm = gate.clip_norm
@@ -91,11 +97,17 @@ class ReplicaGate(GateActor):
         self._front, *self._others = self._clients.values()
         self._arrivals = 0  # of weights, from any shard
         self._held: deque[Forward] = deque()
-        self._settling: deque[str | None] = deque()
+        self._settling: dict[int, tuple[str | None, set[str]]] = {}  # who asked, and who is to answer
+        self._settles = itertools.count()
         # Writes through ``.data`` are not counted: the first forward is looked at for them.
         self._before: list[Tensor] | None = None
         self._has_run = False
-        self._handlers |= {Parameters: self._parameters, Settled: self._settled, Dropped: self._dropped}
+        self._handlers |= {
+            Parameters: self._parameters,
+            Settled: self._settled,
+            Dropped: self._dropped,
+            Restarted: self._restarted,
+        }
 
     # ── fetching ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -188,19 +200,28 @@ class ReplicaGate(GateActor):
         return self._push_the_rest(message.asker)
 
     def _push_the_rest(self, asker: str | None) -> Iterator[Effect]:
-        self._settling.append(asker)
+        number = next(self._settles)
+        self._settling[number] = asker, set(self._clients)
         for client in self._clients.values():
-            yield from client.settle(self._buffers_for(client))
+            yield from client.settle(self._buffers_for(client), number)
 
     def _settled(self, message: Settled) -> Iterator[Effect]:
         """A shard has all of it; once all have, so has the asker."""
-        self._clients[message.by].settled += 1
-        if all(client.settled for client in self._clients.values()):
-            for client in self._clients.values():
-                client.settled -= 1
-            asker = self._settling.popleft()
+        if message.number not in self._settling:  # a shard that was made anew was asked twice
+            return
+        asker, expected = self._settling[message.number]
+        expected.discard(message.by)
+        if not expected:
+            del self._settling[message.number]
             if asker is not None:
                 yield Send(asker, Settled(self.address))
+
+    def _restarted(self, message: Restarted) -> Iterator[Effect]:
+        """A shard was made anew: ask it again for all that it was asked for."""
+        yield from self._clients[message.gate].begin_again()
+        for number, (_, expected) in self._settling.items():
+            if message.gate in expected:
+                yield Send(message.gate, Settle(self.address, number))
 
     def _forget(self, message: Forget) -> Iterator[Effect]:
         """A sentinel that is gone will not ask for what is left of it to be pushed, nor end a warm start."""

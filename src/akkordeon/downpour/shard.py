@@ -83,6 +83,7 @@ class ShardActor(Stage):
         position: its place in the row of shards.
         role: makes its role of it, where the position is split.
         restored: what it goes on from; None begins with the recipe's weights.
+        anew: it takes the place of one that is gone: what goes back to weights of that one is dropped.
     """
 
     def __init__(
@@ -91,6 +92,8 @@ class ShardActor(Stage):
         position: Position,
         role: Callable[[ShardActor], SplitRole] | None = None,
         restored: StageState | None = None,
+        *,
+        anew: bool = False,
     ) -> None:
         super().__init__(shard.module, position, shard.name, shard.device, restored=restored)
         self._recipe = shard
@@ -100,9 +103,9 @@ class ShardActor(Stage):
         self._keeps_lent = shard.staleness.uses_old_weights
         self._lent: dict[str, dict[int, Snapshot]] = {}  # by replica's gate and version
         self._merger = BufferMerger(self.buffers.now)
-        self._warm_start = WarmStart(shard.warm_start)
+        self._warm_start = WarmStart(0 if anew else shard.warm_start)
+        self._since = self.version if anew else 0
         self._steps_by_speed = StepsBySpeed(shard.steps_by_speed)
-        self._now_s = 0.0
         self._counts: Counter[str] = Counter()
         self._dropped: Counter[str] = Counter()  # pushes in a row, by replica's gate
         self._handlers |= {
@@ -119,16 +122,13 @@ class ShardActor(Stage):
         if self.role is not None:
             self._handlers |= self.role.handlers
 
-    def receive(self, message: Any, now_s: float) -> Iterator[Effect]:
-        """Handle one message; see the table of handlers."""
-        self._now_s = now_s
-        return super().receive(message, now_s)
-
     # ── lending ──────────────────────────────────────────────────────────────────────────────────────
 
     def _fetch(self, message: Fetch) -> Iterator[Effect]:
         if (message.asker, None) in self._forgotten:  # it died after it had asked
             return
+        if message.is_first:
+            self._drop_what_is_kept_of(message.asker)
         self._steps_by_speed.start(message.asker, self._now_s)
         if self._warm_start.admits(message.asker, self.version):
             yield self._lend(message.asker)
@@ -178,6 +178,10 @@ class ShardActor(Stage):
 
     def _apply(self, message: Push, gradients: list[Tensor | None], then: Snapshot) -> Iterator[Effect]:
         staleness, limit = self.version - message.version, self._recipe.max_staleness
+        if not self._since <= message.version <= self.version:
+            reason = "it goes back to weights that were lent before the shard was made anew"
+            yield self._drop(message, Fault.TOO_STALE, reason)
+            return
         if limit is not None and staleness > limit:
             yield self._drop(message, Fault.TOO_STALE, f"it is {staleness} updates old, at most {limit}")
             return
@@ -193,6 +197,7 @@ class ShardActor(Stage):
         self.staleness_seen[staleness] += 1
         self._dropped.pop(message.asker, None)
         yield from self._tell_watchers()
+        yield from self._save_if_due()
 
     def _merge(self, message: Push) -> None:
         theirs = message.buffers if self.device is None else on_device(message.buffers, self.device)
@@ -250,7 +255,7 @@ class ShardActor(Stage):
     # ── coming, going and telling ────────────────────────────────────────────────────────────────────
 
     def _settle(self, message: Settle) -> Iterator[Effect]:
-        yield Send(message.asker, Settled(self.address))
+        yield Send(message.asker, Settled(self.address, message.number))
         if self._warm_start.finish(message.asker):
             yield from self._release_waiting()
 
@@ -263,11 +268,14 @@ class ShardActor(Stage):
         """The gate of a replica has ended, and nothing more of it will come."""
         return self._is_gone(message.by)
 
-    def _is_gone(self, who: str) -> Iterator[Effect]:
+    def _drop_what_is_kept_of(self, who: str) -> None:
         self._lent.pop(who, None)
         self._dropped.pop(who, None)
         self._merger.remove(who)
         self._steps_by_speed.remove(who)
+
+    def _is_gone(self, who: str) -> Iterator[Effect]:
+        self._drop_what_is_kept_of(who)
         if self._warm_start.remove(who):
             yield from self._release_waiting()
 

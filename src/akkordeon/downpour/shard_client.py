@@ -33,9 +33,6 @@ class ShardClient:
         weights: of the gate.
         indices: of those weights that the shard holds.
         learns: whether the gate has anything to push for them.
-
-    Attributes:
-        settled: answers to :class:`Settle` that nobody has been told of.
     """
 
     def __init__(
@@ -47,7 +44,6 @@ class ShardClient:
         indices: Sequence[int],
         learns: bool,
     ) -> None:
-        self.settled = 0
         self._gate = gate
         self._shard = shard
         self._policy = policy
@@ -87,7 +83,13 @@ class ShardClient:
         """Ask for weights."""
         self._asked += 1
         self._since_fetch = 0
-        return Send(self._shard, Fetch(self._gate))
+        return Send(self._shard, Fetch(self._gate, is_first=not self._lent))
+
+    def begin_again(self) -> Iterator[Effect]:
+        """The shard was made anew and knows nobody: ask for the weights it has, if it was ever asked."""
+        if not self.is_new:
+            self._asked, self._late = 0, False
+            yield self.fetch()
 
     def install(self, message: Parameters, payload: Sequence[Tensor], arrival: int) -> Iterator[Effect]:
         """Have the gate go on with weights that came; ask for the next if they are due already.
@@ -139,11 +141,11 @@ class ShardClient:
         elif fetch:
             yield self.fetch()
 
-    def settle(self, buffers: dict[str, Any]) -> Iterator[Effect]:
+    def settle(self, buffers: dict[str, Any], number: int) -> Iterator[Effect]:
         """Push the rest; the shard's answer comes after all that was pushed has been applied."""
         if self._since_push:
             yield self._push(buffers)
-        yield Send(self._shard, Settle(self._gate))
+        yield Send(self._shard, Settle(self._gate, number))
 
     def _push(self, buffers: dict[str, Any], fetch: bool = False) -> Effect:
         assert self._oldest is not None, "a step was made"

@@ -11,19 +11,20 @@ any other but for what they do at a cut: that is their role, which the shard is 
 
 A cut visits the parts on its way to the front. Each pins its weights and sends them to the front, which
 holds the cut back until it has those of all parts. Every part and the front see the cuts in one and the same
-order, as all cuts go the same way, so the next weights of each part are those of the next cut.
+order, as all cuts go the same way; one that a part did not see whose place another took is never whole.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
 from akkordeon.core.actor import Effect, Send
-from akkordeon.core.messages import Cut
+from akkordeon.core.messages import Cut, CutId
 from akkordeon.core.payload import nbytes
+from akkordeon.core.recovery.messages import Restarted
 from akkordeon.core.shard_messages import Parameters
 from akkordeon.downpour.shard import Handlers, ShardActor, WeightIndices
 
@@ -67,14 +68,15 @@ class PartRole:
     """
 
     def __init__(self, front: str, shard: ShardActor) -> None:
-        self.handlers: Handlers = {Cut: self._cut}
+        self.handlers: Handlers = {Cut: self._cut, Restarted: self._restarted}
         self._front = front
         self._shard = shard
-        self._sent = shard.version  # the version that the front has
+        self._sent = 0  # the version that the front has, which begins with the recipe's weights
 
     def _cut(self, message: Cut) -> Iterator[Effect]:
-        yield Send(self._front, Parameters(self._shard.address, self._shard.version, self._news()))
-        yield from self._shard.pin(message)
+        shard = self._shard
+        yield Send(self._front, Parameters(shard.address, shard.version, self._news(), cut=message.cut))
+        yield from shard.pin(message)
 
     def _news(self) -> tuple[Tensor, ...]:
         """The weights, if the front does not have them yet."""
@@ -82,6 +84,11 @@ class PartRole:
             return ()
         self._sent = self._shard.version
         return tuple(weight.detach() for weight in self._shard.weights.pin())
+
+    def _restarted(self, message: Restarted) -> Iterator[Effect]:
+        """The front was made anew, and begins again."""
+        self._sent = 0
+        yield from ()
 
 
 class FrontRole:
@@ -96,25 +103,45 @@ class FrontRole:
         self.handlers: Handlers = {Cut: self._cut, Parameters: self._parameters}
         self._parts = parts
         self._shard = shard
-        self._cuts: deque[Cut] = deque()  # that wait for weights
-        self._came: dict[str, deque[Parameters]] = {part: deque() for part in parts}
+        self._waiting: dict[CutId, _Waiting] = {}  # in the order of the cuts
+        self._latest: dict[str, tuple[Tensor, ...]] = {}  # weights, by part
 
     def _cut(self, message: Cut) -> Iterator[Effect]:
-        self._cuts.append(message)
-        return self._pin()
+        self._waiting.setdefault(message.cut, _Waiting()).message = message
+        return self._pin(message.cut)
 
     def _parameters(self, message: Parameters) -> Iterator[Effect]:
-        self._came[message.shard].append(message)
-        return self._pin()
+        assert message.cut is not None, "parts send nothing else"
+        payload = message.payload
+        if self._shard.device is not None:
+            payload = tuple(weight.to(self._shard.device) for weight in payload)
+        if payload:
+            self._latest[message.shard] = payload
+        waiting = self._waiting.setdefault(message.cut, _Waiting())
+        waiting.weights[message.shard] = self._latest.get(message.shard, ())
+        return self._pin(message.cut)
 
-    def _pin(self) -> Iterator[Effect]:
-        """Pin the weights of all parts for every cut that has them, and pass it on."""
-        shard = self._shard
-        while self._cuts and all(self._came.values()):
-            for part, came in self._came.items():
-                payload = came.popleft().payload
-                if shard.device is not None:
-                    payload = tuple(weight.to(shard.device) for weight in payload)
-                if payload:
-                    shard.weights.adopt(payload, self._parts[part])
-            yield from shard.pin(self._cuts.popleft())
+    def _pin(self, cut: CutId) -> Iterator[Effect]:
+        """Pin the weights of all parts for a cut that has them, and pass it on.
+
+        A cut before it that has not come by now will not come: a part was made anew on its way.
+        """
+        waiting, shard = self._waiting[cut], self._shard
+        if waiting.message is None or len(waiting.weights) < len(self._parts):
+            return
+        for earlier in list(self._waiting):
+            del self._waiting[earlier]
+            if earlier == cut:
+                break
+        for part, weights in waiting.weights.items():
+            if weights:
+                shard.weights.adopt(weights, self._parts[part])
+        yield from shard.pin(waiting.message)
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """What a front has of a cut."""
+
+    message: Cut | None = None
+    weights: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)  # by part

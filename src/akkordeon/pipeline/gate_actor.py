@@ -325,7 +325,7 @@ class GateActor(Stage):
         return {} if self._ledger is None else self._ledger.applied()
 
     def _settle(self, message: Settle) -> Iterator[Effect]:
-        yield Send(message.asker, Settled(self.address))
+        yield Send(message.asker, Settled(self.address, message.number))
 
     def _gradients(
         self, stashed: Stashed, gradient: Payload | None

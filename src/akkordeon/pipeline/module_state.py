@@ -213,6 +213,8 @@ def write(state: Mapping[str, Tensor], module: nn.Module) -> None:
         prefix, _, last = name.rpartition(".")
         if name in extra or prefix in extra:
             continue
+        if name in module._parameters:  # that of a part of a split position may have a dot
+            prefix, last = "", name
         if prefix not in parts:
             raise RecipeError(f"the module has no part {prefix!r} for {name!r}")
         _write_one(parts[prefix], last, tensor, device)

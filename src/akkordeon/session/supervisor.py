@@ -89,7 +89,13 @@ class Supervisor:
         self._send = send
         self._retire = engine.retire
         self.recovery = GateRecovery(
-            recovery, engine, send=send, tell=tell, talk_to=self._who_talks_to, give_up=self.give_up
+            recovery,
+            topology.row,
+            engine,
+            send=send,
+            tell=tell,
+            talk_to=self._who_talks_to,
+            give_up=self.give_up,
         )
         self.epochs_done: int = 0 if resume is None else resume.session["epochs_done"]
 

@@ -174,6 +174,14 @@ class ReplicaTopology(RowTopology):
         """The master weights, by the address of the gate they are of."""
         return self._downpour.by_gate(states)
 
+    def clients_of(self, address: str) -> Iterator[str]:
+        """Of a shard its clients, the gates of all replicas; of a front, before them, its parts."""
+        for i, (front, *parts) in enumerate(self._downpour.shards()):
+            if address == front:
+                yield from parts
+            if address in (front, *parts) and self._downpour.shares(i):
+                yield from (self.replica_row(replica)[i] for replica in self.replicas)
+
     @property
     def replicas(self) -> tuple[int, ...]:
         """The replicas that live."""

@@ -192,7 +192,7 @@ def test_a_recovery_that_cannot_be_is_refused(wrong):
 
 
 def simulator(*faults, hosts=()):
-    costs = {"gate/*": Cost(forward_s=0.01, backward_s=0.01, update_s=0.005), "*": Cost(message_s=0.001)}
+    costs = {"*gate/*": Cost(forward_s=0.01, backward_s=0.01, update_s=0.005), "*": Cost(message_s=0.001)}
     return ak.Simulator(compute=Compute(costs), faults=faults, hosts=hosts)
 
 

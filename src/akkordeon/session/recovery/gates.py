@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -64,6 +64,7 @@ class GateRecovery:
 
     Args:
         recovery: how often, and when; None lets none come back.
+        row: those that leave their weights with their last words.
         engine: makes them.
         send: carries a message to an actor.
         tell: has those who look on see a record.
@@ -74,6 +75,7 @@ class GateRecovery:
     def __init__(
         self,
         recovery: Recovery | None,
+        row: Collection[str],
         engine: Engine,
         *,
         send: Callable[[str, Message], None],
@@ -82,6 +84,7 @@ class GateRecovery:
         give_up: Callable[[str, BaseException | None], None],
     ) -> None:
         self._recovery = recovery
+        self._row = row
         self._engine = engine
         self._send = send
         self._tell = tell
@@ -147,7 +150,9 @@ class GateRecovery:
             return False
         why = f"failed on {record.doing}: {explain(record.error)}"
         refused = _refused(record.address, record.batch, why, record.error)
-        return self._goes(kept, why, refused)
+        if not self._goes(kept, why, refused):
+            return False
+        return record.address in self._row or self._come_back(record.address, kept)
 
     def lost(self, record: ActorLost) -> bool:
         """A gate is lost; whether it will come back."""
