@@ -6,10 +6,10 @@ from collections import deque
 
 from akkordeon.core.messages import Message, batch_of
 
-__all__ = ["Mailbox", "Turns"]
+__all__ = ["Mailbox", "FairQueue"]
 
 
-class Turns:
+class FairQueue:
     """Batches of sentinels, each of which has its turn: one from each that has any, again and again.
 
     Of one sentinel they keep their order. It is as much of a deque as a :class:`Mailbox` needs.
@@ -71,8 +71,8 @@ class Mailbox:
 
     def __init__(self, turn: int = 8, fair: bool = False) -> None:
         self.turn = turn
-        forward: deque[Message] | Turns = Turns() if fair else deque()
-        self._queues: tuple[deque[Message] | Turns, ...] = (deque(), deque(), forward, deque())
+        forward: deque[Message] | FairQueue = FairQueue() if fair else deque()
+        self._queues: tuple[deque[Message] | FairQueue, ...] = (deque(), deque(), forward, deque())
         self._passed_over = 0  # times that evaluation waited while something else was handed out
 
     def put(self, message: Message) -> None:
