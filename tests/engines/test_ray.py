@@ -294,9 +294,9 @@ def test_a_network_whose_registrar_was_killed_can_be_stopped_and_started_again(s
     from akkordeon.engines.ray import detached as networks
 
     address, name, start = started
-    ray.kill(networks._registrar(address, name))
+    ray.kill(networks.registrar_of(address, name))
     start()  # in the place of what was left
-    ray.kill(networks._registrar(address, name))
+    ray.kill(networks.registrar_of(address, name))
     networks.stop(address, name)
     assert networks._leftovers(name) == []
     with pytest.raises(ClusterError, match="no network 'orphan'"):

@@ -115,7 +115,7 @@ def test_mnist_is_learned_over_three_machines_while_trainers_come_and_go(machine
         assert "killed is lost" in status
         assert re.search(r"first +train on 10\.77\.0\.2 ", status)  # with its data, where it was attached
         first.process.send_signal(signal.SIGINT)
-        assert re.search(r"first: ([\d,]+) batches sent, \1 trained, 0 refused, 0 lost", first.end())
+        assert re.search(r"first: ([\d,]+) batches sent, \1 trained, 0 refused, 0 lost", first.end(130))
         terminal(0, "detach", TARGET, "validate").end()
         print(validator.end())
         for member in members:

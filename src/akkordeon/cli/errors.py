@@ -13,10 +13,22 @@ from typer.core import TyperGroup
 
 from akkordeon.core.errors import AkkordeonError
 
-__all__ = ["ENDED_BY", "SentenceGroup", "complain", "say"]
+__all__ = ["ENDED_BY", "SentenceGroup", "Signalled", "complain", "say"]
 
 ENDED_BY = 128
 """Exit code after a signal, as shells have it: this and its number, so 130 after Ctrl-C."""
+
+
+class Signalled(BaseException):
+    """A signal ends the command. No ``Exception``: whoever catches those goes on.
+
+    Args:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 class SentenceGroup(TyperGroup):
@@ -29,6 +41,9 @@ class SentenceGroup(TyperGroup):
         except AkkordeonError as error:
             complain(str(error))
             raise typer.Exit(1) from error
+        except Signalled as signalled:
+            say(f"ended by {signal.Signals(signalled.number).name}", err=True)
+            raise typer.Exit(ENDED_BY + signalled.number) from None
         except KeyboardInterrupt:
             say("interrupted", err=True)
             raise typer.Exit(ENDED_BY + signal.SIGINT) from None

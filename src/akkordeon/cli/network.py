@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from subprocess import Popen, TimeoutExpired
 from typing import Annotated, Any
 
 import torch
@@ -13,6 +13,7 @@ import typer
 
 from akkordeon.cli.cluster import cluster_at, detached_networks
 from akkordeon.cli.options import Address, Target
+from akkordeon.cli.signals import EndingSignals
 from akkordeon.core.errors import AkkordeonError, ClusterError
 from akkordeon.engines.ray.cluster import processes
 from akkordeon.engines.ray.cluster.connection import join as join_cluster
@@ -24,6 +25,9 @@ from akkordeon.experiments.tasks.named import NETWORKS
 from akkordeon.watch.lines import scores_in_words
 
 __all__ = ["app", "detach", "join", "status"]
+
+POLL_S = 0.2
+"""How often a waiting command looks for Ctrl-C."""
 
 app = typer.Typer(help="Start and stop networks that run on their own.", no_args_is_help=True)
 
@@ -64,7 +68,7 @@ def start(
     if token is not None:
         typer.echo("whoever joins needs the token of this cluster, which is shown only now:")
         typer.echo(f"  export RAY_AUTH_TOKEN={token}")
-    with _cluster_of_ours(listen, dashboard) as networks:
+    with EndingSignals(), _cluster_of_ours(listen, dashboard) as networks:
         networks.wait_for_machines(machines)
         networks.start(
             name,
@@ -103,6 +107,7 @@ def _cluster_of_ours(listen: str, dashboard: bool) -> Iterator[Any]:
         leave()
         if for_nothing:
             processes.end_head(listen)
+            typer.echo(f"Ray at {listen} has ended again, as no network was started")
         raise
     leave()
 
@@ -187,23 +192,29 @@ def join(
     ] = None,
 ) -> None:
     """Make this machine part of a cluster, until Ctrl-C."""
-    process = processes.member(address, resources)
-    typer.echo(f"this machine is part of the cluster at {address}; Ctrl-C leaves it")
-    asked: list[int] = []
+    with EndingSignals() as signals:
+        process = processes.member(address, resources)
+        typer.echo(f"this machine is part of the cluster at {address}; Ctrl-C leaves it")
+        with signals.counted():
+            code = _stay(process, signals)
+            if signals.first is None:
+                raise ClusterError(
+                    f"Ray ended by itself with {code}: this machine has left the cluster at {address}"
+                )
+            typer.echo(f"left the cluster at {address}")
+        signals.raise_first()
 
-    def leave(number: int, _frame: Any) -> None:
-        asked.append(number)
-        process.terminate()
 
-    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        code = process.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if not asked:
-        raise ClusterError(f"Ray ended by itself with {code}: this machine has left the cluster at {address}")
-    typer.echo(f"left the cluster at {address}")
+def _stay(process: Popen[bytes], signals: EndingSignals) -> int:
+    """Wait for the end of Ray's part on this machine, and have it end; its exit code."""
+    answered = 0
+    while True:
+        try:
+            return process.wait(POLL_S)
+        except TimeoutExpired:
+            if answered < signals.count:
+                answered = signals.count
+                processes.end_member(process, at_once=answered > 1)
 
 
 def status(address: Address) -> None:

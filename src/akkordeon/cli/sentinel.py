@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -10,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from akkordeon.cli.errors import ENDED_BY
 from akkordeon.cli.options import with_settings
+from akkordeon.cli.signals import EndingSignals
 from akkordeon.core.errors import WaitTimeoutError
 from akkordeon.engines.ray.cluster.connection import parse_target, probe
 from akkordeon.experiments.config import TrainConfig
@@ -23,6 +22,9 @@ __all__ = ["app"]
 POLL_S = 0.2
 """How often a waiting command looks for Ctrl-C."""
 
+DROP_S = 2.0
+"""How long a sentinel that was told twice to end has the time to say what it came to."""
+
 app = typer.Typer(help="Feed a network from this machine.", no_args_is_help=True)
 
 TargetOption = Annotated[str, typer.Option("--network", metavar="HOST:PORT/NAME", help="Which network.")]
@@ -31,6 +33,10 @@ DataName = Annotated[
 ]
 SentinelName = Annotated[
     str | None, typer.Option("--name", help="Its name; the network finds one if not given.")
+]
+Patience = Annotated[
+    float | None,
+    typer.Option(min=0.1, metavar="SECONDS", help="How long to wait for a network that went away."),
 ]
 
 
@@ -42,20 +48,18 @@ def train(
     config: TrainConfig,
     in_flight: Annotated[int, typer.Option(min=1, help="Batches under way at once.")] = 5,
     name: SentinelName = None,
+    patience: Patience = None,
     seed: Annotated[int, typer.Option(help="Of the order of the samples.")] = 0,
 ) -> None:
     """Train a network with data of this machine; Ctrl-C ends it, the network goes on."""
     from akkordeon.experiments.build import build_trainers
 
-    _check_answers(target)
-    task = load_task(data, config.data_dir)
-    (trainer,) = build_trainers(task, replace(config, in_flight=in_flight, seed=seed))
-    ended, number = _attach(target, replace(trainer, name=name))
-    sent, trained, refused, lost = ended.batches.as_tuple()
-    typer.echo(
-        f"{ended.name}: {sent:,} batches sent, {trained:,} trained, {refused:,} refused, {lost:,} lost"
-    )
-    _exit_if_terminated(number)
+    def recipe() -> Any:
+        task = load_task(data, config.data_dir)
+        (trainer,) = build_trainers(task, replace(config, in_flight=in_flight, seed=seed))
+        return replace(trainer, name=name)
+
+    _attach(target, recipe, patience)
 
 
 @app.command("validate")
@@ -66,56 +70,66 @@ def validate(
     config: TrainConfig,
     every: Annotated[float, typer.Option(min=0.01, metavar="SECONDS", help="Time between rounds.")] = 20.0,
     name: SentinelName = None,
+    patience: Patience = None,
 ) -> None:
     """Validate a network with data of this machine, until Ctrl-C."""
     from akkordeon.data.sources import as_batches
     from akkordeon.data.split import take_samples
     from akkordeon.sentinels.recipes import Sentinel
 
-    _check_answers(target)
-    task = load_task(data, config.data_dir)
-    source, take = task.validate, config.take
-    batches = source if take is None else take_samples(as_batches(source, 1024), take)
-    _, number = _attach(
-        target, Sentinel.validate(batches, task.loss, scores=task.scores, every_s=every, name=name)
-    )
-    _exit_if_terminated(number)
+    def recipe() -> Any:
+        task = load_task(data, config.data_dir)
+        source, take = task.validate, config.take
+        batches = source if take is None else take_samples(as_batches(source, 1024), take)
+        return Sentinel.validate(batches, task.loss, scores=task.scores, every_s=every, name=name)
+
+    _attach(target, recipe, patience)
 
 
-def _check_answers(target: str) -> None:
-    """Find out whether a cluster answers there, before the data is loaded."""
-    address, _ = parse_target(target)
-    probe(address)
+def _attach(target: str, recipe: Callable[[], Any], patience_s: float | None) -> None:
+    """Attach a sentinel and follow it to its end; a signal has it end, a second one without its batches.
 
-
-def _exit_if_terminated(number: int | None) -> None:
-    """Ctrl-C is how a sentinel is ended; who sends another signal is told that it was obeyed."""
-    if number is not None and number != signal.SIGINT:
-        typer.echo(f"ended by {signal.Signals(number).name}")
-        raise typer.Exit(ENDED_BY + number)
-
-
-def _attach(target: str, recipe: Any) -> tuple[Any, int | None]:
-    """Attach a sentinel and follow it to its end; Ctrl-C or SIGTERM has it end, twice at once.
-
-    What a sentinel came to when SIGTERM ended it is told on its way out.
+    Raises:
+        Signalled: it was ended so; what it came to is told by then.
     """
     from akkordeon.session.remote_session import connect
     from akkordeon.watch.lines import Lines
-    from akkordeon.watch.signals import SignalCounter
 
     echo: Callable[[str], None] = typer.echo
     view = Lines(echo, partial(typer.echo, err=True))
-    with view, connect(target) as session, SignalCounter() as signals:  # Ray takes SIGTERM when it begins
-        session.subscribe(view.tell)
-        attachment = session.attach(recipe)
-        typer.echo(f"{attachment.name!r} is attached to {target}; Ctrl-C ends it")
-        answered = 0
-        while True:
-            try:
-                attachment.wait(POLL_S)
-                return attachment, signals.first
-            except WaitTimeoutError:
-                if answered < signals.count:
-                    answered = signals.count
-                    attachment.detach(drop=answered > 1)
+    address, _ = parse_target(target)
+    with EndingSignals() as signals:
+        probe(address)  # before the data are loaded
+        sentinel = recipe()
+        with view, connect(target, patience_s=patience_s) as session:
+            session.subscribe(view.tell)
+            attachment = session.attach(sentinel)
+            typer.echo(f"{attachment.name!r} is attached to {target}; Ctrl-C ends it")
+            with signals.counted():
+                _wait(attachment, signals)
+                _say_what_it_came_to(attachment)
+            signals.raise_first()
+
+
+def _wait(attachment: Any, signals: EndingSignals) -> None:
+    """Wait for its end; have it end gently after one signal, and soon after two."""
+    answered = 0
+    while True:
+        try:
+            attachment.wait(DROP_S if answered > 1 else POLL_S)
+            return
+        except WaitTimeoutError:
+            if answered > 1:
+                return
+            if answered < signals.count:
+                answered = signals.count
+                attachment.detach(drop=answered > 1)
+
+
+def _say_what_it_came_to(attachment: Any) -> None:
+    if attachment.role.trains:
+        sent, trained, refused, lost = attachment.batches.as_tuple()
+        counts = f"{sent:,} batches sent, {trained:,} trained, {refused:,} refused, {lost:,} lost"
+        typer.echo(f"{attachment.name}: {counts}")
+    else:
+        typer.echo(f"{attachment.name}: {attachment.rounds_done:,} rounds")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -25,10 +25,6 @@ from akkordeon.session.registry import Registry
 from akkordeon.session.topology import RowTopology
 
 __all__ = ["Launcher", "say_if_nothing_learns", "say_what_is_cut_short"]
-
-
-NAMED_MAX = 5
-"""Sentinels named in a warning; of more it is said how many."""
 
 
 class Launcher:
@@ -89,6 +85,24 @@ class Launcher:
             self._outbox.send_all([(address, GoOn()) for address in started])
         return placed
 
+    def relaunch(self, starts: Mapping[Attachment, PlainState | None]) -> None:
+        """Have sentinels at work, whose actors are no more, go on from there in actors made anew."""
+        for attachment, start in starts.items():
+            recipe = attachment.recipe
+            assert isinstance(recipe, Training | Evaluation), "a session attaches nothing else"
+            self._make(recipe, attachment, start)
+        begin = [(attachment.address, Attach()) for attachment in starts]
+        go_on = [(attachment.address, GoOn()) for attachment, start in starts.items() if start is not None]
+        self._outbox.send_all([*self._to_keepers([*starts]), *begin, *go_on])
+
+    def _make(
+        self, sentinel: Training | Evaluation, attachment: Attachment, start: PlainState | None
+    ) -> None:
+        """Have the actors of a sentinel made, the reader first."""
+        what = attachment.address, attachment.name, attachment.row, self._seed, start
+        for spawn in make_actors(sentinel, *what):
+            self._engine.spawn(spawn, beside=self._topology.place_beside(sentinel))
+
     def _to_keepers(self, placed: Sequence[Attachment]) -> Iterator[tuple[str, Message]]:
         """Tell those that take checkpoints of whom they are to ask; those that come, of all."""
         for keeper in self._registry.keepers():
@@ -111,11 +125,8 @@ class Launcher:
             self._started.add(attachment.address)
             attachment._go_on_from(start)
         attachment._epochs_before += self._registry.epochs_read.before(sentinel.batches)
-        what = sentinel, attachment.address, attachment.name, attachment.row, self._seed, start
         try:
-            spawns = make_actors(*what)
-            for spawn in spawns:
-                self._engine.spawn(spawn, beside=self._topology.place_beside(sentinel))
+            self._make(sentinel, attachment, start)
         except BaseException:
             self._withdraw(attachment)
             raise
@@ -155,9 +166,7 @@ def say_what_is_cut_short(at_work: Sequence[Attachment]) -> None:
     """Leaving a session's block ends everything; who did not mean that should know."""
     cut_short = [a for a in at_work if a.role.trains and not a._told_to_end]
     if cut_short:
-        named = [f"{a.name!r} after {a._done_in_words}" for a in cut_short[:NAMED_MAX]]
-        named += [f"and {len(cut_short) - NAMED_MAX} more"] if len(cut_short) > NAMED_MAX else []
         logging.getLogger(__name__).warning(
             "the session ends before its training does (%s); session.wait() waits for the end",
-            ", ".join(named),
+            ", ".join(f"{a.name!r} after {a._done_in_words}" for a in cut_short),
         )

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from akkordeon.core.addresses import sentinel_address
-from akkordeon.core.checks import require_timeout
-from akkordeon.sentinels.recipes import Sentinel
+from akkordeon.core.checks import require_above, require_timeout
+from akkordeon.core.plain_state import PlainState
+from akkordeon.sentinels.recipes import Evaluation, Sentinel, Training
 from akkordeon.session.attachment import Attachment, ParentSession
+from akkordeon.session.recovery.absence import Absence
 from akkordeon.session.registry import Registry
 from akkordeon.session.session import Session
 from akkordeon.session.topology import RowTopology
 
 if TYPE_CHECKING:
-    from akkordeon.engines.ray.detached import JoinedEngine
+    from akkordeon.engines.ray.joined import JoinedEngine
 
 __all__ = ["JoinedSession", "connect"]
 
 
-def connect(target: str) -> Session:
+def connect(target: str, *, patience_s: float | None = None) -> Session:
     """Join a network on a Ray cluster; this machine must be part of the cluster.
 
     The data of the sentinels attached here stays in their process on this machine. When the session ends,
@@ -29,21 +32,26 @@ def connect(target: str) -> Session:
 
     Args:
         target: ``"HOST:PORT/NAME"``.
+        patience_s: how long the sentinels attached here wait for a network that went away, whatever the
+            reason: once there is one of its name at that address they go on with their data where they were.
+            None has them fail at once.
 
     Returns:
         A session; closing it ends the sentinels attached to it, and nothing else.
 
     Raises:
+        RecipeError: a ``patience_s`` that is no number above 0.
         ClusterError: there is no cluster, it does not let us in, it has no such network, or Ray is not
             installed.
     """
     from akkordeon.engines.ray.cluster.connection import parse_target, require_ray
 
     address, name = parse_target(target)
+    require_above("patience_s", patience_s, optional=True)
     require_ray()
-    from akkordeon.engines.ray.detached import JoinedEngine
+    from akkordeon.engines.ray.joined import JoinedEngine
 
-    return JoinedSession(JoinedEngine(address, name))
+    return JoinedSession(JoinedEngine(address, name), patience_s)
 
 
 LAST_S = 60.0
@@ -82,6 +90,13 @@ class JoinedRegistry(Registry):
             self._joined.unregister_sentinel(sentinel_address(name, number))
             raise
 
+    def renew(self, attachment: Attachment) -> None:
+        """A sentinel at work is to be known to the network as it is now."""
+        answers = attachment.role.answers
+        self.move(
+            attachment, self._joined.register_sentinel(attachment.name, str(attachment.role), answers)[1]
+        )
+
     def withdraw(self, attachment: Attachment) -> None:
         """A sentinel that was registered did not come."""
         super().withdraw(attachment)
@@ -95,10 +110,29 @@ class JoinedSession(Session):
     counts the epochs of the sentinels of its own session.
     """
 
-    def __init__(self, engine: JoinedEngine) -> None:
+    def __init__(self, engine: JoinedEngine, patience_s: float | None = None) -> None:
         self._joined = engine
+        self._absence: Absence | None = None
         topology, registry = JoinedTopology(engine.network), JoinedRegistry(engine)
         super().__init__(engine.network, engine, engine.seed, topology=topology, registry=registry)
+        self._renew = registry.renew
+        if patience_s is not None:
+            self._absence = Absence(engine, topology.row, registry, self._relaunch, patience_s)
+            self.at_close(self._absence.give_up)
+
+    def _on_report(self, record: Any) -> None:
+        if self._absence is None or not self._absence.hear(record):
+            super()._on_report(record)
+
+    def _attach(self, sentinels: Sequence[Training | Evaluation]) -> list[Attachment]:
+        if self._absence is not None:
+            self._absence.wait_until_over()
+        return super()._attach(sentinels)
+
+    def _relaunch(self, starts: Mapping[Attachment, PlainState | None]) -> None:
+        for attachment in starts:
+            self._renew(attachment)
+        self._launcher.relaunch(starts)
 
     def detach(self, name: str, drop: bool = False) -> None:
         """Have a sentinel end, one of another session too; see :meth:`Session.detach`."""

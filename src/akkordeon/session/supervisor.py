@@ -216,14 +216,14 @@ class Supervisor:
         self.sentinels.pop(record.address, None)
         self.answered.pop(record.address, None)
         self.recovery.departed(record.address)
-        attachment = self._registry.by_address.get(record.address)
+        attachment = self._registry.by_address.pop(record.address, None)
         if attachment is None:
             return
         if attachment.role.trains:
             self._registry.epochs_read.add(attachment.recipe.batches, attachment.epochs_done)
         attachment._state = record.state
         self._tell_keepers(attachment)
-        self._registry.mark_ended(attachment, record.batches, record.result, record.cut_short)
+        attachment._end(record.batches, record.result, record.cut_short)
 
     # ── failures ─────────────────────────────────────────────────────────────────────────────────────
 

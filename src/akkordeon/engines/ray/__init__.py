@@ -28,7 +28,8 @@ through it, each with a session host of its own, and leave.
     snapshots.py       the weights of a network that runs on its own, as its registrar knows them
     network_info.py    what the registrar tells of it
     registrar.py       the registrar
-    detached.py        starting, joining, looking at and stopping such networks
+    detached.py        starting, looking at and stopping such networks
+    joined.py          the engine of a session that joined one
 """
 
 from akkordeon.engines.ray.engine import Ray

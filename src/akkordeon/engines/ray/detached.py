@@ -1,4 +1,4 @@
-"""Detached networks: start one, join one as a session's engine, look at all, stop one."""
+"""Detached networks: start one, look at all, stop one; and the ways to their registrars."""
 
 from __future__ import annotations
 
@@ -12,12 +12,10 @@ import torch
 
 from akkordeon.core.actor import Spawn
 from akkordeon.core.errors import ClusterError, NameTakenError, explain
-from akkordeon.engines.ray.cluster.connection import NAMESPACE, join
+from akkordeon.engines.ray.cluster.connection import NAMESPACE
 from akkordeon.engines.ray.cluster.waits import ANSWER_S, ask, end_actor
-from akkordeon.engines.ray.engine import Ray
 from akkordeon.engines.ray.host_pool import (
     READY_S,
-    SESSION_HOST,
     UNRECORDED,
     HostPool,
     detached_as,
@@ -30,16 +28,21 @@ from akkordeon.engines.ray.serialization import deserialize, pickle_by_value, se
 from akkordeon.engines.ray.snapshots import NetworkWeights
 
 __all__ = [
-    "JoinedEngine",
+    "answer",
     "detach",
+    "info_of",
     "names",
+    "raise_refusal",
     "recipe",
+    "recipe_of",
+    "registrar_of",
     "start",
     "status",
     "stop",
     "unsaved",
     "wait_for_machines",
     "weights",
+    "weights_of",
 ]
 
 PREFIX = "network/"
@@ -100,7 +103,7 @@ def start(
             wire_dtype,
             dict(description or {}),
         )
-        _answer(registrar.open.remote(info, registrar), READY_S)
+        answer(registrar.open.remote(info, registrar), READY_S)
     except BaseException:
         for handle in [*pool.hosts.values(), registrar]:
             end_actor(ray, handle)
@@ -149,12 +152,12 @@ def stop(address: str, name: str) -> None:
         ClusterError: there is none of that name.
     """
     try:
-        registrar = _registrar(address, name)
+        registrar = registrar_of(address, name)
     except ClusterError:
         if _end_leftovers(name):
             return
         raise
-    _answer(registrar.end.remote("the network was stopped"))
+    answer(registrar.end.remote("the network was stopped"))
     end_actor(ray, registrar)
 
 
@@ -172,7 +175,7 @@ def status(address: str, name: str) -> NetworkStatus:
     Raises:
         ClusterError: there is none of that name.
     """
-    found: NetworkStatus = _answer(_registrar(address, name).status.remote())
+    found: NetworkStatus = answer(registrar_of(address, name).status.remote())
     return found
 
 
@@ -182,11 +185,12 @@ def weights(address: str, name: str) -> NetworkWeights:
     Raises:
         ClusterError: there is no such network, or none of its weights are known.
     """
-    return _weights(_registrar(address, name), name)
+    return weights_of(registrar_of(address, name), name)
 
 
-def _weights(registrar: Any, name: str, timeout_s: float = WEIGHTS_S + ANSWER_S) -> NetworkWeights:
-    serialized = _answer(registrar.weights.remote(), timeout_s)
+def weights_of(registrar: Any, name: str, timeout_s: float = WEIGHTS_S + ANSWER_S) -> NetworkWeights:
+    """As :func:`weights`, where the registrar is known."""
+    serialized = answer(registrar.weights.remote(), timeout_s)
     if serialized is None:
         raise ClusterError(f"of some gates of {name!r} no weights are known: they died before they gave any")
     snapshot: NetworkWeights = deserialize(serialized, writable=True)
@@ -199,7 +203,7 @@ def unsaved(address: str, name: str) -> bool:
     Raises:
         ClusterError: there is none of that name.
     """
-    return bool(_answer(_registrar(address, name).unsaved.remote()))
+    return bool(answer(registrar_of(address, name).unsaved.remote()))
 
 
 def recipe(address: str, name: str) -> tuple[Any, dict[str, Any]]:
@@ -208,8 +212,8 @@ def recipe(address: str, name: str) -> tuple[Any, dict[str, Any]]:
     Raises:
         ClusterError: there is none of that name, or it cannot be read on this machine.
     """
-    info = _info(_registrar(address, name), name)
-    return _recipe(info, name), info.description
+    info = info_of(registrar_of(address, name), name)
+    return recipe_of(info, name), info.description
 
 
 def detach(address: str, name: str, sentinel: str, drop: bool = False) -> None:
@@ -219,12 +223,17 @@ def detach(address: str, name: str, sentinel: str, drop: bool = False) -> None:
         NoSuchSentinelError: none of that name is at work.
         ClusterError: there is no such network.
     """
-    refusal = _answer(_registrar(address, name).detach.remote(sentinel, drop))
+    refusal = answer(registrar_of(address, name).detach.remote(sentinel, drop))
     if refusal is not None:
-        _raise(refusal)
+        raise_refusal(refusal)
 
 
-def _registrar(address: str, name: str) -> Any:
+def registrar_of(address: str, name: str) -> Any:
+    """The registrar of a network.
+
+    Raises:
+        ClusterError: there is none of that name.
+    """
     try:
         return _named(PREFIX + name)
     except ValueError as error:
@@ -237,127 +246,45 @@ def _named(name: str) -> Any:
     return ask(lambda: ray.get_actor(name, namespace=NAMESPACE), f"{name!r}")
 
 
-def _answer(ref: Any, timeout_s: float = ANSWER_S) -> Any:
+def answer(ref: Any, timeout_s: float = ANSWER_S) -> Any:
+    """What a registrar, or a host, answers.
+
+    Raises:
+        ClusterError: it does not, or not in time.
+    """
     try:
         return ray.get(ref, timeout=timeout_s)
     except ray.exceptions.RayError as error:
         raise ClusterError(f"the network does not answer: {' '.join(str(error).split())[:200]}") from error
 
 
-def _raise(refusal: Any) -> NoReturn:
+def raise_refusal(refusal: Any) -> NoReturn:
+    """Raise the error that a registrar answered with."""
     error: BaseException = deserialize(refusal)
     raise error
 
 
-# ── joining ──────────────────────────────────────────────────────────────────────────────────────────
+def info_of(registrar: Any, name: str) -> NetworkInfo:
+    """The way into a network.
 
-
-def _info(registrar: Any, name: str) -> NetworkInfo:
-    info: NetworkInfo | None = _answer(registrar.info.remote())
+    Raises:
+        ClusterError: nobody can join it now.
+    """
+    info: NetworkInfo | None = answer(registrar.info.remote())
     if info is None:
         raise ClusterError(f"the network {name!r} is being started or stopped; try again")
     return info
 
 
-def _recipe(info: NetworkInfo, name: str) -> Any:
+def recipe_of(info: NetworkInfo, name: str) -> Any:
+    """The network that was started.
+
+    Raises:
+        ClusterError: it cannot be read on this machine.
+    """
     try:
         return deserialize(info.recipe, writable=True)
     except Exception as error:
         raise ClusterError(
             f"the recipe of {name!r} cannot be read on this machine: {explain(error)}"
         ) from error
-
-
-class JoinedEngine(Ray):
-    """The engine of a session that joined a network: the gates are there, and stay when it leaves.
-
-    Args:
-        address: HOST:PORT of the cluster; this machine belongs to it.
-        name: of the network.
-
-    Raises:
-        ClusterError: there is no cluster, it does not let us in, or it has no such network.
-    """
-
-    def __init__(self, address: str, name: str) -> None:
-        self._undo = join(address)
-        try:
-            self._registrar = _registrar(address, name)
-            failure = _answer(self._registrar.failure.remote())
-            if failure is not None:
-                raise ClusterError(f"the network {name!r} works no more: {failure}")
-            info = _info(self._registrar, name)
-            self.network: Any = _recipe(info, name)
-        except BaseException:
-            self._undo()
-            raise
-        super().__init__(wire_dtype=info.wire_dtype)  # on the cluster that was just joined
-        self.seed = info.seed
-        self._name = name
-        self._info = info
-
-    def _new_pool(self, seed: int) -> HostPool:
-        pool = super()._new_pool(seed)
-        pool.adopt(self._info.hosts, self._info.locations, self._info.places)
-        return pool
-
-    def spawn_all(self, spawns: Iterable[Spawn]) -> None:
-        """The gates are there; see that they and the session host know each other."""
-        self._settle_session_host()
-
-    def _settle_session_host(self) -> None:
-        super()._settle_session_host()
-        session_host = self._pool.hosts[SESSION_HOST]
-        _answer(session_host.set_registrar.remote(self._registrar), READY_S)
-        _answer(self._registrar.register_session.remote(self._key, session_host))
-
-    def register_sentinel(self, name: str | None, role: str, answers: bool) -> tuple[str, int]:
-        """A name that no other sentinel of the network has, and its number.
-
-        Args:
-            name: the one wanted; None takes one after the role.
-            role: what the sentinel is for.
-            answers: whether it is only a question, of whose end nobody needs to hear.
-
-        Raises:
-            NameTakenError: another has it.
-        """
-        session_host, location = self._pool.hosts[SESSION_HOST], self._pool.locations[SESSION_HOST]
-        what = name, role, answers, self._key, session_host, location
-        answer = _answer(self._registrar.register_sentinel.remote(*what))
-        if isinstance(answer[0], bytes):
-            _raise(answer)
-        return answer[0], answer[1]
-
-    def unregister_sentinel(self, address: str) -> None:
-        """A sentinel that was registered did not come."""
-        self._registrar.unregister_sentinel.remote(address)
-
-    def detach(self, name: str, drop: bool) -> None:
-        """Have a sentinel of another session end.
-
-        Raises:
-            NoSuchSentinelError: none of that name is at work.
-        """
-        refusal = _answer(self._registrar.detach.remote(name, drop))
-        if refusal is not None:
-            _raise(refusal)
-
-    def last_states(self, timeout_s: float) -> Any:
-        """The weights that the gates of a network that has failed had last.
-
-        Raises:
-            ClusterError: they are not known.
-        """
-        return _weights(self._registrar, self._name, timeout_s).states
-
-    def _end_host(self, name: str, handle: Any) -> None:
-        if name == SESSION_HOST:
-            with suppress(ClusterError):  # the network may have ended before us
-                _answer(self._registrar.unregister_session.remote(self._key))
-        super()._end_host(name, handle)
-
-    def stop(self) -> None:
-        """Leave; the network goes on."""
-        super().stop()
-        self._undo()

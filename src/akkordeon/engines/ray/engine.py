@@ -117,8 +117,8 @@ class Ray(Engine):
         leave = join(self.address)
         self._process, self._leave = ProcessState(), leave
         torch.manual_seed(seed)
-        self._on_report, self._seed = on_report, seed
-        self._over.clear()
+        self._on_report, self._seed, self._moving = on_report, seed, False
+        self._over = threading.Event()  # a thread of a time before may be on its way out still
         self._pool, self._heartbeats = self._new_pool(seed), Heartbeats()
         try:
             self._cluster = ClusterProbe()
@@ -281,8 +281,9 @@ class Ray(Engine):
 
     def _follow(self) -> None:
         """Take what the session host hands over, and ask all others for heartbeats. The one thread here."""
+        over = self._over
         try:
-            while not self._over.is_set():
+            while not over.is_set():
                 self._ask_hosts()
                 self._hear()
                 self._lose_the_silent()
@@ -327,12 +328,15 @@ class Ray(Engine):
 
     def _look_after(self) -> None:
         """See that Ray's own processes are there, without which nothing goes on. On a thread of its own."""
-        away_s = 0.0
-        while not self._over.wait(CLUSTER_CHECK_S) and self._cluster is not None:
-            if not self._cluster.node_answers():
+        over, away_s = self._over, 0.0
+        while not over.wait(CLUSTER_CHECK_S) and self._cluster is not None:
+            node, head = self._cluster.node_answers(), self._cluster.head_answers()
+            if over.is_set():
+                return
+            if not node:
                 self._lose_all("Ray's process on this machine (raylet) has died")
                 return
-            away_s = 0.0 if self._cluster.head_answers() else away_s + CLUSTER_CHECK_S
+            away_s = 0.0 if head else away_s + CLUSTER_CHECK_S
             if away_s >= HEAD_S:
                 self._pool.lost = f"the head of the Ray cluster has not answered for {HEAD_S:g} s"
                 # The hosts are there: gates can leave their weights.

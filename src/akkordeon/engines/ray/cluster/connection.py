@@ -22,6 +22,7 @@ __all__ = [
     "NAMESPACE",
     "SYSTEM_CONFIG",
     "ClusterProbe",
+    "is_connected",
     "is_member",
     "join",
     "own_address",
@@ -97,9 +98,18 @@ def join(address: str | None) -> Callable[[], None]:
     return _leave
 
 
+def is_connected() -> bool:
+    """Whether this process is part of a cluster, or still on its way out."""
+    return bool(require_ray().is_initialized())
+
+
 def _leave() -> None:
-    with signals_kept():
-        within(LEAVE_S, require_ray().shutdown)
+    within(LEAVE_S, _shut_down)
+
+
+def _shut_down() -> None:
+    with signals_kept():  # until all of it is done, though nobody waits for that
+        require_ray().shutdown()
 
 
 def _check_same(ray: ModuleType, address: str | None) -> None:

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -32,7 +32,16 @@ from akkordeon.engines.ray.cluster.connection import (
     token_here,
 )
 
-__all__ = ["check_listen", "end_head", "ensure_token", "is_loopback", "is_ours", "member", "start_head"]
+__all__ = [
+    "check_listen",
+    "end_head",
+    "end_member",
+    "ensure_token",
+    "is_loopback",
+    "is_ours",
+    "member",
+    "start_head",
+]
 
 START_S = 60.0
 """How long a head may take to answer."""
@@ -193,6 +202,20 @@ def member(address: str, resources: str | None = None) -> subprocess.Popen[bytes
         raise
     log.unlink()
     return process
+
+
+def end_member(process: subprocess.Popen[bytes], at_once: bool) -> None:
+    """Have this machine leave a cluster; ``at_once``: without waiting for what is at work here."""
+    if not at_once:
+        process.terminate()
+        return
+    require_ray()
+    import psutil  # comes with Ray
+
+    with suppress(psutil.NoSuchProcess):
+        for each in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
 
 
 def is_ours(address: str) -> bool:

@@ -1,0 +1,165 @@
+"""The engine of a session that joined a detached network, and joins it again when it was away."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Any
+
+from akkordeon.core.actor import Spawn
+from akkordeon.core.errors import ClusterError
+from akkordeon.engines.ray.cluster.connection import is_connected, join
+from akkordeon.engines.ray.detached import answer, info_of, raise_refusal, recipe_of, registrar_of, weights_of
+from akkordeon.engines.ray.engine import Ray
+from akkordeon.engines.ray.host_pool import READY_S, SESSION_HOST, HostPool
+from akkordeon.engines.ray.network_info import NetworkInfo
+
+__all__ = ["JoinedEngine"]
+
+RETRY_S = 0.5
+"""How often it is seen whether a network that went away is there again."""
+
+
+class JoinedEngine(Ray):
+    """The engine of a session that joined a network: the gates are there, and stay when it leaves.
+
+    Args:
+        address: HOST:PORT of the cluster; this machine belongs to it.
+        name: of the network.
+
+    Raises:
+        ClusterError: there is no cluster, it does not let us in, or it has no such network.
+    """
+
+    def __init__(self, address: str, name: str) -> None:
+        self.target = f"{address}/{name}"
+        self._name = name
+        self._undo: Callable[[], None] = lambda: None
+        self._registrar: Any = None
+        self._info, self.network = self._find(address)
+        self.seed = self._info.seed
+        super().__init__(wire_dtype=self._info.wire_dtype)  # on the cluster that was just joined
+
+    def _find(self, address: str) -> tuple[NetworkInfo, Any]:
+        """Join the cluster and find the network; the way in, and its recipe."""
+        self._undo = join(address)
+        try:
+            self._registrar = registrar_of(address, self._name)
+            failure = answer(self._registrar.failure.remote())
+            if failure is not None:
+                raise ClusterError(f"the network {self._name!r} works no more: {failure}")
+            info = info_of(self._registrar, self._name)
+            return info, recipe_of(info, self._name)
+        except BaseException:
+            self._leave_cluster()
+            raise
+
+    def come_again(self, timeout_s: float, given_up: threading.Event) -> None:
+        """Leave a network that works no more, and join the one of its name once there is one.
+
+        Args:
+            timeout_s: how long to look for it.
+            given_up: ends that early.
+
+        Raises:
+            ClusterError: it did not come, and why; or it is another.
+        """
+        deadline_s = time.monotonic() + timeout_s
+        self.stop()
+        while True:
+            try:
+                self._come()
+                return
+            except ClusterError as error:
+                self.stop()
+                if time.monotonic() > deadline_s or given_up.wait(RETRY_S):
+                    raise ClusterError(f"{self.target} was away for {timeout_s:g} s: {error}") from error
+
+    def _come(self) -> None:
+        if is_connected():
+            raise ClusterError("Ray is still leaving what was there before")
+        address, _, _ = self.target.partition("/")
+        self._info, network = self._find(address)
+        if network.row() != self.network.row():
+            gates = f"{len(network.gates)} gates where there were {len(self.network.gates)}"
+            raise ClusterError(f"the network that is there now is another, of {gates}")
+        self.start(self._on_report, self.seed)
+        self.spawn_all(())
+        if self._pool.lost or any(gate not in self._pool.places for gate in network.row()):
+            raise ClusterError(f"it was lost again{self._pool.lost and ': '}{self._pool.lost}")
+
+    def report(self, record: Any) -> None:
+        """Have the session hear of something."""
+        self._report(record)
+
+    def _new_pool(self, seed: int) -> HostPool:
+        pool = super()._new_pool(seed)
+        pool.adopt(self._info.hosts, self._info.locations, self._info.places)
+        return pool
+
+    def spawn_all(self, spawns: Iterable[Spawn]) -> None:
+        """The gates are there; see that they and the session host know each other."""
+        self._settle_session_host()
+
+    def _settle_session_host(self) -> None:
+        super()._settle_session_host()
+        session_host = self._pool.hosts[SESSION_HOST]
+        answer(session_host.set_registrar.remote(self._registrar), READY_S)
+        answer(self._registrar.register_session.remote(self._key, session_host))
+
+    def register_sentinel(self, name: str | None, role: str, answers: bool) -> tuple[str, int]:
+        """A name that no other sentinel of the network has, and its number.
+
+        Args:
+            name: the one wanted; None takes one after the role.
+            role: what the sentinel is for.
+            answers: whether it is only a question, of whose end nobody needs to hear.
+
+        Raises:
+            NameTakenError: another has it.
+        """
+        session_host, location = self._pool.hosts[SESSION_HOST], self._pool.locations[SESSION_HOST]
+        what = name, role, answers, self._key, session_host, location
+        given = answer(self._registrar.register_sentinel.remote(*what))
+        if isinstance(given[0], bytes):
+            raise_refusal(given)
+        return given[0], given[1]
+
+    def unregister_sentinel(self, address: str) -> None:
+        """A sentinel that was registered did not come."""
+        self._registrar.unregister_sentinel.remote(address)
+
+    def detach(self, name: str, drop: bool) -> None:
+        """Have a sentinel of another session end.
+
+        Raises:
+            NoSuchSentinelError: none of that name is at work.
+        """
+        refusal = answer(self._registrar.detach.remote(name, drop))
+        if refusal is not None:
+            raise_refusal(refusal)
+
+    def last_states(self, timeout_s: float) -> Any:
+        """The weights that the gates of a network that has failed had last.
+
+        Raises:
+            ClusterError: they are not known.
+        """
+        return weights_of(self._registrar, self._name, timeout_s).states
+
+    def _end_host(self, name: str, handle: Any) -> None:
+        if name == SESSION_HOST:
+            with suppress(ClusterError):  # the network may have ended before us
+                answer(self._registrar.unregister_session.remote(self._key))
+        super()._end_host(name, handle)
+
+    def stop(self) -> None:
+        """Leave; the network goes on."""
+        super().stop()
+        self._leave_cluster()
+
+    def _leave_cluster(self) -> None:
+        undo, self._undo = self._undo, lambda: None
+        undo()
