@@ -63,8 +63,8 @@ def a_cut_that_travels_forward(patch):
 
 def an_evaluation_that_can_starve(patch):
     class Starving(Mailbox):
-        def __init__(self):
-            super().__init__(turn=10**9)
+        def __init__(self, fair=False):
+            super().__init__(turn=10**9, fair=fair)
 
     patch.setattr(interpreter, "Mailbox", Starving)
 
