@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from akkordeon.session.recovery.checkpoint_files import CheckpointFolder
 from torch import nn
 
 import akkordeon as ak
 from akkordeon.session.recovery.checkpoint import Checkpoint
+from akkordeon.session.recovery.checkpoint_files import CheckpointFolder
 
 BATCH, SAMPLES = 128, 12_800
 

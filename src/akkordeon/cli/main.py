@@ -12,7 +12,7 @@ from akkordeon.cli import network, sentinel
 from akkordeon.cli.downpour import downpour
 from akkordeon.cli.errors import SentenceGroup
 from akkordeon.cli.simulate import replay, simulate
-from akkordeon.cli.train import measure, predict, train
+from akkordeon.cli.train import measure, predict, resume, train
 from akkordeon.data.download import COLLECTIONS
 from akkordeon.experiments.config import DATA_DIR
 
@@ -53,6 +53,7 @@ def _options(
 
 
 app.command()(train)
+app.command()(resume)
 app.command("test")(measure)
 app.command()(predict)
 

@@ -13,21 +13,43 @@ from akkordeon.cli.options import AsJson, OfBest, Out, RecordTo, RunDir, Trust, 
 from akkordeon.experiments.config import DataDir, TrainConfig
 from akkordeon.watch.lines import scores_in_words
 
-__all__ = ["carry_out", "measure", "predict", "train"]
+__all__ = ["carry_out", "measure", "predict", "resume", "train"]
 
 
 @with_settings()
 def train(config: TrainConfig, json: AsJson = False, out: Out = None, record: RecordTo = None) -> None:
     """Train a task; Ctrl-C, SIGTERM and SIGHUP stop with what is reached.
 
-    With --out the last and the best weights are kept as they come.
+    With --out the last and the best weights are kept as they come, and with --checkpoint-every all that
+    `akkordeon resume` needs.
 
     FILE.py:FUNCTION names a function of yours that returns an akkordeon.Task.
     """
     carry_out(config, json, out, record)
 
 
-def carry_out(config: TrainConfig, json: bool, out: Path | None, record: Path | None) -> None:
+def resume(
+    folder: RunDir,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Threads at work, if others than before.")
+    ] = None,
+    checkpoint_every: Annotated[
+        str | None, typer.Option(metavar="SECONDS|UPDATESu", help="Checkpoints, if at another rhythm.")
+    ] = None,
+    trust: Trust = False,
+    data_dir: DataDir = None,
+    json: AsJson = False,
+) -> None:
+    """Go on with training from its latest checkpoint, to the end that was planned, in the same folder."""
+    from akkordeon.experiments.saved_run import resumed_config
+
+    changes = {"workers": workers, "checkpoint_every": checkpoint_every, "data_dir": data_dir}
+    carry_out(resumed_config(folder, trust, **changes), json, folder, None, goes_on=True)
+
+
+def carry_out(
+    config: TrainConfig, json: bool, out: Path | None, record: Path | None, goes_on: bool = False
+) -> None:
     """Train on the terminal; what is said at the end has time until all is kept."""
     from akkordeon.experiments.run_folder import as_json
     from akkordeon.experiments.train import train_task
@@ -35,12 +57,12 @@ def carry_out(config: TrainConfig, json: bool, out: Path | None, record: Path | 
 
     warn = partial(typer.echo, err=True)
     live = config.workers != 1  # or gates are asked how they are, which changes the run
-    outcome = train_task(config, view_for(typer.echo, warn, live), out, record, warn)
+    outcome = train_task(config, view_for(typer.echo, warn, live), out, record, warn, goes_on)
     say(f"\n{_in_words(outcome.summary)}")
     if outcome.best is not None:
         say(_best_in_words(outcome.best, config.keep_best or "loss"))
     if outcome.saved:
-        say(f"kept in {out}")
+        say(f"kept in {out}" + (f"; `akkordeon resume {out}` goes on" if outcome.can_go_on else ""))
     if json:
         say(as_json(outcome.summary))
     for complaint in outcome.complaints:

@@ -78,8 +78,10 @@ def in_flight_of(task: Task, config: TrainConfig) -> int:
 
 
 def build_sentinels(task: Task, config: TrainConfig) -> list[Training | Evaluation]:
-    """The training sentinels and the validation sentinel."""
-    return [*build_trainers(task, config), build_validator(task, config)]
+    """The training sentinels, the validation sentinel, and the one that takes checkpoints if any are."""
+    rhythm = config.checkpoint_rhythm
+    keepers = [Sentinel.checkpoint(**rhythm, name="checkpoint")] if rhythm else []
+    return [*build_trainers(task, config), build_validator(task, config), *keepers]
 
 
 def build_trainers(task: Task, config: TrainConfig) -> list[Training]:

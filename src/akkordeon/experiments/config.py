@@ -6,6 +6,7 @@ read with them, and ``[train]`` of a scenario is one. A new setting is a field h
 
 from __future__ import annotations
 
+import re
 import types
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -149,8 +150,39 @@ class TrainConfig(Settings):
         int, Option(min=-(2**63), max=2**63 - 1, help="Of weights, masks and the order of samples.")
     ] = 0
     workers: Annotated[int | None, Option(min=1, help="Threads at work; one makes a run repeatable.")] = None
+    checkpoint_every: Annotated[
+        str | None,
+        Option(
+            metavar="SECONDS|UPDATESu",
+            help="Keep in --out what `akkordeon resume` needs, so often: 30 is seconds, 500u updates.",
+        ),
+    ] = None
+    checkpoints_kept: Annotated[int, Option(min=1, help="So many checkpoints, the latest.")] = 3
     keep_last: bool = False
     downpour: DownpourConfig | None = None
+
+    def __post_init__(self) -> None:
+        """Check what types and ranges do not say."""
+        super().__post_init__()
+        _ = self.checkpoint_rhythm
+
+    @property
+    def checkpoint_rhythm(self) -> dict[str, Any]:
+        """When checkpoints are taken, as arguments of :meth:`Sentinel.checkpoint`; none where they are not.
+
+        Raises:
+            RecipeError: it is no time, and no number of updates.
+        """
+        every = self.checkpoint_every
+        if every is None:
+            return {}
+        if re.fullmatch("[0-9]+u", every) and int(every[:-1]):
+            return {"every_updates": int(every[:-1])}
+        if re.fullmatch(r"[0-9]*\.?[0-9]+", every) and float(every):
+            return {"every_s": float(every)}
+        raise RecipeError(
+            f"checkpoints are taken every so many seconds, as in 30, or updates, as in 500u, got {every!r}"
+        )
 
     @property
     def trainers(self) -> int:

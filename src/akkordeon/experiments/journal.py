@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -35,13 +36,16 @@ class Journal(View):
 
     Args:
         folder: where the file goes.
+        goes_on: the lines of a report that is there stay, as the run was taken up again.
         now_s: the clock.
 
     Raises:
         DataError: the file cannot be written.
     """
 
-    def __init__(self, folder: Path, now_s: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, folder: Path, goes_on: bool = False, now_s: Callable[[], float] = time.monotonic
+    ) -> None:
         self._path = folder / REPORT
         self._part = folder / f"{REPORT}.part"
         self._now_s = now_s
@@ -51,7 +55,25 @@ class Journal(View):
         self._written_s: dict[str, float] = {}
         self._left_out: Counter[str] = Counter()
         with self._told():
-            self._file = self._part.open("w+", encoding="utf-8", buffering=1)  # a line is there at once
+            if goes_on:
+                self._take_up()
+            mode = "a+" if goes_on else "w+"
+            self._file = self._part.open(mode, encoding="utf-8", buffering=1)  # a line is there at once
+
+    def _take_up(self) -> None:
+        """Go on with the lines that are there; the last one of a run that was killed may be cut short."""
+        if not self._part.exists() and self._path.exists():
+            shutil.copyfile(self._path, self._part)
+        if self._part.exists():
+            os.truncate(self._part, self._part.read_bytes().rfind(b"\n") + 1)
+
+    def resumed(self, checkpoint: int) -> None:
+        """Write that the run goes on, and from which checkpoint; what came after that happens once more.
+
+        Raises:
+            DataError: the file cannot be written.
+        """
+        self._write("Resumed", {"checkpoint": checkpoint})
 
     def tell(self, record: Any) -> None:
         """Write a record of an epoch, a part of one, a round or a refused batch."""

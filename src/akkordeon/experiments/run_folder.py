@@ -4,6 +4,7 @@
     DIR/best.safetensors      the best ones, where they were kept
     DIR/task.json             the settings, with which the task is made again
     DIR/report.jsonl          what was reported, a JSON object a line, the summary last
+    DIR/checkpoints/          where they are taken, all that the run can be taken up from
 
 A file is written under another name, and renamed when it is whole and on the disk: what is there under its
 name is right. Weights and task carry a digest (SHA-256) of themselves: what was damaged later is not read.
@@ -16,7 +17,9 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +28,13 @@ from torch import nn
 from akkordeon.core.errors import DataError
 from akkordeon.experiments.safetensors_file import from_safetensors, to_safetensors
 from akkordeon.pipeline.network import Network
+from akkordeon.session.recovery.checkpoint import Checkpoint
+from akkordeon.session.recovery.checkpoint_files import CheckpointFolder
 from akkordeon.session.recovery.durable import to_disk, whole_file
 
 __all__ = [
     "BEST",
+    "CHECKPOINTS",
     "REPORT",
     "TASK",
     "WEIGHTS",
@@ -42,32 +48,43 @@ __all__ = [
 
 WEIGHTS, BEST = "weights.safetensors", "best.safetensors"
 TASK, REPORT = "task.json", "report.jsonl"
+CHECKPOINTS = "checkpoints"
 
 
 class RunFolder:
     """A folder that one run saves what it comes to in; until it is closed, no other run may.
 
-    What an earlier run left there stays until there are weights of this one. A folder that somebody deletes
-    meanwhile is made again.
+    What an earlier run left there stays until there are weights, or a checkpoint, of this one. A folder that
+    somebody deletes meanwhile is made again.
 
     Args:
         path: of the folder, made if need be.
         description: how the task is made again.
         note: takes a sentence, where what an earlier run left was replaced.
+        checkpoints_kept: so many, the latest.
+        goes_on: what is there is of this run, which was taken up again, and stays.
 
     Raises:
         DataError: it cannot be made, or another run is at work in it.
     """
 
     def __init__(
-        self, path: Path, description: Mapping[str, Any], note: Callable[[str], None] | None = None
+        self,
+        path: Path,
+        description: Mapping[str, Any],
+        note: Callable[[str], None] | None = None,
+        *,
+        checkpoints_kept: int = 3,
+        goes_on: bool = False,
     ) -> None:
         self.path = path
         self._description = description
         self._note = note
+        self._checkpoints = CheckpointFolder(path / CHECKPOINTS, checkpoints_kept)
         self._claim: int | None = None
-        self._begun = False
+        self._lock = threading.Lock()  # held while the first that is kept takes the place of an earlier run's
         self._open()
+        self._begun = goes_on
 
     def close(self) -> None:
         """Let other runs in."""
@@ -81,29 +98,41 @@ class RunFolder:
         Raises:
             DataError: they cannot be written; what was there so far is there still.
         """
-        if not self._is_there():
-            self.close()
-            self._open()
-        if self._begun:
-            save_weights(self.path / name, module)
-        else:
-            self._begin(name, to_safetensors(module))
-            self._begun = True
+        self._keep(_weights_file(self.path / name, module), name)
 
-    def _begin(self, name: str, content: bytes) -> None:
-        """Put this run's first weights and its settings in the place of all that an earlier one left.
+    def save_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint beside those of this run, and remove the oldest.
+
+        Raises:
+            DataError: it cannot be written; what was there so far is there still.
+        """
+        self._keep(self._checkpoints.writing(checkpoint), CHECKPOINTS)
+
+    def _keep(self, writing: AbstractContextManager[object], name: str) -> None:
+        with self._lock:
+            if not self._is_there():
+                self.close()
+                self._open()
+            if not self._begun:
+                self._begin(writing, name)
+                self._begun = True
+                return
+        with writing:
+            pass
+
+    def _begin(self, writing: AbstractContextManager[object], name: str) -> None:
+        """Put the first that this run keeps, and its settings, in the place of all that an earlier one left.
 
         What can fail for want of room is done before anything is deleted. Without ``task.json`` nobody takes
         a folder for whole: so the earlier one is the first to go, and ours comes when all else is right.
         """
         replaces = (self.path / TASK).exists()
-        with whole_file(self.path / TASK) as task, whole_file(self.path / name) as weights:
+        with whole_file(self.path / TASK) as task, writing:
             task.write_text(description_text(self._description), encoding="utf-8")
-            weights.write_bytes(content)
             to_disk(task)
-            to_disk(weights)
             for earlier in (TASK, REPORT, *({WEIGHTS, BEST} - {name})):
                 (self.path / earlier).unlink(missing_ok=True)
+            self._checkpoints.clear()
         if replaces and self._note is not None:
             self._note(f"replaced the run kept in {self.path}")
 
@@ -157,8 +186,17 @@ def save_weights(path: Path, module: nn.Module) -> None:
     Raises:
         DataError: the file cannot be written.
     """
+    with _weights_file(path, module):
+        pass
+
+
+@contextmanager
+def _weights_file(path: Path, module: nn.Module) -> Iterator[None]:
+    """Likewise; all of it is on the disk on entering, and has its name on leaving."""
     with whole_file(path) as part:
         part.write_bytes(to_safetensors(module))
+        to_disk(part)
+        yield
 
 
 def load_weights(path: Path, network: Network) -> Network:

@@ -27,10 +27,32 @@ from akkordeon.sentinels.recipes import Sentinel
 from akkordeon.session.records.record import Record
 from akkordeon.session.records.replay import Replayed, replay
 
-__all__ = ["load_run", "measure_run", "predict_file", "replay_run"]
+__all__ = ["load_run", "measure_run", "predict_file", "replay_run", "resumed_config"]
 
 ROWS_NAMED = 10
 """Of rows that are refused, so many are named."""
+
+
+def resumed_config(folder: Path, trust: bool = False, **changes: Any) -> TrainConfig:
+    """The settings of a run that is to go on.
+
+    Args:
+        folder: what ``train_task`` was given.
+        trust: whether a Python file that the folder names may be run.
+        changes: settings that are others now; None leaves one as it is.
+
+    Raises:
+        DataError: the folder says nothing, or what this version cannot do.
+        TaskError: the folder names a Python file, which is not trusted.
+    """
+    description = load_description(folder)
+    _check_trust(description["task"], folder, trust)
+    description.pop("akkordeon", None)
+    description |= {name: value for name, value in changes.items() if value is not None}
+    try:
+        return TrainConfig.from_plain(description)
+    except RecipeError as error:
+        raise DataError(f"the run in {folder} cannot go on: {error}") from error
 
 
 def load_run(

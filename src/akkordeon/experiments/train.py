@@ -11,16 +11,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from akkordeon.core.errors import ActorFailedError, AkkordeonError
+from akkordeon.core.errors import ActorFailedError, AkkordeonError, RecipeError
 from akkordeon.core.reports import RoundDone
 from akkordeon.engines.threads import Threads
 from akkordeon.experiments.build import build_recipe, build_sentinels
 from akkordeon.experiments.config import TrainConfig
 from akkordeon.experiments.journal import Journal
 from akkordeon.experiments.run import run
-from akkordeon.experiments.run_folder import RunFolder
+from akkordeon.experiments.run_folder import CHECKPOINTS, RunFolder
 from akkordeon.experiments.weight_saver import WeightSaver
 from akkordeon.sentinels.recipes import Evaluation, Training
+from akkordeon.session.recovery.checkpoint import Checkpoint
+from akkordeon.session.recovery.checkpoint_files import CheckpointFolder
+from akkordeon.session.recovery.checkpoint_writer import CheckpointWriter
 from akkordeon.session.session import Session
 from akkordeon.watch.follower import Follower
 from akkordeon.watch.signals import SignalCounter
@@ -41,6 +44,7 @@ class TrainOutcome:
         signal: that ended it, if one did.
         complaints: what went wrong, in sentences.
         saved: whether all that was to be saved is.
+        can_go_on: whether it ended early, and is kept so that it can be taken up again.
     """
 
     summary: Mapping[str, Any]
@@ -48,6 +52,7 @@ class TrainOutcome:
     signal: int | None
     complaints: Sequence[str]
     saved: bool
+    can_go_on: bool
 
 
 def train_task(
@@ -56,6 +61,7 @@ def train_task(
     folder: Path | None = None,
     record: Path | None = None,
     warn: Callable[[str], None] = print,
+    resume: bool = False,
 ) -> TrainOutcome:
     """Train a task and show how it goes; a signal stops it with what is reached.
 
@@ -67,10 +73,16 @@ def train_task(
         folder: where weights, report and settings are saved; None saves nothing.
         record: a file to replay the run from.
         warn: takes what ``view`` can show no more.
+        resume: go on with the run in the folder from its latest checkpoint.
 
     Raises:
         AkkordeonError: it could not begin.
     """
+    if folder is None and config.checkpoint_every is not None:
+        raise RecipeError("checkpoints need a folder to be kept in; name one with --out DIR")
+    start = None
+    if folder is not None and resume:
+        start = CheckpointFolder(folder / CHECKPOINTS).latest(warn)
     task = config.load_task()
     if folder is not None:
         config = replace(config, keep_last=True)
@@ -83,9 +95,11 @@ def train_task(
         ExitStack() as closing,
     ):
         files = None
-        with run(recipe, engine, seed=config.seed, record=record, task=config.as_plain()) as session:
+        with run(
+            recipe, engine, seed=config.seed, record=record, task=config.as_plain(), resume=start
+        ) as session:
             if folder is not None:
-                files = _RunFiles(folder, config, session, signals, shown.note)
+                files = _RunFiles(folder, config, session, signals, shown.note, start)
                 closing.callback(files.close)
             views = [shown, check, *(files.views if files else ())]
             seconds, complaints = _followed(session, sentinels, views, signals)
@@ -96,7 +110,8 @@ def train_task(
         if files is not None:
             unsaved = files.finish(told)
     saved = files is not None and not unsaved
-    return TrainOutcome(told, check.best, signals.first, complaints + unsaved, saved)
+    can_go_on = saved and signals.first is not None and config.checkpoint_every is not None
+    return TrainOutcome(told, check.best, signals.first, complaints + unsaved, saved, can_go_on)
 
 
 def _followed(
@@ -126,25 +141,61 @@ class _RunFiles:
         session: Session,
         signals: SignalCounter,
         warn: Callable[[str], None],
+        start: Checkpoint | None,
     ) -> None:
-        description = {"akkordeon": version("akkordeon"), **config.as_plain()}
-        self._folder = RunFolder(path, description, warn)
+        description, goes_on = {"akkordeon": version("akkordeon"), **config.as_plain()}, start is not None
+        kept = config.checkpoints_kept
+        self._folder = RunFolder(path, description, warn, checkpoints_kept=kept, goes_on=goes_on)
         asks = config.workers != 1  # or no two runs would be alike
         self._saver = WeightSaver(self._folder, session, lambda: signals.count > 0, asks, warn)
-        self._journal = Journal(path)
+        self._checkpoints = _CheckpointSaver(self._folder, warn)
+        self._journal = Journal(path, goes_on)
+        if start is not None:
+            self._journal.resumed(start.number)
+            warn(f"going on from checkpoint {start.number} in {path}")
         self._told = FailSafeView(self._journal, "the report", warn)
-        self.views: list[View] = [self._saver, self._told]
+        self.views: list[View] = [self._checkpoints, self._saver, self._told]
 
     def close(self) -> None:
         """Let other runs into the folder."""
+        self._checkpoints.close()
         self._folder.close()
 
     def finish(self, told: Mapping[str, Any]) -> list[str]:
         """Save what the session ended with; what of it cannot be saved, in sentences."""
-        complaints = []
+        self._checkpoints.close()
+        complaints = [] if self._checkpoints.failure is None else [self._checkpoints.failure]
         for finish in (self._saver.finish, partial(self._journal.close, told)):
             try:
                 finish()
             except AkkordeonError as error:
                 complaints.append(str(error))
         return complaints
+
+
+class _CheckpointSaver(View):
+    """Has checkpoints written beside the training; a disk that is full is told once."""
+
+    def __init__(self, folder: RunFolder, warn: Callable[[str], None]) -> None:
+        self._writer = CheckpointWriter(folder.save_checkpoint)
+        self._warn = warn
+        self._warned = False
+
+    @property
+    def failure(self) -> str | None:
+        """Why the last checkpoint could not be written; None if it is."""
+        return self._writer.failure
+
+    def close(self) -> None:
+        """Write the last."""
+        self._writer.close()
+
+    def tell(self, record: Any) -> None:
+        """Have a checkpoint written."""
+        self._writer.tell(record)
+
+    def look(self, session: Session, at_once: bool = False) -> None:
+        """Say that one could not be written, if that is news."""
+        if self.failure is not None and not self._warned:
+            self._warned = True
+            self._warn(f"{self.failure}; training goes on, and the next checkpoint is tried again")

@@ -205,7 +205,7 @@ class Trainer(SentinelActor[Flight]):
             "samples_trained": self._samples_trained
             - self._places.samples_of(back)
             + self._places.samples_of(known),
-            "epochs": self._rounds,
+            "epochs": min(self._rounds, position.place.epoch),  # one broken off was counted, and goes on
             "epoch": None if not_done else self._epoch.sums(),
             "seconds": self._latest_s - self._began_s,
             "all_sent": self._all_sent and not self._cut_short and not not_done,

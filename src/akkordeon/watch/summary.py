@@ -27,7 +27,7 @@ def summary(session: Session, seconds: float) -> dict[str, Any]:
     samples = sum(a.samples for a in trainers)
     trained_s = max((a.seconds for a in trainers), default=0.0)
     return {
-        "sentinels": {a.name: _sentinel(a) for a in session.attachments},
+        "sentinels": {a.name: _sentinel(a) for a in session.attachments if not a.role.keeps},
         "gates": [
             {
                 "name": gate.name,

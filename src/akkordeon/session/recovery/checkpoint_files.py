@@ -19,7 +19,8 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -30,7 +31,7 @@ from torch import Tensor
 from akkordeon.core.errors import DataError, explain
 from akkordeon.core.plain_state import Applied, StageState
 from akkordeon.session.recovery.checkpoint import Checkpoint
-from akkordeon.session.recovery.durable import PART, whole_folder
+from akkordeon.session.recovery.durable import PART, folder_to_disk, whole_folder
 from akkordeon.session.recovery.plain_files import (
     JSON,
     TENSORS,
@@ -76,6 +77,12 @@ class CheckpointFolder:
         Raises:
             DataError: it cannot be written, or holds what files cannot; those that are there stay.
         """
+        with self.writing(checkpoint) as path:
+            return path
+
+    @contextmanager
+    def writing(self, checkpoint: Checkpoint) -> Iterator[Path]:
+        """Likewise; all of it is on the disk on entering, and has its name on leaving."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             for left_over in self.path.glob(f"*{PART}"):  # by a process that was killed
@@ -86,9 +93,22 @@ class CheckpointFolder:
         path = self._folder(max(numbers, default=0) + 1)
         with whole_folder(path) as folder:
             _write(folder, checkpoint)
+            folder_to_disk(folder)
+            yield path
         for number in sorted(numbers)[: len(numbers) + 1 - self._keep]:
             shutil.rmtree(self._folder(number), ignore_errors=True)
-        return path
+
+    def clear(self) -> None:
+        """Remove those that are there.
+
+        Raises:
+            OSError: they cannot be.
+        """
+        if self.path.is_dir():
+            for number in self._numbers():
+                shutil.rmtree(self._folder(number))
+            with suppress(OSError):  # one is being written
+                self.path.rmdir()
 
     def latest(self, note: Callable[[str], None] = lambda sentence: None) -> Checkpoint:
         """The latest checkpoint that is whole.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from akkordeon.core.errors import DataError
 
-__all__ = ["PART", "to_disk", "whole_file", "whole_folder"]
+__all__ = ["PART", "folder_to_disk", "to_disk", "whole_file", "whole_folder"]
 
 PART = ".part"
 """What a name ends with as long as what it names is not whole."""
@@ -48,9 +48,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     try:
         part.mkdir()
         yield part
-        for file in part.iterdir():
-            to_disk(file)
-        to_disk(part)
+        folder_to_disk(part)
         os.rename(part, path)
         to_disk(path.parent)
     except OSError as error:
@@ -68,6 +66,13 @@ def to_disk(path: Path) -> None:
         os.fsync(number)
     finally:
         os.close(number)
+
+
+def folder_to_disk(path: Path) -> None:
+    """Likewise, a folder with the files in it."""
+    for file in path.iterdir():
+        to_disk(file)
+    to_disk(path)
 
 
 def _not_written(path: Path, error: OSError) -> DataError:
