@@ -38,6 +38,7 @@ from akkordeon.core.errors import (
     WaitTimeoutError,
 )
 from akkordeon.core.messages import (
+    Attach,
     Backward,
     Batch,
     Cut,
@@ -45,11 +46,14 @@ from akkordeon.core.messages import (
     Due,
     EpochEnd,
     Evaluate,
+    Fault,
     Forward,
     Item,
     Pull,
+    Refused,
     Release,
 )
+from akkordeon.core.recovery.messages import ForgetBefore, Restarted
 from akkordeon.core.reports import RoundDone
 from akkordeon.engines import threads
 from akkordeon.engines.threads import workers
@@ -754,3 +758,32 @@ def test_arguments_of_another_kind_are_refused_by_run_and_by_replay(tmp_path):
             ak.replay(file, small_network(), mistaken)
     with pytest.raises(RecipeError, match=r"replay takes a sentinel, as .*, got int"):
         ak.replay(file, small_network(), [5])
+
+
+# ── gates that come back ─────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_cut_that_was_given_up_is_not_pinned_by_a_gate_that_was_made_anew_twice():
+    """The second one did not know that the first had been told to release it, and kept it for ever.
+
+    Seeds 148, 654, 1438 and 1458 of the study of crashes with return.
+    """
+    gate = gate_alone(nn.Linear(2, 2))
+    do(gate, ForgetBefore("v", 2))
+    (passed,) = sends(do(gate, Cut(CutId("v", 1))))
+    assert passed.cut == CutId("v", 1)
+    assert gate.pins == {}
+    do(gate, Cut(CutId("v", 2)))
+    assert list(gate.pins) == [CutId("v", 2)]
+
+
+def test_a_batch_that_a_gate_raised_on_after_it_had_passed_it_on_is_refused_however_late_that_is_said():
+    """The restart waited a second, and by then the batch was back from the other gates as trained."""
+    trainer = Trainer("s", "s", ("gate/0",), "r", training(epochs=1))
+    x, y = batches_of(1)[0]
+    do(trainer, Attach(), Item(x, y))
+    batch = Batch("s", 0)
+    do(trainer, Forward(batch, torch.zeros(SIZE, 4)), Backward(batch, None))
+    assert trainer.batches.trained == 1
+    do(trainer, Restarted("gate/0", Refused(batch, "gate/0", Fault.RAISED, "it failed")))
+    assert trainer.batches.as_tuple() == (1, 0, 1, 0)

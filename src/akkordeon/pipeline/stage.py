@@ -250,6 +250,8 @@ class Stage(Actor):
         _keep(self._forgotten_before, sender, number)
         for batch in [batch for batch in self.stash if batch.sentinel == sender and batch.number < number]:
             del self.stash[batch]
+        for cut in [cut for cut in self.pins if cut.asker == sender and cut.number < number]:
+            del self.pins[cut]
         yield from ()
 
     def _keep_forgotten(self, sentinel: str, number: int | None) -> None:
@@ -266,7 +268,8 @@ class Stage(Actor):
 
     def _cut(self, message: Cut) -> Iterator[Effect]:
         cut = message.cut
-        if cut not in self._forgotten and (cut.asker, None) not in self._forgotten:
+        given_up = cut.number < self._forgotten_before.get(cut.asker, 0)
+        if not given_up and (cut.asker, None) not in self._forgotten:
             learner = self._learner_to_pin() if message.whole else None
             self.pins[cut] = _Pin(self.weights.pin(), self.buffers.now, learner)
         versions = (*message.versions, self.version)
@@ -328,8 +331,7 @@ class Stage(Actor):
             yield Send(message.cut.asker, Exported(message.cut, self.address, state, pin.learner))
 
     def _release(self, message: Release) -> Iterator[Effect]:
-        if self.pins.pop(message.cut, None) is None:  # it was given up, and may be on its way
-            self._keep_forgotten(*message.cut)
+        self.pins.pop(message.cut, None)
         yield from ()
 
     def _state(self, weights: Snapshot, buffers: BufferState, *, copied: bool = True) -> dict[str, Tensor]:

@@ -33,7 +33,7 @@ from akkordeon.core.messages import (
     Watch,
 )
 from akkordeon.core.plain_state import Applied, PlainState, StageState
-from akkordeon.core.recovery.messages import Restarted
+from akkordeon.core.recovery.messages import ForgetBefore, Restarted
 from akkordeon.core.reports import CheckpointTaken
 from akkordeon.sentinels.base import SentinelActor
 from akkordeon.sentinels.recipes import Evaluation
@@ -230,8 +230,8 @@ class Checkpointer(SentinelActor[None]):
         """A gate was made anew, which knows of no cut: watch the first again, and begin a checkpoint anew."""
         if message.gate == self._row[0] and self._recipe.every_updates is not None:
             yield Send(self._row[0], Watch(self.address, self._recipe.every_updates))
+        yield from self._to_all(ForgetBefore(self.address, self._numbers))
         if self._cut is not None:
-            yield from self._to_all(Release(self._current))
             self._expected = set()
             yield from self._begin(now_s)
 

@@ -43,7 +43,7 @@ from akkordeon.core.messages import (
 )
 from akkordeon.core.payload import Payload, rebuilt, samples
 from akkordeon.core.plain_state import PlainState
-from akkordeon.core.recovery.messages import Restarted, Rewind, Rewound
+from akkordeon.core.recovery.messages import ForgetBefore, Restarted, Rewind, Rewound
 from akkordeon.core.reports import BestKept, LastKept, RoundDone
 from akkordeon.sentinels.base import START, SentinelActor
 from akkordeon.sentinels.loss import LossInputs, loss_of, to_targets_device
@@ -321,6 +321,7 @@ class Evaluator(SentinelActor[tuple[Any, int]]):
         self._versions = ()
         if message.gate == self._row[0] and self._recipe.every_updates is not None:
             yield Send(self._row[0], Watch(self.address, self._recipe.every_updates))
+        yield from self._to_all(ForgetBefore(self.address, self._cuts))
         if self._cut is None:
             return
         self._flights.clear()
@@ -331,7 +332,6 @@ class Evaluator(SentinelActor[tuple[Any, int]]):
         if self._is_reading:
             self._rewinds += 1
             yield Send(self._reader, Rewind(self._rounds))
-        yield from self._release()
         yield from self._begin(now_s)
 
     def _rewound(self, message: Rewound, now_s: float) -> Iterator[Effect]:

@@ -1,8 +1,8 @@
 """The messages that follow when a gate is made anew: everybody who has something there hears of it.
 
-session ──Restarted──▶ trainer ──ForgetBefore──▶ every gate;   Forward, with a new number ──▶ first gate
-session ──Restarted──▶ evaluator ──Release──▶ every gate;      Rewind ──▶ reader ──Rewound──▶ evaluator
-session ──Restarted──▶ a replica's gate, where it is a shard;  Fetch ──▶ the shard
+session ──Restarted──▶ trainer ──ForgetBefore──▶ every gate;    Forward, with a new number ──▶ first gate
+session ──Restarted──▶ evaluator ──ForgetBefore──▶ every gate;  Rewind ──▶ reader ──Rewound──▶ evaluator
+session ──Restarted──▶ a replica's gate, where it is a shard;   Fetch ──▶ the shard
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ class Restarted(Message):
 
 @dataclass(frozen=True, slots=True)
 class ForgetBefore(Message):
-    """Drop all batches of this sender below a number, now and when they arrive. Trainer to gates."""
+    """Drop the batches, or the cuts, of this sender below a number, now and when they arrive. To gates.
+
+    A gate that is made anew knows nothing of what it was told to forget; this is all that it needs to know.
+    """
 
     sender: str
     number: int

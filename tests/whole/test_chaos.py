@@ -1,0 +1,101 @@
+"""Many worlds of crashes with return: what recovery promises holds in all; broken recoveries are found."""
+
+from __future__ import annotations
+
+import pytest
+from tests.support.chaos import Seen, violations
+
+from akkordeon.core.actor import Send
+from akkordeon.core.messages import Backward, Forward
+from akkordeon.core.recovery.messages import ForgetBefore
+from akkordeon.sentinels.trainer import Trainer
+from akkordeon.session.recovery import gates as recovery
+
+WORLDS = 100
+"""In the fast suite; the slow study takes a hundred times as many."""
+
+
+def check(seeds):
+    seen = Seen()
+    for seed in seeds:
+        assert violations(seed, seen) == [], f"world {seed}"
+    print(f"{len(seeds)} worlds: {seen}")
+    return seen
+
+
+def test_recovery_keeps_its_promises_in_a_hundred_worlds():
+    seen = check(range(WORLDS))
+    assert seen.restarts > WORLDS
+    for who in ("gate", "shard", "replica", "sentinel", "reader"):
+        assert seen.faults[f"lost: {who}"] > WORLDS / 10, who
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_recovery_keeps_its_promises_in_ten_thousand_worlds():
+    check(range(100 * WORLDS))
+
+
+# ── ways to get it wrong ─────────────────────────────────────────────────────────────────────────────
+
+
+def a_batch_that_may_have_been_learned_from_is_sent_again(patch):
+    right = Trainer._came_back
+
+    def came_back(self, message, now_s):
+        flight = self._flights.get(message.batch)
+        x = None if flight is None else flight.x
+        for effect in right(self, message, now_s):
+            yield effect
+            if isinstance(effect.message, Backward):
+                flight.x = x
+
+    patch.setattr(Trainer, "_came_back", came_back)
+
+
+def versions_begin_again_at_the_snapshot(patch):
+    right = recovery.replace
+
+    def replace(what, **changes):
+        if "version" in changes:
+            return what
+        return right(what, **changes)
+
+    patch.setattr(recovery, "replace", replace)
+
+
+def gates_are_not_told_what_to_forget(patch):
+    right = Trainer._restarted
+
+    def restarted(self, message, now_s):
+        for effect in right(self, message, now_s):
+            if not (isinstance(effect, Send) and isinstance(effect.message, ForgetBefore)):
+                yield effect
+
+    patch.setattr(Trainer, "_restarted", restarted)
+
+
+def nothing_is_sent_again(patch):
+    right = Trainer._restarted
+
+    def restarted(self, message, now_s):
+        for effect in right(self, message, now_s):
+            if not (isinstance(effect, Send) and isinstance(effect.message, Forward)):
+                yield effect
+
+    patch.setattr(Trainer, "_restarted", restarted)
+
+
+MUTANTS = {
+    a_batch_that_may_have_been_learned_from_is_sent_again: "learned twice",
+    versions_begin_again_at_the_snapshot: "went back",
+    gates_are_not_told_what_to_forget: "keeps",
+    nothing_is_sent_again: "hangs",
+}
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
+def test_chaos_finds(mutant, monkeypatch):
+    mutant(monkeypatch)
+    found = [violation for seed in range(WORLDS) for violation in violations(seed)]
+    assert any(MUTANTS[mutant] in violation for violation in found), found[:5]
