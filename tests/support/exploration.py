@@ -29,6 +29,7 @@ from akkordeon.engines import interpreter
 from akkordeon.engines.simulator.compute import Compute, Cost
 from akkordeon.engines.simulator.faults import Crash, Freeze, Partition
 from akkordeon.engines.simulator.links import Link
+from akkordeon.sentinels.trainer import Trainer
 
 TURN = 8
 """Evaluation gets at least every so many-th turn."""
@@ -152,6 +153,8 @@ class Witness:
             elif isinstance(effect, Send):
                 self._see(address, effect.message)
             yield effect
+        if isinstance(actor, Trainer) and actor.batches.in_flight != len(actor._flights):
+            self.violations.append(f"{address} has {actor.batches} with {len(actor._flights)} in flight")
 
     def _see(self, address: str, message: Any) -> None:
         if isinstance(message, Forward) and address.startswith("sentinel/"):

@@ -7,6 +7,7 @@ from akkordeon.core.reports import (
     BatchCount,
     BatchRefused,
     EpochDone,
+    GateRestarted,
     RoundDone,
     TrainingProgress,
     Undelivered,
@@ -74,3 +75,9 @@ def test_a_sentinel_that_fails_while_others_go_on_is_told_at_once():
     lines.tell(ActorFailed("sentinel/tdp#1", "a batch", ValueError("no such label")))
     lines.tell(ActorFailed("gate/1", "a batch", ValueError("ends the session, which says so")))
     assert warned == ["warning: sentinel/tdp#1 has failed; why is told when the others have ended"]
+
+
+def test_a_gate_that_came_back_is_told_with_what_it_cost():
+    warned = []
+    Lines(print, warned.append).tell(GateRestarted("gate/1", "is lost: it crashed", 2, 57, 50, 58))
+    assert warned == ["warning: gate/1 is lost: it crashed; it was made anew, 7 updates back"]

@@ -19,7 +19,7 @@ def test_the_summary_has_every_sentinel_gate_and_batch():
         session.attach(ak.Sentinel.validate(batches_of(3), cross_entropy, scores=scores, name="vdp"))
         session.wait(WAIT_S)
     found = summary(session, seconds=2.0)
-    assert found.keys() == {"sentinels", "gates", "batches", "seconds", "samples_per_s"}
+    assert found.keys() == {"sentinels", "gates", "batches", "restarts", "seconds", "samples_per_s"}
     assert {name: (s["role"], s["rounds"], s["samples"]) for name, s in found["sentinels"].items()} == {
         "one": ("train", 2, 160),
         "two": ("train", 2, 160),

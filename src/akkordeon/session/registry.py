@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 from akkordeon.core.addresses import free_name, sentinel_address, sentinel_of
 from akkordeon.core.errors import NameTakenError, NoSuchSentinelError, RecipeError, SessionError
@@ -28,6 +29,7 @@ class Registry:
             is still of use beyond them; replaced, never changed, as threads look through it.
         by_address: those that will still report, by address.
         epochs_read: how often their data was read.
+        batches_of_ended: where the batches went of all that have ended, those forgotten among them.
     """
 
     def __init__(self, max_in_flight: int) -> None:
@@ -36,6 +38,7 @@ class Registry:
         self._numbers: dict[str, int] = {}  # how many sentinels of each name there were
         self._number_of_forgotten = 0  # the largest of a name that is not in there any more
         self.epochs_read = EpochsRead()
+        self.batches_of_ended = BatchCount()
         self._max_in_flight = max_in_flight
         self._lock = threading.Lock()
 
@@ -143,8 +146,16 @@ class Registry:
 
     def mark_ended(self, attachment: Attachment, batches: BatchCount | None = None) -> None:
         """A sentinel will not report its end; ``batches``: where they went, if that is known."""
+        self.end(attachment, batches, cut_short=True)
+
+    def end(
+        self, attachment: Attachment, batches: BatchCount | None, result: Any = None, cut_short: bool = False
+    ) -> None:
+        """A sentinel has ended; see :class:`SentinelEnded`."""
         self.by_address.pop(attachment.address, None)
-        attachment._end(batches, cut_short=True)
+        if not attachment.ended:
+            attachment._end(batches, result, cut_short)
+            self.batches_of_ended += attachment._batches
 
     def move(self, attachment: Attachment, number: int) -> None:
         """A sentinel at work is made anew; ``number``: among those of its name."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from akkordeon.core.errors import SessionError
 from akkordeon.core.messages import Probe
-from akkordeon.core.reports import GateStatus, SentinelStatus
+from akkordeon.core.reports import BatchCount, GateStatus, SentinelStatus
 from akkordeon.engines.base import Engine, Load
 from akkordeon.session.attachment import Attachment
 from akkordeon.session.outbox import Outbox
@@ -22,12 +22,23 @@ PROBE_S = 2.0
 
 @dataclass(frozen=True)
 class Status:
-    """What ``session.status()`` found. ``loads`` has queue lengths and busy times by address."""
+    """What ``session.status()`` found.
+
+    Attributes:
+        gates: head first.
+        sentinels: at work.
+        loads: queue lengths and busy times by address.
+        now_s: the engine's time.
+        batches: where those of all sentinels went, of those that have ended too.
+        restarts: how often gates and shards were made anew, by address.
+    """
 
     gates: list[GateStatus]
     sentinels: list[SentinelStatus]
     loads: dict[str, Load]
     now_s: float
+    batches: BatchCount = field(default_factory=BatchCount)
+    restarts: Mapping[str, int] = field(default_factory=dict)
 
 
 class Probes:
@@ -59,11 +70,14 @@ class Probes:
             )
 
         self._wait(all_answered, timeout_s)
+        at_work = [heard.sentinels[a.address] for a in sentinels if a.address in heard.sentinels]
         return Status(
             gates=[heard.gates[address] for address in self._row if address in heard.gates],
-            sentinels=[heard.sentinels[a.address] for a in sentinels if a.address in heard.sentinels],
+            sentinels=at_work,
             loads=self._engine.loads(),
             now_s=self._engine.now_s(),
+            batches=sum((s.batches for s in at_work), heard.batches_of_ended),
+            restarts=dict(heard.recovery.restarts),
         )
 
     def ask(self, attachment: Attachment) -> None:

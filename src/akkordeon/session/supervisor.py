@@ -21,6 +21,7 @@ from akkordeon.core.recovery.reports import StageSaved
 from akkordeon.core.reports import (
     ActorFailed,
     ActorLost,
+    BatchCount,
     BatchRefused,
     BestKept,
     ClusterLost,
@@ -104,6 +105,11 @@ class Supervisor:
         handler = self._HANDLERS.get(type(record))
         if handler is not None:
             handler(self, record)
+
+    @property
+    def batches_of_ended(self) -> BatchCount:
+        """Where the batches went of all sentinels that have ended."""
+        return self._registry.batches_of_ended
 
     def missing(self) -> list[str]:
         """The gates that may still leave their weights, head first."""
@@ -216,14 +222,14 @@ class Supervisor:
         self.sentinels.pop(record.address, None)
         self.answered.pop(record.address, None)
         self.recovery.departed(record.address)
-        attachment = self._registry.by_address.pop(record.address, None)
+        attachment = self._registry.by_address.get(record.address)
         if attachment is None:
             return
         if attachment.role.trains:
             self._registry.epochs_read.add(attachment.recipe.batches, attachment.epochs_done)
         attachment._state = record.state
         self._tell_keepers(attachment)
-        attachment._end(record.batches, record.result, record.cut_short)
+        self._registry.end(attachment, record.batches, record.result, record.cut_short)
 
     # ── failures ─────────────────────────────────────────────────────────────────────────────────────
 

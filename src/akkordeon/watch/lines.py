@@ -7,7 +7,14 @@ from types import TracebackType
 from typing import Any
 
 from akkordeon.core.addresses import is_sentinel
-from akkordeon.core.reports import ActorFailed, BatchRefused, EpochDone, RoundDone, TrainingProgress
+from akkordeon.core.reports import (
+    ActorFailed,
+    BatchRefused,
+    EpochDone,
+    GateRestarted,
+    RoundDone,
+    TrainingProgress,
+)
 from akkordeon.watch.view import View
 
 __all__ = ["Lines", "line_of", "scores_in_words"]
@@ -67,6 +74,8 @@ class Lines(View):
                 self._warn(f"warning: {record}")
             if self._refused == WARNINGS_MAX:
                 self._warn("warning: further refused batches are only counted")
+        elif isinstance(record, GateRestarted):
+            self._warn(f"warning: {record}")
         elif isinstance(record, ActorFailed) and is_sentinel(record.address):
             self._warn(f"warning: {record.address} has failed; why is told when the others have ended")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from akkordeon.core.reports import BatchCount
 from akkordeon.session.attachment import Attachment
 from akkordeon.session.session import Session
 
@@ -20,11 +19,12 @@ def summary(session: Session, seconds: float) -> dict[str, Any]:
         seconds: how long it took.
 
     Returns:
-        ``sentinels`` by name, ``gates`` head first, ``batches`` (sent = trained + refused + lost),
-        ``seconds`` and ``samples_per_s`` of the training alone.
+        ``sentinels`` by name, ``gates`` head first, ``batches`` of all (sent = trained + refused + lost, and
+        those in flight while it is at work), ``restarts`` of gates by address, ``seconds`` and
+        ``samples_per_s`` of the training alone.
     """
     trainers = [a for a in session.attachments if a.role.trains]
-    samples = sum(a.samples for a in trainers)
+    samples, status = sum(a.samples for a in trainers), session.status()
     trained_s = max((a.seconds for a in trainers), default=0.0)
     return {
         "sentinels": {a.name: _sentinel(a) for a in session.attachments if not a.role.keeps},
@@ -35,9 +35,10 @@ def summary(session: Session, seconds: float) -> dict[str, Any]:
                 "staleness_mean": gate.staleness_mean,
                 "staleness_max": gate.staleness_max,
             }
-            for gate in session.status().gates
+            for gate in status.gates
         ],
-        "batches": asdict(sum((a.batches for a in trainers), BatchCount())),
+        "batches": asdict(status.batches),
+        "restarts": dict(status.restarts),
         "seconds": seconds,
         "samples_per_s": samples / trained_s if trained_s else 0.0,
     }

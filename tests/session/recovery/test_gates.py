@@ -14,6 +14,7 @@ from akkordeon.core.reports import GateRestarted
 from akkordeon.engines.simulator.compute import Compute, Cost
 from akkordeon.engines.simulator.faults import Crash
 from akkordeon.engines.simulator.hosts import Host
+from akkordeon.watch.summary import summary
 
 
 class _Fails(torch.autograd.Function):
@@ -223,6 +224,40 @@ def test_a_gate_that_crashes_comes_back_while_others_train_and_validate(gate, at
     assert all(one.version < two.version for one, two in zip(vdp.rounds, vdp.rounds[1:], strict=False))
     assert vdp.rounds[-1].loss < vdp.rounds[0].loss
     assert min(versions) > 300
+
+
+def test_all_that_was_sent_is_accounted_for_at_any_moment_and_in_total():
+    crash = Crash(who="gate/1", at_s=0.3, back_after_s=0.5)
+    with ak.run(network(), engine=simulator(crash)) as session:
+        one = session.attach(training(n=12))
+        session.attach(ak.Sentinel.train(data(30), F.cross_entropy, in_flight=4, name="other"))
+        for _ in range(20):
+            session._engine.wait_until(lambda: False, 0.05)
+            status = session.status(timeout=0.01)
+            for sentinel in status.sentinels:
+                assert sentinel.batches.in_flight == sentinel.in_flight
+        session.wait(timeout=1000)
+        assert one.ended
+        status = session.status(timeout=1)
+        assert status.restarts == {"gate/1": 1}
+        assert status.batches.sent == 42
+        assert status.batches.lost > 0
+        assert_sums(status.batches)
+        outcome = summary(session, 1.0)
+    assert outcome["batches"]["sent"] == 42
+    assert outcome["restarts"] == {"gate/1": 1}
+
+
+def test_a_sentinel_that_is_killed_lost_what_was_in_flight():
+    with ak.run(network(), engine=simulator(Crash(who="sentinel/tdp*", at_s=0.4))) as session:
+        tdp = session.attach(training(in_flight=4))
+        session._engine.wait_until(lambda: False, 0.39)
+        before = tdp.batches
+        assert before.in_flight == 4
+        with pytest.raises(ak.errors.SentinelFailedError):
+            session.wait(timeout=1000)
+    assert tdp.batches.lost == before.sent - before.trained
+    assert_sums(tdp.batches)
 
 
 def test_a_host_that_crashes_takes_its_gates_and_all_come_back():

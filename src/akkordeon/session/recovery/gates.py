@@ -12,7 +12,7 @@ are too many within the time, or that raised what would only come again, does no
 from __future__ import annotations
 
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -45,7 +45,6 @@ class _Kept:
     state: StageState
     version: int  # the highest that was heard of
     ends: deque[tuple[float, str]] = field(default_factory=deque)  # when and why it was gone
-    times: int = 0  # it was made anew
     gone: _Gone | None = None  # until it is back
     waits: bool = False  # it has said all it had to say, and waits for its time
 
@@ -70,6 +69,9 @@ class GateRecovery:
         tell: has those who look on see a record.
         talk_to: who talks to an actor, in the order in which they are to hear that it was made anew.
         give_up: is told why an actor cannot be made anew.
+
+    Attributes:
+        restarts: how often each was made anew, by address.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class GateRecovery:
         talk_to: Callable[[str], Iterable[str]],
         give_up: Callable[[str, BaseException | None], None],
     ) -> None:
+        self.restarts: Counter[str] = Counter()
         self._recovery = recovery
         self._row = row
         self._engine = engine
@@ -223,7 +226,7 @@ class GateRecovery:
             before, saved = kept.version, kept.state.version
             kept.version = max(before, unheard) + 1
             kept.state = replace(kept.state, version=kept.version)
-            kept.times += 1
+            self.restarts[address] += 1
             assert kept.spawn.restore is not None, "only those are kept"
             try:
                 self._engine.spawn(replace(kept.spawn, make=partial(kept.spawn.restore, kept.state)))
@@ -236,7 +239,7 @@ class GateRecovery:
             why = f"{address} {gone.why}, and could not be made anew: {explain(failure)}"
             self._give_up(why, failure)
             return
-        self._tell(GateRestarted(address, gone.why, kept.times, before, saved, kept.version))
+        self._tell(GateRestarted(address, gone.why, self.restarts[address], before, saved, kept.version))
 
     def _tell_all(self, address: str, refused: Refused | None) -> None:
         for sentinel in self._departed:
