@@ -24,10 +24,12 @@ from akkordeon.core.actor import Actor, Report, Send, Spawn
 from akkordeon.core.errors import (
     ClusterError,
     GateFailedError,
+    NameTakenError,
     RecipeError,
     SentinelFailedError,
     SessionError,
 )
+from akkordeon.core.reports import GateRestarted
 from akkordeon.engines.ray import engine as ray_engine
 from akkordeon.engines.ray.host_pool import SESSION_HOST
 
@@ -145,6 +147,29 @@ class DeadCluster:
 
     def __init__(self, node=True, head=True):
         self.node_answers, self.head_answers = lambda: node, lambda: head
+
+
+def test_gates_whose_processes_are_killed_come_back_in_others_while_training_goes_on():
+    engine = lending()
+    network = ak.Network(three_gates().gates, recovery=ak.Recovery(snapshot_every=10, backoff_s=0.1))
+    with ak.run(network, engine=engine) as session:
+        back = []
+        session.subscribe(lambda r: back.append(r.address) if isinstance(r, GateRestarted) else None)
+        training = session.attach(ak.Sentinel.train(Endless(problem(10)), F.cross_entropy, epochs=10**6))
+        for gate in ("gate/1", "gate/0", "gate/2"):
+            done, pid = training.epochs_done, engine.locations()[gate][1]
+            assert engine.wait_until(lambda done=done: training.epochs_done > done + 1, 60)
+            os.kill(pid, signal.SIGKILL)
+            assert engine.wait_until(
+                lambda gate=gate, pid=pid: engine.locations().get(gate, (None, pid))[1] != pid, 60
+            )
+        done = training.epochs_done
+        assert engine.wait_until(lambda: training.epochs_done > done + 1, 60)
+        training.detach()
+        sent, trained, refused, lost = training.wait(timeout=30).batches.as_tuple()
+        assert sent == trained + refused + lost
+        assert refused == 0
+    assert back == ["gate/1", "gate/0", "gate/2"]
 
 
 def test_every_wait_ends_when_ray_dies_on_this_machine(warm, monkeypatch):
@@ -301,6 +326,48 @@ def test_a_network_whose_registrar_was_killed_can_be_stopped_and_started_again(s
     assert networks._leftovers(name) == []
     with pytest.raises(ClusterError, match="no network 'orphan'"):
         networks.stop(address, name)
+
+
+def test_a_registrar_that_was_killed_knows_again_what_it_knew(started, lent_session_hosts):
+    """Sessions went on, but status said that there is no network, and nobody could join."""
+    from akkordeon.engines.ray import detached as networks
+
+    address, name, _ = started
+    with ak.connect(f"{address}/{name}") as mine:
+        training = mine.attach(
+            ak.Sentinel.train(Endless(problem(10)), F.cross_entropy, epochs=10**6, name="t")
+        )
+        assert mine._engine.wait_until(lambda: training.epochs, 30)
+        for process in psutil.Process().children(recursive=True):
+            if process.name() == "ray::Registrar" or process.cmdline()[:1] == ["ray::Registrar"]:
+                process.kill()
+        status = until_answered(lambda: networks.status(address, name))
+        assert [(sentinel.name, sentinel.address) for sentinel in status.sentinels] == [("t", "sentinel/t#1")]
+        assert "the registrar was killed" in status.events[0]
+        assert status.failure is None
+        done = training.epochs_done
+        assert mine._engine.wait_until(lambda: training.epochs_done > done + 2, 30)
+
+        with ak.connect(f"{address}/{name}") as theirs:
+            with pytest.raises(NameTakenError, match="'t' is at work"):
+                theirs.attach(ak.Sentinel.train(problem(), F.cross_entropy, name="t"))
+            another = theirs.attach(ak.Sentinel.train(problem(), F.cross_entropy, name="another"))
+            assert another.wait(timeout=60).batches.as_tuple() == (40, 40, 0, 0)
+            theirs.detach("t")
+            training.wait(timeout=30)
+        assert networks.weights(address, name).versions["gate/0"] > 40
+    assert theirs._engine.wait_until(lambda: not networks.status(address, name).sentinels, 10)
+
+
+def until_answered(ask):
+    """The answer of an actor that is being made anew."""
+    deadline_s = time.monotonic() + 60
+    while True:
+        try:
+            return ask()
+        except ClusterError:
+            assert time.monotonic() < deadline_s
+            threading.Event().wait(0.2)
 
 
 def test_the_weights_of_a_network_can_be_had_when_a_gate_has_failed_or_is_lost(

@@ -28,6 +28,7 @@ through it, each with a session host of its own, and leave.
     snapshots.py       the weights of a network that runs on its own, as its registrar knows them
     network_info.py    what the registrar tells of it
     registrar.py       the registrar
+    members.py         the sessions and sentinels that it knows
     detached.py        starting, looking at and stopping such networks
     joined.py          the engine of a session that joined one
 """

@@ -12,7 +12,7 @@ import torch
 
 from akkordeon.core.actor import Spawn
 from akkordeon.core.errors import ClusterError, NameTakenError, explain
-from akkordeon.engines.ray.cluster.connection import NAMESPACE
+from akkordeon.engines.ray.cluster.names import named, named_actors
 from akkordeon.engines.ray.cluster.waits import ANSWER_S, ask, end_actor
 from akkordeon.engines.ray.host_pool import (
     READY_S,
@@ -112,13 +112,7 @@ def start(
 
 def _leftovers(name: str) -> list[str]:
     """Hosts of a network whose registrar was killed."""
-    return [actor for actor in _named_actors() if actor.startswith(f"host/{name}/")]
-
-
-def _named_actors() -> list[str]:
-    """The names of all of ours in the cluster."""
-    found = ask(lambda: ray.util.list_named_actors(all_namespaces=True), "its networks")
-    return [actor["name"] for actor in found if actor["namespace"] == NAMESPACE]
+    return [actor for actor in named_actors() if actor.startswith(f"host/{name}/")]
 
 
 def _end_leftovers(name: str) -> bool:
@@ -126,7 +120,7 @@ def _end_leftovers(name: str) -> bool:
     left = _leftovers(name)
     for host in left:
         with suppress(ValueError):  # it ended by itself
-            end_actor(ray, _named(host))
+            end_actor(ray, named(host))
     deadline_s = time.monotonic() + ANSWER_S
     while _leftovers(name) and time.monotonic() < deadline_s:
         time.sleep(0.1)
@@ -136,6 +130,7 @@ def _end_leftovers(name: str) -> bool:
 def _new_registrar(name: str) -> Any:
     """A registrar, on this machine: others may leave the cluster."""
     options = {**UNRECORDED, "num_cpus": 0, **on_this_node(), **detached_as(PREFIX + name)}
+    options |= {"max_restarts": -1}  # where its process is killed; it knows again then what it knew
     try:
         make = ray.remote(**options)(Registrar).remote
         return ask(lambda: make(name), "a registrar", READY_S)
@@ -166,7 +161,7 @@ def stop(address: str, name: str) -> None:
 
 def names() -> list[str]:
     """The networks of the cluster that this process is connected to."""
-    return sorted(name.removeprefix(PREFIX) for name in _named_actors() if name.startswith(PREFIX))
+    return sorted(name.removeprefix(PREFIX) for name in named_actors() if name.startswith(PREFIX))
 
 
 def status(address: str, name: str) -> NetworkStatus:
@@ -235,15 +230,10 @@ def registrar_of(address: str, name: str) -> Any:
         ClusterError: there is none of that name.
     """
     try:
-        return _named(PREFIX + name)
+        return named(PREFIX + name)
     except ValueError as error:
         known = ", ".join(map(repr, names())) or "none"
         raise ClusterError(f"there is no network {name!r} at {address}; there are: {known}") from error
-
-
-def _named(name: str) -> Any:
-    """The actor of that name; ``ValueError`` if there is none."""
-    return ask(lambda: ray.get_actor(name, namespace=NAMESPACE), f"{name!r}")
 
 
 def answer(ref: Any, timeout_s: float = ANSWER_S) -> Any:

@@ -79,6 +79,7 @@ class Heartbeats:
     def drop(self, name: str) -> None:
         """Expect no answer of a process any more."""
         self._asked = {ref: asked for ref, asked in self._asked.items() if asked != name}
+        self._heard_s.pop(name, None)
         with self._lock:
             self._since_s.pop(name, None)
 

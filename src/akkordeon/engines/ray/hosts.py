@@ -16,6 +16,7 @@ from akkordeon.core.actor import Spawn
 from akkordeon.core.messages import Message
 from akkordeon.core.reports import ActorFailed, EpochDone, GateLeft, GateStatus, RoundDone, SentinelEnded
 from akkordeon.engines.base import Load
+from akkordeon.engines.ray.network_info import NetworkInfo, SentinelEntry
 from akkordeon.engines.ray.serialization import (
     Envelope,
     Serialized,
@@ -83,6 +84,7 @@ class HostProcess:
         self._routes: Routes = {}
         self._listeners: dict[str, Any] = {}
         self._registrar: Any = None
+        self._info: NetworkInfo | None = None
         self._dispatcher = Dispatcher(self._post, workers)
         self._dispatcher.start(self._report, seed)
 
@@ -114,9 +116,13 @@ class HostProcess:
         """Tell that session host no more."""
         self._listeners = {known: host for known, host in self._listeners.items() if known != key}
 
-    def set_registrar(self, registrar: Any) -> None:
-        """Tell the registrar of a network what is to be known of it later."""
-        self._registrar = registrar
+    def set_registrar(self, registrar: Any, info: NetworkInfo | None = None) -> None:
+        """Tell the registrar of a network what is to be known of it later; ``info``: what it knows itself."""
+        self._registrar, self._info = registrar, info
+
+    def membership(self) -> tuple[NetworkInfo | None, dict[str, Any]]:
+        """What a registrar knew, for one that is made anew; and the hosts of the sessions, by key."""
+        return self._info, self._listeners
 
     def loads(self) -> dict[str, Load]:
         """How busy the actors here are."""
@@ -175,7 +181,22 @@ class SessionHost(HostProcess):
     ) -> None:
         self._outbox: deque[tuple[str | None, Serialized]] = deque()
         self._waiting = threading.Condition()
+        self._sentinels: dict[str, SentinelEntry] = {}
         super().__init__(seed, workers, wire_dtype, folders)
+
+    def add_sentinel(self, entry: SentinelEntry) -> None:
+        """Know a sentinel as its network does, for a registrar that is made anew."""
+        self._sentinels[entry.address] = entry
+
+    def sentinels(self) -> list[SentinelEntry]:
+        """Those at work here, as their network knew them."""
+        at_work = self._dispatcher.loads()
+        return [entry for entry in self._sentinels.values() if entry.address in at_work]
+
+    def _report(self, record: Any) -> None:
+        if isinstance(record, SentinelEnded):
+            self._sentinels.pop(record.address, None)
+        super()._report(record)
 
     @ray.method(num_returns=0)
     def report(self, serialized: Serialized) -> None:

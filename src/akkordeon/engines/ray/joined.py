@@ -9,12 +9,13 @@ from contextlib import suppress
 from typing import Any
 
 from akkordeon.core.actor import Spawn
+from akkordeon.core.addresses import sentinel_address
 from akkordeon.core.errors import ClusterError
 from akkordeon.engines.ray.cluster.connection import is_connected, join
 from akkordeon.engines.ray.detached import answer, info_of, raise_refusal, recipe_of, registrar_of, weights_of
 from akkordeon.engines.ray.engine import Ray
 from akkordeon.engines.ray.host_pool import READY_S, SESSION_HOST, HostPool
-from akkordeon.engines.ray.network_info import NetworkInfo
+from akkordeon.engines.ray.network_info import NetworkInfo, SentinelEntry
 
 __all__ = ["JoinedEngine"]
 
@@ -125,6 +126,8 @@ class JoinedEngine(Ray):
         given = answer(self._registrar.register_sentinel.remote(*what))
         if isinstance(given[0], bytes):
             raise_refusal(given)
+        entry = SentinelEntry(given[0], role, sentinel_address(*given), *location, answers)
+        session_host.add_sentinel.remote(entry)
         return given[0], given[1]
 
     def unregister_sentinel(self, address: str) -> None:

@@ -2,7 +2,7 @@
 
 One Ray actor a network, named after it. Sessions ask it for the way in; gates and session hosts tell it what
 is to be known later; it asks all of them for heartbeats, and has the gates forget the sentinels of a session
-that died.
+that died. If its process is killed Ray makes it anew, and it asks the hosts what it knew.
 """
 
 from __future__ import annotations
@@ -10,13 +10,12 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections import Counter
 from dataclasses import replace
 from typing import Any
 
 import ray
 
-from akkordeon.core.addresses import free_name, reader_of, sentinel_address
+from akkordeon.core.addresses import reader_of
 from akkordeon.core.errors import NameTakenError, NoSuchSentinelError, explain
 from akkordeon.core.messages import Close, Detach, Forget, Message, Probe
 from akkordeon.core.reports import (
@@ -28,7 +27,10 @@ from akkordeon.core.reports import (
     RoundDone,
     SentinelEnded,
 )
+from akkordeon.engines.ray.cluster.names import named, named_actors
+from akkordeon.engines.ray.cluster.waits import answered
 from akkordeon.engines.ray.heartbeats import HEARTBEAT_S, SILENT_S, Heartbeats, Lost
+from akkordeon.engines.ray.members import Members
 from akkordeon.engines.ray.network_info import GateEntry, NetworkInfo, NetworkStatus, SentinelEntry
 from akkordeon.engines.ray.serialization import (
     Envelope,
@@ -70,10 +72,8 @@ class Registrar:
         self._lock = threading.RLock()
         self._told = threading.Condition(self._lock)  # by gates, how they are
         self._info: NetworkInfo | None = None
-        self._sessions: dict[str, Any] = {}  # session hosts by key
-        self._sentinels: dict[str, SentinelEntry] = {}
-        self._session_of: dict[str, str] = {}  # key, by address of the sentinel
-        self._numbers: Counter[str] = Counter()
+        self._members = Members(name)
+        self._numbers_before = 0
         self._gates: dict[str, GateStatus] = {}
         self._heard: dict[str, tuple[float, int]] = {}  # when each gate had which version
         self._rates: dict[str, float] = {}
@@ -83,16 +83,42 @@ class Registrar:
         self._snapshots: Snapshots | None = None
         self._saved: dict[str, int] | None = None  # versions of the gates when weights were asked for last
         self._probes = itertools.count(1)
+        if _is_made_anew():
+            self._take_up()
 
     # ── for sessions ─────────────────────────────────────────────────────────────────────────────────
 
     def open(self, info: NetworkInfo, myself: Any) -> None:
         """The gates are there: begin to keep watch."""
-        self._info = info
-        self._snapshots = Snapshots(tuple(info.places), self._send)
-        told = [host.set_registrar.remote(myself) for host in info.hosts.values()]
+        known = ray.put(info)  # large: processes of one machine share it
+        told = [host.set_registrar.remote(myself, known) for host in info.hosts.values()]
         routed = [host.add_routes.remote({REGISTRAR: myself}) for host in info.hosts.values()]
         ray.get([*told, *routed], timeout=READY_S)
+        self._begin(info)
+
+    def _take_up(self) -> None:
+        """Know again what was known before this process was killed: the hosts do, and those of sessions.
+
+        Numbers that sentinels and cuts had are not known: the seconds since 1970 are above them all.
+        """
+        self._numbers_before = int(time.time())
+        self._members = Members(self._name, self._numbers_before)
+        prefix = f"host/{self._name}/"
+        hosts = [named(name) for name in named_actors() if name.startswith(prefix)]
+        found = [
+            known for known in answered(ray, (h.membership.remote() for h in hosts), (None, {})) if known[0]
+        ]
+        sessions = {key: host for _, listeners in found for key, host in listeners.items()}
+        asked = {key: host.sentinels.remote() for key, host in sessions.items()}
+        for key, entries in zip(asked, answered(ray, asked.values(), ()), strict=True):
+            self._members.add_session(key, sessions[key], entries)
+        if found:
+            self._begin(found[0][0])
+            self._note("the registrar was killed, and knows again what the processes of the network know")
+
+    def _begin(self, info: NetworkInfo) -> None:
+        self._info = info
+        self._snapshots = Snapshots(tuple(info.places), self._send, self._numbers_before)
         threading.Thread(target=self._watch, name="akkordeon-registrar", daemon=True).start()
 
     def info(self) -> NetworkInfo | None:
@@ -152,32 +178,20 @@ class Registrar:
         location: tuple[str, int],
     ) -> tuple[str, int] | Serialized:
         """Give a sentinel a name that no other here has, and a number that none ever had."""
-        with self._lock:
-            taken = {entry.name for entry in self._sentinels.values()}
-            if name is None:
-                name = free_name(role, taken)
-            if name in taken:
-                why = f"a sentinel {name!r} is at work in {self._name!r} already; give this one another name"
-                return serialize(NameTakenError(why))
-            self._numbers[name] += 1
-            address = sentinel_address(name, self._numbers[name])
-            self._sentinels[address] = SentinelEntry(name, role, address, *location, answers)
-            self._session_of[address] = key
-            self._sessions[key] = session_host
-            return name, self._numbers[name]
+        try:
+            return self._members.register(name, role, answers, key, session_host, location)
+        except NameTakenError as error:
+            return serialize(error)
 
     def unregister_sentinel(self, address: str) -> None:
         """A sentinel has ended, or never began."""
-        with self._lock:
-            entry = self._sentinels.pop(address, None)
-            self._session_of.pop(address, None)
+        entry = self._members.unregister(address)
         if entry is not None and not entry.answers:
             self._note(f"{entry.name} ended")
 
     def register_session(self, key: str, session_host: Any) -> None:
         """A session begins; if its host dies, the gates need not tell it any more."""
-        with self._lock:
-            self._sessions[key] = session_host
+        self._members.add_session(key, session_host)
 
     def unregister_session(self, key: str) -> None:
         """A session ends; its host is no more."""
@@ -185,14 +199,10 @@ class Registrar:
 
     def detach(self, name: str, drop: bool) -> Serialized | None:
         """Have a sentinel end, whoever attached it."""
-        with self._lock:
-            found = [entry for entry in self._sentinels.values() if entry.name == name]
-            if not found:
-                known = ", ".join(sorted(repr(entry.name) for entry in self._sentinels.values())) or "none"
-                why = f"no sentinel {name!r} is at work in {self._name!r}; there are: {known}"
-                return serialize(NoSuchSentinelError(why))
-            address = found[0].address
-            session_host = self._sessions[self._session_of[address]]
+        try:
+            address, session_host = self._members.host_of(name)
+        except NoSuchSentinelError as error:
+            return serialize(error)
         session_host.enqueue.remote(serialize_message(address, Detach(drop)))
         return None
 
@@ -206,7 +216,7 @@ class Registrar:
                 for address, host in (self._info.places.items() if self._info else ())
             ]
             return NetworkStatus(
-                self._name, gates, list(self._sentinels.values()), self.failure(), list(self._events)
+                self._name, gates, self._members.entries(), self.failure(), list(self._events)
             )
 
     def _location(self, host: str) -> tuple[str, int]:
@@ -217,7 +227,7 @@ class Registrar:
         """Tell every session that the network ends, and end its gates."""
         with self._lock:
             info, self._info = self._info, None
-            session_hosts = list(self._sessions.values())
+        session_hosts = self._members.hosts().values()
         if info is None:
             return
         for address in info.places:
@@ -245,10 +255,7 @@ class Registrar:
         if isinstance(record, GateStatus):
             self._hear(record)
         elif isinstance(record, EpochDone | RoundDone):
-            with self._lock:
-                for entry in self._sentinels.values():
-                    if entry.name == record.sentinel:
-                        entry.last = record
+            self._members.note(record)
         elif isinstance(record, SentinelEnded):
             self.unregister_sentinel(record.address)
         elif isinstance(record, GateLeft) and self._snapshots is not None:
@@ -320,7 +327,7 @@ class Registrar:
     def _dead(self) -> list[str]:
         """Ask everybody who owes no answer for a sign of life; the names of those who will give none."""
         with self._lock:
-            members = {**(self._info.hosts if self._info else {}), **self._sessions}
+            members = {**(self._info.hosts if self._info else {}), **self._members.hosts()}
         for name, handle in members.items():
             self._heartbeats.ask(name, handle.heartbeat.remote)
         answers = self._heartbeats.answers(HEARTBEAT_S, all_of_them=True)
@@ -339,7 +346,7 @@ class Registrar:
 
     def _mark_lost(self, name: str) -> None:
         """Somebody's process is gone: a session with its sentinels, or a host with its gates."""
-        if name in self._sessions:
+        if name in self._members.hosts():
             for entry in self._remove_session(name):
                 self._tell_gates(Forget(entry.address))
                 died = f"its process died (number {entry.pid} on {entry.node})"
@@ -357,18 +364,24 @@ class Registrar:
 
     def _remove_session(self, key: str) -> list[SentinelEntry]:
         """Forget a session; the sentinels that were at work there."""
+        gone = self._members.remove_session(key)
+        addresses = [entry.address for entry in gone]
+        self._heartbeats.drop(key)
         with self._lock:
-            self._sessions.pop(key, None)
-            addresses = [address for address, session in self._session_of.items() if session == key]
-            gone = [self._sentinels.pop(address) for address in addresses]
-            for address in addresses:
-                del self._session_of[address]
             hosts = list(self._info.hosts.values()) if self._info else []
         readers = [reader_of(address) for address in addresses]
         for host in hosts:
             host.remove_listener.remote(key)
             host.remove_routes.remote([*addresses, *readers])
         return gone
+
+
+def _is_made_anew() -> bool:
+    """Whether this is the process of an actor that Ray made anew, as its process had died."""
+    if not ray.is_initialized():
+        return False
+    context = ray.get_runtime_context()
+    return context.get_actor_id() is not None and context.was_current_actor_reconstructed
 
 
 def _counts(sentinel: SentinelEntry) -> str:

@@ -39,14 +39,17 @@ class Snapshots:
     Args:
         row: addresses of the gates, head first.
         send: carries a message to a gate.
+        numbers_before: cuts up to this number may have been asked for before.
     """
 
-    def __init__(self, row: Sequence[str], send: Callable[[str, Message], None]) -> None:
+    def __init__(
+        self, row: Sequence[str], send: Callable[[str, Message], None], numbers_before: int = 0
+    ) -> None:
         self._row = tuple(row)
         self._send = send
         self._changed = threading.Condition()
-        self._number = 0
-        self._whole = 0  # the latest cut that all gates gave their weights of
+        self._number = numbers_before
+        self._whole = numbers_before  # the latest cut that all gates gave their weights of
         self._given_up = False
         self._versions: dict[str, int] = {}
         self._states: dict[str, Mapping[str, Any]] = {}  # of the cut under way

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any, TypeVar
 
 from akkordeon.core.errors import ClusterError
 
-__all__ = ["ANSWER_S", "FETCH_S", "ask", "end_actor", "within"]
+__all__ = ["ANSWER_S", "FETCH_S", "answered", "ask", "end_actor", "within"]
 
 Answer = TypeVar("Answer")
 
@@ -70,3 +70,16 @@ def within(timeout_s: float, do: Callable[[], object]) -> bool:
 def end_actor(ray: Any, handle: Any) -> None:
     """End an actor for good with its process, if Ray hears of it in time."""
     within(END_S, lambda: ray.kill(handle))
+
+
+def answered(ray: Any, asked: Iterable[Any], missing: Any) -> list[Any]:
+    """What actors answer who were asked something; ``missing`` for each that has not in time, or has died."""
+    refs = list(asked)
+    ready, _ = ray.wait(refs, num_returns=len(refs), timeout=ANSWER_S) if refs else ([], [])
+    found = []
+    for ref in refs:
+        try:
+            found.append(ray.get(ref, timeout=FETCH_S) if ref in ready else missing)
+        except ray.exceptions.RayError:
+            found.append(missing)
+    return found

@@ -1,0 +1,114 @@
+"""The sessions of a detached network and their sentinels, as its registrar knows them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from typing import Any
+
+from akkordeon.core.addresses import free_name, sentinel_address
+from akkordeon.core.errors import NameTakenError, NoSuchSentinelError
+from akkordeon.core.reports import EpochDone, RoundDone
+from akkordeon.engines.ray.network_info import SentinelEntry
+
+__all__ = ["Members"]
+
+NUMBERS_MAX = 1000
+"""Names of which it is kept how many sentinels had them; others go on above the highest of any forgotten."""
+
+
+class Members:
+    """Who is attached to a network, by which session. Its methods may be called from any thread.
+
+    Args:
+        network: its name.
+        numbers_before: numbers up to this one may have been given before.
+    """
+
+    def __init__(self, network: str, numbers_before: int = 0) -> None:
+        self._network = network
+        self._lock = threading.Lock()
+        self._hosts: dict[str, Any] = {}  # of the sessions, by key
+        self._sentinels: dict[str, SentinelEntry] = {}  # by address
+        self._session_of: dict[str, str] = {}  # key, by address of the sentinel
+        self._numbers: dict[str, int] = {}  # the latest of each name
+        self._forgotten = numbers_before  # the highest of a name that is not in there
+
+    def register(
+        self, name: str | None, role: str, answers: bool, key: str, host: Any, location: tuple[str, int]
+    ) -> tuple[str, int]:
+        """Give a sentinel a name that no other here has, and a number that none of that name ever had.
+
+        Raises:
+            NameTakenError: another has the name.
+        """
+        with self._lock:
+            taken = {entry.name for entry in self._sentinels.values()}
+            name = free_name(role, taken) if name is None else name
+            if name in taken:
+                raise NameTakenError(
+                    f"a sentinel {name!r} is at work in {self._network!r} already; give this one another name"
+                )
+            number = self._numbers.pop(name, self._forgotten) + 1
+            self._numbers[name] = number
+            if len(self._numbers) > NUMBERS_MAX:
+                self._forgotten = max(self._forgotten, self._numbers.pop(next(iter(self._numbers))))
+            self._take_in(SentinelEntry(name, role, sentinel_address(name, number), *location, answers), key)
+            self._hosts[key] = host
+            return name, number
+
+    def _take_in(self, entry: SentinelEntry, key: str) -> None:
+        self._sentinels[entry.address] = entry
+        self._session_of[entry.address] = key
+
+    def unregister(self, address: str) -> SentinelEntry | None:
+        """A sentinel has ended, or never began; what was known of it."""
+        with self._lock:
+            self._session_of.pop(address, None)
+            return self._sentinels.pop(address, None)
+
+    def add_session(self, key: str, host: Any, entries: Iterable[SentinelEntry] = ()) -> None:
+        """A session is there, with these sentinels."""
+        with self._lock:
+            self._hosts[key] = host
+            for entry in entries:
+                self._take_in(entry, key)
+
+    def remove_session(self, key: str) -> list[SentinelEntry]:
+        """A session is no more; the sentinels that were at work there."""
+        with self._lock:
+            self._hosts.pop(key, None)
+            addresses = [address for address, session in self._session_of.items() if session == key]
+            for address in addresses:
+                del self._session_of[address]
+            return [self._sentinels.pop(address) for address in addresses]
+
+    def hosts(self) -> dict[str, Any]:
+        """The hosts of the sessions, by key."""
+        with self._lock:
+            return dict(self._hosts)
+
+    def entries(self) -> list[SentinelEntry]:
+        """All sentinels."""
+        with self._lock:
+            return list(self._sentinels.values())
+
+    def host_of(self, name: str) -> tuple[str, Any]:
+        """The address of the sentinel of that name, and the host of its session.
+
+        Raises:
+            NoSuchSentinelError: there is none.
+        """
+        with self._lock:
+            for entry in self._sentinels.values():
+                if entry.name == name:
+                    return entry.address, self._hosts[self._session_of[entry.address]]
+            known = ", ".join(sorted(repr(entry.name) for entry in self._sentinels.values())) or "none"
+        raise NoSuchSentinelError(f"no sentinel {name!r} is at work in {self._network!r}; there are: {known}")
+
+    def note(self, record: EpochDone | RoundDone) -> None:
+        """A sentinel has told how it does."""
+        with self._lock:
+            for entry in self._sentinels.values():
+                if entry.name == record.sentinel:
+                    entry.last = record
