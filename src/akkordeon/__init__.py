@@ -8,7 +8,7 @@ from akkordeon.downpour.recipe import Downpour
 from akkordeon.engines.ray import Ray
 from akkordeon.engines.simulator.engine import Simulator
 from akkordeon.engines.threads import Threads
-from akkordeon.experiments.run import run
+from akkordeon.experiments.run import resume, run
 from akkordeon.experiments.tasks.task import Task
 from akkordeon.pipeline import nn
 from akkordeon.pipeline.gate import Gate
@@ -51,5 +51,6 @@ __all__ = [
     "errors",
     "nn",
     "replay",
+    "resume",
     "run",
 ]

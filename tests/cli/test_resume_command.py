@@ -11,9 +11,12 @@ import torch
 from tests.support.commands import QUICK, akkordeon, alone, outcome_of, read_until
 from tests.support.harness import WAIT_S
 
-from akkordeon.experiments.run_folder import BEST, CHECKPOINTS, REPORT, TASK, WEIGHTS
+import akkordeon as ak
+from akkordeon.experiments.run_folder import BEST, REPORT, TASK, WEIGHTS
+from akkordeon.session.recovery.checkpoint_files import CHECKPOINTS
 
 REPEATABLE = ["--workers", 1, "--seed", 3, "--checkpoint-every", "20u", "--keep-best", "loss"]
+EPOCHS = 40
 
 
 def weights_in(folder, name=WEIGHTS):
@@ -28,10 +31,13 @@ def checkpoints_in(folder):
     return sorted((folder / CHECKPOINTS).glob("[0-9]*"))
 
 
-def killed(start, *arguments):
-    """Run a command until a line starts so, and kill it."""
+def killed(folder, *arguments):
+    """Run a command until an epoch is done and a checkpoint written by it, and kill it."""
+    before = checkpoints_in(folder)
     process = alone(*arguments)
-    read_until(process, start)
+    read_until(process, "train")
+    while checkpoints_in(folder) == before or not (folder / TASK).exists():
+        read_until(process, "train")
     process.kill()
     process.communicate(timeout=WAIT_S)
 
@@ -41,17 +47,17 @@ def killed(start, *arguments):
 
 def test_a_run_killed_twice_ends_with_the_bits_of_the_one_that_never_stopped(tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    akkordeon("train", "--epochs", 8, *REPEATABLE, "--out", whole)
-    killed("train      epoch    2", "train", "--epochs", 8, *REPEATABLE, "--out", broken)
-    killed("train      epoch    4", "resume", broken)
+    akkordeon("train", "--epochs", EPOCHS, *REPEATABLE, "--out", whole)
+    killed(broken, "train", "--epochs", EPOCHS, *REPEATABLE, "--out", broken)
+    killed(broken, "resume", broken)
     done = akkordeon("resume", broken, "--json")
-    assert outcome_of(done)["batches"]["trained"] == 8 * 45
+    assert outcome_of(done)["batches"]["trained"] == EPOCHS * 45
     assert "going on from checkpoint" in done.stderr
     for name in (WEIGHTS, BEST):
         one, other = weights_in(whole, name), weights_in(broken, name)
         assert all(torch.equal(one[key], other[key]) for key in one)
     epochs = [each["epoch"] for each in records_in(broken) if each["record"] == "EpochDone"]
-    assert set(epochs) == set(range(1, 9))
+    assert set(epochs) == set(range(1, EPOCHS + 1))
     assert [each["record"] for each in records_in(broken)].count("Resumed") == 2
     assert len(checkpoints_in(broken)) == 3
     akkordeon("test", broken, "--best")
@@ -82,15 +88,15 @@ def outcome_of_report(folder):
 
 
 def test_a_run_stopped_by_a_signal_goes_on_to_its_planned_end(tmp_path):
-    process = alone("train", "--epochs", 60, *REPEATABLE, "--out", tmp_path)
+    process = alone("train", "--epochs", EPOCHS, *REPEATABLE, "--out", tmp_path)
     read_until(process, "validate ")
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=WAIT_S)
     before = outcome_of_report(tmp_path)["batches"]["trained"]
-    assert 0 < before < 60 * 45
+    assert 0 < before < EPOCHS * 45
     outcome = outcome_of(akkordeon("resume", tmp_path, "--json"))
-    assert outcome["batches"]["trained"] == 60 * 45
-    assert outcome["sentinels"]["train"]["rounds"] == 60
+    assert outcome["batches"]["trained"] == EPOCHS * 45
+    assert outcome["sentinels"]["train"]["rounds"] == EPOCHS
     assert "checkpoint" not in outcome["sentinels"]
 
 
@@ -104,7 +110,7 @@ def test_a_run_that_is_over_is_over(tmp_path):
 
 
 def test_a_run_goes_on_with_other_workers(tmp_path):
-    killed("train      epoch    2", "train", "--epochs", 200, *REPEATABLE, "--out", tmp_path)
+    killed(tmp_path, "train", "--epochs", 200, *REPEATABLE, "--out", tmp_path)
     process = alone("resume", tmp_path, "--workers", 2, "--checkpoint-every", "0.2")
     read_until(process, "train ")
     process.send_signal(signal.SIGTERM)
@@ -113,11 +119,22 @@ def test_a_run_goes_on_with_other_workers(tmp_path):
     assert "goes on" in output
 
 
+def test_a_run_goes_on_in_python_with_network_and_sentinels_of_its_task(tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    options = ["--in-flight", 1, "--epochs", EPOCHS, *REPEATABLE]
+    akkordeon("train", *options, "--out", whole)
+    killed(broken, "train", *options, "--out", broken)
+    with ak.resume(broken, engine=ak.Threads(workers=1)) as session:
+        session.wait(WAIT_S)
+        expected, got = weights_in(whole), session.module().state_dict()
+    assert all(torch.equal(got[key], expected[key]) for key in expected)
+
+
 def test_replicas_and_shards_go_on(tmp_path):
-    options = ["--epochs", 6, "--workers", 1, "--checkpoint-every", "30u", "--out", tmp_path]
-    killed("validate   round    2", "downpour", "digits", "--replicas", 2, *options)
+    options = ["--epochs", EPOCHS, "--workers", 1, "--checkpoint-every", "30u", "--out", tmp_path]
+    killed(tmp_path, "downpour", "digits", "--replicas", 2, *options)
     outcome = outcome_of(akkordeon("resume", tmp_path, "--json"))
-    assert outcome["sentinels"]["train-0"]["rounds"] == 6
+    assert outcome["sentinels"]["train-0"]["rounds"] == EPOCHS
     assert outcome["sentinels"]["validate"]["scores"]["accuracy"] > 0.8
 
 

@@ -42,6 +42,7 @@ PUBLIC = [
     "errors",
     "nn",
     "replay",
+    "resume",
     "run",
 ]
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
 from typing import Any, overload
@@ -14,13 +15,15 @@ from akkordeon.downpour.recipe import Downpour
 from akkordeon.engines import engine_named
 from akkordeon.engines.base import Engine
 from akkordeon.pipeline.network import Network
+from akkordeon.sentinels.recipes import Evaluation, Training
 from akkordeon.session.downpour_session import DownpourSession
 from akkordeon.session.records.recorder import Recorder
 from akkordeon.session.recovery.checkpoint import Checkpoint
+from akkordeon.session.recovery.checkpoint_files import CheckpointFolder
 from akkordeon.session.session import Session
 from akkordeon.watch.display import show
 
-__all__ = ["run"]
+__all__ = ["resume", "run"]
 
 
 @overload
@@ -97,4 +100,43 @@ def run(
     )
     if progress:
         session.at_close(show(session, live=not stage.is_repeatable).close)
+    return session
+
+
+def resume(
+    folder: str | Path,
+    network: Network | Downpour | None = None,
+    engine: Engine | str = "threads",
+    *,
+    trust: bool = False,
+    progress: bool = False,
+) -> Session:
+    """Stage a network that goes on from the latest checkpoint in a folder, of those that are whole.
+
+    Sentinels that are attached under the names they had then go on with their data where they were.
+
+    Args:
+        folder: what ``session.checkpoint`` or ``akkordeon train --out`` was given.
+        network: the recipe; its layers may be cut into other gates now. None makes network and sentinels of
+            the task that ``akkordeon train`` was given, and attaches them.
+        engine: another one, if need be; see :func:`run`.
+        trust: whether a Python file that the folder names may be run.
+        progress: see :func:`run`.
+
+    Returns:
+        The session, to be used in a ``with`` block or closed by hand.
+
+    Raises:
+        DataError: there is no checkpoint, or none that is whole.
+        RecipeError: it is of another network.
+        TaskError: the folder names a Python file, which is not trusted.
+    """
+    kept = CheckpointFolder.inside(Path(folder)).latest(logging.getLogger(__name__).warning)
+    sentinels: Sequence[Training | Evaluation] = ()
+    if network is None:
+        from akkordeon.experiments.saved_run import resumed_parts  # and with it what only tasks need
+
+        network, sentinels = resumed_parts(Path(folder), trust)
+    session = run(network, engine, seed=kept.session["seed"], progress=progress, resume=kept)
+    session.attach_all(sentinels)
     return session

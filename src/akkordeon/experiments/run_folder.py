@@ -29,12 +29,11 @@ from akkordeon.core.errors import DataError
 from akkordeon.experiments.safetensors_file import from_safetensors, to_safetensors
 from akkordeon.pipeline.network import Network
 from akkordeon.session.recovery.checkpoint import Checkpoint
-from akkordeon.session.recovery.checkpoint_files import CheckpointFolder
+from akkordeon.session.recovery.checkpoint_files import CHECKPOINTS, CheckpointFolder
 from akkordeon.session.recovery.durable import to_disk, whole_file
 
 __all__ = [
     "BEST",
-    "CHECKPOINTS",
     "REPORT",
     "TASK",
     "WEIGHTS",
@@ -48,7 +47,6 @@ __all__ = [
 
 WEIGHTS, BEST = "weights.safetensors", "best.safetensors"
 TASK, REPORT = "task.json", "report.jsonl"
-CHECKPOINTS = "checkpoints"
 
 
 class RunFolder:
@@ -80,7 +78,7 @@ class RunFolder:
         self.path = path
         self._description = description
         self._note = note
-        self._checkpoints = CheckpointFolder(path / CHECKPOINTS, checkpoints_kept)
+        self._checkpoints = CheckpointFolder.inside(path, checkpoints_kept)
         self._claim: int | None = None
         self._lock = threading.Lock()  # held while the first that is kept takes the place of an earlier run's
         self._open()

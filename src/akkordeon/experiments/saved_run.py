@@ -10,8 +10,9 @@ from torch import Tensor
 from akkordeon.core.errors import ActorFailedError, DataError, RecipeError, RecordError, TaskError
 from akkordeon.core.forms import signature
 from akkordeon.data.sources import as_batches
+from akkordeon.downpour.recipe import Downpour
 from akkordeon.experiments.array_file import load_array, signature_of_rows
-from akkordeon.experiments.build import build_recipe, build_sentinels
+from akkordeon.experiments.build import build_recipe, build_sentinels, build_trainers, build_validator
 from akkordeon.experiments.config import TrainConfig
 from akkordeon.experiments.run import run
 from akkordeon.experiments.run_folder import (
@@ -23,11 +24,11 @@ from akkordeon.experiments.run_folder import (
 from akkordeon.experiments.tasks.loader import load_task
 from akkordeon.experiments.tasks.task import Task
 from akkordeon.pipeline.network import Network
-from akkordeon.sentinels.recipes import Sentinel
+from akkordeon.sentinels.recipes import Evaluation, Sentinel, Training
 from akkordeon.session.records.record import Record
 from akkordeon.session.records.replay import Replayed, replay
 
-__all__ = ["load_run", "measure_run", "predict_file", "replay_run", "resumed_config"]
+__all__ = ["load_run", "measure_run", "predict_file", "replay_run", "resumed_config", "resumed_parts"]
 
 ROWS_NAMED = 10
 """Of rows that are refused, so many are named."""
@@ -53,6 +54,19 @@ def resumed_config(folder: Path, trust: bool = False, **changes: Any) -> TrainCo
         return TrainConfig.from_plain(description)
     except RecipeError as error:
         raise DataError(f"the run in {folder} cannot go on: {error}") from error
+
+
+def resumed_parts(
+    folder: Path, trust: bool = False
+) -> tuple[Network | Downpour, list[Training | Evaluation]]:
+    """What a run is made of that is to go on: the recipe, and the sentinels that train and validate.
+
+    Raises:
+        AkkordeonError: as :func:`resumed_config`, or the task cannot be made again.
+    """
+    config = resumed_config(folder, trust)
+    task = config.load_task()
+    return build_recipe(task, config), [*build_trainers(task, config), build_validator(task, config)]
 
 
 def load_run(

@@ -18,7 +18,7 @@ from akkordeon.experiments.build import build_recipe, build_sentinels
 from akkordeon.experiments.config import TrainConfig
 from akkordeon.experiments.journal import Journal
 from akkordeon.experiments.run import run
-from akkordeon.experiments.run_folder import CHECKPOINTS, RunFolder
+from akkordeon.experiments.run_folder import RunFolder
 from akkordeon.experiments.weight_saver import WeightSaver
 from akkordeon.sentinels.recipes import Evaluation, Training
 from akkordeon.session.recovery.checkpoint import Checkpoint
@@ -82,7 +82,7 @@ def train_task(
         raise RecipeError("checkpoints need a folder to be kept in; name one with --out DIR")
     start = None
     if folder is not None and resume:
-        start = CheckpointFolder(folder / CHECKPOINTS).latest(warn)
+        start = CheckpointFolder.inside(folder).latest(warn)
     task = config.load_task()
     if folder is not None:
         config = replace(config, keep_last=True)

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from torch import Tensor, nn
 
 from akkordeon.core.checks import require_timeout
-from akkordeon.core.errors import (
-    GateFailedError,
-    SessionClosedError,
-    WaitTimeoutError,
-    again,
-)
+from akkordeon.core.errors import GateFailedError, SessionClosedError, WaitTimeoutError, again
 from akkordeon.core.messages import Close, Due, Message
 from akkordeon.core.reports import BestKept, CheckpointTaken
 from akkordeon.downpour.recipe import Downpour
@@ -28,6 +24,7 @@ from akkordeon.session.launcher import Launcher, say_if_nothing_learns, say_what
 from akkordeon.session.outbox import Outbox
 from akkordeon.session.records.recorder import Recorder
 from akkordeon.session.recovery.checkpoint import Checkpoint, checkpoint_of
+from akkordeon.session.recovery.checkpoint_files import CheckpointFolder
 from akkordeon.session.registry import Registry
 from akkordeon.session.status import PROBE_S, Probes, Status
 from akkordeon.session.subscription import Subscription, Watchers
@@ -291,10 +288,13 @@ class Session:
             self._registry.remove(attachment)
             attachment.detach(drop=True)
 
-    def checkpoint(self, timeout: float | None = None) -> Checkpoint:
-        """All that the run can be taken up from, of one cut, while training goes on; see :meth:`states`."""
+    def checkpoint(self, folder: str | Path | None = None, timeout: float | None = None) -> Checkpoint:
+        """All to take the run up from, of one cut, kept in a folder beside the two before; see `resume`."""
         require_timeout(timeout)
-        return self._checkpoint_of(self._result(Evaluation(role=KEEP, batches=(), loss=None), timeout))
+        kept = self._checkpoint_of(self._result(Evaluation(role=KEEP, batches=(), loss=None), timeout))
+        if folder is not None:
+            CheckpointFolder.inside(Path(folder)).write(kept)
+        return kept
 
     def _checkpoint_of(self, taken: CheckpointTaken) -> Checkpoint:
         return checkpoint_of(taken, self._registry, self._supervisor.epochs_done, self.seed)

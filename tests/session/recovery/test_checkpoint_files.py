@@ -18,9 +18,13 @@ import safetensors.torch
 import torch
 from tests.support.checkpoints import assert_is, numbered, write_for_ever
 from tests.support.forks import FORKS
+from tests.support.harness import WAIT_S, batches_of, same_bits, small_network
+from torch.nn.functional import cross_entropy
 
+import akkordeon as ak
 from akkordeon.core.errors import DataError
 from akkordeon.core.plain_state import StageState
+from akkordeon.core.reports import EpochDone
 from akkordeon.session.recovery import checkpoint_files
 from akkordeon.session.recovery.checkpoint import Checkpoint
 from akkordeon.session.recovery.checkpoint_files import CheckpointFolder
@@ -301,3 +305,33 @@ def test_a_checkpoint_of_no_stages_is_a_checkpoint(tmp_path):
     folder = written(tmp_path)
     folder.write(Checkpoint({}, {}, {}))
     assert folder.latest() == Checkpoint({}, {}, {})
+
+
+# ── from a session and back ──────────────────────────────────────────────────────────────────────────
+
+
+def test_a_session_keeps_itself_in_a_folder_and_goes_on_from_there(tmp_path):
+    network = small_network()
+    trainer = ak.Sentinel.train(batches_of(40), cross_entropy, epochs=3, name="a")
+    with ak.run(network, "simulator", seed=5) as session:
+        session.attach(trainer).wait(WAIT_S)
+        whole = session.module()
+    with ak.run(network, "simulator", seed=5) as session:
+        session.subscribe(lambda record: isinstance(record, EpochDone) and session.detach("a"), inline=True)
+        stopped = session.attach(trainer).wait(WAIT_S)
+        assert 40 <= stopped.batches.trained < 120
+        session.checkpoint(tmp_path)
+    with ak.resume(tmp_path, network, "simulator") as session:
+        assert session.seed == 5
+        assert session.attach(trainer).wait(WAIT_S).batches.as_tuple() == (120, 120, 0, 0)
+        assert same_bits(session.module(), whole)
+
+
+def test_a_damaged_checkpoint_is_logged_and_the_one_before_taken(tmp_path, caplog):
+    with ak.run(small_network(), "simulator") as session:
+        session.checkpoint(tmp_path)
+        session.checkpoint(str(tmp_path))
+    (tmp_path / "checkpoints" / "000002" / "run.json").unlink()
+    with ak.resume(tmp_path, small_network(), "simulator"):
+        pass
+    assert "000002 cannot be read: No such file or directory" in caplog.text

@@ -271,7 +271,7 @@ def test_an_optimizer_that_cannot_be_kept_fails_the_checkpoint_and_not_the_train
         with pytest.raises(
             ak.errors.ActorFailedError, match="optimizer of gate/0 has something of type object"
         ):
-            session.checkpoint(30)
+            session.checkpoint(timeout=30)
         assert trainer.wait(30).batches.trained == 24
 
 
@@ -296,7 +296,7 @@ def test_whoever_comes_and_goes_while_checkpoints_are_taken_is_not_held_up(recip
                 for attachment in at_work[:1]:
                     attachment.detach(drop=dice.random() < 0.5)
             if dice.random() < 0.3:
-                session.checkpoint(30)
+                session.checkpoint(timeout=30)
         session.wait(60)
         assert session.attachments[0].error is None
         for attachment in session.attachments:

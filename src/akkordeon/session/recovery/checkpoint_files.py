@@ -1,11 +1,11 @@
-"""Checkpoints in a folder, the latest few of them; a crash at any byte leaves those that were there.
+"""Checkpoints in ``DIR/checkpoints``, the latest few; a crash at any byte leaves those that were there.
 
-    DIR/000007/gate-0.safetensors            the weights of a gate, under the names they have in its module
-    DIR/000007/gate-0.learner.json           what it learns with, and the version of its weights …
-    DIR/000007/gate-0.learner.safetensors    … the tensors in that
-    DIR/000007/sentinels.json                of every sentinel: place in its data, counts, the best so far, …
-    DIR/000007/run.json                      seed, epochs counted, the random generator
-    DIR/000007/manifest.json                 size and SHA-256 of each of these files
+    000007/gate-0.safetensors            the weights of a gate, under the names they have in its module
+    000007/gate-0.learner.json           what it learns with, and the version of its weights …
+    000007/gate-0.learner.safetensors    … the tensors in that
+    000007/sentinels.json                of every sentinel: place in its data, counts, the best so far, …
+    000007/run.json                      seed, epochs counted, the random generator
+    000007/manifest.json                 size and SHA-256 of each of these files
 
 One is written under another name, and renamed when all of it is on the disk. One that was damaged later is
 not read: every file is held against its digest before anybody looks into it.
@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 import safetensors.torch
 from torch import Tensor
@@ -41,7 +41,9 @@ from akkordeon.session.recovery.plain_files import (
     write_tensors,
 )
 
-__all__ = ["CheckpointFolder"]
+__all__ = ["CHECKPOINTS", "CheckpointFolder"]
+
+CHECKPOINTS = "checkpoints"
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -67,6 +69,11 @@ class CheckpointFolder:
             raise DataError(f"at least one checkpoint is kept, got keep={keep}")
         self.path = path
         self._keep = keep
+
+    @classmethod
+    def inside(cls, folder: Path, keep: int = 3) -> Self:
+        """That of a run which keeps what it comes to in a folder."""
+        return cls(folder / CHECKPOINTS, keep)
 
     def write(self, checkpoint: Checkpoint) -> Path:
         """Write a checkpoint beside those that are there, and remove the oldest.
