@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import threading
@@ -9,6 +10,8 @@ import threading
 import psutil
 import pytest
 from tests.support.terminals import free_port
+
+from akkordeon.engines.ray.cluster import processes
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install '.[ray]'")
 
@@ -94,10 +97,41 @@ def test_sentinels_with_patience_go_on_when_the_head_was_killed_and_the_network_
     patient.until("is there again, and its sentinels go on")
     epoch = int(patient.until(r"epoch +(\d+) ")[1])
     assert epoch >= 3  # of its own count
-    assert not [process for process in before if process.is_running() and process.status() != "zombie"]
+    assert not [process for process in before if alive(process)]
     patient.process.send_signal(signal.SIGTERM)
     assert re.search(
         r"([\d,]+) batches sent, ([\d,]+) trained, 0 refused, \d+ lost\nended by SIGTERM", patient.end(143)
     )
     terminals("network", "stop", f"{at}/net").end()
     assert ray_processes(at) == []
+
+
+@pytest.mark.parametrize("killed", [("ray start",), ("ray start", "gcs_server")])
+def test_nothing_is_left_of_a_head_that_was_killed(killed, monkeypatch, tmp_path):
+    """What it had begun went on, and nobody knew any more that it was ours."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    at = f"127.0.0.1:{free_port()}"
+    shared = set(os.listdir("/dev/shm"))
+    processes.ensure_token()
+    assert processes.start_head(at)
+    before = ray_processes(at)
+    for process in [psutil.Process(processes._noted(at)[0]), *(p for p in before if p.name() in killed)]:
+        process.kill()
+    assert processes.is_ours(at)
+    if "gcs_server" in killed:
+        psutil.wait_procs([p for p in before if p.name() in killed], 10)
+        assert processes.start_head(at)
+        assert not [process for process in before if alive(process)]
+    assert processes.end_head(at)
+    assert not processes.is_ours(at)
+    assert [process for process in ray_processes(at) if alive(process)] == []
+    assert {name for name in os.listdir("/dev/shm") if "plasma" in name} <= shared
+    assert processes.start_head(at)  # no lock is left, and the port is free
+    assert processes.end_head(at)
+
+
+def alive(process):
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

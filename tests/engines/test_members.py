@@ -25,7 +25,7 @@ def test_a_name_is_of_one_sentinel_at_a_time_and_a_number_of_one_for_ever():
     assert members.unregister("sentinel/train#1") is not None
     assert register(members, "train", "theirs") == ("train", 2)
     assert members.host_of("train") == ("sentinel/train#2", "host of theirs")
-    with pytest.raises(NoSuchSentinelError, match="no sentinel 'x' .* there are: 'train', 'train-2'"):
+    with pytest.raises(NoSuchSentinelError, match=r"no sentinel 'x' .* there are: 'train', 'train-2'"):
         members.host_of("x")
 
 

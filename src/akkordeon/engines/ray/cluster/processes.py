@@ -114,6 +114,7 @@ def start_head(address: str, dashboard: bool = False) -> bool:
 
 def _started(address: str, dashboard: bool) -> bool:
     host, port = parse_address(address)
+    _end_all(_noted(address))  # what is left of one that was killed
     log = _note(address).with_suffix(".log")
     log.parent.mkdir(parents=True, exist_ok=True)
     options = ["--head", f"--node-ip-address={host}", f"--port={port}", f"--include-dashboard={dashboard}"]
@@ -127,7 +128,7 @@ def _started(address: str, dashboard: bool) -> bool:
             env=_env(),
             start_new_session=True,
         )
-    _note(address).write_text(json.dumps({"pid": process.pid, "began": _began(process.pid)}))
+    _write_note(address, [process.pid])
     deadline_s = time.monotonic() + START_S
     try:
         while not (answers(host, port, CONNECT_S) and is_member(address)):
@@ -136,6 +137,7 @@ def _started(address: str, dashboard: bool) -> bool:
                 raise ClusterError(f"Ray did not start at {address}; its log {log} ends: {last}")
             time.sleep(POLL_S)
         probe(address)
+        _write_note(address, [process.pid, *_below(process.pid)])
     except BaseException:
         end_head(address)
         raise
@@ -220,26 +222,36 @@ def end_member(process: subprocess.Popen[bytes], at_once: bool) -> None:
 
 def is_ours(address: str) -> bool:
     """Whether the head there was started by us, on this machine."""
-    return _head(address) is not None
+    return bool(_noted(address))
 
 
 def end_head(address: str) -> bool:
-    """End the head there, if it was started by us.
+    """End the head there, if it was started by us; what is left of it, if it was killed.
 
     Returns:
         Whether there was one, and it has ended.
     """
-    pid = _head(address)
-    if pid is None:
+    noted = _noted(address)
+    if not noted:
         return False
-    os.kill(pid, signal.SIGTERM)
+    with suppress(ProcessLookupError):
+        os.kill(noted[0], signal.SIGTERM)  # the first of them ends the others
     deadline_s = time.monotonic() + END_S
-    while _began(pid) is not None:
-        if time.monotonic() > deadline_s:
-            return False
+    while _began(noted[0]) is not None and time.monotonic() < deadline_s:
         time.sleep(POLL_S)
+    _end_all(_noted(address))
     _note(address).unlink(missing_ok=True)
     return True
+
+
+def _end_all(numbers: list[int]) -> None:
+    """End processes at once."""
+    for number in numbers:
+        with suppress(ProcessLookupError):
+            os.kill(number, signal.SIGKILL)
+    deadline_s = time.monotonic() + END_S
+    while any(_began(number) is not None for number in numbers) and time.monotonic() < deadline_s:
+        time.sleep(POLL_S)
 
 
 def _wait_until_started(process: subprocess.Popen[bytes], log: Path, address: str) -> None:
@@ -291,14 +303,25 @@ def _note(address: str) -> Path:
     return Path.home() / ".akkordeon" / "heads" / f"{parse_address(address)[1]}.json"
 
 
-def _head(address: str) -> int | None:
-    """Number of the process of a head that we started and that lives."""
+def _write_note(address: str, numbers: list[int]) -> None:
+    """Note the processes of a head: the one that began the others, then those."""
+    _note(address).write_text(json.dumps([[number, _began(number)] for number in numbers]))
+
+
+def _noted(address: str) -> list[int]:
+    """Numbers of the processes of a head that we started, in that order; those that live."""
     try:
-        note = json.loads(_note(address).read_text())
-        pid, began = int(note["pid"]), note["began"]
-    except (OSError, ValueError, KeyError):
-        return None
-    return pid if began is not None and _began(pid) == began else None
+        noted = [(int(number), began) for number, began in json.loads(_note(address).read_text())]
+    except (OSError, ValueError, TypeError):
+        return []
+    return [number for number, began in noted if began is not None and _began(number) == began]
+
+
+def _below(pid: int) -> list[int]:
+    """Numbers of the processes that a process began, and those began."""
+    import psutil  # comes with Ray
+
+    return [child.pid for child in psutil.Process(pid).children(recursive=True)]
 
 
 def _began(pid: int) -> float | None:
