@@ -80,11 +80,13 @@ def world_of(seed: int) -> World:
     if isinstance(recipe, ak.Downpour):
         rows += [address for r in range(recipe.replicas) for address in recipe.replica_row(r)]
     hosts = [Host("rack", rng.sample(rows, rng.randint(1, len(rows))), cores=rng.choice([None, 1, 2]))]
+    keeps = Random(f"{seed} keeps").random() < 0.3
+    keeper = ak.Sentinel.checkpoint(every_updates=4, name="c")
     who = [*rows, *rows, "rack", "sentinel/t0*", "sentinel/v*", "reader/t0*", "sentinel/p*"]
     return World(
         recipe,
         trainers=[_trainer(rng, i) for i in range(rng.randint(1, 3))],
-        others=[_other(rng, i) for i in range(rng.randint(0, 3))],
+        others=[_other(rng, i) for i in range(rng.randint(0, 3))] + [(0.0, keeper)] * keeps,
         engine=ak.Simulator(
             seed,
             links=Link(Uniform(0.0, rng.choice([0.0, 0.01, 0.05]))),

@@ -95,7 +95,7 @@ class GateRecovery:
         self._give_up = give_up
         self._kept: dict[str, _Kept] = {}
         self._departed: deque[str] = deque(maxlen=GONE_MAX)
-        self._lock = threading.Lock()  # held while one is made anew
+        self._lock = threading.RLock()  # held while one is made anew, which may lead to reports
         self._over = False
 
     def keep(
@@ -148,7 +148,7 @@ class GateRecovery:
         if kept is None:
             return False
         if kept.gone is not None:  # it raised once more, in its last words: there will be no others
-            return self._come_back(record.address, kept)
+            return kept.waits or self._come_back(record.address, kept)
         if not isinstance(record.error, Exception) or isinstance(record.error, RecipeError):
             return False
         why = f"failed on {record.doing}: {explain(record.error)}"
@@ -159,14 +159,16 @@ class GateRecovery:
 
     def lost(self, record: ActorLost) -> bool:
         """A gate is lost; whether it will come back."""
-        kept = self._kept.get(record.address)
-        if kept is None or kept.gone is not None or not self._goes(kept, f"is lost: {record.why}", None):
+        kept, recovery = self._kept.get(record.address), self._recovery
+        if kept is None or recovery is None:
+            return False
+        if kept.gone is None and not self._goes(kept, f"is lost: {record.why}", None):
             return False
         assert kept.gone is not None, "it goes"
-        assert self._recovery is not None, "otherwise none is kept"
-        kept.gone = replace(kept.gone, wait_s=max(kept.gone.wait_s, record.back_after_s or 0.0))
-        unheard = kept.state.version + self._recovery.updates_between
-        return self._come_back(record.address, kept, unheard)
+        if not kept.waits:  # it may have raised before, and will have no last words
+            kept.gone = replace(kept.gone, wait_s=max(kept.gone.wait_s, record.back_after_s or 0.0))
+            self._come_back(record.address, kept, kept.state.version + recovery.updates_between)
+        return True
 
     def left(self, record: GateLeft) -> bool:
         """A gate has left its weights; whether these were the last words of one that comes back."""
