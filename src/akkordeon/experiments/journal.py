@@ -7,7 +7,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -94,16 +94,20 @@ class Journal(View):
         Raises:
             DataError: the file cannot be written.
         """
-        self._write_counted()
-        self._write("Summary", outcome)
-        with self._told():
-            self._file.flush()
-            if not self._part.exists():
-                self._write_again()
-            os.fsync(self._file.fileno())
-            self._file.close()
-            os.replace(self._part, self._path)
-            to_disk(self._path.parent)
+        try:
+            self._write_counted()
+            self._write("Summary", outcome)
+            with self._told():
+                self._file.flush()
+                if not self._part.exists():
+                    self._write_again()
+                os.fsync(self._file.fileno())
+                self._file.close()
+                os.replace(self._part, self._path)
+                to_disk(self._path.parent)
+        finally:
+            with suppress(OSError):  # it has been said what is wrong with it
+                self._file.close()
 
     def _write_again(self) -> None:
         """Write all lines once more where somebody has deleted the file, which still can be read here."""

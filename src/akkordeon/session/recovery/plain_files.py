@@ -9,6 +9,8 @@ Nothing here is pickled, and to read it runs no code of whoever wrote it.
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -40,7 +42,7 @@ def write_plain(folder: Path, name: str, value: Any, what: str) -> None:
         what: it is, for errors.
 
     Raises:
-        DataError: there is something in it that files cannot hold, or the disk cannot.
+        DataError: there is something in it that files cannot hold.
         OSError: it cannot be written.
     """
     tensors: dict[str, Tensor] = {}
@@ -86,12 +88,18 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors that safetensors can hold, by name.
 
     Raises:
-        DataError: they cannot be written.
+        OSError: they cannot be written.
     """
     try:
         safetensors.torch.save_file(dict(zip(tensors, _apart(tensors.values()), strict=True)), path)
     except safetensors.SafetensorError as error:
-        raise DataError(f"{path} cannot be written: {error}") from error
+        raise _as_os_error(error) from error
+
+
+def _as_os_error(error: safetensors.SafetensorError) -> OSError:
+    """What the system said, which safetensors tells in words of its own."""
+    number = re.search(r"os error ([0-9]+)", str(error))
+    return OSError(str(error)) if number is None else OSError(int(number[1]), os.strerror(int(number[1])))
 
 
 def _apart(tensors: Iterable[Tensor]) -> Iterable[Tensor]:
