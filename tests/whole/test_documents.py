@@ -175,3 +175,10 @@ def test_the_table_of_records_has_every_record_with_all_its_fields():
         if row:
             listed[row[1]] = re.findall(r"`(\w+)`", row[2])
     assert listed == {name: names for name, names in records.items() if name not in NO_RECORDS}
+
+
+def test_every_test_that_a_promise_names_is_there():
+    named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", text_of("docs/guarantees.md"))
+    assert named
+    missing = [f"{file}::{test}" for file, test in named if f"def {test}(" not in text_of(file)]
+    assert missing == []
