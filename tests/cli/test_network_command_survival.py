@@ -135,3 +135,35 @@ def alive(process):
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+@pytest.mark.timeout(300)
+def test_a_network_whose_head_was_killed_goes_on_from_its_checkpoint(terminals, tmp_path):
+    """Another process of the network's takes checkpoints; whoever trained it comes back by himself."""
+    at = begin(terminals)
+    patient = train(terminals, at, "--patience", "120")
+    keeper = terminals(
+        "sentinel", "checkpoint", "--network", f"{at}/net", "--out", "kept", "--every", "0.5",
+        "--patience", "120",
+    )  # fmt: skip
+    patient.until("epoch +3 ")
+    folder = tmp_path / "kept" / "checkpoints"
+    while not list(folder.glob("0*/manifest.json")):
+        patient.until("epoch")
+    (head,) = [process for process in ray_processes(at) if process.name() == "gcs_server"]
+    head.kill()
+    patient.until("is away")
+    text = terminals(
+        "network", "start", "digits", "--listen", at, "--name", "net", "--placement", "pack", "--from", "kept"
+    ).end()
+    version = int(re.search(r"gate/0 at ([\d,]+) updates, gate/1 at", text)[1].replace(",", ""))
+    assert version > 0
+    patient.until("is there again, and its sentinels go on")
+    now = 0
+    while now <= version:  # gates are asked now and then how they are
+        patient.until("epoch")
+        now = int(re.search(r"gate/0 .* version (\d+)", terminals("status", at).end())[1])
+    for terminal in (patient, keeper):
+        terminal.process.send_signal(signal.SIGTERM)
+        terminal.end(143)
+    terminals("network", "stop", f"{at}/net").end()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from subprocess import Popen, TimeoutExpired
@@ -15,6 +15,7 @@ from akkordeon.cli.cluster import cluster_at, detached_networks
 from akkordeon.cli.options import Address, Target
 from akkordeon.cli.signals import EndingSignals
 from akkordeon.core.errors import AkkordeonError, ClusterError
+from akkordeon.core.plain_state import StageState
 from akkordeon.engines.ray.cluster import processes
 from akkordeon.engines.ray.cluster.connection import join as join_cluster
 from akkordeon.engines.ray.cluster.connection import parse_target, require_ray
@@ -22,6 +23,7 @@ from akkordeon.experiments.config import GateRule, TrainConfig
 from akkordeon.experiments.presets import rule_named
 from akkordeon.experiments.tasks.loader import load_network
 from akkordeon.experiments.tasks.named import NETWORKS
+from akkordeon.pipeline.network import Network
 from akkordeon.watch.lines import scores_in_words
 
 __all__ = ["app", "detach", "join", "status"]
@@ -50,20 +52,17 @@ def start(
     seed: Annotated[int, typer.Option(help="Of the first weights.")] = 0,
     start_from: Annotated[
         Path | None,
-        typer.Option("--from", metavar="DIR", help="Start from the weights that were kept in this folder."),
+        typer.Option("--from", metavar="DIR", help="Start from the checkpoint, or weights, kept there."),
     ] = None,
     dashboard: Annotated[bool, typer.Option(help="Start Ray's dashboard, if Ray is started.")] = False,
 ) -> None:
     """Start a network, and Ray if none runs at that address. It goes on when this command has ended."""
-    from akkordeon.experiments.run_folder import WEIGHTS, load_weights
-
     if not name or set(name) & set("/:"):
         raise ClusterError(f"a network's name has no '/' and no ':' and is not empty, got {name!r}")
     processes.check_listen(listen)
     require_ray()
     made = load_network(recipe, seed).replacing(None if staleness is None else rule_named(staleness))
-    if start_from is not None:
-        made = load_weights(start_from / WEIGHTS, made)
+    made, stages = (made, None) if start_from is None else _taken_up(made, start_from)
     token = processes.ensure_token()
     if token is not None:
         typer.echo("whoever joins needs the token of this cluster, which is shown only now:")
@@ -73,13 +72,28 @@ def start(
         networks.start(
             name,
             made,
-            made.spawns(seed),
+            made.spawns(seed, states=stages),
             seed=seed,
             placement=_placement(placement),
             wire_dtype=torch.bfloat16 if bf16 else None,
             description=TrainConfig(task="mnist" if recipe == "mlp" else recipe, seed=seed).as_plain(),
         )
     typer.echo(f"{name!r} runs with {len(made.gates)} gates; to reach it: --network {listen}/{name}")
+
+
+def _taken_up(made: Network, folder: Path) -> tuple[Network, Mapping[str, StageState] | None]:
+    """A network with the weights kept in a folder, or what its gates go on from, where it has checkpoints."""
+    from akkordeon.experiments.run_folder import CHECKPOINTS, WEIGHTS, load_weights
+    from akkordeon.session.recovery.checkpoint_files import CheckpointFolder
+
+    checkpoints = CheckpointFolder(folder / CHECKPOINTS)
+    if not checkpoints.path.is_dir():
+        return load_weights(folder / WEIGHTS, made), None
+    kept = checkpoints.latest(typer.echo)
+    stages = kept.stages_for(made)
+    versions = ", ".join(f"{address} at {stage.version:,} updates" for address, stage in stages.items())
+    typer.echo(f"goes on from the checkpoint in {folder}: {versions}")
+    return made, stages
 
 
 @contextmanager

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from akkordeon.cli.errors import complain
 from akkordeon.cli.options import with_settings
 from akkordeon.cli.signals import EndingSignals
 from akkordeon.core.errors import WaitTimeoutError
@@ -86,8 +88,44 @@ def validate(
     _attach(target, recipe, patience)
 
 
-def _attach(target: str, recipe: Callable[[], Any], patience_s: float | None) -> None:
+@app.command("checkpoint")
+def checkpoint(
+    target: TargetOption,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder to keep them in.")],
+    every: Annotated[float, typer.Option(min=0.01, metavar="SECONDS", help="Time between them.")] = 30.0,
+    kept: Annotated[int, typer.Option(min=1, help="So many, the latest.")] = 3,
+    name: SentinelName = None,
+    patience: Patience = None,
+) -> None:
+    """Take checkpoints of a network, until Ctrl-C; `akkordeon network start --from` takes them up."""
+    from akkordeon.experiments.run_folder import CHECKPOINTS
+    from akkordeon.sentinels.recipes import Sentinel
+    from akkordeon.session.recovery.checkpoint_files import CheckpointFolder
+    from akkordeon.session.recovery.checkpoint_writer import CheckpointWriter
+
+    writer = CheckpointWriter(CheckpointFolder(out / CHECKPOINTS, kept).write)
+
+    try:
+        _attach(target, lambda: Sentinel.checkpoint(every_s=every, name=name), patience, writer.tell)
+    finally:
+        writer.close()
+        if writer.failure is not None:
+            complain(writer.failure)
+
+
+def _attach(
+    target: str,
+    recipe: Callable[[], Any],
+    patience_s: float | None,
+    tell: Callable[[Any], None] | None = None,
+) -> None:
     """Attach a sentinel and follow it to its end; a signal has it end, a second one without its batches.
+
+    Args:
+        target: the network.
+        recipe: makes the sentinel.
+        patience_s: how long to wait for a network that went away.
+        tell: is told every record.
 
     Raises:
         Signalled: it was ended so; what it came to is told by then.
@@ -102,7 +140,9 @@ def _attach(target: str, recipe: Callable[[], Any], patience_s: float | None) ->
         probe(address)  # before the data are loaded
         sentinel = recipe()
         with view, connect(target, patience_s=patience_s) as session:
-            session.subscribe(view.tell)
+            for watcher in (view.tell, tell):
+                if watcher is not None:
+                    session.subscribe(watcher)
             attachment = session.attach(sentinel)
             typer.echo(f"{attachment.name!r} is attached to {target}; Ctrl-C ends it")
             with signals.counted():
