@@ -12,7 +12,7 @@ from akkordeon.core.errors import RecipeError
 from akkordeon.core.messages import Backward, Batch, Cut, CutId, Export, Exported, Forward
 from akkordeon.core.plain_state import Applied, StageState
 from akkordeon.pipeline.gate_actor import GateActor
-from akkordeon.pipeline.learning.ledger import LISTED_MAX, Ledger
+from akkordeon.pipeline.learning.ledger import LISTED_MAX, SENTINELS_MAX, Ledger
 from akkordeon.pipeline.stage import Position
 
 
@@ -119,3 +119,15 @@ def test_the_last_gate_says_which_batches_a_cut_has():
     (cut,) = row[1].receive(Cut(CutId("asker", 0), whole=True), 0.0)
     (came,) = row[0].receive(cut.message, 0.0)
     assert came == Send("asker", Cut(CutId("asker", 0), (1, 0), True, {"s": Applied(1)}))
+
+
+def test_a_ledger_gives_up_sentinels_it_has_not_heard_of_for_long_and_keeps_those_at_work():
+    ledger = Ledger({"steady": Applied(7)})
+    for number in range(3 * SENTINELS_MAX):
+        ledger.add(Batch(f"visitor/{number}", 0))
+        if number % 1000 == 0:
+            ledger.add(Batch("steady", 7 + number // 1000))
+    known = ledger.applied()
+    assert known["steady"] == Applied(8 + (3 * SENTINELS_MAX - 1) // 1000)
+    assert len(known) <= 2 * SENTINELS_MAX
+    assert f"visitor/{3 * SENTINELS_MAX - 1}" in known

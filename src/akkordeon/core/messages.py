@@ -17,7 +17,7 @@ Messages are frozen; a tensor in a message is never written to, by nobody.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, ClassVar, NamedTuple
 
@@ -177,13 +177,14 @@ class Cut(Message, kind=Kind.BACKWARD):
         cut: whose.
         versions: of those that have pinned theirs.
         whole: pin also what the stage learns with, to make it again from.
-        applied: of each sentinel's batches, which the gates have learned from; the last gate says so.
+        applied: of each sentinel's batches, which the gates have learned from: of a whole one the last gate
+            says so, and shards do not know.
     """
 
     cut: CutId
     versions: tuple[int, ...] = ()
     whole: bool = False
-    applied: Mapping[str, Applied] = field(default_factory=dict)
+    applied: Mapping[str, Applied] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -321,8 +321,8 @@ class GateActor(Stage):
     def _learner_state(self) -> LearnerState:
         return self._updater.state()
 
-    def _applied(self) -> Mapping[str, Applied]:
-        return {} if self._ledger is None else self._ledger.applied()
+    def _applied(self) -> Mapping[str, Applied] | None:
+        return None if self._ledger is None else self._ledger.applied()
 
     def _settle(self, message: Settle) -> Iterator[Effect]:
         yield Send(message.asker, Settled(self.address, message.number))

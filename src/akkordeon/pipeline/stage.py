@@ -273,7 +273,9 @@ class Stage(Actor):
             learner = self._learner_to_pin() if message.whole else None
             self.pins[cut] = _Pin(self.weights.pin(), self.buffers.now, learner)
         versions = (*message.versions, self.version)
-        applied = self._applied() if self.position.next is None else message.applied
+        applied = message.applied
+        if message.whole and self.position.next is None:
+            applied = self._applied()
         yield Send(self.position.previous or cut.asker, Cut(cut, versions, message.whole, applied))
 
     def _learner_to_pin(self) -> LearnerState | Exception | None:
@@ -287,9 +289,9 @@ class Stage(Actor):
         """What it learns with, in memory of its own."""
         return None
 
-    def _applied(self) -> Mapping[str, Applied]:
-        """Of each sentinel's batches, which it has learned from."""
-        return {}
+    def _applied(self) -> Mapping[str, Applied] | None:
+        """Of each sentinel's batches, which it has learned from; None where nobody knows, as of a shard."""
+        return None
 
     def _evaluate(self, message: Evaluate) -> Iterator[Effect]:
         pin = self.pins.get(message.cut)
@@ -350,7 +352,7 @@ class Stage(Actor):
         """After an update: leave a snapshot with whoever would have this stage made anew."""
         if self._rhythm is not None and self._rhythm.is_due(self.version, self._now_s):
             tensors = self._state(self.weights.pin(), self.buffers.now, copied=False)
-            state = StageState(self.version, tensors, self._learner_state(), self._applied())
+            state = StageState(self.version, tensors, self._learner_state(), self._applied() or {})
             yield Report(StageSaved(self.address, state))
 
     # ── control ──────────────────────────────────────────────────────────────────────────────────────

@@ -67,7 +67,7 @@ class Checkpointer(SentinelActor[None]):
         self._members: dict[str, None] = {}
         self._cut: CutId | None = None
         self._versions: dict[str, int] = {}
-        self._applied: dict[str, Applied] = {}
+        self._applied: dict[str, Applied] | None = None  # of its members' batches
         self._expected: set[str] = set()  # who is still to say where it is
         self._located: dict[str, PlainState] = {}
         self._stages: dict[str, StageState] = {}
@@ -133,7 +133,7 @@ class Checkpointer(SentinelActor[None]):
     def _begin(self, now_s: float) -> Iterator[Effect]:
         self._cut = CutId(self.address, self._numbers)
         self._numbers += 1
-        self._located, self._stages, self._applied, self._versions = {}, {}, {}, {}
+        self._located, self._stages, self._applied, self._versions = {}, {}, None, {}
         if self._recipe.at_rest or self._starts:
             yield from self._ask({address: Locate(self.address, hold=True) for address in self._members})
         else:
@@ -175,7 +175,8 @@ class Checkpointer(SentinelActor[None]):
         if message.cut != self._cut:
             return
         self._versions = dict(zip(reversed(self._row), message.versions, strict=True))
-        self._applied = dict(message.applied)
+        if message.applied is not None:
+            self._applied = {a: each for a, each in message.applied.items() if a in self._members}
         if self._recipe.at_rest:
             yield from self._to_all(Export(message.cut))
         else:
@@ -185,14 +186,14 @@ class Checkpointer(SentinelActor[None]):
 
     def _applied_of(self, sentinel: str) -> Applied | None:
         """Which of its batches are in the weights; None where nobody knows, as with shards."""
-        return self._applied.get(sentinel, Applied()) if self._applied else None
+        return None if self._applied is None else self._applied.get(sentinel, Applied())
 
     def _exported(self, message: Exported, now_s: float) -> Iterator[Effect]:
         if message.cut != self._cut:
             return
         if isinstance(message.learner, Exception):
             raise message.learner
-        applied = self._applied if message.gate == self._row[-1] else {}
+        applied = self._applied or {} if message.gate == self._row[-1] else {}
         state = StageState(self._versions[message.gate], message.state, message.learner, applied)
         self._stages[message.gate] = state
         if len(self._stages) == len(self._row):

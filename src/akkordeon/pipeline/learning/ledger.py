@@ -7,6 +7,7 @@ that came are done but a few; those are listed.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from akkordeon.core.messages import Batch
 from akkordeon.core.plain_state import Applied
@@ -17,6 +18,18 @@ LISTED_MAX = 1024
 """Of one sentinel; of more, as where many were refused before they came here, the lowest count as done."""
 
 
+SENTINELS_MAX = 4096
+"""So many that were heard of last are known at least, and twice as many at most."""
+
+
+@dataclass(slots=True)
+class _Account:
+    """Of one sentinel, all below ``next`` are done but the missing."""
+
+    next: int = 0
+    missing: dict[int, None] = field(default_factory=dict)
+
+
 class Ledger:
     """Keeps, of every sentinel, the batches that were learned from.
 
@@ -25,47 +38,57 @@ class Ledger:
     """
 
     def __init__(self, applied: Mapping[str, Applied]) -> None:
-        self._next = {sentinel: each.next for sentinel, each in applied.items()}
-        self._missing = {
-            sentinel: dict.fromkeys(sorted(each.missing))
+        self._recent = {
+            sentinel: _Account(each.next, dict.fromkeys(sorted(each.missing)))
             for sentinel, each in applied.items()
-            if each.missing
         }
+        self._earlier: dict[str, _Account] = {}
+
+    def _account(self, sentinel: str) -> _Account:
+        """The account of a sentinel; of those that were not heard of for long it is given up."""
+        account = self._recent.get(sentinel)
+        if account is None:
+            account = self._earlier.pop(sentinel, None) or _Account()
+            if len(self._recent) >= SENTINELS_MAX:
+                self._earlier, self._recent = self._recent, {}
+            self._recent[sentinel] = account
+        return account
 
     def add(self, batch: Batch) -> None:
         """A batch was learned from."""
-        sentinel, number = batch
-        expected = self._next.get(sentinel, 0)
-        if number == expected:
-            self._next[sentinel] = number + 1
-        elif number < expected:
-            self._missing.get(sentinel, {}).pop(number, None)
+        account, number = self._account(batch.sentinel), batch.number
+        if number == account.next:
+            account.next = number + 1
+        elif number < account.next:
+            account.missing.pop(number, None)
         else:
-            missing = self._missing.setdefault(sentinel, {})
-            missing.update(dict.fromkeys(range(max(expected, number - LISTED_MAX), number)))
-            self._next[sentinel] = number + 1
+            missing = account.missing
+            missing.update(dict.fromkeys(range(max(account.next, number - LISTED_MAX), number)))
+            account.next = number + 1
             while len(missing) > LISTED_MAX:
                 del missing[next(iter(missing))]
 
     def forget(self, sentinel: str, number: int | None) -> None:
         """A batch will not come; with ``None`` nothing of the sentinel will."""
         if number is None:
-            self._next.pop(sentinel, None)
-            self._missing.pop(sentinel, None)
-        elif number == self._next.get(sentinel, 0):
-            self._next[sentinel] = number + 1
-        elif number in self._missing.get(sentinel, ()):
-            del self._missing[sentinel][number]
+            self._recent.pop(sentinel, None)
+            self._earlier.pop(sentinel, None)
+            return
+        account = self._account(sentinel)
+        if number == account.next:
+            account.next = number + 1
+        else:
+            account.missing.pop(number, None)
 
     def forget_before(self, sentinel: str, number: int) -> None:
         """Below this number nothing of the sentinel will come."""
-        if number > self._next.get(sentinel, 0):
-            self._next[sentinel] = number
-        self._missing.pop(sentinel, None)
+        account = self._account(sentinel)
+        account.next = max(account.next, number)
+        account.missing.clear()
 
     def applied(self) -> dict[str, Applied]:
         """What there is to tell."""
         return {
-            sentinel: Applied(number, frozenset(self._missing.get(sentinel, ())))
-            for sentinel, number in self._next.items()
+            sentinel: Applied(account.next, frozenset(account.missing))
+            for sentinel, account in (self._earlier | self._recent).items()
         }
