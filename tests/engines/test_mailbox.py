@@ -83,3 +83,31 @@ def test_out_of_turn_the_lowest_class_comes_first(kinds):
     for number, kind in enumerate(kinds):
         mailbox.put(message(kind, number))
     assert [mailbox.take().kind for _ in kinds] == sorted(kinds)
+
+
+@given(st.lists(st.sampled_from("abc"), max_size=60))
+def test_in_a_fair_one_sentinels_take_turns_and_each_keeps_its_order(senders):
+    mailbox = Mailbox(fair=True)
+    for number, sender in enumerate(senders):
+        mailbox.put(Forward(Batch(sender, number), ()))
+    taken = [mailbox.take().batch for _ in range(len(mailbox))]
+    assert not mailbox
+    for sender in "abc":
+        assert [b.number for b in taken if b.sentinel == sender] == [
+            n for n, s in enumerate(senders) if s == sender
+        ]
+    for place, batch in enumerate(taken):  # nobody has a second turn while somebody waits for the first
+        left = {b.sentinel for b in taken[place:]}
+        turn = [b.sentinel for b in taken[place : place + len(left)]]
+        assert sorted(turn) == sorted(left)
+        assert batch.sentinel in left
+
+
+def test_one_that_floods_a_gate_takes_no_more_of_it_than_others():
+    mailbox, served = Mailbox(fair=True), []
+    for number in range(1000):
+        mailbox.put(Forward(Batch("flood", number), ()))
+    for number in range(50):
+        mailbox.put(Forward(Batch("modest", number), ()))
+        served.append(mailbox.take().batch.sentinel)
+    assert served.count("modest") >= 24

@@ -177,8 +177,8 @@ def watched_mailbox(base: type, witness: Witness) -> type:
     class WatchedMailbox(base):
         __slots__ = ("passed_over", "waiting")
 
-        def __init__(self) -> None:
-            super().__init__()
+        def __init__(self, **settings: Any) -> None:
+            super().__init__(**settings)
             self.waiting = self.passed_over = 0
 
         def put(self, message: Any) -> None:

@@ -53,6 +53,8 @@ class Actor(ABC):
     address: str
     may_block: bool = False
     """Whether ``receive`` may wait for the world outside (a stalled stream): engines give it a thread."""
+    shares_fairly: bool = False
+    """Whether sentinels take turns with the batches that they send it: engines see to that."""
     generator_use: GeneratorUse = GeneratorUse.NONE
     """Of the process's random generator, in forwards and backwards: who may be at work at the same time."""
 

@@ -43,7 +43,7 @@ class Cell:
 
     def __init__(self, actor: Actor) -> None:
         self.actor = actor
-        self.mailbox = Mailbox()
+        self.mailbox = Mailbox(fair=actor.shares_fairly)
         self.alive = True
         self.scheduled = False
         self.handled = 0

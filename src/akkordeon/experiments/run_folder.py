@@ -34,6 +34,7 @@ from akkordeon.session.recovery.durable import to_disk, whole_file
 
 __all__ = [
     "BEST",
+    "CHECKPOINTS",
     "REPORT",
     "TASK",
     "WEIGHTS",

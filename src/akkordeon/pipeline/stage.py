@@ -164,6 +164,7 @@ class Stage(Actor):
         restored: StageState | None = None,
     ) -> None:
         self.address = position.address
+        self.shares_fairly = position.previous is None
         self.position = position
         self.label = name or position.address
         self.module = _ready(copied(module))

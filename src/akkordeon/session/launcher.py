@@ -27,6 +27,10 @@ from akkordeon.session.topology import RowTopology
 __all__ = ["Launcher", "say_if_nothing_learns", "say_what_is_cut_short"]
 
 
+NAMED_MAX = 5
+"""Sentinels named in a warning; of more it is said how many."""
+
+
 class Launcher:
     """Has sentinels join a network.
 
@@ -166,7 +170,9 @@ def say_what_is_cut_short(at_work: Sequence[Attachment]) -> None:
     """Leaving a session's block ends everything; who did not mean that should know."""
     cut_short = [a for a in at_work if a.role.trains and not a._told_to_end]
     if cut_short:
+        named = [f"{a.name!r} after {a._done_in_words}" for a in cut_short[:NAMED_MAX]]
+        named += [f"and {len(cut_short) - NAMED_MAX} more"] if len(cut_short) > NAMED_MAX else []
         logging.getLogger(__name__).warning(
             "the session ends before its training does (%s); session.wait() waits for the end",
-            ", ".join(f"{a.name!r} after {a._done_in_words}" for a in cut_short),
+            ", ".join(named),
         )

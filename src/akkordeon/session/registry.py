@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
+from collections import Counter
 from typing import Any
 
 from akkordeon.core.addresses import free_name, sentinel_address, sentinel_of
@@ -25,16 +27,18 @@ class Registry:
         max_in_flight: batches a gate holds at most, of all sentinels together.
 
     Attributes:
-        attachments: of every name the latest, of names that are used no more the latest 1000, and whoever
-            is still of use beyond them; replaced, never changed, as threads look through it.
         by_address: those that will still report, by address.
         epochs_read: how often their data was read.
         batches_of_ended: where the batches went of all that have ended, those forgotten among them.
     """
 
     def __init__(self, max_in_flight: int) -> None:
-        self.attachments: list[Attachment] = []
         self.by_address: dict[str, Attachment] = {}
+        self._by_name: dict[str, Attachment] = {}
+        self._ended: dict[str, Attachment] = {}  # by name, who ended first first
+        self._names_at_work: dict[str, None] = {}
+        self._keepers: dict[str, Attachment] = {}  # by address
+        self._in_flight: Counter[tuple[str, ...]] = Counter()  # batches that there may be, by row
         self._numbers: dict[str, int] = {}  # how many sentinels of each name there were
         self._number_of_forgotten = 0  # the largest of a name that is not in there any more
         self.epochs_read = EpochsRead()
@@ -58,42 +62,53 @@ class Registry:
             RecipeError: it wants more batches in flight than there may be.
         """
         with self._lock:
-            at_work = [a for a in self.attachments if not a.ended]
-            names = {a.name for a in at_work}
-            name = sentinel.name or free_name(str(sentinel.role), names)
-            if name in names:
+            name = sentinel.name or free_name(str(sentinel.role), self._names_at_work)
+            if name in self._names_at_work:
                 raise NameTakenError(f"a sentinel {name!r} is at work already; give this one another name")
-            self._check_room(name, row, [sentinel, *(a.recipe for a in at_work if a.row == row)])
+            self._take_room(name, row, sentinel)
             if number is None:
                 number = self._numbers.get(name, self._number_of_forgotten) + 1
             self._numbers[name] = number
             address = sentinel_address(name, number)
             attachment = Attachment(name, sentinel.role, address, sentinel, row, session)
-            self.attachments = [*self._kept_beside(name), attachment]
-            self.by_address[attachment.address] = attachment
+            self._by_name.pop(name, None)
+            self._ended.pop(name, None)
+            self._by_name[name] = self.by_address[address] = attachment
+            self._names_at_work[name] = None
+            if sentinel.role.keeps:
+                self._keepers[address] = attachment
+            self._forget_earliest()
             return attachment
 
-    def _kept_beside(self, name: str) -> list[Attachment]:
-        """The attachments of other names, but for those that ended long ago and whom nobody will ask for."""
-        others = [a for a in self.attachments if a.name != name]
-        forgotten = [a for a in others if a.ended and not _is_of_use(a)][:-ENDED_MAX]
-        for attachment in forgotten:  # a name that comes again begins above, so no address comes twice
-            number = self._numbers.pop(attachment.name, 0)
-            self._number_of_forgotten = max(self._number_of_forgotten, number)
-        return [a for a in others if a not in forgotten] if forgotten else others
+    @property
+    def attachments(self) -> list[Attachment]:
+        """Of every name the latest; of those that have ended the last 1000, and whoever is of use beyond."""
+        return list(self._by_name.values())
 
-    def _check_room(self, name: str, row: tuple[str, ...], recipes: list[Sentinel]) -> None:
+    def _forget_earliest(self) -> None:
+        """Forget those that ended long ago and whom nobody will ask for."""
+        surplus = len(self._ended) - ENDED_MAX
+        for attachment in list(itertools.islice(self._ended.values(), max(0, surplus))):
+            if not _is_of_use(attachment):  # a name that comes again begins above, so no address comes twice
+                del self._ended[attachment.name], self._by_name[attachment.name]
+                number = self._numbers.pop(attachment.name, 0)
+                self._number_of_forgotten = max(self._number_of_forgotten, number)
+
+    def _take_room(self, name: str, row: tuple[str, ...], sentinel: Sentinel) -> None:
         """Refuse a trainer whose batches the gates would refuse one by one."""
-        in_flight = sum(r.in_flight for r in recipes if isinstance(r, Training))
-        if isinstance(recipes[0], Training) and in_flight > self._max_in_flight:
+        if not isinstance(sentinel, Training):
+            return
+        in_flight = self._in_flight[row] + sentinel.in_flight
+        if in_flight > self._max_in_flight:
             raise RecipeError(
                 f"with {name!r} up to {in_flight} batches would be in flight, but the network allows "
                 f"{self._max_in_flight}: give it a smaller in_flight or raise Network(max_in_flight=…)"
             )
+        self._in_flight[row] = in_flight
 
     def named(self, name: str) -> Attachment | None:
         """The sentinel of that name, at work or ended."""
-        return next((a for a in reversed(self.attachments) if a.name == name), None)
+        return self._by_name.get(name)
 
     def owner(self, address: str) -> Attachment | None:
         """The sentinel that an actor is, or reads for; None if it has ended, or is none."""
@@ -128,11 +143,11 @@ class Registry:
 
     def at_work(self, row: tuple[str, ...] | None = None) -> list[Attachment]:
         """Those that have not ended; with a ``row`` those that talk to it."""
-        return [a for a in self.attachments if not a.ended and row in (None, a.row)]
+        return [a for a in list(self.by_address.values()) if row in (None, a.row)]
 
     def keepers(self) -> list[Attachment]:
         """Those at work that take checkpoints."""
-        return [a for a in self.attachments if a.role.keeps and not a.ended]
+        return list(self._keepers.values())
 
     def withdraw(self, attachment: Attachment) -> None:
         """A sentinel that was registered did not come."""
@@ -142,7 +157,9 @@ class Registry:
     def remove(self, attachment: Attachment) -> None:
         """Take a sentinel off the list."""
         with self._lock:
-            self.attachments = [a for a in self.attachments if a is not attachment]
+            for by_name in (self._by_name, self._ended):
+                if by_name.get(attachment.name) is attachment:
+                    del by_name[attachment.name]
 
     def mark_ended(self, attachment: Attachment, batches: BatchCount | None = None) -> None:
         """A sentinel will not report its end; ``batches``: where they went, if that is known."""
@@ -152,18 +169,29 @@ class Registry:
         self, attachment: Attachment, batches: BatchCount | None, result: Any = None, cut_short: bool = False
     ) -> None:
         """A sentinel has ended; see :class:`SentinelEnded`."""
-        self.by_address.pop(attachment.address, None)
-        if not attachment.ended:
-            attachment._end(batches, result, cut_short)
-            self.batches_of_ended += attachment._batches
+        with self._lock:
+            if self.by_address.pop(attachment.address, None) is None:
+                return
+            del self._names_at_work[attachment.name]
+            self._keepers.pop(attachment.address, None)
+            if isinstance(attachment.recipe, Training):
+                self._in_flight[attachment.row] -= attachment.recipe.in_flight
+                self._in_flight += Counter()  # those of rows that nobody talks to any more go
+            if self._by_name.get(attachment.name) is attachment:
+                self._ended[attachment.name] = attachment
+        attachment._end(batches, result, cut_short)
+        self.batches_of_ended += attachment._batches
 
     def move(self, attachment: Attachment, number: int) -> None:
         """A sentinel at work is made anew; ``number``: among those of its name."""
         with self._lock:
             self.by_address.pop(attachment.address, None)
+            kept = self._keepers.pop(attachment.address, None)
             self._numbers[attachment.name] = number
             attachment.address = sentinel_address(attachment.name, number)
             self.by_address[attachment.address] = attachment
+            if kept is not None:
+                self._keepers[attachment.address] = kept
 
 
 def _is_of_use(attachment: Attachment) -> bool:
