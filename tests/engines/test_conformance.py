@@ -186,6 +186,23 @@ def test_after_brings_a_message_later_and_in_the_order_of_the_times(stage):
     assert late_s - began_s >= 0.02
 
 
+def test_what_is_to_be_done_later_is_done_in_the_order_of_the_times_and_whoever_waits_looks_again(stage):
+    done = []
+    for seconds in (0.06, 0.02, 0.04):
+        stage.engine.after(seconds, lambda seconds=seconds: done.append(seconds))
+    assert stage.engine.wait_until(lambda: len(done) == 3, 60)
+    assert done == [0.02, 0.04, 0.06]
+
+
+def test_after_stop_nothing_is_done_later(stage):
+    done = []
+    stage.engine.after(0.01, lambda: done.append("soon"))
+    stage.engine.after(3600, lambda: done.append("late"))
+    assert stage.engine.wait_until(lambda: done == ["soon"], 60)
+    stage.engine.stop()
+    assert not [t for t in threading.enumerate() if isinstance(t, threading.Timer)]
+
+
 def test_the_time_an_actor_is_told_is_the_engines(stage):
     before_s = stage.engine.now_s()
     stage.actor("clock", lambda message, now_s: iter([Report(now_s)]))
