@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from akkordeon.engines.ray import heartbeats
-from akkordeon.engines.ray.heartbeats import Heartbeats, Lost
+from akkordeon.engines.ray.cluster import heartbeats
+from akkordeon.engines.ray.cluster.heartbeats import Heartbeats, Lost
 
 
 class RayError(Exception):

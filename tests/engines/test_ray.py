@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 
 import psutil
 import pytest
@@ -296,7 +297,7 @@ def starting_at(monkeypatch):
 
 
 @contextlib.contextmanager
-def starting(monkeypatch, name, network):
+def starting(monkeypatch, name, network, recovery=None):
     import ray
 
     from akkordeon.engines.ray import detached as networks
@@ -305,7 +306,7 @@ def starting(monkeypatch, name, network):
     address = ray.get_runtime_context().gcs_address
 
     def start():
-        networks.start(name, network, network.spawns(0))
+        networks.start(name, network, network.spawns(0), recovery=recovery)
 
     start()
     yield address, start
@@ -357,6 +358,38 @@ def test_a_registrar_that_was_killed_knows_again_what_it_knew(started, lent_sess
             training.wait(timeout=30)
         assert networks.weights(address, name).versions["gate/0"] > 40
     assert theirs._engine.wait_until(lambda: not networks.status(address, name).sentinels, 10)
+
+
+def test_a_gate_of_a_network_on_its_own_comes_back_and_patient_sentinels_go_on(
+    monkeypatch, lent_session_hosts
+):
+    """A gate's process that was killed ended the network for good."""
+    from akkordeon.engines.ray import detached as networks
+    from akkordeon.session.recovery.gates import GateRecovery
+
+    network = ak.Network(
+        row(nn.Linear(6, 6), nn.Linear(6, 3)).gates, recovery=ak.Recovery(snapshot_every=5, backoff_s=0.1)
+    )
+    recovery = partial(GateRecovery, network.recovery)
+    with (
+        starting(monkeypatch, "returning", network, recovery) as (address, _),
+        ak.connect(f"{address}/returning", patience_s=60) as session,
+    ):
+        training = session.attach(ak.Sentinel.train(Endless(problem(10)), F.cross_entropy, epochs=10**6))
+        for gate in ("gate/1", "gate/0"):
+            done = training.epochs_done
+            assert session._engine.wait_until(lambda done=done: training.epochs_done > done + 2, 60)
+            os.kill(session._engine.locations()[gate][1], signal.SIGKILL)
+            done = training.epochs_done
+        assert session._engine.wait_until(lambda done=done: training.epochs_done > done + 2, 60)
+        training.detach()
+        sent, trained, refused, lost = training.wait(timeout=30).batches.as_tuple()
+        status = networks.status(address, "returning")
+        assert status.failure is None
+        assert sum("it was made anew" in event for event in status.events) == 2
+        assert sent == trained + refused + lost
+        versions = networks.weights(address, "returning").versions
+        assert all(version >= trained - 10 for version in versions.values())  # what it learned is there
 
 
 def until_answered(ask):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from subprocess import Popen, TimeoutExpired
 from typing import Annotated, Any
@@ -24,6 +25,7 @@ from akkordeon.experiments.presets import rule_named
 from akkordeon.experiments.tasks.loader import load_network
 from akkordeon.experiments.tasks.named import NETWORKS
 from akkordeon.pipeline.network import Network
+from akkordeon.session.recovery.gates import GateRecovery
 from akkordeon.watch.lines import scores_in_words
 
 __all__ = ["app", "detach", "join", "status"]
@@ -76,6 +78,8 @@ def start(
             seed=seed,
             placement=_placement(placement),
             wire_dtype=torch.bfloat16 if bf16 else None,
+            recovery=None if made.recovery is None else partial(GateRecovery, made.recovery),
+            stages=stages,
             description=TrainConfig(task="mnist" if recipe == "mlp" else recipe, seed=seed).as_plain(),
         )
     typer.echo(f"{name!r} runs with {len(made.gates)} gates; to reach it: --network {listen}/{name}")

@@ -22,12 +22,12 @@ through it, each with a session host of its own, and leave.
     placement.py       which actors share a host
     cluster/           reaching Ray, its own processes on this machine, and waits for it that end
     hosts.py           what runs in a Ray actor
-    heartbeats.py      which processes answer
     host_pool.py       hosts made, actors shipped to them, and the routes between them
     engine.py          the engine: the driver's side of it
     snapshots.py       the weights of a network that runs on its own, as its registrar knows them
     network_info.py    what the registrar tells of it
     registrar.py       the registrar
+    restarts.py        gates of such a network, made anew
     members.py         the sessions and sentinels that it knows
     detached.py        starting, looking at and stopping such networks
     joined.py          the engine of a session that joined one

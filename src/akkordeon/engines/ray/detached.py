@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any, NoReturn
 
@@ -12,6 +14,7 @@ import torch
 
 from akkordeon.core.actor import Spawn
 from akkordeon.core.errors import ClusterError, NameTakenError, explain
+from akkordeon.core.plain_state import StageState
 from akkordeon.engines.ray.cluster.names import named, named_actors
 from akkordeon.engines.ray.cluster.waits import ANSWER_S, ask, end_actor
 from akkordeon.engines.ray.host_pool import (
@@ -70,6 +73,8 @@ def start(
     placement: Placement = "spread",
     wire_dtype: torch.dtype | None = None,
     description: Mapping[str, Any] | None = None,
+    recovery: Callable[..., Any] | None = None,
+    stages: Mapping[str, StageState] | None = None,
 ) -> None:
     """Start a detached network on the cluster that this process is connected to.
 
@@ -81,6 +86,8 @@ def start(
         placement: see :class:`Ray`.
         wire_dtype: likewise.
         description: how its task is made again, for those that keep its weights.
+        recovery: makes what decides when gates come back, as a ``GateRecovery``; None lets none come back.
+        stages: what the gates begin with, by address, where that is not the recipe's weights.
 
     Raises:
         NameTakenError: there is a network of that name.
@@ -101,6 +108,10 @@ def start(
             pool.locations,
             pool.places,
             wire_dtype,
+            placement,
+            tuple(os.path.abspath(folder) for folder in sys.path),
+            None if recovery is None else serialize(recovery),
+            None if recovery is None or stages is None else serialize(stages),
             dict(description or {}),
         )
         answer(registrar.open.remote(info, registrar), READY_S)
@@ -245,7 +256,7 @@ def answer(ref: Any, timeout_s: float = ANSWER_S) -> Any:
     try:
         return ray.get(ref, timeout=timeout_s)
     except ray.exceptions.RayError as error:
-        raise ClusterError(f"the network does not answer: {' '.join(str(error).split())[:200]}") from error
+        raise ClusterError(f"the network does not answer: {' '.join(str(error).split())[-300:]}") from error
 
 
 def raise_refusal(refusal: Any) -> NoReturn:

@@ -20,8 +20,8 @@ from akkordeon.core.messages import Message
 from akkordeon.core.reports import ActorFailed, ActorLost, ClusterLost, SentinelEnded, Undelivered
 from akkordeon.engines.base import Engine, Load, ProcessState, bounded
 from akkordeon.engines.ray.cluster.connection import ClusterProbe, join, parse_address, require_ray
+from akkordeon.engines.ray.cluster.heartbeats import HEARTBEAT_S, SILENT_S, Heartbeats, Lost
 from akkordeon.engines.ray.cluster.waits import FETCH_S, within
-from akkordeon.engines.ray.heartbeats import HEARTBEAT_S, SILENT_S, Heartbeats, Lost
 from akkordeon.engines.ray.host_pool import READY_S, SESSION_HOST, HostPool, shipped
 from akkordeon.engines.ray.placement import Placement, check_row, is_visitor, require_placement
 from akkordeon.engines.timers import Timers

@@ -14,6 +14,7 @@ import torch
 
 from akkordeon.core.actor import Spawn
 from akkordeon.core.messages import Message
+from akkordeon.core.recovery.reports import StageSaved
 from akkordeon.core.reports import ActorFailed, EpochDone, GateLeft, GateStatus, RoundDone, SentinelEnded
 from akkordeon.engines.base import Load
 from akkordeon.engines.ray.network_info import NetworkInfo, SentinelEntry
@@ -36,7 +37,7 @@ Routes = dict[str, Any]
 COLLECT_S = 1.0
 """How long ``collect`` waits for something to hand over."""
 
-REGISTERED = ActorFailed | EpochDone | GateLeft | GateStatus | RoundDone | SentinelEnded
+REGISTERED = ActorFailed | EpochDone | GateLeft | GateStatus | RoundDone | SentinelEnded | StageSaved
 """Records that the registrar of a detached network hears of, so that whoever asks later can be told."""
 
 
@@ -160,7 +161,8 @@ class HostProcess:
     def _report(self, record: Any) -> None:
         """Pass a report on. Runs on the dispatcher's workers, one at a time."""
         serialized = serialize(record)
-        self._tell_session(serialized)
+        if self._registrar is None or not isinstance(record, StageSaved):
+            self._tell_session(serialized)
         if self._registrar is not None and isinstance(record, REGISTERED):
             self._registrar.report.remote(serialized)
 

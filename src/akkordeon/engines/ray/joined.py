@@ -39,6 +39,7 @@ class JoinedEngine(Ray):
         self._name = name
         self._undo: Callable[[], None] = lambda: None
         self._registrar: Any = None
+        self._joins = not is_connected()  # else whoever connected this process also takes it away
         self._info, self.network = self._find(address)
         self.seed = self._info.seed
         super().__init__(wire_dtype=self._info.wire_dtype)  # on the cluster that was just joined
@@ -79,7 +80,7 @@ class JoinedEngine(Ray):
                     raise ClusterError(f"{self.target} was away for {timeout_s:g} s: {error}") from error
 
     def _come(self) -> None:
-        if is_connected():
+        if self._joins and is_connected():
             raise ClusterError("Ray is still leaving what was there before")
         address, _, _ = self.target.partition("/")
         self._info, network = self._find(address)

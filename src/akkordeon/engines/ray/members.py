@@ -93,6 +93,11 @@ class Members:
         with self._lock:
             return list(self._sentinels.values())
 
+    def with_hosts(self) -> list[tuple[SentinelEntry, Any]]:
+        """All sentinels, each with the host of its session."""
+        with self._lock:
+            return [(e, self._hosts[self._session_of[e.address]]) for e in self._sentinels.values()]
+
     def host_of(self, name: str) -> tuple[str, Any]:
         """The address of the sentinel of that name, and the host of its session.
 

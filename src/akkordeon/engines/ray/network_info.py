@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from akkordeon.core.reports import EpochDone, GateStatus, RoundDone
+from akkordeon.engines.ray.placement import Placement
 from akkordeon.engines.ray.serialization import Serialized
 
 __all__ = ["GateEntry", "NetworkInfo", "NetworkStatus", "SentinelEntry"]
@@ -22,6 +23,10 @@ class NetworkInfo:
         locations: address of the node and number of the process, by name of the host.
         places: name of the host, by address of the gate.
         wire_dtype: see :class:`akkordeon.Ray`.
+        placement: likewise.
+        folders: where the process that started the network finds modules.
+        recovery: makes what decides when gates come back, where they do.
+        stages: what its gates began with, by address, where that is not the recipe's weights.
         description: how the network's task is made again, for those that keep its weights.
     """
 
@@ -31,6 +36,10 @@ class NetworkInfo:
     locations: dict[str, tuple[str, int]]
     places: dict[str, str]
     wire_dtype: Any = None
+    placement: Placement = "spread"
+    folders: tuple[str, ...] = ()
+    recovery: Serialized | None = None
+    stages: Serialized | None = None
     description: dict[str, Any] = field(default_factory=dict)
 
 
@@ -56,6 +65,15 @@ class SentinelEntry:
     pid: int
     answers: bool = False  # a question, of whose end nobody needs to hear
     last: EpochDone | RoundDone | None = None
+
+    @property
+    def counts(self) -> str:
+        """What one that trains has told of its batches, in words that end a sentence."""
+        if not isinstance(self.last, EpochDone):
+            return ""
+        batches = self.last.batches_so_far
+        refused = f", {batches.refused} refused" if batches.refused else ""
+        return f" after epoch {self.last.epoch}: {batches.trained} batches trained{refused}"
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ that died. If its process is killed Ray makes it anew, and it asks the hosts wha
 from __future__ import annotations
 
 import itertools
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -27,11 +28,12 @@ from akkordeon.core.reports import (
     RoundDone,
     SentinelEnded,
 )
-from akkordeon.engines.ray.cluster.names import named, named_actors
+from akkordeon.engines.ray.cluster.heartbeats import HEARTBEAT_S, SILENT_S, Heartbeats, Lost
+from akkordeon.engines.ray.cluster.names import is_made_anew, named, named_actors
 from akkordeon.engines.ray.cluster.waits import answered
-from akkordeon.engines.ray.heartbeats import HEARTBEAT_S, SILENT_S, Heartbeats, Lost
 from akkordeon.engines.ray.members import Members
 from akkordeon.engines.ray.network_info import GateEntry, NetworkInfo, NetworkStatus, SentinelEntry
+from akkordeon.engines.ray.restarts import Restarts
 from akkordeon.engines.ray.serialization import (
     Envelope,
     Serialized,
@@ -73,6 +75,7 @@ class Registrar:
         self._told = threading.Condition(self._lock)  # by gates, how they are
         self._info: NetworkInfo | None = None
         self._members = Members(name)
+        self._restarts: Restarts | None = None
         self._numbers_before = 0
         self._gates: dict[str, GateStatus] = {}
         self._heard: dict[str, tuple[float, int]] = {}  # when each gate had which version
@@ -83,7 +86,7 @@ class Registrar:
         self._snapshots: Snapshots | None = None
         self._saved: dict[str, int] | None = None  # versions of the gates when weights were asked for last
         self._probes = itertools.count(1)
-        if _is_made_anew():
+        if is_made_anew():
             self._take_up()
 
     # ── for sessions ─────────────────────────────────────────────────────────────────────────────────
@@ -92,8 +95,8 @@ class Registrar:
         """The gates are there: begin to keep watch."""
         known = ray.put(info)  # large: processes of one machine share it
         told = [host.set_registrar.remote(myself, known) for host in info.hosts.values()]
-        routed = [host.add_routes.remote({REGISTRAR: myself}) for host in info.hosts.values()]
-        ray.get([*told, *routed], timeout=READY_S)
+        told += [host.add_routes.remote({REGISTRAR: myself}) for host in info.hosts.values()]
+        ray.get(told, timeout=READY_S)
         self._begin(info)
 
     def _take_up(self) -> None:
@@ -118,8 +121,17 @@ class Registrar:
 
     def _begin(self, info: NetworkInfo) -> None:
         self._info = info
+        sys.path.extend(folder for folder in info.folders if folder not in sys.path)
+        if info.recovery is not None:
+            tell = self._send, self._note, self._fail
+            self._restarts = Restarts(self._name, self._members, info, self.info, self._move, *tell)
         self._snapshots = Snapshots(tuple(info.places), self._send, self._numbers_before)
         threading.Thread(target=self._watch, name="akkordeon-registrar", daemon=True).start()
+
+    def _move(self, info: NetworkInfo) -> None:
+        """Gates are elsewhere."""
+        with self._lock:
+            self._info = info
 
     def info(self) -> NetworkInfo | None:
         """The way in; None while the network is being started."""
@@ -132,7 +144,11 @@ class Registrar:
         silent = self._heartbeats.silent(SILENT_S)
         with self._lock:
             places = self._info.places if self._info else {}
+            there = self._info.hosts if self._info else {}
+            away = [address for address, host in places.items() if host not in there]
             gates = [address for address, host in places.items() if host in silent]
+        if away and self._restarts is not None:
+            return f"{', '.join(away)} is being made anew"
         if not gates:
             return None
         node, pid = self._location(places[gates[0]])
@@ -177,7 +193,7 @@ class Registrar:
         session_host: Any,
         location: tuple[str, int],
     ) -> tuple[str, int] | Serialized:
-        """Give a sentinel a name that no other here has, and a number that none ever had."""
+        """Give a sentinel a name of its own and a number; see :class:`Members`."""
         try:
             return self._members.register(name, role, answers, key, session_host, location)
         except NameTakenError as error:
@@ -251,6 +267,8 @@ class Registrar:
             record = deserialize(serialized, writable=True)
         except Exception as error:
             self._note(f"a report could not be read: {explain(error)}")
+            return
+        if self._restarts is not None and self._restarts.hear(record):
             return
         if isinstance(record, GateStatus):
             self._hear(record)
@@ -350,7 +368,7 @@ class Registrar:
             for entry in self._remove_session(name):
                 self._tell_gates(Forget(entry.address))
                 died = f"its process died (number {entry.pid} on {entry.node})"
-                self._note(f"{entry.name} is lost: {died}{_counts(entry)}")
+                self._note(f"{entry.name} is lost: {died}{entry.counts}")
             return
         info = self._info
         if info is None or name not in info.hosts:
@@ -360,7 +378,8 @@ class Registrar:
         node, pid = info.locations.get(name, ("?", 0))
         why = f"its process died (number {pid} on {node})"
         for address in [address for address, host in info.places.items() if host == name]:
-            self._fail(address, f"is lost: {why}")
+            if self._restarts is None or not self._restarts.hear(ActorLost(address, why)):
+                self._fail(address, f"is lost: {why}")
 
     def _remove_session(self, key: str) -> list[SentinelEntry]:
         """Forget a session; the sentinels that were at work there."""
@@ -374,20 +393,3 @@ class Registrar:
             host.remove_listener.remote(key)
             host.remove_routes.remote([*addresses, *readers])
         return gone
-
-
-def _is_made_anew() -> bool:
-    """Whether this is the process of an actor that Ray made anew, as its process had died."""
-    if not ray.is_initialized():
-        return False
-    context = ray.get_runtime_context()
-    return context.get_actor_id() is not None and context.was_current_actor_reconstructed
-
-
-def _counts(sentinel: SentinelEntry) -> str:
-    """What a training sentinel has told of its batches, in words."""
-    if not isinstance(sentinel.last, EpochDone):
-        return ""
-    batches = sentinel.last.batches_so_far
-    refused = f", {batches.refused} refused" if batches.refused else ""
-    return f" after epoch {sentinel.last.epoch}: {batches.trained} batches trained{refused}"

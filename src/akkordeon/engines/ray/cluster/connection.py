@@ -36,9 +36,14 @@ __all__ = [
 NAMESPACE = "akkordeon"
 """Where our names are in a cluster."""
 
-SYSTEM_CONFIG = {"max_direct_call_object_size": 600_000}
-"""What the heads that we start are told: up to this many bytes travel within a call. Ray's own 100,000 makes
-a message of 200 KB, which then goes through shared memory, cost twice as much as it must."""
+SYSTEM_CONFIG = {
+    "max_direct_call_object_size": 600_000,
+    "maximum_gcs_destroyed_actor_cached_count": 1000,
+    "task_events_max_num_task_in_gcs": 1000,
+}
+"""What the heads that we start are told. Up to so many bytes travel within a call: Ray's own 100,000 makes a
+message of 200 KB, which then goes through shared memory, cost twice as much as it must. A head keeps so many
+of the processes and calls that are no more: Ray's own 100,000 of each grow for weeks."""
 
 LEAVE_S = 10.0
 """How long Ray may take to leave a cluster, or to end one; where the head is dead it waits for it."""

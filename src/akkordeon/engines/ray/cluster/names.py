@@ -7,7 +7,7 @@ from typing import Any
 from akkordeon.engines.ray.cluster.connection import NAMESPACE, require_ray
 from akkordeon.engines.ray.cluster.waits import ask
 
-__all__ = ["named", "named_actors"]
+__all__ = ["is_made_anew", "named", "named_actors"]
 
 
 def named_actors() -> list[str]:
@@ -30,3 +30,12 @@ def named(name: str) -> Any:
     """
     ray = require_ray()
     return ask(lambda: ray.get_actor(name, namespace=NAMESPACE), f"{name!r}")
+
+
+def is_made_anew() -> bool:
+    """Whether this is the process of an actor that Ray made anew, as its process had died."""
+    ray = require_ray()
+    if not ray.is_initialized():
+        return False
+    context = ray.get_runtime_context()
+    return context.get_actor_id() is not None and bool(context.was_current_actor_reconstructed)
