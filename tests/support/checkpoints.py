@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,19 +13,38 @@ from akkordeon.core.plain_state import Applied, StageState
 from akkordeon.session.recovery.checkpoint import Checkpoint
 from akkordeon.session.recovery.checkpoint_files import CheckpointFolder
 
-__all__ = ["assert_is", "numbered", "write_for_ever"]
+__all__ = ["assert_is", "numbered", "validating", "write_for_ever"]
 
 
 def numbered(number: int, size: int = 6) -> Checkpoint:
     """A checkpoint in which every tensor and many a number is this one."""
     weights = {"weight": torch.full((size, 3), float(number)), "bias": torch.full((3,), float(number))}
     moments = {"exp_avg": torch.full((size, 3), -float(number)), "step": torch.tensor(float(number))}
-    learner = {"optimizer": {"state": {"weight": moments}, "groups": [{"lr": 0.1, "betas": (0.9, 0.99)}]}}
+    groups = [{"params": ["weight"], "lr": 0.1, "betas": (0.9, 0.99)}]
+    optimizer = {"state": {"weight": moments}, "groups": groups}
+    learner = {"optimizer": optimizer, "scheduler": None, "rule": {}, "updates": number}
     stages = {f"gate/{i}": StageState(number + i, weights, learner) for i in range(2)}
     stages["gate/2"] = StageState(number, weights, None, {"sentinel/a#1": Applied(number, frozenset({1, 3}))})
-    sentinels = {"a": {"role": "train", "address": "sentinel/a#1", "batches": (number, 3), "best": math.nan}}
+    sentinels = {"a": {**validating(number), "best": math.nan}}
     session = {"seed": number, "epochs_done": 2, "random": torch.arange(16, dtype=torch.uint8)}
     return Checkpoint(stages, sentinels, session, number)
+
+
+def validating(rounds: int) -> dict[str, Any]:
+    """What a sentinel goes on from that validates."""
+    return {
+        "role": "validate",
+        "address": "sentinel/a#1",
+        "before": 0,
+        "best_kept": None,
+        "rounds": rounds,
+        "cuts": rounds + 1,
+        "versions": [1, 2],
+        "best": None,
+        "without_better": 0,
+        "due": False,
+        "last": False,
+    }
 
 
 def assert_is(checkpoint: Checkpoint, number: int) -> None:

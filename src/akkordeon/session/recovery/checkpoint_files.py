@@ -40,6 +40,7 @@ from akkordeon.session.recovery.plain_files import (
     write_plain,
     write_tensors,
 )
+from akkordeon.session.recovery.state_check import require_whole
 
 __all__ = ["CHECKPOINTS", "CheckpointFolder"]
 
@@ -202,7 +203,9 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         run = read_plain(read, "run")
         sentinels = read_plain(read, "sentinels")
         stages = {address: _read_stage(read, _file_name(address)) for address in run["stages"]}
-        return Checkpoint(_dict(stages), _dict(sentinels), _dict(run["session"]), int(run["number"]))
+        checkpoint = Checkpoint(stages, sentinels, run["session"], run["number"])
+        require_whole(checkpoint)
+        return checkpoint
     except OSError as error:
         raise DataError(f"the checkpoint {folder} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # whatever comes of files that somebody else has written
@@ -216,7 +219,7 @@ def _read_stage(read: Callable[[str], bytes], name: str) -> StageState:
         sentinel: Applied(n, frozenset(missing)) for sentinel, (n, missing) in learner["applied"].items()
     }
     return StageState(
-        version=int(learner["version"]),
+        version=learner["version"],
         tensors={name: tensors[name] for name in learner["tensors"]},
         learner=learner["learner"],
         applied=applied,
