@@ -166,7 +166,7 @@ def test_a_process_killed_at_any_moment_leaves_the_last_checkpoint_good(kills, t
         writer.start()
         while not begun.value:
             writer.join(0.001)
-        writer.join(how.uniform(0, 0.05))
+        writer.join(how.uniform(0, 0.3))
         os.kill(writer.pid, signal.SIGKILL)
         writer.join()
         half_written += any(tmp_path.glob("*.part"))
