@@ -224,6 +224,22 @@ def test_a_partition_keeps_the_order_of_messages_to_the_moment_it_is_healed():
     assert told(stage) == [(0, 0.0), *((i, 5.0) for i in range(1, 6)), *((i, float(i)) for i in range(6, 10))]
 
 
+def test_a_partition_of_a_host_from_all_others_does_not_cut_it_off_from_itself():
+    """What was sent on the host waited, and when it was healed the next overtook it: a split cut was lost.
+
+    World 1289 of the study of crashes with return (tests/support/chaos.py).
+    """
+    fault = Partition(one="rack", other="*", at_s=1.0, heal_after_s=4.0)
+    hosts = [Host("rack", ["sender", "listener"])]
+    stage = Stage(ak.Simulator(links=Link(1.0), faults=[fault], hosts=hosts))
+    stage.actor("listener", tell_time)
+    stage.actor("sender", lambda message, now_s: iter([Send("listener", message)]))
+    let_pass(stage, 2)
+    stage.engine.send("sender", Note("a"))
+    let_pass(stage, 10)
+    assert told(stage) == [("a", 2.0)]
+
+
 def test_a_partition_longer_than_patience_costs_the_other_side():
     faults = [Partition(one="a", other="b", at_s=1.0, heal_after_s=100.0, patience_s=30.0)]
     stage = stage_with("a", "b", faults=faults)

@@ -221,7 +221,7 @@ class Simulator(Engine, Interpreter[SiteCell]):
             except KeyError:
                 wire = self._lay_wire(here, there)
         now_s = self._now_s
-        if self._outages.partitions:
+        if self._outages.partitions and here is not there:  # no host is cut off from itself
             healed_s = self._outages.healed_s(here, there)
             if healed_s > now_s:
                 now_s = healed_s
