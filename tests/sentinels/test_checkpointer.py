@@ -76,8 +76,11 @@ def test_where_a_run_is_repeatable_it_has_all_come_to_rest_first_and_lets_them_g
     assert _do(keeper, Located(B, {"at": 2})) == []
     torch.manual_seed(5)
     assert _do(keeper, Located(A, {"at": 1})) == [Send("gate/1", Cut(_cut(), whole=True))]
-    assert _do(keeper, Cut(_cut(), (4, 5), True)) == [Send(gate, Export(_cut())) for gate in ROW]
+    assert _do(keeper, Cut(_cut(), (4, 5), True)) == [Send(who, Locate(ME)) for who in (A, B)]
+    exporting = _do(keeper, Located(A, {"at": 1}), Located(B, {"at": 3}))
+    assert exporting == [Send(gate, Export(_cut())) for gate in ROW]
     effects = _do(keeper, *_exported())
+    assert effects[-1].record.sentinels == {A: {"at": 1}, B: {"at": 3}}
     assert effects[2:4] == [Send(who, GoOn(ME)) for who in (A, B)]
     assert torch.equal(effects[4].record.random, torch.get_rng_state())
 
@@ -95,7 +98,19 @@ def test_one_that_goes_on_from_a_start_takes_none_but_lets_all_go():
     assert effects[2:] == [Send(who, GoOn(ME)) for who in (A, B)]
     assert torch.equal(torch.get_rng_state(), random)
     _do(keeper, Due(), Located(A, {}), Located(B, {}), Cut(_cut(1), (4, 5), True))
+    _do(keeper, Located(A, {}), Located(B, {}))
     assert _do(keeper, *_exported(1))[-1].record.number == 4
+
+
+@pytest.mark.parametrize("message", [Due(last=True), Detach()])
+def test_one_that_is_told_to_end_before_all_go_on_from_a_start_ends(message):
+    keeper = _checkpointer(at_rest=True, start={"rounds": 3, "random": None})
+    _do(keeper, Attach(), message, Located(A, {}))
+    effects = _do(keeper, Located(B, {}))
+    if isinstance(message, Due):
+        assert effects[-2:] == [Send(who, Locate(ME, hold=True)) for who in (A, B)]
+    else:
+        assert effects[-1] == Stop()
 
 
 def test_nobody_is_waited_for_who_has_ended():

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from akkordeon.core.messages import Message
+from akkordeon.core.messages import Kind, Message
 from akkordeon.core.plain_state import Applied, PlainState
 
-__all__ = ["GoOn", "Joined", "Locate", "Located", "Parted"]
+__all__ = ["AllRead", "GoOn", "Joined", "Locate", "Located", "Parted"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +41,15 @@ class Locate(Message):
 
 @dataclass(frozen=True, slots=True)
 class Located(Message):
-    """Where a sentinel, or its reader, is; see :class:`Locate`."""
+    """Where a sentinel is; see :class:`Locate`."""
 
     by: str
     state: PlainState
+
+
+@dataclass(frozen=True, slots=True)
+class AllRead(Message, kind=Kind.FORWARD):
+    """All that was asked for is read. Reader to sentinel, behind the batches, which it must not overtake."""
 
 
 @dataclass(frozen=True, slots=True)

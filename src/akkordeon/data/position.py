@@ -128,10 +128,16 @@ class Places:
 
 
 class SourceMarks:
-    """States of a source and where each was taken: what a position needs is the latest before it."""
+    """States of a source and where each was taken: what a position needs is the latest before it.
 
-    def __init__(self) -> None:
+    Args:
+        start: what :meth:`before` gave, where reading goes on from there.
+    """
+
+    def __init__(self, start: PlainState | None = None) -> None:
         self._marks: deque[tuple[Place, PlainState]] = deque()
+        if start is not None:
+            self._marks.append((Place(*start["place"]), start["state"]))
 
     def add(self, place: Place, state: PlainState | None, earliest: Place) -> None:
         """The source had this state before the batch at ``place``; those under way begin at ``earliest``."""

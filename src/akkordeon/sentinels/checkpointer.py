@@ -2,7 +2,7 @@
 
     Due ─▶ [Locate, hold ─▶ sentinels ─▶ Located, at rest]                       where a run is repeatable
         ─▶ Cut, whole ─▶ …row, tail to head… ─▶ Cut: the batches that are in the weights
-        ─▶ Locate ─▶ sentinels ─▶ Located: where each goes on                    where nobody rests
+        ─▶ Locate ─▶ sentinels ─▶ Located: where each goes on
         ─▶ Export ─▶ every gate ─▶ Exported
         ─▶ Release to every gate, GoOn to every sentinel, and a CheckpointTaken
 
@@ -99,7 +99,7 @@ class Checkpointer(SentinelActor[None]):
         if self._recipe.every_updates is not None:
             yield Send(self._row[0], Watch(self.address, self._recipe.every_updates))
         if self._starts or not self._recipe.role.repeats:
-            yield from self._begin(now_s)
+            yield from self._begin()
 
     def _joined(self, message: Joined, now_s: float) -> Iterator[Effect]:
         self._members[message.sentinel] = None
@@ -112,7 +112,7 @@ class Checkpointer(SentinelActor[None]):
         if self._versions:  # it has trained on after the cut, and nobody is left who knows how far
             yield from self._to_all(Release(self._current))
             self._expected = set()
-            yield from self._begin(now_s)
+            yield from self._begin()
         else:
             yield from self._no_longer_expected(message.sentinel)
 
@@ -126,11 +126,11 @@ class Checkpointer(SentinelActor[None]):
             self._due = message if self._due is None or message.last else self._due
             return
         self._ending = self._ending or message.last
-        yield from self._begin(now_s)
+        yield from self._begin()
 
     # ── a checkpoint ─────────────────────────────────────────────────────────────────────────────────
 
-    def _begin(self, now_s: float) -> Iterator[Effect]:
+    def _begin(self) -> Iterator[Effect]:
         self._cut = CutId(self.address, self._numbers)
         self._numbers += 1
         self._located, self._stages, self._applied, self._versions = {}, {}, None, {}
@@ -177,12 +177,8 @@ class Checkpointer(SentinelActor[None]):
         self._versions = dict(zip(reversed(self._row), message.versions, strict=True))
         if message.applied is not None:
             self._applied = {a: each for a, each in message.applied.items() if a in self._members}
-        if self._recipe.at_rest:
-            yield from self._to_all(Export(message.cut))
-        else:
-            yield from self._ask(
-                {a: Locate(self.address, applied=self._applied_of(a)) for a in self._members}
-            )
+        # Only now is it known of one that rests what fell due for it meanwhile, and who has come meanwhile.
+        yield from self._ask({a: Locate(self.address, applied=self._applied_of(a)) for a in self._members})
 
     def _applied_of(self, sentinel: str) -> Applied | None:
         """Which of its batches are in the weights; None where nobody knows, as with shards."""
@@ -197,9 +193,9 @@ class Checkpointer(SentinelActor[None]):
         state = StageState(self._versions[message.gate], message.state, message.learner, applied)
         self._stages[message.gate] = state
         if len(self._stages) == len(self._row):
-            yield from self._taken(now_s)
+            yield from self._taken()
 
-    def _taken(self, now_s: float) -> Iterator[Effect]:
+    def _taken(self) -> Iterator[Effect]:
         self._rounds += 1
         stages = {gate: self._stages[gate] for gate in self._row}
         taken = CheckpointTaken(self.name, self._rounds, stages, self._located, self._random)
@@ -208,9 +204,14 @@ class Checkpointer(SentinelActor[None]):
         if self._recipe.role.repeats:
             self._taken_last = None
             yield Report(taken)
+        yield from self._next()
+
+    def _next(self) -> Iterator[Effect]:
+        """Take the one that fell due meanwhile, or end if it is time."""
         due, self._due = self._due, None
+        self._ending = self._ending or (due is not None and due.last)
         if due is not None:
-            yield from self._round_due(due, now_s)
+            yield from self._begin()
         elif self._ending:
             yield from self._end()
 
@@ -226,6 +227,7 @@ class Checkpointer(SentinelActor[None]):
         if self._random is not None:
             torch.set_rng_state(self._random)
         yield from self._let_go(was_held=True)
+        yield from self._next()
 
     def _restarted(self, message: Restarted, now_s: float) -> Iterator[Effect]:
         """A gate was made anew, which knows of no cut: watch the first again, and begin a checkpoint anew."""
@@ -234,7 +236,7 @@ class Checkpointer(SentinelActor[None]):
         yield from self._to_all(ForgetBefore(self.address, self._numbers))
         if self._cut is not None:
             self._expected = set()
-            yield from self._begin(now_s)
+            yield from self._begin()
 
     # ── ending and telling ───────────────────────────────────────────────────────────────────────────
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from akkordeon.core.actor import Actor, Effect, Send, Stop
-from akkordeon.core.checkpoint_messages import Locate, Located
+from akkordeon.core.checkpoint_messages import AllRead, Locate
 from akkordeon.core.errors import DataError, ProtocolError
 from akkordeon.core.messages import Close, EpochEnd, Item, SourceFailed
 from akkordeon.core.payload import Payload, itself, map_tensors, tensors
@@ -77,7 +77,7 @@ class Reader(Actor):
             yield Stop()
             return
         if isinstance(message, Locate):  # all that was asked for is read by now
-            yield Send(self._sentinel, Located(self.address, {}))
+            yield Send(self._sentinel, AllRead())
             return
         if isinstance(message, Rewind):
             yield from self._rewind(message.epoch)

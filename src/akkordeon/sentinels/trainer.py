@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from akkordeon.core.actor import After, Effect, Report, Send, Stop
-from akkordeon.core.checkpoint_messages import Locate, Located
+from akkordeon.core.checkpoint_messages import AllRead, Locate
 from akkordeon.core.messages import (
     Attach,
     Backward,
@@ -96,7 +96,7 @@ class Trainer(SentinelActor[Flight]):
             Backward: self._trained,
             Refused: self._refused,
             Settled: self._settled,
-            Located: self._reader_located,
+            AllRead: self._all_read,
             Restarted: self._restarted,
             Detach: self._detach,
         }
@@ -180,7 +180,7 @@ class Trainer(SentinelActor[Flight]):
             self._reader_asked = True
             yield Send(self._reader, Locate(self.address))
 
-    def _reader_located(self, message: Located, now_s: float) -> Iterator[Effect]:
+    def _all_read(self, message: AllRead, now_s: float) -> Iterator[Effect]:
         self._reader_asked = False
         if self._rest:
             yield from self._tell_at_rest(self._state(Locate(self.address, applied=Applied(self._numbers))))
@@ -192,23 +192,23 @@ class Trainer(SentinelActor[Flight]):
             not_done = sorted(under_way)
         else:
             not_done = self._places.not_in(asked.applied, self._numbers, self._refusals)
-        position, batches = self._places.position(not_done), self.batches
+        position, batches, samples_of = self._places.position(not_done), self.batches, self._places.samples_of
         sent = batches.sent - len(not_done)
         back, known = set(not_done) - under_way, under_way - set(not_done)
+        over = self._all_sent and not self._cut_short and not not_done
         return {
             "role": str(self._role),
             "number": self._numbers,
             "position": position.as_plain(),
             "source": self._marks.before(position.place),
             "batches": [sent, sent - batches.refused - batches.lost, batches.refused, batches.lost],
-            "samples_sent": self._samples_sent - self._places.samples_of(not_done),
-            "samples_trained": self._samples_trained
-            - self._places.samples_of(back)
-            + self._places.samples_of(known),
-            "epochs": min(self._rounds, position.place.epoch),  # one broken off was counted, and goes on
+            "samples_sent": self._samples_sent - samples_of(not_done),
+            "samples_trained": self._samples_trained + samples_of(known) - samples_of(back),
+            # One broken off was told of, and goes on; one that is whole will not be told of.
+            "epochs": max(self._rounds, self._epoch.number - 1) if over else position.place.epoch,
             "epoch": None if not_done else self._epoch.sums(),
             "seconds": self._latest_s - self._began_s,
-            "all_sent": self._all_sent and not self._cut_short and not not_done,
+            "all_sent": over,
         }
 
     def _go_on_from(self, start: PlainState) -> None:
@@ -216,7 +216,7 @@ class Trainer(SentinelActor[Flight]):
         self._rest[START] = True
         self._numbers = start["number"]
         position = SourcePosition.from_plain(start["position"])
-        self._places = Places(position, self._numbers)
+        self._places, self._marks = Places(position, self._numbers), SourceMarks(start["source"])
         self.batches = BatchCount(*start["batches"])
         self._samples_sent, self._samples_trained = start["samples_sent"], start["samples_trained"]
         self._rounds, self._all_sent = start["epochs"], start["all_sent"]

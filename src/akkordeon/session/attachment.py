@@ -162,6 +162,7 @@ class Attachment:
     def _go_on_from(self, start: PlainState) -> None:
         """It goes on where another of its name was, in a run before."""
         self._epochs_before = start["before"]
+        self.samples, self.seconds = start.get("samples", 0), start.get("seconds_of_all", 0.0)
         if self.role.trains:
             self.epochs_done, self._batches = start["epochs"], BatchCount(*start["batches"])
         else:

@@ -40,6 +40,15 @@ class EpochsRead:
         self._note(following, source, read)
         return replace(sentinel, batches=following)
 
+    def taken_up(self, source: Any, before: int, seed: int) -> Any:
+        """A source, to be read on where so many epochs had been read before a trainer that is taken up."""
+        if not isinstance(source, Batches | DataLoader):
+            return source
+        origin, began = self._came_of.get(source, (source, 0))
+        following = skip_epochs(source, max(0, before - began), seed)
+        self._note(following, origin, before)
+        return following
+
     def before(self, source: Any) -> int:
         """How many epochs of its data were read before a source began."""
         known = isinstance(source, Batches | DataLoader)

@@ -8,11 +8,10 @@ from dataclasses import replace
 
 import torch
 
-from akkordeon.core.addresses import reader_of
+from akkordeon.core.addresses import free_name, reader_of
 from akkordeon.core.checkpoint_messages import GoOn, Joined
 from akkordeon.core.messages import Attach, Close, Message
 from akkordeon.core.plain_state import PlainState
-from akkordeon.data.split import skip_epochs
 from akkordeon.engines.base import Engine
 from akkordeon.pipeline.gate import Gate
 from akkordeon.sentinels.factory import make_actors
@@ -62,7 +61,8 @@ class Launcher:
         self._seed = seed
         self._starts = {} if resume is None else dict(resume.sentinels)
         self._random = None if resume is None else resume.session["random"]
-        self._started: set[str] = set()
+        self._started: set[str] = set()  # addresses
+        self._taken_up: set[str] = set()  # names
 
     def launch(self, sentinels: Sequence[Training | Evaluation], session: ParentSession) -> list[Attachment]:
         """Have sentinels begin at one moment, all or none of them.
@@ -74,7 +74,7 @@ class Launcher:
         placed: list[Attachment] = []
         try:
             for sentinel in sentinels:
-                placed.append(self._place(self._registry.epochs_read.going_on(sentinel, self._seed), session))
+                placed.append(self._place(sentinel, session))
         except BaseException:
             for attachment in placed:
                 self._withdraw(attachment)
@@ -82,10 +82,12 @@ class Launcher:
         self._record(placed)
         self._outbox.send_all([*self._to_keepers(placed), *((a.address, Attach()) for a in placed)])
         started = [a.address for a in placed if a.address in self._started]
-        if started and not any(a.role.keeps and a.address in self._started for a in placed):
-            if self._random is not None:
-                torch.set_rng_state(self._random)
-                self._random = None
+        if not started:
+            return placed
+        random, self._random = self._random, None  # who comes later finds the generator where it is
+        if not any(a.role.keeps and a.address in self._started for a in placed):
+            if random is not None:
+                torch.set_rng_state(random)
             self._outbox.send_all([(address, GoOn()) for address in started])
         return placed
 
@@ -117,18 +119,21 @@ class Launcher:
 
     def _place(self, sentinel: Training | Evaluation, session: ParentSession) -> Attachment:
         """Have the actors of a sentinel made; they do nothing before they are told."""
-        start = self._start_of(sentinel)
-        number = None
-        if start is not None:
+        read, number = self._registry.epochs_read, None
+        name, start = self._start_of(sentinel)
+        if start is None:
+            sentinel = read.going_on(sentinel, self._seed)
+        else:
             number = int(start["address"].rpartition("#")[2])
-            sentinel = replace(sentinel, batches=skip_epochs(sentinel.batches, start["before"], self._seed))
+            following = read.taken_up(sentinel.batches, start["before"], self._seed)
+            sentinel = replace(sentinel, name=name, batches=following)
         if isinstance(sentinel, Evaluation) and sentinel.role.keeps:
             sentinel = replace(sentinel, at_rest=self._engine.is_repeatable)
         attachment = self._registry.register(sentinel, self._topology.row_for(sentinel), session, number)
         if start is not None:
             self._started.add(attachment.address)
             attachment._go_on_from(start)
-        attachment._epochs_before += self._registry.epochs_read.before(sentinel.batches)
+        attachment._epochs_before = read.before(sentinel.batches)
         try:
             self._make(sentinel, attachment, start)
         except BaseException:
@@ -136,10 +141,19 @@ class Launcher:
             raise
         return attachment
 
-    def _start_of(self, sentinel: Training | Evaluation) -> PlainState | None:
-        """What it goes on from; the next of that name begins anew."""
-        start = self._starts.pop(sentinel.name or str(sentinel.role), None)
-        return start if start is not None and start["role"] == sentinel.role else None
+    def _start_of(self, sentinel: Training | Evaluation) -> tuple[str, PlainState | None]:
+        """What it goes on from, and under which name; the next of that name begins anew.
+
+        One without a name has the one that it was given in the run before, where others were given theirs
+        in the same order.
+        """
+        taken = self._taken_up.union(a.name for a in self._registry.at_work())
+        name = sentinel.name or free_name(str(sentinel.role), taken)
+        start = self._starts.pop(name, None)
+        if start is None or start["role"] != sentinel.role:
+            return name, None
+        self._taken_up.add(name)
+        return name, start
 
     def _record(self, placed: Sequence[Attachment]) -> None:
         """Only now: of those that come with one that is refused, a record says nothing."""

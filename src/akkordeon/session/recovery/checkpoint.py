@@ -73,7 +73,11 @@ def checkpoint_of(taken: CheckpointTaken, registry: Registry, epochs_done: int, 
                 "address": attachment.address,
                 "before": attachment._epochs_before,
                 "best_kept": _best(attachment),
+                "samples": attachment.samples,
+                "seconds_of_all": attachment.seconds,
             }
+        if attachment.role.trains:  # what is told again after the checkpoint is counted then
+            epochs_done += (0 if state is None else state["epochs"]) - attachment.epochs_done
     session = {"seed": seed, "epochs_done": epochs_done, "random": taken.random}
     return Checkpoint(taken.stages, sentinels, session, taken.number)
 

@@ -1,0 +1,142 @@
+"""What once went wrong where a run was taken up from a checkpoint."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tests.session.recovery.test_resume import _assert_same, _batches, _Counter, _network, _run
+from torch import nn
+
+import akkordeon as ak
+from akkordeon.session.recovery.checkpoint import Checkpoint
+
+LOSS = nn.CrossEntropyLoss()
+
+
+def _plateau(parameters):
+    optimizer = torch.optim.SGD(parameters, lr=0.5, momentum=0.9)
+    return optimizer, torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, factor=0.5)
+
+
+def _attached(sentinels, network=None, engine=None, resume=None):
+    """A run of sentinels attached at one moment: its weights, checkpoints, attachments and epochs."""
+    kept = []
+    with ak.run(network or _network(), engine or ak.Threads(1), seed=2, resume=resume) as session:
+        session.subscribe(lambda r: kept.append(r) if isinstance(r, Checkpoint) else None)
+        attached = session.attach_all(sentinels)
+        session.wait(60)
+        return session.states(), kept, attached, session._supervisor.epochs_done
+
+
+# The epoch ended while its trainer was coming to rest. The validator rested already and had said where it
+# was, so that its round, due by the epoch, was not in the checkpoint: best, patience and the learning rate
+# of a ReduceLROnPlateau were others from then on.
+@pytest.mark.parametrize("every", [5, 11])
+def test_a_round_that_fell_due_while_all_came_to_rest_is_made(every):
+    def sentinels():
+        best = ak.Best("loss", patience=None)
+        return [
+            ak.Sentinel.train(_batches(), LOSS, epochs=4, name="a"),
+            ak.Sentinel.validate(_batches(), LOSS, every_epoch=1, schedule_by="loss", best=best, name="v"),
+            ak.Sentinel.checkpoint(every_updates=every),
+        ]
+
+    whole, kept, attached, _ = _attached(sentinels(), _network(_plateau))
+    assert any(each.sentinels["v"]["due"] for each in kept)
+    for each in kept:
+        again, _, resumed, _ = _attached(sentinels(), _network(_plateau), resume=each)
+        _assert_same(whole, again)
+        assert resumed[1].rounds_done == attached[1].rounds_done
+
+
+# With several batches in flight, a trainer taken up could be told to go on before what its reader had read
+# came to it, as that message overtook the batches: others were under way together then.
+@pytest.mark.parametrize(("in_flight", "every"), [(3, 4), (3, 5), (4, 7)])
+def test_a_trainer_taken_up_has_all_its_batches_before_it_goes_on(in_flight, every):
+    def sentinels():
+        trainer = ak.Sentinel.train(_batches(), LOSS, epochs=3, in_flight=in_flight, name="a")
+        return [trainer, ak.Sentinel.checkpoint(every_updates=every)]
+
+    whole, kept, _, _ = _attached(sentinels())
+    for each in kept:
+        _assert_same(whole, _attached(sentinels(), resume=each)[0])
+
+
+# All of an epoch was in the weights, and the last of its batches not yet back: the epoch was never counted.
+# One that was told of after the cut was counted twice by the session, whose validators go by that.
+@pytest.mark.parametrize("in_flight", [1, 6])
+@pytest.mark.parametrize("engine", [lambda: ak.Threads(2), lambda: ak.Simulator(seed=1)])
+def test_epochs_are_counted_once_wherever_the_cut_fell(engine, in_flight):
+    def sentinels():
+        trainer = ak.Sentinel.train(_batches(), LOSS, epochs=3, in_flight=in_flight, name="a")
+        return [trainer, ak.Sentinel.checkpoint(every_updates=3)]
+
+    _, kept, _, _ = _attached(sentinels(), engine=engine())
+    for each in kept:
+        _, _, resumed, epochs_done = _attached(sentinels(), engine=engine(), resume=each)
+        assert (resumed[0].epochs_done, epochs_done) == (3, 3)
+        assert resumed[0].batches.as_tuple() == (36, 36, 0, 0)
+
+
+# An epoch that samples= cut off counted while it went, and not after a resume; and all samples and seconds of
+# before were forgotten by those who look on.
+def test_samples_and_an_epoch_cut_off_by_their_number_are_told_after_a_resume():
+    def sentinels():
+        trainer = ak.Sentinel.train(_batches(), LOSS, samples=200, name="a")
+        return [trainer, ak.Sentinel.checkpoint(every_updates=5)]
+
+    _, kept, attached, _ = _attached(sentinels())
+    assert (attached[0].epochs_done, attached[0].samples) == (3, 204)
+    for each in kept:
+        _, _, resumed, _ = _attached(sentinels(), resume=each)
+        assert (resumed[0].epochs_done, resumed[0].samples) == (3, 204)
+
+
+# Of two trainers without a name only the first was taken up: the second, train-2, began anew.
+def test_trainers_without_a_name_are_taken_up_too():
+    def sentinels():
+        one, two = (ak.Sentinel.train(_batches().with_seed(seed), LOSS, epochs=2) for seed in (1, 2))
+        return [one, two, ak.Sentinel.checkpoint(every_updates=10)]
+
+    whole, kept, _, _ = _attached(sentinels())
+    for each in kept:
+        again, _, resumed, _ = _attached(sentinels(), resume=each)
+        _assert_same(whole, again)
+        assert [a.name for a in resumed[:2]] == ["train", "train-2"]
+
+
+# A trainer went on with the epochs of the one before it, on the same data. Taken up after that one, which had
+# ended, it skipped these epochs twice.
+def test_trainers_one_after_the_other_on_the_same_data_read_on_once():
+    def run(resume=None):
+        kept, data = [], _batches()
+        with ak.run(_network(), ak.Threads(1), seed=2, resume=resume) as session:
+            session.subscribe(lambda r: kept.append(r) if isinstance(r, Checkpoint) else None)
+            trainers = [ak.Sentinel.train(data, LOSS, epochs=1, name=name) for name in "abc"]
+            first, *others = trainers
+            session.attach_all([first, ak.Sentinel.checkpoint(every_updates=5)])[0].wait(60)
+            for trainer in others:
+                session.attach(trainer).wait(60)
+            session.wait(60)
+            return session.states(), kept
+
+    whole, kept = run()
+    for each in kept:
+        _assert_same(whole, run(each)[0])
+
+
+# The state of a source was forgotten by a run that was taken up, until it gave another: taken up a second
+# time before that, the source was read from its beginning.
+def test_a_second_resume_asks_a_source_for_its_state_too():
+    sources = []
+
+    def source():
+        sources.append(_Counter())
+        return sources[-1]
+
+    whole, kept, _ = _run(_network(), source, every=7)
+    _, again, _ = _run(_network(), source, every=1, resume=kept[12], until=15)
+    assert again[0].sentinels["a"]["source"] == kept[12].sentinels["a"]["source"]
+    last, _, _ = _run(_network(), source, resume=again[0])
+    _assert_same(whole, last)
+    assert sources[2].opened == 160 - 80
