@@ -47,7 +47,7 @@ from akkordeon.core.messages import (
     Watch,
 )
 from akkordeon.core.reports import GateLeft, GateStatus
-from akkordeon.pipeline.stage import FORGOTTEN_MAX
+from akkordeon.pipeline.refusals.actor import FORGOTTEN_MAX
 
 CUT = CutId("v", 0)
 NAN = float("nan")

@@ -267,7 +267,8 @@ def rounds_with(losses, best, keep_last=False):
             evaluator, number, number, y=torch.full((4, 3), 1.0 * number)
         )
         if sends(effects, Export):
-            effects += do(evaluator, *(Exported(cut(number), gate, {"n": number}) for gate in ROW))
+            state = {"n": torch.tensor(number)}
+            effects += do(evaluator, *(Exported(cut(number), gate, state) for gate in ROW))
         records += reports(effects)
     return records
 

@@ -31,6 +31,7 @@ def same_form(gradient: Payload | None, output: Payload | None) -> bool:
         )
     return (
         isinstance(output, tuple | list)
+        and isinstance(gradient, tuple | list)
         and len(gradient) == len(output)
         and all(same_form(g, o) for g, o in zip(gradient, output, strict=True))
     )

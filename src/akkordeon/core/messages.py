@@ -99,6 +99,10 @@ class Fault(IntEnum):
     """The module raised on a payload of a form that it has worked on, or the gate on the batch."""
     LOST = 6
     """It was in flight in a gate that is gone, and the one in its place does not know it."""
+    MALFORMED = 7
+    """The message is of no kind that the receiver takes, or a field of it is not what it should be."""
+    TOO_LARGE = 8
+    """The payload has more bytes than the network allows."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,8 @@ __all__ = [
     "GateRestarted",
     "GateStatus",
     "LastKept",
+    "MessageRefused",
+    "PeerRefused",
     "RoundDone",
     "SentinelEnded",
     "SentinelStatus",
@@ -182,6 +184,31 @@ class BatchRefused:
         own = self.gate == self.sentinel
         which = f"its own batch {self.number}" if own else f"batch {self.number} of {self.sentinel}"
         return f"{self.gate} refused {which}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class MessageRefused:
+    """An actor did not take a message that is about no batch, or not about one of its own."""
+
+    by: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PeerRefused:
+    """A stage has refused so many messages of one sender in a row that it takes no more of them.
+
+    Attributes:
+        by: the stage.
+        sender: address of the sentinel.
+        reason: why it refused the last one.
+        in_a_row: messages it refused.
+    """
+
+    by: str
+    sender: str
+    reason: str
+    in_a_row: int
 
 
 @dataclass(frozen=True, slots=True)

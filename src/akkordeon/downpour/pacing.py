@@ -80,7 +80,8 @@ class StepsBySpeed:
         """What to tell it; None while nobody knows how fast it is."""
         if self._steps is None or who not in self._per_s:
             return None
-        return max(1, math.floor(self._steps * self._per_s[who] / max(self._per_s.values())))
+        fastest = max(self._per_s.values())
+        return max(1, math.floor(self._steps * self._per_s[who] / fastest)) if fastest else None
 
     def remove(self, who: str) -> None:
         """Somebody is gone."""

@@ -226,7 +226,9 @@ class ShardActor(Stage):
         like = [self.weights.now[i] for i in self.weights.trainable]
         if len(message.payload) != len(like):
             return None
-        if any(t is not None and t.shape != w.shape for t, w in zip(message.payload, like, strict=True)):
+        if message.scales is not None and len(message.scales) != len(like):
+            return None
+        if not (message.buffers.keys() <= self.buffers.now.keys() and all(map(_fits, message.payload, like))):
             return None
         found = unpacked((message.payload, message.scales), like)
         if self.device is not None:
@@ -298,3 +300,8 @@ class ShardActor(Stage):
                 bytes_out=self._counts["bytes_out"],
             )
         )
+
+
+def _fits(pushed: Tensor | None, weight: Tensor) -> bool:
+    """Whether a tensor of a push can be one of a weight; its dtype may be another, as in a compressed one."""
+    return pushed is None or (pushed.shape == weight.shape and pushed.is_complex() == weight.is_complex())

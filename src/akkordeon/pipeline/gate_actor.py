@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from akkordeon.core.actor import Effect, Send
-from akkordeon.core.errors import RecipeError
+from akkordeon.core.errors import RecipeError, explain
 from akkordeon.core.forms import same_form, signature
 from akkordeon.core.messages import Backward, Batch, Fault, Forget, Forward, Scored
 from akkordeon.core.numerics.autograd import accumulated, gradients, graph_behind, with_gradients
@@ -112,6 +112,9 @@ class GateActor(Stage):
             yield self._refuse(
                 batch, Fault.TOO_MANY, f"{len(self.stash)} batches are in flight here, the network's most"
             )
+            return
+        if self._is_too_large(message.payload):
+            yield self._refuse_too_large(batch)
             return
         self._begin(batch)
         self.weights.begin_forward()
@@ -241,14 +244,23 @@ class GateActor(Stage):
         if limit is not None and staleness > limit:
             yield self._refuse(batch, Fault.TOO_STALE, f"it is {staleness} updates old, at most {limit}")
             return
-        to_previous, of_weights = self._derived(batch, stashed, gradient)
-        if not all_finite((*tensors(to_previous), *of_weights)):
+        try:
+            to_previous, of_weights = self._derived(batch, stashed, gradient)
+            is_finite = all_finite((*tensors(to_previous), *of_weights))
+        except Exception as error:
+            if _same_storage(gradient, stashed.y):
+                raise
+            yield self._refuse(batch, Fault.FORM, f"its gradient is of no use: {explain(error)}", error)
+            return
+        if not is_finite:
             self.buffers.roll_back()
             came_so = not all_finite(tensors(gradient))
             why = "the gradient of its output is not finite" if came_so else "its gradient is not finite"
             yield self._refuse(batch, Fault.NOT_FINITE, why)
             return
         del self.stash[batch]
+        if self._offences:
+            self._offences.pop(batch.sentinel, None)
         if self._ledger is not None:
             self._ledger.add(batch)
         if self._last is not None and self._last.batch == batch:
@@ -344,6 +356,14 @@ class GateActor(Stage):
 
 def _requires_grad(y: Payload) -> bool:
     return y.requires_grad if isinstance(y, Tensor) else any(tensor.requires_grad for tensor in tensors(y))
+
+
+def _same_storage(gradient: Payload | None, output: Payload) -> bool:
+    """Whether the tensors of a gradient lie where those of the output do, and are laid out alike."""
+    return gradient is None or all(
+        g is None or o is None or (g.device == o.device and g.layout == o.layout)
+        for g, o in zip(tensors(gradient), tensors(output), strict=False)
+    )
 
 
 def _differentiable(y: Payload | None, gradient: Payload | None) -> tuple[list[Tensor], list[Tensor]]:

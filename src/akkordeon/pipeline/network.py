@@ -41,6 +41,7 @@ class Network:
         flat: each gate's module is a Sequential, and :meth:`module` is one Sequential of all their children
             under the names these have: for gates that were cut from one.
         recovery: how gates that raise or are lost come back; None lets any such gate end the session.
+        max_payload_bytes: that a gate takes at most of a batch: inputs, and outputs of the gate before.
 
     Raises:
         RecipeError: no gates, something that is no gate, or a number out of range.
@@ -52,6 +53,7 @@ class Network:
     max_in_flight: int = 256
     flat: bool = False
     recovery: Recovery | None = None
+    max_payload_bytes: int = 2**32
 
     def __post_init__(self) -> None:
         """Refuse what could only fail later."""
@@ -73,6 +75,7 @@ class Network:
                 raise RecipeError(f"a network is made of gates, got {type(gate).__name__}; wrap it: Gate(…)")
         require_whole("max_staleness", self.max_staleness, 0, optional=True)
         require_whole("max_in_flight", self.max_in_flight)
+        require_whole("max_payload_bytes", self.max_payload_bytes)
         if self.recovery is not None and not isinstance(self.recovery, Recovery):
             raise RecipeError(f"recovery is a Recovery(…) or None, got {self.recovery!r}")
         if self.flat and not all(isinstance(gate.module, nn.Sequential) for gate in self.gates):
@@ -173,6 +176,7 @@ class Network:
                 seed=seed,
                 max_staleness=self.max_staleness,
                 max_in_flight=self.max_in_flight,
+                max_payload_bytes=self.max_payload_bytes,
                 snapshot_every=self.snapshot_every(gate),
             )
 

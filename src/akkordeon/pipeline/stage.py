@@ -6,7 +6,7 @@ evaluations and questions. How the weights come to change is theirs.
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from akkordeon.core.actor import Actor, Effect, Report, Send, Stop
+from akkordeon.core.actor import Effect, Report, Send, Stop
 from akkordeon.core.errors import ProtocolError, RecipeError, explain
 from akkordeon.core.forms import Forms, signature
 from akkordeon.core.messages import (
@@ -29,7 +29,6 @@ from akkordeon.core.messages import (
     Fault,
     Forget,
     Probe,
-    Refused,
     Release,
     Watch,
 )
@@ -39,17 +38,19 @@ from akkordeon.core.plain_state import Applied, LearnerState, StageState
 from akkordeon.core.recovery.messages import ForgetBefore
 from akkordeon.core.recovery.reports import StageSaved
 from akkordeon.core.reports import GateLeft, GateStatus
+from akkordeon.core.well_formed import malformed
 from akkordeon.pipeline.input_guard import InputGuard
 from akkordeon.pipeline.module_copy import copied
 from akkordeon.pipeline.module_state import BufferState, Statistics, as_tensors, evaluating, write
 from akkordeon.pipeline.nn import Marks, Seeded
 from akkordeon.pipeline.recovery.rhythm import Rhythm
+from akkordeon.pipeline.refusals.actor import RefusingActor, keep
 from akkordeon.pipeline.weights import Snapshot, Weights
 
 __all__ = ["Position", "Stage", "Stashed", "output_of"]
 
-FORGOTTEN_MAX = 4096
-"""Things to drop when they arrive; the oldest is given up when there are more."""
+PINS_MAX, WATCHERS_MAX = 1024, 4096
+"""Cuts that a stage keeps weights for at once, and those it tells of its updates."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Position:
     seed: int = 0
     max_staleness: int | None = None
     max_in_flight: int = 256
+    max_payload_bytes: int = 2**32
     snapshot_every: int | float | None = None
     autocast: Autocast = field(default_factory=autocast_here)
 
@@ -107,13 +109,6 @@ def _move(module: nn.Module, device: torch.device, label: str) -> None:
         ) from error
 
 
-def _keep(kept: OrderedDict[Any, Any], key: Any, value: Any) -> None:
-    """Remember something to drop when it arrives; of too many the oldest is given up."""
-    kept[key] = value
-    if len(kept) > FORGOTTEN_MAX:
-        kept.popitem(last=False)
-
-
 class _OutputError(ProtocolError):
     """A module gave something that cannot travel."""
 
@@ -142,7 +137,7 @@ class _Pin:
     learner: LearnerState | Exception | None
 
 
-class Stage(Actor):
+class Stage(RefusingActor):
     """One position of a row. The module is copied: a recipe can be run many times.
 
     Args:
@@ -163,7 +158,7 @@ class Stage(Actor):
         keep: bool = True,
         restored: StageState | None = None,
     ) -> None:
-        self.address = position.address
+        super().__init__(position.address, position.max_in_flight, position.max_payload_bytes)
         self.shares_fairly = position.previous is None
         self.position = position
         self.label = name or position.address
@@ -183,12 +178,9 @@ class Stage(Actor):
         self.stash: dict[Batch, Stashed] = {}
         self.pins: dict[CutId, _Pin] = {}
         self.staleness_seen: Counter[int] = Counter()
-        self.refusals: Counter[Fault] = Counter()
         self._input_guard = InputGuard(needs_gradient=position.previous is not None)
         self._evaluation_guard = InputGuard(needs_gradient=False)  # a module may work in place there alone
         self._accepted = Forms()  # of payloads that the module has worked on
-        self._forgotten: OrderedDict[tuple[str, int | None], None] = OrderedDict()
-        self._forgotten_before: OrderedDict[str, int] = OrderedDict()  # by sender, the first that is not
         every = position.snapshot_every
         self._rhythm = None if every is None else Rhythm(every, self.version)
         self._now_s = 0.0
@@ -208,7 +200,11 @@ class Stage(Actor):
     def receive(self, message: Any, now_s: float) -> Iterator[Effect]:
         """Handle one message; see the table of handlers."""
         self._now_s = now_s
-        return self._handlers[type(message)](message)
+        handler = self._handlers.get(type(message))
+        if handler is None:
+            return self._refuse_message(message, f"{self.label} takes no {type(message).__name__}")
+        wrong = malformed(message)
+        return handler(message) if wrong is None else self._refuse_message(message, wrong)
 
     def _here(self, payload: Payload) -> Payload:
         if self.device is None:
@@ -216,10 +212,6 @@ class Stage(Actor):
         return map_tensors(lambda tensor: tensor.to(self.device), payload)
 
     # ── refusing and forgetting ──────────────────────────────────────────────────────────────────────
-
-    def _refuse(self, batch: Batch, fault: Fault, reason: str, error: Exception | None = None) -> Effect:
-        self.refusals[fault] += 1
-        return Send(batch.sentinel, Refused(batch, self.address, fault, reason, error))
 
     def _cannot(self, do: str, payload: Payload, error: Exception) -> str:
         """Why the module cannot do something with a payload, and what it has worked on before."""
@@ -248,27 +240,21 @@ class Stage(Actor):
 
     def _forget_before(self, message: ForgetBefore) -> Iterator[Effect]:
         sender, number = message.sender, message.number
-        _keep(self._forgotten_before, sender, number)
+        keep(self._forgotten_before, sender, number)
         for batch in [batch for batch in self.stash if batch.sentinel == sender and batch.number < number]:
             del self.stash[batch]
         for cut in [cut for cut in self.pins if cut.asker == sender and cut.number < number]:
             del self.pins[cut]
         yield from ()
 
-    def _keep_forgotten(self, sentinel: str, number: int | None) -> None:
-        """Remember what to drop when it arrives."""
-        _keep(self._forgotten, (sentinel, number), None)
-
-    def _is_forgotten(self, batch: Batch) -> bool:
-        forgotten, before = self._forgotten, self._forgotten_before
-        return (bool(forgotten) and (batch in forgotten or (batch.sentinel, None) in forgotten)) or (
-            bool(before) and batch.number < before.get(batch.sentinel, 0)
-        )
-
     # ── evaluation ───────────────────────────────────────────────────────────────────────────────────
 
     def _cut(self, message: Cut) -> Iterator[Effect]:
         cut = message.cut
+        if len(self.pins) >= PINS_MAX:
+            reason = f"{len(self.pins)} cuts are pinned, the most that a gate keeps"
+            yield from self._refuse_message(message, reason, Fault.TOO_MANY)
+            return
         given_up = cut.number < self._forgotten_before.get(cut.asker, 0)
         if not given_up and (cut.asker, None) not in self._forgotten:
             learner = self._learner_to_pin() if message.whole else None
@@ -297,6 +283,9 @@ class Stage(Actor):
     def _evaluate(self, message: Evaluate) -> Iterator[Effect]:
         pin = self.pins.get(message.cut)
         if pin is None:  # released while this was on its way
+            return
+        if self._is_too_large(message.payload):
+            yield self._refuse_too_large(message.batch)
             return
         try:
             y = self._run_pinned(pin, message.batch, message.payload)
@@ -364,7 +353,10 @@ class Stage(Actor):
                 yield Send(watcher, Due())
 
     def _watch(self, message: Watch) -> Iterator[Effect]:
-        if message.every_updates:
+        if message.every_updates and len(self._watchers) >= WATCHERS_MAX:
+            reason = f"{WATCHERS_MAX} watch its updates, the most that a gate tells"
+            yield from self._refuse_message(message, reason, Fault.TOO_MANY)
+        elif message.every_updates:
             self._watchers[message.watcher] = message.every_updates
         else:
             self._watchers.pop(message.watcher, None)

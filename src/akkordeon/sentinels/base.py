@@ -12,7 +12,8 @@ from akkordeon.core.actor import Actor, Effect, Report, Send, Stop
 from akkordeon.core.checkpoint_messages import GoOn, Locate, Located
 from akkordeon.core.messages import Batch, Close, EpochEnd, Item, Message, Probe, SourceFailed
 from akkordeon.core.plain_state import PlainState
-from akkordeon.core.reports import BatchCount, SentinelEnded, SentinelStatus
+from akkordeon.core.reports import BatchCount, MessageRefused, SentinelEnded, SentinelStatus
+from akkordeon.core.well_formed import malformed
 from akkordeon.sentinels.roles import Role
 
 __all__ = ["START", "Handler", "SentinelActor"]
@@ -64,7 +65,17 @@ class SentinelActor(Actor, Generic[Flight]):
 
     def receive(self, message: Any, now_s: float) -> Iterator[Effect]:
         """Handle one message; see the table of handlers."""
-        return self._handlers[type(message)](message, now_s)
+        handler = self._handlers.get(type(message))
+        if handler is None:
+            return self._refuse_message(
+                f"a sentinel that is to {self._role} takes no {type(message).__name__}"
+            )
+        wrong = malformed(message)
+        return handler(message, now_s) if wrong is None else self._refuse_message(wrong)
+
+    def _refuse_message(self, reason: str) -> Iterator[Effect]:
+        """Stay as it is, and say so."""
+        yield Report(MessageRefused(self.name, reason))
 
     @abstractmethod
     def _send(self, now_s: float) -> Iterator[Effect]:

@@ -117,7 +117,9 @@ class Checkpointer(SentinelActor[None]):
             yield from self._no_longer_expected(message.sentinel)
 
     def _tick(self, message: Tick, now_s: float) -> Iterator[Effect]:
-        assert self._recipe.every_s is not None
+        if self._recipe.every_s is None:
+            yield from self._refuse_message("a Tick, though its rounds do not come by the clock")
+            return
         yield After(self._recipe.every_s, Tick())
         yield from self._round_due(Due(), now_s)
 

@@ -123,7 +123,9 @@ class Evaluator(SentinelActor[tuple[Any, int]]):
             yield Send(self._row[0], Watch(self.address, self._recipe.every_updates))
 
     def _tick(self, message: Tick, now_s: float) -> Iterator[Effect]:
-        assert self._recipe.every_s is not None
+        if self._recipe.every_s is None:
+            yield from self._refuse_message("a Tick, though its rounds do not come by the clock")
+            return
         yield After(self._recipe.every_s, Tick())
         yield from self._round_due(Due(), now_s)
 
@@ -146,6 +148,9 @@ class Evaluator(SentinelActor[tuple[Any, int]]):
 
     def _pinned(self, message: Cut, now_s: float) -> Iterator[Effect]:
         if message.cut != self._cut:  # it was given up
+            return
+        if not message.versions:
+            yield from self._refuse_message(f"cut {message.cut.number}, which no gate has pinned")
             return
         if message.versions == self._versions:
             yield from self._release()
@@ -198,6 +203,9 @@ class Evaluator(SentinelActor[tuple[Any, int]]):
         yield from self._send(now_s)
 
     def _refused(self, message: Refused, now_s: float) -> Iterator[Effect]:
+        if message.batch not in self._flights:
+            yield from self._refuse_message(f"a refusal of {message.batch}, which is not under way")
+            return
         raise DataError(f"{message.gate} refused it: {message.reason}") from message.error
 
     def _all_back(self, now_s: float) -> Iterator[Effect]:
@@ -225,7 +233,7 @@ class Evaluator(SentinelActor[tuple[Any, int]]):
         return self._board.loss if score == "loss" else self._board.scores()[score]
 
     def _exported(self, message: Exported, now_s: float) -> Iterator[Effect]:
-        if message.cut != self._cut:
+        if message.cut != self._cut or message.gate not in self._row:
             return
         self._states[message.gate] = message.state
         if len(self._states) == len(self._row):

@@ -78,15 +78,13 @@ class Trainer(SentinelActor[Flight]):
         self._epoch = self._new_epoch(1)
         self._epoch_began_s = 0.0
         self._reported_s = 0.0
-        self._samples_sent = 0
-        self._samples_trained = 0
+        self._samples_sent = self._samples_trained = 0
         self._all_sent = False
         self._cut_short = False
         self._graph_check = GraphCheck()
         self._refusals = Refusals(name, recipe.in_flight)
         self._unsettled: set[str] = set()
-        self._began_s = self._latest_s = 0.0
-        self._reader_asked = False
+        self._began_s, self._latest_s, self._reader_asked = 0.0, 0.0, False
         if start is not None:
             self._go_on_from(start)
         self._handlers |= {
@@ -213,8 +211,7 @@ class Trainer(SentinelActor[Flight]):
 
     def _go_on_from(self, start: PlainState) -> None:
         """Be where another one was that said this of itself."""
-        self._rest[START] = True
-        self._numbers = start["number"]
+        self._rest[START], self._numbers = True, start["number"]
         position = SourcePosition.from_plain(start["position"])
         self._places, self._marks = Places(position, self._numbers), SourceMarks(start["source"])
         self.batches = BatchCount(*start["batches"])
@@ -230,7 +227,7 @@ class Trainer(SentinelActor[Flight]):
     def _came_back(self, message: Forward, now_s: float) -> Iterator[Effect]:
         """The outputs of a batch: give it its loss and send the gradient back."""
         batch, flight = message.batch, self._flights.get(message.batch)
-        if flight is None:
+        if flight is None or flight.turned:
             return
         leaves = map_tensors(leaf_of, message.payload)
         targets = to_targets_device(flight.y, leaves)
@@ -249,9 +246,10 @@ class Trainer(SentinelActor[Flight]):
         without_gradients(flight.epoch.board.add, value, shown, targets, flight.samples)
 
     def _trained(self, message: Backward, now_s: float) -> Iterator[Effect]:
-        flight = self._flights.pop(message.batch, None)
-        if flight is None:
+        flight = self._flights.get(message.batch)
+        if flight is None or not flight.turned:
             return
+        del self._flights[message.batch]
         self._latest_s = now_s
         self.batches.trained += 1
         self._refusals.count_trained()
@@ -275,6 +273,8 @@ class Trainer(SentinelActor[Flight]):
             until = self._row.index(message.gate) if message.gate in self._row else len(self._row)
             # The gate that refused a forward holds nothing of it; one that refused a backward does.
             yield from self._count_refused(message, self._row[: until + flight.turned], now_s)
+        elif self.address != message.batch.sentinel or message.batch.number >= self._numbers:
+            yield from self._refuse_message(f"a refusal of {message.batch}, which it never sent")
         elif message.batch.number not in self._refusals:
             yield from self._revoked(message)
 

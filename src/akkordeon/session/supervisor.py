@@ -16,7 +16,7 @@ from torch import Tensor
 from akkordeon.core.addresses import reader_of
 from akkordeon.core.checkpoint_messages import Parted
 from akkordeon.core.errors import GateFailedError, SentinelFailedError, WaitTimeoutError, explain
-from akkordeon.core.messages import Close, Detach, Due, Forget, Message
+from akkordeon.core.messages import Close, Detach, Due, Forget, Message, batch_of
 from akkordeon.core.recovery.reports import StageSaved
 from akkordeon.core.reports import (
     ActorFailed,
@@ -28,11 +28,13 @@ from akkordeon.core.reports import (
     EpochDone,
     GateLeft,
     GateStatus,
+    PeerRefused,
     RoundDone,
     SentinelEnded,
     SentinelStatus,
     ShardStatus,
     TrainingProgress,
+    Undelivered,
 )
 from akkordeon.engines.base import Engine
 from akkordeon.pipeline.recovery.recipe import Recovery
@@ -263,6 +265,29 @@ class Supervisor:
         for gate in attachment.row:
             self._send(gate, Forget(attachment.address))
 
+    def _peer_refused(self, record: PeerRefused) -> None:
+        """A gate takes no more of a sentinel, which is detached."""
+        attachment = self._registry.by_address.get(record.sender)
+        if attachment is not None and not attachment.ended:
+            attachment.error = attachment.error or SentinelFailedError(
+                f"sentinel {attachment.name!r} was detached: {record.by} refused {record.in_a_row} of its "
+                f"messages in a row, the last because {record.reason}"
+            )
+            self._send(attachment.address, Close())
+        for gate in self._row if attachment is None else attachment.row:
+            self._send(gate, Forget(record.sender))
+
+    def _undelivered(self, record: Undelivered) -> None:
+        """Have the gates drop a batch of somebody who was never here, or has long been gone."""
+        batch = batch_of(record.message)
+        if (
+            batch is not None
+            and record.to == batch.sentinel
+            and batch.sentinel not in self._registry.by_address
+        ):
+            for gate in self._row:
+                self._send(gate, Forget(*batch))
+
     def give_up(self, why: str, error: BaseException | None) -> None:
         """A gate has failed for good, which ends the session."""
         if self.error is None:
@@ -334,4 +359,6 @@ class Supervisor:
         ActorLost: _actor_lost,
         ClusterLost: _cluster_lost,
         StageSaved: _stage_saved,
+        PeerRefused: _peer_refused,
+        Undelivered: _undelivered,
     }

@@ -1,0 +1,1 @@
+"""What stages refuse and drop."""
