@@ -88,7 +88,9 @@ def test_where_a_run_is_repeatable_it_has_all_come_to_rest_first_and_lets_them_g
 def test_one_that_goes_on_from_a_start_takes_none_but_lets_all_go():
     random = torch.get_rng_state()
     torch.manual_seed(9)
-    keeper = _checkpointer(at_rest=True, start={"rounds": 3, "random": random}, every_updates=10)
+    keeper = _checkpointer(
+        at_rest=True, start={"rounds": 3, "random": random, "due": False}, every_updates=10
+    )
     began = _do(keeper, Attach())
     assert began == [
         Send("gate/0", Watch(ME, 10)),
@@ -104,7 +106,7 @@ def test_one_that_goes_on_from_a_start_takes_none_but_lets_all_go():
 
 @pytest.mark.parametrize("message", [Due(last=True), Detach()])
 def test_one_that_is_told_to_end_before_all_go_on_from_a_start_ends(message):
-    keeper = _checkpointer(at_rest=True, start={"rounds": 3, "random": None})
+    keeper = _checkpointer(at_rest=True, start={"rounds": 3, "random": None, "due": False})
     _do(keeper, Attach(), message, Located(A, {}))
     effects = _do(keeper, Located(B, {}))
     if isinstance(message, Due):
@@ -166,3 +168,26 @@ def test_what_a_gate_cannot_keep_is_its_failure():
 def test_its_rhythm_is_checked():
     with pytest.raises(RecipeError, match="every_s"):
         Sentinel.checkpoint(every_s=0)
+
+
+def test_an_answer_about_a_cut_that_was_given_up_is_not_taken_for_one_about_the_next():
+    """It would say less than the weights have learned, and batches would be trained twice after a resume."""
+    keeper = _checkpointer()
+    _do(keeper, Due(), Cut(_cut(), (4, 5), True, {A: Applied(7)}), Parted(B))
+    asked = _do(keeper, Cut(_cut(1), (6, 7), True, {A: Applied(9)}))
+    assert asked == [Send(A, Locate(ME, applied=Applied(9), number=1))]
+    assert _do(keeper, Located(A, {"at": 7})) == []
+    assert _do(keeper, Located(A, {"at": 9}, number=1)) == [Send(gate, Export(_cut(1))) for gate in ROW]
+
+
+def test_what_fell_due_meanwhile_is_in_the_checkpoint_and_is_begun_by_whoever_goes_on_from_it():
+    """A run with fewer updates between checkpoints than batches in flight did not have the bits otherwise."""
+    keeper = _checkpointer()
+    _do(keeper, Due(), Due(), Cut(_cut(), (4, 5), True), Located(A, {}), Located(B, {}))
+    taken = next(effect.record for effect in _do(keeper, *_exported()) if isinstance(effect, Report))
+    assert taken.due
+    again = _checkpointer(at_rest=True, start={"rounds": 1, "random": None, "due": True})
+    _do(again, Attach(), Located(A, {}))
+    effects = _do(again, Located(B, {}))
+    assert effects[2:4] == [Send(who, GoOn(ME)) for who in (A, B)]
+    assert effects[4:] == [Send(who, Locate(ME, hold=True)) for who in (A, B)]

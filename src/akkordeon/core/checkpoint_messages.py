@@ -32,11 +32,13 @@ class Locate(Message):
         asker: who wants to know.
         hold: come to rest first, with nothing under way, and begin nothing new before you are told to.
         applied: which of your batches the weights have learned from that are being kept.
+        number: of the question, which comes back with the answer.
     """
 
     asker: str
     hold: bool = False
     applied: Applied | None = None
+    number: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,7 @@ class Located(Message):
 
     by: str
     state: PlainState
+    number: int = 0
 
 
 @dataclass(frozen=True, slots=True)

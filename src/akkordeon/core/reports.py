@@ -161,6 +161,7 @@ class CheckpointTaken:
         stages: by address.
         sentinels: what each goes on from, by address.
         random: the state of the process's generator, where all were at rest; None where they were not.
+        due: another has fallen due meanwhile, and is begun at once.
     """
 
     sentinel: str
@@ -168,6 +169,7 @@ class CheckpointTaken:
     stages: dict[str, StageState]
     sentinels: dict[str, PlainState]
     random: Tensor | None = None
+    due: bool = False
 
 
 @dataclass(frozen=True, slots=True)

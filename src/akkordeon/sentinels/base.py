@@ -105,7 +105,7 @@ class SentinelActor(Actor, Generic[Flight]):
             self._rest[message.asker] = False
             yield from self._come_to_rest(now_s)
         else:
-            yield Send(message.asker, Located(self.address, self._state(message)))
+            yield Send(message.asker, Located(self.address, self._state(message), message.number))
 
     def _go_on_after_rest(self, message: GoOn, now_s: float) -> Iterator[Effect]:
         self._rest.pop(message.asker, None)

@@ -78,6 +78,7 @@ class Checkpointer(SentinelActor[None]):
         self._starts = start is not None
         if start is not None:
             self._rounds, self._random = start["rounds"], start["random"]
+            self._due = Due() if start["due"] else None
         self._handlers |= {
             Attach: self._attach,
             Joined: self._joined,
@@ -149,6 +150,8 @@ class Checkpointer(SentinelActor[None]):
             yield from self._all_located()
 
     def _sentinel_located(self, message: Located, now_s: float) -> Iterator[Effect]:
+        if self._versions and message.number != self._current.number:
+            return  # of a cut that was given up
         if message.by in self._expected:
             self._located[message.by] = message.state
             yield from self._no_longer_expected(message.by)
@@ -180,7 +183,10 @@ class Checkpointer(SentinelActor[None]):
         if message.applied is not None:
             self._applied = {a: each for a, each in message.applied.items() if a in self._members}
         # Only now is it known of one that rests what fell due for it meanwhile, and who has come meanwhile.
-        yield from self._ask({a: Locate(self.address, applied=self._applied_of(a)) for a in self._members})
+        number = message.cut.number
+        yield from self._ask(
+            {a: Locate(self.address, applied=self._applied_of(a), number=number) for a in self._members}
+        )
 
     def _applied_of(self, sentinel: str) -> Applied | None:
         """Which of its batches are in the weights; None where nobody knows, as with shards."""
@@ -200,7 +206,8 @@ class Checkpointer(SentinelActor[None]):
     def _taken(self) -> Iterator[Effect]:
         self._rounds += 1
         stages = {gate: self._stages[gate] for gate in self._row}
-        taken = CheckpointTaken(self.name, self._rounds, stages, self._located, self._random)
+        is_due = self._due is not None
+        taken = CheckpointTaken(self.name, self._rounds, stages, self._located, self._random, is_due)
         self._taken_last, self._stages, self._located = taken, {}, {}
         yield from self._let_go(self._recipe.at_rest)
         if self._recipe.role.repeats:

@@ -302,3 +302,11 @@ def test_whoever_comes_and_goes_while_checkpoints_are_taken_is_not_held_up(recip
         for attachment in session.attachments:
             batches = attachment.batches
             assert batches.sent == batches.trained + batches.refused + batches.lost
+
+
+@pytest.mark.parametrize(("in_flight", "every"), [(3, 3), (4, 3), (4, 2)])
+def test_checkpoints_that_fall_due_while_one_is_taken_leave_the_bits(in_flight, every):
+    whole, kept, _ = _run(_network(), _batches, in_flight, every)
+    for checkpoint in kept[::3]:
+        again, _, _ = _run(_network(), _batches, in_flight, every, resume=checkpoint)
+        _assert_same(whole, again)

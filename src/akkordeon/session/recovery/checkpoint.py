@@ -66,7 +66,13 @@ def checkpoint_of(taken: CheckpointTaken, registry: Registry, epochs_done: int, 
     for attachment in registry.attachments:
         state = taken.sentinels.get(attachment.address, attachment._state)
         if attachment.role.keeps and attachment.role.repeats:
-            state = {"role": str(attachment.role), "rounds": taken.number, "random": taken.random}
+            its = attachment.name == taken.sentinel
+            state = {
+                "role": str(attachment.role),
+                "rounds": taken.number,
+                "random": taken.random,
+                "due": its and taken.due,
+            }
         if state is not None:
             sentinels[attachment.name] = {
                 **state,

@@ -55,7 +55,7 @@ VALIDATOR = {
     "due": bool,
     "last": bool,
 }
-KEEPER = {"rounds": COUNT, "random": Maybe(Tensor)}
+KEEPER = {"rounds": COUNT, "random": Maybe(Tensor), "due": bool}
 SENTINEL = {
     "role": str,
     "address": str,
