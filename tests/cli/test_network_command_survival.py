@@ -81,6 +81,7 @@ def test_signals_end_a_sentinel_which_says_what_it_came_to_and_the_second_at_onc
     terminals("network", "stop", f"{at}/net").end()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_sentinels_with_patience_go_on_when_the_head_was_killed_and_the_network_is_started_again(terminals):
     """All that fed it ended, and nobody could start it at its address: somebody had to see to each."""
@@ -106,6 +107,7 @@ def test_sentinels_with_patience_go_on_when_the_head_was_killed_and_the_network_
     assert ray_processes(at) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed", [("ray start",), ("ray start", "gcs_server")])
 def test_nothing_is_left_of_a_head_that_was_killed(killed, monkeypatch, tmp_path):
     """What it had begun went on, and nobody knew any more that it was ours."""

@@ -139,7 +139,7 @@ def test_settings_come_back_from_a_file():
         ("akkordeon dow", {"downpour"}),
         ("akkordeon train --stal", {"--staleness"}),
         ("akkordeon downpour --staleness dc", {"dc-constant", "dc-adaptive"}),
-        ("akkordeon sentinel ", {"train", "validate"}),
+        ("akkordeon sentinel ", {"checkpoint", "train", "validate"}),
     ],
 )
 def test_the_shell_completes_commands_options_and_choices(typed, offered):

@@ -30,7 +30,7 @@ def test_training_prints_a_line_per_epoch_and_validation_and_what_it_took():
 
 def test_with_json_the_last_line_is_the_outcome():
     outcome = outcome_of(akkordeon("train", "digits", *QUICK, "--json"))
-    assert outcome.keys() == {"sentinels", "gates", "batches", "seconds", "samples_per_s"}
+    assert outcome.keys() == {"sentinels", "gates", "batches", "restarts", "seconds", "samples_per_s"}
     train, validate = outcome["sentinels"]["train"], outcome["sentinels"]["validate"]
     assert train.keys() == validate.keys() == {"role", "rounds", "loss", "scores", "samples", "seconds"}
     assert (train["role"], train["rounds"], train["samples"]) == ("train", 2, 512)

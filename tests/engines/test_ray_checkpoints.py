@@ -41,7 +41,7 @@ def test_a_checkpoint_goes_on_under_another_engine():
         with ak.run(_network(), engine, resume=kept) as session:
             trainer = session.attach(_trainer())
             assert engine.wait_until(lambda trainer=trainer, n=number: trainer.epochs_done >= 4 * n, 60)
-            kept = session.checkpoint(30)
+            kept = session.checkpoint(timeout=30)
     with ak.run(_network(), ak.Threads(1), resume=kept) as session:
         trainer = session.attach(_trainer())
         session.wait(60)

@@ -28,8 +28,8 @@ BUDGET = 500
 
 
 def a_forget_that_does_not_purge(patch):
-    """What is still on its way to a gate when it is told to forget is not dropped there."""
-    patch.setattr(gate_actor.GateActor, "_is_forgotten", lambda self, *batch: False)
+    """A gate that is told to forget keeps what it holds, and takes what is still on its way."""
+    patch.setattr(gate_actor.GateActor, "_forget", lambda self, message: iter(()))
 
 
 def a_backward_that_is_applied_twice(patch):

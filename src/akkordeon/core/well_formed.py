@@ -13,7 +13,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from torch import Tensor
 
 from akkordeon.core.errors import ProtocolError
-from akkordeon.core.messages import Batch, CutId, Message
+from akkordeon.core.messages import Batch, CutId, Message, Probe
 from akkordeon.core.payload import Payload, itself, map_tensors
 from akkordeon.core.plain_state import Applied
 
@@ -24,6 +24,9 @@ NUMBER_MAX = 2**63 - 1
 
 DEPTH_MAX = 32
 """So many tuples, lists and dicts may lie inside each other in a payload."""
+
+SIGNED = {(Probe, "number")}
+"""Fields that may be negative: so the keeper of a network tells answers to itself from those to sessions."""
 
 Check = Callable[[Any], bool]
 
@@ -62,7 +65,11 @@ def _checks_of(kind: type) -> tuple[tuple[str, Check], ...]:
     """The fields of a class of messages that can be wrong, each with its check."""
     if not issubclass(kind, Message):
         return ()
-    checks = {name: _check_of(hint) for name, hint in get_type_hints(kind).items() if name != "kind"}
+    checks = {
+        name: _is_signed if (kind, name) in SIGNED else _check_of(hint)
+        for name, hint in get_type_hints(kind).items()
+        if name != "kind"
+    }
     return tuple((name, check) for name, check in checks.items() if check is not None)
 
 
@@ -118,6 +125,10 @@ def _anything(value: object) -> bool:
 
 def _is_number(value: object) -> bool:
     return type(value) is int and 0 <= value <= NUMBER_MAX
+
+
+def _is_signed(value: object) -> bool:
+    return type(value) is int and abs(value) <= NUMBER_MAX
 
 
 def is_identity(value: Any, kind: type[Any] = Batch) -> bool:
