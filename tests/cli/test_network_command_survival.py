@@ -52,6 +52,7 @@ def ray_processes(at):
     return list({process.pid: process for process in found}.values())
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_signals_end_a_sentinel_which_says_what_it_came_to_and_the_second_at_once(terminals):
     """Some ended with a stack of Ray's C++ and exit code -6."""
@@ -139,6 +140,7 @@ def alive(process):
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_network_whose_head_was_killed_goes_on_from_its_checkpoint(terminals, tmp_path):
     """Another process of the network's takes checkpoints; whoever trained it comes back by himself."""

@@ -93,6 +93,7 @@ print("batches|0|", training.batches.as_tuple())
 """
 
 
+@pytest.mark.slow
 def test_every_wait_of_a_session_ends_in_a_sentence_when_the_raylet_is_killed():
     """module(timeout=5) did not keep its time and close() took minutes, in a ray.get without one."""
     pytest.importorskip("ray", reason="Ray is not installed: pip install '.[ray]'")

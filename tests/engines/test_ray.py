@@ -150,6 +150,7 @@ class DeadCluster:
         self.node_answers, self.head_answers = lambda: node, lambda: head
 
 
+@pytest.mark.slow
 def test_gates_whose_processes_are_killed_come_back_in_others_while_training_goes_on():
     engine = lending()
     network = ak.Network(three_gates().gates, recovery=ak.Recovery(snapshot_every=10, backoff_s=0.1))

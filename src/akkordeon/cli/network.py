@@ -212,8 +212,8 @@ def join(
     """Make this machine part of a cluster, until Ctrl-C."""
     with EndingSignals() as signals:
         process = processes.member(address, resources)
-        typer.echo(f"this machine is part of the cluster at {address}; Ctrl-C leaves it")
         with signals.counted():
+            typer.echo(f"this machine is part of the cluster at {address}; Ctrl-C leaves it")
             code = _stay(process, signals)
             if signals.first is None:
                 raise ClusterError(
