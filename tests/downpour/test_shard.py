@@ -14,7 +14,7 @@ import akkordeon as ak
 from akkordeon.core.messages import Batch, Close, Cut, CutId, Evaluate, Export, Exported, Fault, Forget, Probe
 from akkordeon.core.reports import GateLeft, ShardStatus
 from akkordeon.core.shard_messages import Dropped, Fetch, Left, Parameters, Push, Settle, Settled
-from akkordeon.downpour.shard import ParameterShard, ShardActor
+from akkordeon.downpour.shard import DROPPED_MAX, ParameterShard, ShardActor
 from akkordeon.pipeline.stage import Position
 
 SGD = partial(torch.optim.SGD, lr=0.5)
@@ -336,3 +336,28 @@ def test_one_over_tau_is_a_rule_for_gates_too_and_leaves_what_it_is_given_alone(
         assert nothing is None
     assert g.tolist() == [2.0, 4.0]
     assert ak.Gate(nn.Linear(2, 2), SGD, staleness=rule).staleness.keeps_weights
+
+
+@pytest.mark.parametrize(
+    ("buffer", "fault"),
+    [(torch.zeros(7), Fault.FORM), ("x", Fault.FORM), (torch.full((1,), float("nan")), Fault.NOT_FINITE)],
+)
+def test_a_push_with_a_buffer_that_cannot_be_is_dropped_before_anything_is_learned(buffer, fault):
+    module = nn.Sequential(nn.Linear(2, 1), nn.BatchNorm1d(1))
+    actor = shard(module)
+    fetched(actor)
+    before = {name: tensor.clone() for name, tensor in actor.buffers.now.items()}
+    gradients = [torch.ones_like(weight) for weight in module.parameters()]
+    (dropped,) = sends(do(actor, push(0, *gradients, buffers={"1.running_mean": buffer})), Dropped)
+    assert dropped.fault is fault
+    assert actor.version == 0
+    assert all(torch.equal(before[name], tensor) for name, tensor in actor.buffers.now.items())
+
+
+def test_a_gate_that_goes_on_after_a_thousand_dropped_pushes_is_read_no_more():
+    actor = shard()
+    fetched(actor)
+    answers = [do(actor, push(0, torch.ones(3))) for _ in range(DROPPED_MAX + 5)]
+    assert [bool(answer) for answer in answers] == [True] * DROPPED_MAX + [False] * 5
+    assert do(actor, Fetch("r/0", is_first=True)) == []
+    assert fetched(actor, "r/1").version == 0

@@ -918,3 +918,20 @@ def test_a_device_that_is_not_there_is_told_with_the_name_of_the_gate(monkeypatc
     for recipe in (network, ak.Downpour(network, replicas=2)):
         with pytest.raises(RecipeError, match="head cannot be moved to its device 'cuda': AssertionError"):
             ak.run(recipe)
+
+
+def test_a_second_gradient_after_one_that_was_not_finite_is_refused_and_does_not_end_the_gate():
+    """The first had gone through the graph, which PyTorch frees: the second made the gate raise."""
+    gate = gate_alone(nn.Linear(6, 4))
+    do(gate, forward(0, x_of()))
+    bad, good = torch.full((SIZE, 4), NAN), torch.ones(SIZE, 4)
+    faults = [why.fault for why in sends(do(gate, backward(0, bad), backward(0, good)), Refused)]
+    assert faults == [Fault.NOT_FINITE, Fault.UNKNOWN]
+
+
+def test_the_last_gate_takes_no_number_that_it_has_learned_from():
+    gate = gate_alone(nn.Linear(6, 4), position={"next": None})
+    once = forward(0, x_of()), backward(0, torch.ones(SIZE, 4))
+    assert not sends(do(gate, *once), Refused)
+    assert [why.fault for why in sends(do(gate, *once), Refused)] == [Fault.UNKNOWN] * 2
+    assert gate.version == 1

@@ -7,14 +7,14 @@ class are made from the types of its fields when its first message comes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import islice
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from torch import Tensor
 
-from akkordeon.core.errors import ProtocolError
 from akkordeon.core.messages import Batch, CutId, Message, Probe
-from akkordeon.core.payload import Payload, itself, map_tensors
+from akkordeon.core.payload import Payload
 from akkordeon.core.plain_state import Applied
 
 __all__ = ["is_identity", "malformed"]
@@ -28,6 +28,12 @@ DEPTH_MAX = 32
 SIGNED = {(Probe, "number")}
 """Fields that may be negative: so the keeper of a network tells answers to itself from those to sessions."""
 
+PARTS_MAX = 10_000
+"""So many tensors and containers may be in a payload."""
+
+_MISSING = object()
+"""In place of a field that is not there, as in bytes that somebody else wrote."""
+
 Check = Callable[[Any], bool]
 
 _checks: dict[type, tuple[tuple[str, Check], ...]] = {}
@@ -40,22 +46,26 @@ def malformed(message: Any) -> str | None:
     if checks is None:
         checks = _checks[type(message)] = _checks_of(type(message))
     for name, is_right in checks:
-        value = getattr(message, name)
-        if not is_right(value):
+        value = getattr(message, name, _MISSING)
+        if value is _MISSING or not is_right(value):
             return f"the {name} of its {type(message).__name__} is none: {_shown(name, value)}"
     return None
 
 
 def _shown(name: str, value: Any) -> str:
     """What is wrong with it."""
+    if value is _MISSING:
+        return "it is not there"
     if name == "payload":
-        try:
-            map_tensors(itself, value)
-        except ProtocolError as error:
-            return str(error)
-        except RecursionError:
-            pass
-        return f"it is more than {DEPTH_MAX} containers deep, or has tensors without shape or memory"
+        if not isinstance(value, Tensor | tuple | list | dict):
+            return f"a payload is a tensor, or a tuple, list or dict of tensors; got {type(value).__name__}"
+        for part in _parts(value) or ():
+            if not isinstance(part, Tensor | tuple | list | dict | None):
+                return f"a payload holds tensors alone; got {type(part).__name__} inside it"
+        return (
+            f"it is more than {DEPTH_MAX} containers deep, holds more than {PARTS_MAX} things, or has "
+            "tensors without shape or memory"
+        )
     if type(value) is int:
         return "it is negative" if value < 0 else "it is too large"
     return f"it is of the type {type(value).__name__}"
@@ -150,13 +160,37 @@ def _is_tensor(value: object) -> bool:
     return isinstance(value, Tensor) and not (value.is_nested or value.is_meta)
 
 
-def _is_payload(value: Any, depth: int = 0) -> bool:
+def _is_payload(value: Any) -> bool:
     if isinstance(value, Tensor):
         return not (value.is_nested or value.is_meta)
-    if depth > DEPTH_MAX or not isinstance(value, tuple | list | dict):
+    if not isinstance(value, tuple | list | dict):
         return False
-    parts = value.values() if isinstance(value, dict) else value
-    return all(part is None or _is_payload(part, depth + 1) for part in parts)
+    parts = _parts(value)
+    return parts is not None and all(
+        part is None or isinstance(part, tuple | list | dict) or _is_tensor(part) for part in parts
+    )
+
+
+def _parts(payload: Any) -> list[Any] | None:
+    """What is in a payload and its containers; None if it is too deep or too much.
+
+    One list can be twice in another, that twice in a third: without a bound a few lists are a million parts.
+    """
+    level, found = [payload], list[Any]()
+    for _ in range(DEPTH_MAX + 1):
+        inside = (
+            part
+            for each in level
+            if isinstance(each, tuple | list | dict)
+            for part in (each.values() if isinstance(each, dict) else each)
+        )
+        level = list(islice(inside, PARTS_MAX + 1))
+        found += level
+        if not level:
+            return found
+        if len(found) > PARTS_MAX:
+            break
+    return None
 
 
 _CHECKS: dict[Any, Check] = {

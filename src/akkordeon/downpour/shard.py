@@ -34,6 +34,9 @@ from akkordeon.pipeline.weights import Snapshot
 
 __all__ = ["Handlers", "ParameterShard", "ShardActor", "SplitRole", "WeightIndices"]
 
+DROPPED_MAX = 1000
+"""Pushes of a gate dropped in a row after which it is read no more; an honest one gives up before."""
+
 WeightIndices = tuple[int, ...]
 """Some of a module's parameters, by their numbers among all of them."""
 
@@ -127,6 +130,8 @@ class ShardActor(Stage):
     def _fetch(self, message: Fetch) -> Iterator[Effect]:
         if (message.asker, None) in self._forgotten:  # it died after it had asked
             return
+        if self._dropped[message.asker] >= DROPPED_MAX:
+            return
         if message.is_first:
             self._drop_what_is_kept_of(message.asker)
         self._steps_by_speed.start(message.asker, self._now_s)
@@ -158,6 +163,8 @@ class ShardActor(Stage):
     # ── learning ─────────────────────────────────────────────────────────────────────────────────────
 
     def _push(self, message: Push) -> Iterator[Effect]:
+        if self._dropped[message.asker] >= DROPPED_MAX:
+            return
         self._counts["pushes"] += 1
         self._counts["bytes_in"] += sum(map(nbytes, tensors(message.payload)))
         self._steps_by_speed.record_push(message.asker, message.steps, self._now_s)
@@ -185,7 +192,7 @@ class ShardActor(Stage):
         if limit is not None and staleness > limit:
             yield self._drop(message, Fault.TOO_STALE, f"it is {staleness} updates old, at most {limit}")
             return
-        if not all_finite(gradients):
+        if not (all_finite(gradients) and self._are_finite(message.buffers)):
             yield self._drop(message, Fault.NOT_FINITE, "it is not finite")
             return
         if not self._updater.update(gradients, then, staleness):
@@ -198,6 +205,11 @@ class ShardActor(Stage):
         self._dropped.pop(message.asker, None)
         yield from self._tell_watchers()
         yield from self._save_if_due()
+
+    def _are_finite(self, buffers: dict[str, Any]) -> bool:
+        """Whether they are, but for those of which ours are not either, as in a mask."""
+        both = [(theirs, self.buffers.now[name]) for name, theirs in buffers.items()]
+        return all(all_finite([t]) or not all_finite([m]) for t, m in both if isinstance(t, Tensor))
 
     def _merge(self, message: Push) -> None:
         theirs = message.buffers if self.device is None else on_device(message.buffers, self.device)
@@ -228,7 +240,9 @@ class ShardActor(Stage):
             return None
         if message.scales is not None and len(message.scales) != len(like):
             return None
-        if not (message.buffers.keys() <= self.buffers.now.keys() and all(map(_fits, message.payload, like))):
+        if not all(map(_fits, message.payload, like)):
+            return None
+        if not all(_replaces(buffer, self.buffers.now.get(name)) for name, buffer in message.buffers.items()):
             return None
         found = unpacked((message.payload, message.scales), like)
         if self.device is not None:
@@ -305,3 +319,10 @@ class ShardActor(Stage):
 def _fits(pushed: Tensor | None, weight: Tensor) -> bool:
     """Whether a tensor of a push can be one of a weight; its dtype may be another, as in a compressed one."""
     return pushed is None or (pushed.shape == weight.shape and pushed.is_complex() == weight.is_complex())
+
+
+def _replaces(pushed: Any, buffer: Any) -> bool:
+    """Whether something pushed can be merged with a buffer; extra state is nobody's business."""
+    if isinstance(buffer, Tensor):
+        return isinstance(pushed, Tensor) and pushed.shape == buffer.shape and pushed.dtype == buffer.dtype
+    return buffer is not None and not isinstance(pushed, Tensor)

@@ -105,8 +105,8 @@ class GateActor(Stage):
         batch = message.batch
         if self._is_forgotten(batch):
             return
-        if batch in self.stash:
-            yield self._refuse(batch, Fault.UNKNOWN, "a batch of this number is in flight already")
+        if batch in self.stash or (self._ledger is not None and batch in self._ledger):
+            yield self._refuse(batch, Fault.UNKNOWN, "a batch of this number is in flight, or over, already")
             return
         if len(self.stash) >= self.position.max_in_flight:
             yield self._refuse(
@@ -229,7 +229,7 @@ class GateActor(Stage):
     def _backward(self, message: Backward) -> Iterator[Effect]:
         batch, gradient = message.batch, message.payload
         stashed = self.stash.get(batch)
-        if stashed is None:
+        if stashed is None or stashed.spent:
             if not self._is_forgotten(batch):
                 yield self._refuse_unknown(batch)
             return
@@ -244,6 +244,7 @@ class GateActor(Stage):
         if limit is not None and staleness > limit:
             yield self._refuse(batch, Fault.TOO_STALE, f"it is {staleness} updates old, at most {limit}")
             return
+        stashed.spent = True
         try:
             to_previous, of_weights = self._derived(batch, stashed, gradient)
             is_finite = all_finite((*tensors(to_previous), *of_weights))
@@ -273,7 +274,7 @@ class GateActor(Stage):
         """The batch is not here; of a sentinel that has not said what to forget, it was in a gate before."""
         if self._anew and batch.sentinel not in self._forgotten_before:
             return self._refuse(batch, Fault.LOST, "it was in flight here when the gate was made anew")
-        return self._refuse(batch, Fault.UNKNOWN, "no such batch is in flight here")
+        return self._refuse(batch, Fault.UNKNOWN, "no such batch waits here for a gradient")
 
     def _derived(
         self, batch: Batch, stashed: Stashed, gradient: Payload | None

@@ -74,6 +74,7 @@ class Stashed:
     """What a gate keeps of a batch in flight.
 
     ``marks``: the calls of its random modules. ``arrivals``: weights that had come to a replica by then.
+    ``spent``: a gradient has gone through its graph, which there is only once.
     """
 
     x: Payload
@@ -82,6 +83,7 @@ class Stashed:
     version: int
     arrivals: int = 0
     marks: tuple[Marks, ...] = ()
+    spent: bool = False
 
 
 def _ready(module: nn.Module) -> nn.Module:

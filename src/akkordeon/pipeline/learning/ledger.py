@@ -54,6 +54,11 @@ class Ledger:
             self._recent[sentinel] = account
         return account
 
+    def __contains__(self, batch: Batch) -> bool:
+        """Whether a batch was learned from, or will not come."""
+        account = self._recent.get(batch.sentinel) or self._earlier.get(batch.sentinel)
+        return account is not None and batch.number < account.next and batch.number not in account.missing
+
     def add(self, batch: Batch) -> None:
         """A batch was learned from."""
         account, number = self._account(batch.sentinel), batch.number
