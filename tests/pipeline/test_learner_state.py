@@ -81,6 +81,24 @@ def test_a_gate_made_again_goes_on_to_the_bit(gate):
         assert torch.equal(mine, again.buffers.now[name])
 
 
+# An optimizer that goes on from a state keeps its very tensors. A gate made anew wrote its momentum into the
+# snapshot, so made anew from there once more it had another one; so had a run taken up twice from a
+# checkpoint in memory.
+def test_a_state_that_a_gate_goes_on_from_stays_as_it_is():
+    position, gate = Position("gate/0", 0), GATES["sgd with groups by name"]
+    one = GateActor(gate, position)
+    _step(one, 0)
+    kept = _kept(one)
+    ended = []
+    for _ in range(2):
+        again = GateActor(gate, position, kept)
+        for number in range(1, 4):
+            _step(again, number)
+        ended.append(again.weights.now)
+    for first, second in zip(*ended, strict=True):
+        assert torch.equal(first, second)
+
+
 def test_the_state_of_another_optimizer_is_refused_in_a_sentence():
     position = Position("gate/0", 0)
     kept = _kept(GateActor(GATES["adamw with a scheduler"], position))

@@ -36,7 +36,7 @@ def state_of_optimizer(optimizer: Optimizer, names: Sequence[str], label: str) -
 
 
 def load_optimizer(optimizer: Optimizer, state: Mapping[str, Any], names: Sequence[str], label: str) -> None:
-    """Have an optimizer go on from such a state.
+    """Have an optimizer go on from such a state, which stays as it is: it may be gone on from again.
 
     Raises:
         RecipeError: it is of an optimizer with other groups, or of other weights.
@@ -52,7 +52,10 @@ def load_optimizer(optimizer: Optimizer, state: Mapping[str, Any], names: Sequen
         )
     optimizer.load_state_dict(
         {
-            "state": {number[name]: each for name, each in state["state"].items()},
+            "state": {
+                number[name]: copied_plain(each, f"the optimizer of {label}")
+                for name, each in state["state"].items()
+            },
             "param_groups": [
                 {**group, "params": mine["params"]} for group, mine in zip(groups, own, strict=True)
             ],
