@@ -17,7 +17,14 @@ from torch import Tensor, nn
 from akkordeon.core.errors import RecipeError
 from akkordeon.core.plain_state import from_json_form, json_form
 
-__all__ = ["EXTRA", "copied_extra_state", "extra_state_from", "extra_state_owners", "extra_state_tensors"]
+__all__ = [
+    "EXTRA",
+    "copied_extra_state",
+    "extra_state_from",
+    "extra_state_owners",
+    "extra_state_tensors",
+    "owner_of",
+]
 
 EXTRA = "_extra_state"
 
@@ -27,6 +34,12 @@ def extra_state_owners(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for prefix, part in module.named_modules():
         if type(part).get_extra_state is not nn.Module.get_extra_state:
             yield f"{prefix}.{EXTRA}" if prefix else EXTRA, part
+
+
+def owner_of(name: str) -> str:
+    """The name of what a tensor is of: of extra state where it is one in that, else its own."""
+    whole, found, _ = name.partition(f"{EXTRA}.")
+    return whole + EXTRA if found else name
 
 
 def extra_state_tensors(name: str, value: object) -> Iterator[tuple[str, Tensor]]:

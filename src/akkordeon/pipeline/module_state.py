@@ -31,15 +31,21 @@ from akkordeon.pipeline.module_copy import overlapping, tensors_in
 
 __all__ = [
     "BufferState",
+    "Outline",
     "Statistics",
     "as_tensors",
     "evaluating",
+    "outline_of",
     "tensors_of",
     "write",
 ]
 
 BufferState = dict[str, Any]
 """Buffers by name (a tensor, or None), and extra state under names that end in ``_extra_state``."""
+
+
+Outline = Mapping[str, tuple[int, ...] | None]
+"""Shapes by name; None where there may be any, or nothing: of extra state, and of buffers that are None."""
 
 
 # ── what a forward may change besides weights ────────────────────────────────────────────────────────
@@ -179,6 +185,15 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
         RecipeError: extra state that cannot be carried.
     """
     return as_tensors(module.named_parameters(), Statistics(module).now)
+
+
+def outline_of(module: nn.Module) -> Outline:
+    """What a module has that may be put into it."""
+    state = {**dict(module.named_parameters()), **Statistics(module).now}
+    return {
+        name: tuple(thing.shape) if isinstance(thing, Tensor) and name.rpartition(".")[2] != EXTRA else None
+        for name, thing in state.items()
+    }
 
 
 def as_tensors(weights: Iterable[tuple[str, Tensor]], kept: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import pytest
 import torch
 from tests.session.recovery.test_resume import _assert_same, _batches, _Counter, _network, _run
@@ -140,3 +142,79 @@ def test_a_second_resume_asks_a_source_for_its_state_too():
     last, _, _ = _run(_network(), source, resume=again[0])
     _assert_same(whole, last)
     assert sources[2].opened == 160 - 80
+
+
+class _Counts(nn.Linear):
+    """Its extra state takes more room the higher it counts."""
+
+    calls = 8
+
+    def get_extra_state(self):
+        return {"calls": self.calls}
+
+    def set_extra_state(self, state):
+        self.calls = state["calls"]
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x) / self.calls
+
+
+class _Centred(nn.Linear):
+    """Has a mean from its first batch on."""
+
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.register_buffer("mean", None)
+
+    def forward(self, x):
+        if self.training:
+            mean = x.detach().mean(0)
+            self.mean = mean if self.mean is None else 0.9 * self.mean + 0.1 * mean
+        return super().forward(x - self.mean)
+
+
+# All that a module had was held against the new one, shape by shape: extra state, which is as long as
+# what it says, and buffers that begin as None made it another network. A gate without any state had no
+# version.
+@pytest.mark.parametrize(
+    "middle",
+    [
+        nn.ReLU(),
+        _Counts(16, 16),
+        _Centred(16, 16),
+        nn.Sequential(_Centred(16, 16), nn.ReLU(), nn.Linear(16, 16)),
+    ],
+    ids=["no state", "extra state", "None at first", "None at first, and more"],
+)
+def test_what_has_no_fixed_form_is_taken_up_too(middle):
+    torch.manual_seed(0)
+    ends, optimizer = (nn.Linear(6, 16), nn.Linear(16, 2)), _network().gates[0].optimizer
+    network = ak.Network([ak.Gate(module, optimizer) for module in (ends[0], middle, ends[1])])
+    whole, kept, _ = _run(network, _batches)
+    again, _, attached = _run(network, _batches, resume=kept[2])
+    _assert_same(whole, again)
+    assert attached[0].batches.as_tuple() == (48, 48, 0, 0)
+
+
+# Only numbered children counted as layers, so those of a Sequential with names could not be in other gates.
+@pytest.mark.parametrize("gates", [1, 3])
+def test_layers_with_names_go_on_in_other_gates(gates):
+    torch.manual_seed(0)
+    layers = {
+        "into": nn.Linear(6, 16),
+        "norm": nn.BatchNorm1d(16),
+        "bend": nn.ReLU(),
+        "out": nn.Linear(16, 2),
+    }
+    model = nn.Sequential(OrderedDict(layers))
+
+    def network(gates):
+        return ak.Network.from_module(model, gates, lambda ps: torch.optim.AdamW(ps, lr=0.01))
+
+    whole, kept, _ = _run(network(2), _batches)
+    again, _, _ = _run(network(gates), _batches, resume=kept[2])
+    merged = [{name: t for state in each.values() for name, t in state.items()} for each in (whole, again)]
+    assert merged[0].keys() == merged[1].keys()
+    for name, tensor in merged[0].items():
+        assert torch.equal(tensor, merged[1][name]), name

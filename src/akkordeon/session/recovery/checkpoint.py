@@ -9,7 +9,7 @@ from akkordeon.core.errors import RecipeError
 from akkordeon.core.plain_state import PlainState, StageState
 from akkordeon.core.reports import CheckpointTaken
 from akkordeon.downpour.recipe import Downpour
-from akkordeon.pipeline.module_state import tensors_of
+from akkordeon.pipeline.module_state import outline_of
 from akkordeon.pipeline.network import Network
 from akkordeon.session.attachment import Attachment
 from akkordeon.session.recovery.recut import recut
@@ -44,7 +44,7 @@ class Checkpoint:
             self._refuse_other_row(network.row())
             return self.stages
         gates = zip(network.row(), network.gates, strict=True)
-        return recut(self.stages, {address: tensors_of(gate.module) for address, gate in gates})
+        return recut(self.stages, {address: outline_of(gate.module) for address, gate in gates})
 
     def _refuse_other_row(self, row: Sequence[str]) -> None:
         if list(row) != list(self.stages):

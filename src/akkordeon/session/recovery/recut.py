@@ -3,13 +3,14 @@
     kept    gate/0: layers 0 1 2      gate/1: layers 3 4
     here    gate/0: layers 0 1    gate/1: layers 2 3    gate/2: layer 4
 
-Layers go by their order in the row: in a gate of an ``nn.Sequential`` each child that has a state is one, any
-other gate is one as a whole.
+What has the same gates goes by gate and name, and what has names that are unique in the row by these, as the
+gates of ``Network.from_module`` have. All else goes by the order of the layers in the row: in a gate of an
+``nn.Sequential`` with numbered children each child that has a state is one, any other gate is one as a whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,102 +18,149 @@ from torch import Tensor
 
 from akkordeon.core.errors import RecipeError
 from akkordeon.core.plain_state import LearnerState, StageState
+from akkordeon.pipeline.extra_state import owner_of
+from akkordeon.pipeline.module_state import Outline
 
 __all__ = ["recut"]
 
 
 @dataclass(frozen=True)
-class _Layer:
-    """Where the tensors of a layer are: by their names in it, the names in its gate."""
+class _Place:
+    """Where something with a name is, and its shape; None where it has one as it comes."""
 
     gate: str
-    names: Mapping[str, str]
+    name: str
+    shape: tuple[int, ...] | None
+
+    @property
+    def head(self) -> str:
+        """The child of the gate's module that it is in."""
+        return self.name.partition(".")[0]
 
 
-_Pair = tuple[_Layer, _Layer]
-"""A layer of the checkpoint, and the same one here."""
+_Keyed = Mapping[Hashable, _Place]
+"""Places by what is the same in the checkpoint and here."""
+
+_Move = tuple[str, str, str]
+"""Of a tensor, the gate it was in, its name there and its name here."""
 
 
-def recut(
-    stages: Mapping[str, StageState], wanted: Mapping[str, Mapping[str, Tensor]]
-) -> dict[str, StageState]:
+def recut(stages: Mapping[str, StageState], wanted: Mapping[str, Outline]) -> dict[str, StageState]:
     """Deal the stages of a checkpoint out to other gates.
 
     Args:
         stages: of the checkpoint, head first.
-        wanted: the tensors of each gate of the network by name, head first.
+        wanted: what each gate of the network has by name, head first.
 
     Raises:
         RecipeError: it has other layers; the first that differs.
     """
-    kept = _layers({gate: stage.tensors for gate, stage in stages.items()})
-    here = _layers(wanted)
-    _refuse_others(kept, here, stages, wanted)
-    parts: dict[str, list[_Pair]] = {gate: [] for gate in wanted}
-    for theirs, mine in zip(kept, here, strict=True):
-        parts[mine.gate].append((theirs, mine))
+    kept, here = _paired(
+        list(_places({gate: _outline(stage.tensors) for gate, stage in stages.items()})),
+        list(_places(wanted)),
+    )
+    _refuse_others(kept, here)
+    moves: dict[str, list[_Move]] = {gate: [] for gate in wanted}
+    for gate, old, mine in _moved(stages, kept, here):
+        moves[mine.gate].append((gate, old, mine.name + old.removeprefix(owner_of(old))))
     last, applied = list(wanted)[-1], list(stages.values())[-1].applied
     return {
         gate: StageState(
-            max(stages[theirs.gate].version for theirs, _ in part),
-            {new: stages[old_gate].tensors[old] for old_gate, old, new in _renamed(part)},
-            _learner(stages, part),
+            _version(gate, stages, its),
+            {new: stages[old_gate].tensors[old] for old_gate, old, new in its},
+            _learner(stages, its),
             applied if gate == last else {},
         )
-        for gate, part in parts.items()
+        for gate, its in moves.items()
     }
 
 
-def _renamed(part: Sequence[_Pair]) -> Iterator[tuple[str, str, str]]:
-    """Of every tensor of a gate, the gate it was in, its name there and its name here."""
-    for theirs, mine in part:
-        for name, old in theirs.names.items():
-            yield theirs.gate, old, mine.names[name]
+def _outline(tensors: Mapping[str, Tensor]) -> Outline:
+    """Of what was kept; the tensors of one extra state are one thing."""
+    return {owner_of(name): tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
-def _layers(gates: Mapping[str, Mapping[str, Tensor]]) -> list[_Layer]:
-    layers: list[_Layer] = []
-    for gate, tensors in gates.items():
-        heads = list(dict.fromkeys(name.partition(".")[0] for name in tensors))
-        if all(head.isdecimal() for head in heads):
-            for head in sorted(heads, key=int):
-                names = [name for name in tensors if name.partition(".")[0] == head]
-                layers.append(_Layer(gate, {name.partition(".")[2]: name for name in names}))
+def _places(gates: Mapping[str, Outline]) -> Iterator[_Place]:
+    for gate, outline in gates.items():
+        for name, shape in outline.items():
+            yield _Place(gate, name, shape)
+
+
+# ── what is the same ─────────────────────────────────────────────────────────────────────────────────
+
+
+def _paired(kept: Sequence[_Place], here: Sequence[_Place]) -> tuple[_Keyed, _Keyed]:
+    """Both by the first key under which they have the same; by layers, if there is none."""
+    for key in (_gate_and_name, _name):
+        theirs, mine = ({key(place): place for place in places} for places in (kept, here))
+        optional = {each for each, place in mine.items() if place.shape is None}
+        is_unique = len(theirs) == len(kept) and len(mine) == len(here)
+        if is_unique and theirs.keys() | optional == mine.keys():
+            return theirs, mine
+    return dict(_by_layer(kept)), dict(_by_layer(here))
+
+
+def _gate_and_name(place: _Place) -> Hashable:
+    return place.gate, place.name
+
+
+def _name(place: _Place) -> Hashable:
+    return place.name
+
+
+def _by_layer(places: Sequence[_Place]) -> Iterator[tuple[Hashable, _Place]]:
+    """By the number of the layer in the row, and the name in it."""
+    number = 0
+    for gate in dict.fromkeys(place.gate for place in places):
+        own = [place for place in places if place.gate == gate]
+        if all(place.head.isdecimal() for place in own):
+            heads = sorted({place.head for place in own}, key=int)
+            for place in own:
+                yield (number + heads.index(place.head), place.name.partition(".")[2]), place
+            number += len(heads)
         else:
-            layers.append(_Layer(gate, {name: name for name in tensors}))
-    return layers
+            yield from (((number, place.name), place) for place in own)
+            number += 1
 
 
-def _refuse_others(
-    kept: Sequence[_Layer],
-    here: Sequence[_Layer],
-    stages: Mapping[str, StageState],
-    wanted: Mapping[str, Mapping[str, Tensor]],
-) -> None:
-    for theirs, mine in zip(kept, here, strict=False):
-        has = {n: tuple(stages[theirs.gate].tensors[name].shape) for n, name in theirs.names.items()}
-        needs = {n: tuple(wanted[mine.gate][name].shape) for n, name in mine.names.items()}
-        for n in sorted(has.keys() | needs.keys()):
-            if has.get(n) != needs.get(n):
-                where = mine.names.get(n) or theirs.names[n]
-                raise RecipeError(
-                    f"the checkpoint is of another network: {where} of {mine.gate} is {_shown(has.get(n))} "
-                    f"there and {_shown(needs.get(n))} here"
-                )
-    if len(kept) != len(here):
-        raise RecipeError(
-            f"the checkpoint is of another network: it has {len(kept)} layers with weights there and "
-            f"{len(here)} here"
-        )
+def _refuse_others(kept: _Keyed, here: _Keyed) -> None:
+    for key in sorted(kept.keys() | here.keys()):  # type: ignore[type-var]  # all of one kind
+        theirs, mine = kept.get(key), here.get(key)
+        if mine is not None and mine.shape is None:
+            continue
+        if theirs is None or mine is None or theirs.shape != mine.shape:
+            place = mine or theirs
+            assert place is not None, "one of them has it"
+            raise RecipeError(
+                f"the checkpoint is of another network: {place.name} of {place.gate} is {_shown(theirs)} "
+                f"there and {_shown(mine)} here"
+            )
 
 
-def _shown(shape: tuple[int, ...] | None) -> str:
-    return "missing" if shape is None else str(shape)
+def _shown(place: _Place | None) -> str:
+    return "missing" if place is None else str(place.shape)
 
 
-def _learner(stages: Mapping[str, StageState], part: Sequence[_Pair]) -> LearnerState | None:
+# ── dealt out ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _moved(stages: Mapping[str, StageState], kept: _Keyed, here: _Keyed) -> Iterator[tuple[str, str, _Place]]:
+    """Of every tensor the gate it was in, its name there, and where it goes."""
+    goes_to = {(theirs.gate, theirs.name): here[key] for key, theirs in kept.items()}
+    for gate, stage in stages.items():
+        for name in stage.tensors:
+            yield gate, name, goes_to[gate, owner_of(name)]
+
+
+def _version(gate: str, stages: Mapping[str, StageState], moves: Iterable[_Move]) -> int:
+    """That of the gates its layers were in; one without a state goes on as the one in its place."""
+    came_from = {old_gate for old_gate, _, _ in moves} or ({gate} & stages.keys()) or set(stages)
+    return max(stages[each].version for each in came_from)
+
+
+def _learner(stages: Mapping[str, StageState], moves: Sequence[_Move]) -> LearnerState | None:
     """What a gate learns with, of those that its layers were in; settings are those of the first."""
-    learners = {gate: stages[gate].learner for gate in dict.fromkeys(theirs.gate for theirs, _ in part)}
+    learners = {gate: stages[gate].learner for gate in dict.fromkeys(gate for gate, _, _ in moves)}
     with_optimizer = {gate: learner for gate, learner in learners.items() if learner and learner["optimizer"]}
     if not with_optimizer:
         return next(iter(learners.values()), None)
@@ -120,7 +168,7 @@ def _learner(stages: Mapping[str, StageState], part: Sequence[_Pair]) -> Learner
     state: dict[str, Any] = {}
     rule: dict[str, Tensor] = {}
     groups: list[dict[str, Any]] = [{**group, "params": []} for group in first["optimizer"]["groups"]]
-    for gate, old, new in _renamed(part):
+    for gate, old, new in moves:
         learner = with_optimizer.get(gate)
         if learner is None:
             continue
