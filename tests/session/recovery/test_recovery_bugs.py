@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import replace
 
 import pytest
 import torch
@@ -218,3 +219,25 @@ def test_layers_with_names_go_on_in_other_gates(gates):
     assert merged[0].keys() == merged[1].keys()
     for name, tensor in merged[0].items():
         assert torch.equal(tensor, merged[1][name]), name
+
+
+# Of a Downpour only the addresses of the shards were compared. Replicas and shards of another model took the
+# weights of the old one, of other shapes, and trained on those.
+@pytest.mark.parametrize("max_shard_bytes", [None, 1])
+def test_another_model_in_a_downpour_is_refused_and_the_same_goes_on(max_shard_bytes):
+    def downpour(network):
+        return ak.Downpour(network, max_shard_bytes=max_shard_bytes)
+
+    with ak.run(downpour(_network()), ak.Simulator()) as session:
+        session.attach(ak.Sentinel.train(_batches(), LOSS, epochs=4, name="a"))
+        kept = session.checkpoint()
+    first, middle, last = _network().gates
+    wider = nn.Sequential(nn.Linear(6, 20), nn.BatchNorm1d(20), nn.ReLU())
+    middle = replace(middle, module=nn.Sequential(nn.Dropout(0.3), nn.Linear(20, 16), nn.ReLU()))
+    other = ak.Network([replace(first, module=wider), middle, last])
+    with pytest.raises(ak.errors.RecipeError, match=r"0\.bias of gate/0 is \(16,\) there and \(20,\) here"):
+        ak.run(downpour(other), resume=kept)
+    with ak.run(downpour(_network()), ak.Simulator(), resume=kept) as session:
+        attached = session.attach(ak.Sentinel.train(_batches(), LOSS, epochs=4, name="a"))
+        session.wait(60)
+        assert attached.batches.as_tuple() == (48, 48, 0, 0)

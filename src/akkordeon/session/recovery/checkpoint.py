@@ -9,10 +9,10 @@ from akkordeon.core.errors import RecipeError
 from akkordeon.core.plain_state import PlainState, StageState
 from akkordeon.core.reports import CheckpointTaken
 from akkordeon.downpour.recipe import Downpour
-from akkordeon.pipeline.module_state import outline_of
+from akkordeon.pipeline.module_state import Outline, outline_of
 from akkordeon.pipeline.network import Network
 from akkordeon.session.attachment import Attachment
-from akkordeon.session.recovery.recut import recut
+from akkordeon.session.recovery.recut import recut, refuse_others
 from akkordeon.session.registry import Registry
 
 __all__ = ["Checkpoint", "checkpoint_of"]
@@ -40,17 +40,23 @@ class Checkpoint:
         Raises:
             RecipeError: it is another network.
         """
-        if isinstance(network, Downpour):
-            self._refuse_other_row(network.row())
-            return self.stages
-        gates = zip(network.row(), network.gates, strict=True)
-        return recut(self.stages, {address: outline_of(gate.module) for address, gate in gates})
+        if not isinstance(network, Downpour):
+            return recut(self.stages, _outlines(network))
+        self._refuse_other_row(network.row())
+        kept = network.by_gate({address: stage.tensors for address, stage in self.stages.items()})
+        refuse_others(kept, _outlines(network.network))
+        return self.stages
 
     def _refuse_other_row(self, row: Sequence[str]) -> None:
         if list(row) != list(self.stages):
             raise RecipeError(
                 f"the checkpoint has {', '.join(self.stages)}, and the network {', '.join(row)}"
             )
+
+
+def _outlines(network: Network) -> dict[str, Outline]:
+    gates = zip(network.row(), network.gates, strict=True)
+    return {address: outline_of(gate.module) for address, gate in gates}
 
 
 def checkpoint_of(taken: CheckpointTaken, registry: Registry, epochs_done: int, seed: int) -> Checkpoint:

@@ -21,7 +21,7 @@ from akkordeon.core.plain_state import LearnerState, StageState
 from akkordeon.pipeline.extra_state import owner_of
 from akkordeon.pipeline.module_state import Outline
 
-__all__ = ["recut"]
+__all__ = ["recut", "refuse_others"]
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,8 @@ def recut(stages: Mapping[str, StageState], wanted: Mapping[str, Outline]) -> di
     Raises:
         RecipeError: it has other layers; the first that differs.
     """
-    kept, here = _paired(
-        list(_places({gate: _outline(stage.tensors) for gate, stage in stages.items()})),
-        list(_places(wanted)),
-    )
+    tensors = {gate: stage.tensors for gate, stage in stages.items()}
+    kept, here = _paired(_places(_outlines(tensors)), _places(wanted))
     _refuse_others(kept, here)
     moves: dict[str, list[_Move]] = {gate: [] for gate in wanted}
     for gate, old, mine in _moved(stages, kept, here):
@@ -75,15 +73,26 @@ def recut(stages: Mapping[str, StageState], wanted: Mapping[str, Outline]) -> di
     }
 
 
-def _outline(tensors: Mapping[str, Tensor]) -> Outline:
+def refuse_others(gates: Mapping[str, Mapping[str, Tensor]], wanted: Mapping[str, Outline]) -> None:
+    """Refuse what gates of the same names have, if it is not what they have here.
+
+    Raises:
+        RecipeError: the first that differs.
+    """
+    theirs, mine = _places(_outlines(gates)), _places(wanted)
+    _refuse_others(_by_gate(theirs), _by_gate(mine))
+
+
+def _outlines(gates: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Outline]:
     """Of what was kept; the tensors of one extra state are one thing."""
-    return {owner_of(name): tuple(tensor.shape) for name, tensor in tensors.items()}
+    return {
+        gate: {owner_of(name): tuple(tensor.shape) for name, tensor in tensors.items()}
+        for gate, tensors in gates.items()
+    }
 
 
-def _places(gates: Mapping[str, Outline]) -> Iterator[_Place]:
-    for gate, outline in gates.items():
-        for name, shape in outline.items():
-            yield _Place(gate, name, shape)
+def _places(gates: Mapping[str, Outline]) -> list[_Place]:
+    return [_Place(gate, name, shape) for gate, outline in gates.items() for name, shape in outline.items()]
 
 
 # ── what is the same ─────────────────────────────────────────────────────────────────────────────────
@@ -91,36 +100,38 @@ def _places(gates: Mapping[str, Outline]) -> Iterator[_Place]:
 
 def _paired(kept: Sequence[_Place], here: Sequence[_Place]) -> tuple[_Keyed, _Keyed]:
     """Both by the first key under which they have the same; by layers, if there is none."""
-    for key in (_gate_and_name, _name):
-        theirs, mine = ({key(place): place for place in places} for places in (kept, here))
+    for keyed in (_by_gate, _by_name):
+        theirs, mine = keyed(kept), keyed(here)
         optional = {each for each, place in mine.items() if place.shape is None}
         is_unique = len(theirs) == len(kept) and len(mine) == len(here)
         if is_unique and theirs.keys() | optional == mine.keys():
             return theirs, mine
-    return dict(_by_layer(kept)), dict(_by_layer(here))
+    return _by_layer(kept), _by_layer(here)
 
 
-def _gate_and_name(place: _Place) -> Hashable:
-    return place.gate, place.name
+def _by_gate(places: Sequence[_Place]) -> _Keyed:
+    return {(place.gate, place.name): place for place in places}
 
 
-def _name(place: _Place) -> Hashable:
-    return place.name
+def _by_name(places: Sequence[_Place]) -> _Keyed:
+    return {place.name: place for place in places}
 
 
-def _by_layer(places: Sequence[_Place]) -> Iterator[tuple[Hashable, _Place]]:
+def _by_layer(places: Sequence[_Place]) -> _Keyed:
     """By the number of the layer in the row, and the name in it."""
+    keyed: dict[Hashable, _Place] = {}
     number = 0
     for gate in dict.fromkeys(place.gate for place in places):
         own = [place for place in places if place.gate == gate]
         if all(place.head.isdecimal() for place in own):
             heads = sorted({place.head for place in own}, key=int)
             for place in own:
-                yield (number + heads.index(place.head), place.name.partition(".")[2]), place
+                keyed[number + heads.index(place.head), place.name.partition(".")[2]] = place
             number += len(heads)
         else:
-            yield from (((number, place.name), place) for place in own)
+            keyed |= {(number, place.name): place for place in own}
             number += 1
+    return keyed
 
 
 def _refuse_others(kept: _Keyed, here: _Keyed) -> None:
