@@ -251,8 +251,8 @@ class Downpour:
         gate = self.gates[i]
         return gate.optimizer is not None or next(gate.module.buffers(), None) is not None
 
-    def module(self, states: Mapping[str, Mapping[str, Tensor]] | None = None) -> nn.Sequential:
-        """The gates' modules as one plain ``nn.Sequential``, copied.
+    def module(self, states: Mapping[str, Mapping[str, Tensor]] | None = None) -> nn.Module:
+        """The gates' modules as one plain ``nn.Module``, copied.
 
         Args:
             states: weights and buffers by address, of shards or of the gates they stand for, and name in

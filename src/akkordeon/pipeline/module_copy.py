@@ -160,7 +160,9 @@ class Rebinding:
             for owned in (twin if isinstance(twin, dict) else None, getattr(twin, "__dict__", None)):
                 if isinstance(owned, dict):
                     changed = {name: self.of(thing) for name, thing in owned.items()}
-                    owned.update((name, new) for name, new in changed.items() if new is not owned[name])
+                    for name, new in changed.items():
+                        if new is not owned[name]:
+                            owned[name] = new  # one of a class of its own may have no update()
 
     def of(self, thing: Any) -> Any:
         """What stands for it in the copy; itself, where it reaches nothing that was copied."""

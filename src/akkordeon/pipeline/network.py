@@ -14,12 +14,16 @@ from torch.nn.modules.batchnorm import _NormBase
 from akkordeon.core.actor import Spawn
 from akkordeon.core.checks import require_whole
 from akkordeon.core.errors import RecipeError, SharedParameterError, explain
+from akkordeon.core.payload import Payload
 from akkordeon.core.plain_state import StageState
 from akkordeon.pipeline.gate import Gate
 from akkordeon.pipeline.gate_actor import GateActor
 from akkordeon.pipeline.module_copy import copied
 from akkordeon.pipeline.module_state import tensors_of, write
 from akkordeon.pipeline.recovery.recipe import Recovery
+from akkordeon.pipeline.splitting.balance import balanced
+from akkordeon.pipeline.splitting.part import Part
+from akkordeon.pipeline.splitting.split import split
 from akkordeon.pipeline.stage import Position
 from akkordeon.pipeline.staleness import Rule, Stash
 from akkordeon.pipeline.updater import OptimizerFactory
@@ -38,8 +42,8 @@ class Network:
         gates: at least one.
         max_staleness: a gradient older than so many updates is refused; None takes any.
         max_in_flight: batches a gate holds at most, of all sentinels together.
-        flat: each gate's module is a Sequential, and :meth:`module` is one Sequential of all their children
-            under the names these have: for gates that were cut from one.
+        whole: the module that the gates were cut from, see :meth:`from_module`; :meth:`module` is one of its
+            class, with the names that it has.
         recovery: how gates that raise or are lost come back; None lets any such gate end the session.
         max_payload_bytes: that a gate takes at most of a batch: inputs, and outputs of the gate before.
 
@@ -51,7 +55,7 @@ class Network:
     gates: Sequence[Gate]
     max_staleness: int | None = None
     max_in_flight: int = 256
-    flat: bool = False
+    whole: nn.Module | None = None
     recovery: Recovery | None = None
     max_payload_bytes: int = 2**32
 
@@ -78,8 +82,6 @@ class Network:
         require_whole("max_payload_bytes", self.max_payload_bytes)
         if self.recovery is not None and not isinstance(self.recovery, Recovery):
             raise RecipeError(f"recovery is a Recovery(…) or None, got {self.recovery!r}")
-        if self.flat and not all(isinstance(gate.module, nn.Sequential) for gate in self.gates):
-            raise RecipeError("a flat network has gates of nn.Sequential alone; leave flat=False")
         for i, gate in enumerate(self.gates):
             _refuse_uncopyable(i, gate)
         _refuse_shared(self.gates)
@@ -95,40 +97,49 @@ class Network:
     @classmethod
     def from_module(
         cls,
-        module: nn.Sequential,
-        gates: int,
-        optimizer: OptimizerFactory,
+        module: nn.Module,
+        gates: int | None = None,
+        optimizer: OptimizerFactory | None = None,
         staleness: Rule | None = None,
         max_staleness: int | None = None,
+        *,
+        example: Payload | None = None,
+        cut_before: Sequence[str] = (),
+        tie: bool = False,
     ) -> Network:
-        """Cut an ``nn.Sequential`` into gates with about equally many parameters.
+        """Cut a module into gates; the names of its weights stay what they are.
 
-        The names of weights stay those of ``module``: it can load what ``session.module()`` has.
+        With an example any module can be cut whose forward calls its parts in the same order for every batch.
+        Each gate then runs that forward for its own part, so that skip connections, several inputs and
+        whatever Python is between the parts are what they were. The gates take about equally long on the
+        example. An ``nn.Sequential`` can be cut without one: into gates with about equally many weights.
 
         Args:
-            module: its children are the smallest pieces.
-            gates: how many.
+            module: it stays as it is; the gates begin with its weights.
+            gates: how many; not asked where ``cut_before`` says where they begin.
             optimizer: each gate makes its own.
             staleness: the rule of every gate; :class:`Stash` if not given.
             max_staleness: see :class:`Network`.
+            example: a batch of inputs, as sentinels send them: ``x`` for ``module(x)``, a tuple for
+                ``module(*x)``, a dict for ``module(**x)``.
+            cut_before: names of the parts that gates begin with, all but the first, as in
+                ``["transformer.h.4", "transformer.h.8"]``.
+            tie: a weight that several gates use is the first one's, which sends it along with every batch and
+                gets its gradient back. Without it such cuts are refused.
 
         Raises:
-            RecipeError: not a Sequential, or fewer children than gates.
+            RecipeError: it cannot be cut so; the message says why and what to do.
+            SharedParameterError: several gates would use one weight, and ``tie`` does not allow it.
         """
-        if not isinstance(module, nn.Sequential):
-            raise RecipeError(
-                f"from_module cuts an nn.Sequential, got {type(module).__name__}; "
-                "another module is one gate: Network([Gate(module, optimizer)])"
-            )
-        require_whole("gates", gates)
-        if gates > len(module):
-            raise RecipeError(f"{len(module)} layers cannot be cut into {gates} gates")
+        if not isinstance(module, nn.Module):
+            raise RecipeError(f"from_module cuts an nn.Module, got {type(module).__name__}")
+        _check_cuts(module, gates, example, cut_before)
         rule = staleness or Stash()
-        return cls(
-            [Gate(_row_of(part, module), optimizer, rule) for part in _parts(module, gates)],
-            max_staleness=max_staleness,
-            flat=True,
-        )
+        if example is None:
+            parts: Iterable[nn.Module] = (_row_of(part, module) for part in _parts(module, gates))  # type: ignore[arg-type]  # checked
+        else:
+            parts = split(module, gates, example, optimizer, cut_before, tie)
+        return cls([Gate(part, optimizer, rule) for part in parts], max_staleness=max_staleness, whole=module)
 
     def replacing(self, staleness: Rule | None = None, optimizer: OptimizerFactory | None = None) -> Network:
         """The same network with another rule or optimizer in every gate that learns."""
@@ -184,33 +195,68 @@ class Network:
         """The updates, or seconds, between two snapshots of a gate; None where there are none."""
         return self.recovery.snapshot_every if self.recovery is not None and self.brings_back(gate) else None
 
-    def module(self, states: Mapping[str, Mapping[str, Tensor]] | None = None) -> nn.Sequential:
-        """The gates' modules as one plain ``nn.Sequential``, copied.
+    def module(self, states: Mapping[str, Mapping[str, Tensor]] | None = None) -> nn.Module:
+        """The network as one plain module, copied: that which it was cut from, or a Sequential of its gates.
 
-        Its children are the gates' modules; those of a :attr:`flat` network are the children of these, under
-        their own names. These names are what people see and files have; :meth:`starting_from` leads back.
+        The names in it are what people see and files have; :meth:`starting_from` leads back.
 
         Args:
             states: weights and buffers by gate address and name in the module; the recipe's if not given.
         """
-        modules = [copied(gate.module) for gate in self.gates]
-        for address, module in zip(self.row(), modules, strict=True):
-            if states is not None:
-                write(states[address], module)
-        if self.flat:
-            return _row_of([child for module in modules for child in _children(module)], modules[0])
-        return nn.Sequential(*modules)
+        if self.whole is None:
+            modules = [copied(gate.module) for gate in self.gates]
+            for address, module in zip(self.row(), modules, strict=True):
+                if states is not None:
+                    write(states[address], module)
+            return nn.Sequential(*modules)
+        whole = copied(self.whole)
+        for address, gate in zip(self.row(), self.gates, strict=True):
+            state = tensors_of(gate.module) if states is None else states[address]
+            write(gate.module.of_whole(state) if isinstance(gate.module, Part) else state, whole)
+        return whole
 
-    def starting_from(self, module: nn.Sequential) -> Network:
-        """The same network with the parts of such a module as :meth:`module` gives."""
-        if self.flat:
-            children = iter(_children(module))
-            sizes = [len(_children(gate.module)) for gate in self.gates]
-            modules: list[nn.Module] = [_row_of(itertools.islice(children, size), module) for size in sizes]
-        else:
+    def starting_from(self, module: nn.Module) -> Network:
+        """The same network with the weights and buffers of such a module as :meth:`module` gives."""
+        if self.whole is None:
+            assert isinstance(module, nn.Sequential), "what module() gives"
             modules = list(module)
+        else:
+            modules = [_starting_from(gate.module, module) for gate in self.gates]
         gates = [replace(gate, module=part) for gate, part in zip(self.gates, modules, strict=True)]
-        return replace(self, gates=gates)
+        return replace(self, gates=gates, whole=None if self.whole is None else module)
+
+
+def _check_cuts(
+    module: nn.Module, gates: int | None, example: Payload | None, cut_before: Sequence[str]
+) -> None:
+    """Refuse what says too little, or too much, of where a module is to be cut."""
+    if cut_before and gates not in (None, len(cut_before) + 1):
+        raise RecipeError(f"cut_before makes {len(cut_before) + 1} gates, got gates={gates}")
+    if isinstance(cut_before, str):
+        raise RecipeError(f"cut_before is a list of names, got {cut_before!r}")
+    if not cut_before:
+        require_whole("gates", gates)
+    if example is not None:
+        return
+    if cut_before or not isinstance(module, nn.Sequential):
+        raise RecipeError(
+            f"to cut {type(module).__name__}, from_module needs a batch of inputs: "
+            "Network.from_module(module, …, example=x)"
+        )
+    if gates > len(module):  # type: ignore[operator]  # it is a number by now
+        raise RecipeError(
+            f"{len(module)} layers cannot be cut into {gates} gates; with example=x, a batch of inputs, "
+            "what is in them is cut as well"
+        )
+
+
+def _starting_from(part: nn.Module, whole: nn.Module) -> nn.Module:
+    """The module of a gate with the state of another whole one."""
+    if not isinstance(part, Part):
+        return _row_of(((name, getattr(whole, name)) for name, _ in _children(part)), whole)
+    twin = copied(part)
+    write(part.of_part(tensors_of(whole)), twin)
+    return twin
 
 
 def _children(module: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -227,9 +273,12 @@ def _row_of(children: Iterable[tuple[str, nn.Module]], like: nn.Module) -> nn.Se
 
 def _parts(module: nn.Sequential, gates: int) -> Iterator[list[tuple[str, nn.Module]]]:
     """The children of each gate by their names."""
+    sizes = [1 + sum(p.numel() for p in layer.parameters()) for layer in module]
     children = iter(_children(module))
-    for part in _cut(list(module), gates):
-        yield list(itertools.islice(children, len(part)))
+    start = 0
+    for end in balanced(sizes, gates):
+        yield list(itertools.islice(children, end - start))
+        start = end
 
 
 def _refuse_uncopyable(i: int, gate: Gate) -> None:
@@ -263,24 +312,3 @@ def _refuse_shared(gates: Sequence[Gate]) -> None:
                     f"the parameter {name!r} of gate {i} is also {other!r} of gate {j}; a gate owns its "
                     "parameters alone: copy it, or put both layers into one gate"
                 )
-
-
-def _cut(layers: list[nn.Module], parts: int) -> list[list[nn.Module]]:
-    """Contiguous parts, none empty, the largest as small as can be (by parameters, each layer at least 1)."""
-    sizes = [1 + sum(p.numel() for p in layer.parameters()) for layer in layers]
-    best: dict[tuple[int, int], tuple[int, list[int]]] = {}
-
-    def largest(start: int, left: int) -> tuple[int, list[int]]:
-        if left == 1:
-            return sum(sizes[start:]), [len(layers)]
-        if (start, left) not in best:
-            options = []
-            for end in range(start + 1, len(layers) - left + 2):
-                rest, ends = largest(end, left - 1)
-                options.append((max(sum(sizes[start:end]), rest), [end, *ends]))
-            best[start, left] = min(options)
-        return best[start, left]
-
-    _, ends = largest(0, parts)
-    starts = [0, *ends[:-1]]
-    return [layers[start:end] for start, end in zip(starts, ends, strict=True)]

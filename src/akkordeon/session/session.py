@@ -225,7 +225,7 @@ class Session:
         require_timeout(timeout)
         return self._result(Sentinel.predict(inputs, batch_size=batch_size), timeout)
 
-    def module(self, timeout: float | None = None) -> nn.Sequential:
+    def module(self, timeout: float | None = None) -> nn.Module:
         """A plain copy of the network with the weights of one consistent cut.
 
         After the session has ended: with the weights it ended with.
@@ -272,7 +272,7 @@ class Session:
         """
         return self._states_of(self._registry.best(name))
 
-    def best_module(self, name: str | None = None) -> nn.Sequential | None:
+    def best_module(self, name: str | None = None) -> nn.Module | None:
         """The network with the weights of the best round; see :meth:`best_states`."""
         states = self.best_states(name)
         return None if states is None else self.network.module(states)

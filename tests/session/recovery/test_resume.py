@@ -145,10 +145,34 @@ def _flat(gates, optimizer=_adamw):
     return ak.Network.from_module(nn.Sequential(*layers), gates, optimizer, ak.DelayCompensation())
 
 
+class _Branches(nn.Module):
+    """No Sequential: what its gates are made of are parts of this one."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.wide, self.deep = nn.BatchNorm1d(6), nn.Linear(6, 16), nn.Linear(16, 16)
+        self.head = nn.Linear(32, 2)
+
+    def forward(self, x):
+        wide = torch.relu(self.wide(self.norm(x)))
+        return self.head(torch.cat([wide, torch.relu(self.deep(wide))], dim=1))
+
+
+def _branches(gates):
+    torch.manual_seed(3)
+    cut_before = ("wide", "deep", "head")[4 - gates :]
+    if gates == 1:
+        return ak.Network.from_module(_Branches(), 1, _adamw, ak.DelayCompensation(), example=X[:SIZE])
+    return ak.Network.from_module(
+        _Branches(), gates, _adamw, ak.DelayCompensation(), example=X[:SIZE], cut_before=cut_before
+    )
+
+
 @pytest.mark.parametrize("gates", [1, 2, 4])
-def test_the_same_layers_in_other_gates_go_on_to_the_bit(gates):
-    whole, kept, _ = _run(_flat(3), _batches)
-    again, _, _ = _run(_flat(gates), _batches, resume=kept[2])
+@pytest.mark.parametrize("network", [_flat, _branches])
+def test_the_same_layers_in_other_gates_go_on_to_the_bit(network, gates):
+    whole, kept, _ = _run(network(3), _batches)
+    again, _, _ = _run(network(gates), _batches, resume=kept[2])
     merged = [{name: t for state in each.values() for name, t in state.items()} for each in (whole, again)]
     assert merged[0].keys() == merged[1].keys()
     for name, tensor in merged[0].items():

@@ -55,7 +55,7 @@ class Replayed:
     network: Network | Downpour | None = None
     whole: bool = True
 
-    def module(self) -> nn.Sequential:
+    def module(self) -> nn.Module:
         """The network with the weights it ended with."""
         assert self.network is not None
         return self.network.module(self.states)

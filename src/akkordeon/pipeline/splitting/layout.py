@@ -1,0 +1,193 @@
+"""A module walked through: where it can be cut, and what travels over each cut."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from itertools import accumulate
+
+import torch
+from torch import nn
+
+from akkordeon.core.errors import RecipeError, explain
+from akkordeon.core.payload import Payload, nbytes
+from akkordeon.pipeline.module_copy import copied
+from akkordeon.pipeline.splitting.form import Form, Parcel, Piece
+from akkordeon.pipeline.splitting.part import Part
+from akkordeon.pipeline.splitting.walk import INPUTS, Source, Sources, blocks_of, tensors_in, walked
+
+__all__ = ["Layout", "containers_in"]
+
+
+def containers_in(module: nn.Module, opened: Iterable[str]) -> set[str]:
+    """Names of what is opened, with the lists and dicts of modules in it that have no forward."""
+    found = set(opened)
+    for name, block in blocks_of(module, found).items():
+        if type(block).forward is nn.Module.forward:  # it has none, as a list of modules
+            found |= containers_in(module, found | {name})
+    return found
+
+
+class Layout:
+    """A module, the blocks it is made of, and what their calls need.
+
+    Args:
+        whole: it stays as it is: a copy is walked through.
+        opened: names of the modules whose forward is walked through.
+        example: a batch.
+    """
+
+    def __init__(self, whole: nn.Module, opened: Iterable[str], example: Payload) -> None:
+        self.whole = whole
+        self.opened = containers_in(whole, opened)
+        while True:
+            twin = copied(whole).train()
+            self.blocks = blocks_of(twin, self.opened)
+            try:
+                with torch.random.fork_rng(), torch.enable_grad():
+                    self.walk = walked(twin, self.opened, example)
+            except Exception as error:
+                raise RecipeError(
+                    f"{type(whole).__name__} cannot work on the example: {explain(error)}"
+                ) from error
+            self.calls = self.walk.calls
+            passed_by = self._passed_by()
+            if not passed_by:
+                break
+            self.opened = containers_in(whole, self.opened | passed_by)
+        self._names = {id(parameter): name for name, parameter in twin.named_parameters()}
+        self._sizes = {name: nbytes(parameter) for name, parameter in twin.named_parameters()}
+
+    def _passed_by(self) -> set[str]:
+        """Blocks that are not called, while their parts may be, as in ``self.model.decoder(x)``."""
+        called = {call.block for call in self.calls}
+        return {
+            name for name, block in self.blocks.items() if name not in called and next(block.children(), None)
+        }
+
+    # ── who needs what ───────────────────────────────────────────────────────────────────────────────
+
+    @cached_property
+    def _needs(self) -> list[Sources]:
+        """Of each call, with the weights in its block; of what the whole gives at the end."""
+        needs = [call.needs | self._weights_of(call.block) for call in self.calls]
+        return [*needs, self.walk.needs]
+
+    def _weights_of(self, block: str) -> Sources:
+        return frozenset(Source(self._names[id(p)]) for p in self.blocks[block].parameters())
+
+    @cached_property
+    def _needed_from(self) -> list[Sources]:
+        """By each call or one after it."""
+        backwards = accumulate(reversed(self._needs), frozenset.union, initial=self.walk.asked)
+        return list(backwards)[:0:-1]
+
+    @cached_property
+    def first_use(self) -> dict[str, int]:
+        """The first call that needs a weight, by its name."""
+        first: dict[str, int] = {}
+        for number, sources in enumerate(self._needs):
+            for source in sources:
+                if isinstance(source.of, str):
+                    first.setdefault(source.of, min(number, len(self.calls) - 1))
+        return first | {s.of: 0 for s in self.walk.asked if isinstance(s.of, str)}
+
+    def _is_before(self, source: Source, place: int) -> bool:
+        number = source.of if isinstance(source.of, int) else self.first_use.get(source.of, 0)
+        return number < place
+
+    def crossing(self, place: int) -> Parcel:
+        """What goes from the calls before a place to those from there on."""
+        values = {source for source in self._needed_from[place] if self._is_before(source, place)}
+        shapes = {
+            s for s in self.walk.touched - values if isinstance(s.of, int) and self._is_before(s, place)
+        }
+        return Parcel(tuple(sorted(values, key=_order)), tuple(sorted(shapes, key=_order)))
+
+    # ── cuts ─────────────────────────────────────────────────────────────────────────────────────────
+
+    @cached_property
+    def _within(self) -> set[int]:
+        """Places between two calls of one block."""
+        last = {call.block: number for number, call in enumerate(self.calls)}
+        return {
+            place
+            for number, call in enumerate(self.calls)
+            for place in range(number + 1, last[call.block] + 1)
+        }
+
+    def shared_over(self, place: int) -> list[str]:
+        """The weights that calls on both sides of a place need."""
+        return [source.of for source in self.crossing(place).values if isinstance(source.of, str)]
+
+    def cut_cost(self, place: int, tie: bool) -> float | None:
+        """Bytes that travel over a cut; None where there can be none."""
+        if place in self._within or (not tie and self.shared_over(place)):
+            return None
+        return float(sum(self._bytes(source) for source in self.crossing(place).values))
+
+    def _bytes(self, source: Source) -> int:
+        if isinstance(source.of, str):
+            return self._sizes[source.of]
+        gave = self.walk.inputs if source.of == INPUTS else self.calls[source.of].gave
+        return nbytes(tensors_in(gave)[source.place])
+
+    def places_of(self, names: Sequence[str]) -> list[int]:
+        """The numbers of the first calls of blocks.
+
+        Raises:
+            RecipeError: one is not called, or not after the one before it, or a cut before it cannot be.
+        """
+        order = [call.block for call in self.calls]
+        for name in names:
+            if name not in order:
+                raise RecipeError(f"there can be no cut before {name!r}: the forward does not call it")
+        places = [order.index(name) for name in names]
+        for name, place in zip(names, places, strict=True):
+            if place == 0:
+                raise RecipeError(f"there can be no cut before {name!r}: it is the first to be called")
+            if place in self._within:
+                raise RecipeError(
+                    f"there can be no cut before {name!r}: a module that is called before it is called again "
+                    "after it"
+                )
+        if places != sorted(set(places)):
+            raise RecipeError(f"cut_before has names in the order of their calls, got {list(names)}")
+        return places
+
+    # ── parts ────────────────────────────────────────────────────────────────────────────────────────
+
+    def parts(self, places: Sequence[int]) -> list[Part]:
+        """The modules of the gates of a row that is cut at some places."""
+        starts, ends = [0, *places], [*places, len(self.calls)]
+        forms = tuple(Form.of(call.gave) for call in self.calls)
+        order = tuple(call.block for call in self.calls)
+        return [
+            self._part(
+                Piece(
+                    names=order,
+                    first=start,
+                    last=end - 1,
+                    takes=self.crossing(start) if start else None,
+                    gives=self.crossing(end) if end < len(order) else None,
+                    inputs=Form.of(self.walk.inputs),
+                    gave=forms,
+                )
+            )
+            for start, end in zip(starts, ends, strict=True)
+        ]
+
+    def _part(self, piece: Piece) -> Part:
+        twin = copied(self.whole)
+        here = range(piece.first, piece.last + 1)
+        called = {name: number for number, name in enumerate(piece.names)}
+        own = [name for name in self.blocks if called.get(name, 0) in here]
+        weights = [name for name in self._sizes if self.first_use.get(name, 0) in here]
+        return Part(twin, blocks_of(twin, self.opened), own, weights, piece)
+
+
+def _order(source: Source) -> tuple[bool, str, int, int]:
+    """What is sent along goes in one order: inputs and results of calls, then weights."""
+    if isinstance(source.of, str):
+        return True, source.of, 0, 0
+    return False, "", source.of, source.place

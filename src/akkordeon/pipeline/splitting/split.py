@@ -1,0 +1,162 @@
+"""From any module to the modules of a row of gates, which together compute what it does, to the bit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+
+from torch import nn
+
+from akkordeon.core.errors import RecipeError, SharedParameterError
+from akkordeon.core.payload import Payload
+from akkordeon.pipeline.splitting.balance import balanced
+from akkordeon.pipeline.splitting.cost import BlockCosts
+from akkordeon.pipeline.splitting.layout import Layout
+from akkordeon.pipeline.splitting.part import Part
+from akkordeon.pipeline.splitting.verify import verify
+from akkordeon.pipeline.updater import OptimizerFactory
+
+__all__ = ["split"]
+
+UNEVEN = 1.15
+"""Blocks are opened until no gate takes more than this times its share of the whole."""
+
+
+def split(
+    whole: nn.Module,
+    gates: int | None,
+    example: Payload,
+    optimizer: OptimizerFactory | None = None,
+    cut_before: Sequence[str] = (),
+    tie: bool = False,
+) -> list[Part]:
+    """Split a module into parts: into so many that take about equally long, or at modules that are named.
+
+    Args:
+        whole: it stays as it is.
+        gates: how many parts; not asked where ``cut_before`` names them.
+        example: a batch of inputs.
+        optimizer: its updates count as time.
+        cut_before: the names of the modules that parts begin with, all but the first.
+        tie: whether parts may use one weight; the first of them has it and sends it along.
+
+    Raises:
+        RecipeError: there are no such cuts, or the parts would give something else than the whole does.
+        SharedParameterError: parts would use one weight, and ``tie`` does not allow it.
+    """
+    if cut_before:
+        layout = _walked_to(whole, cut_before, example)
+        places = layout.places_of(cut_before)
+    else:
+        assert gates is not None, "checked by the caller"
+        layout, places = _even(whole, gates, example, BlockCosts(optimizer), tie)
+    if not tie:
+        _refuse_shared(layout, places)
+    parts = layout.parts(places)
+    verify(whole, parts, example)
+    return parts
+
+
+def _walked_to(whole: nn.Module, names: Sequence[str], example: Payload) -> Layout:
+    """A layout in which these are blocks."""
+    modules = dict(whole.named_modules())
+    opened = {""}
+    for name in names:
+        if name not in modules or not name:
+            some = ", ".join(list(modules)[1:9])
+            raise RecipeError(f"cut_before has no module {name!r}; there are {some}, …")
+        above = name.split(".")[:-1]
+        opened |= {".".join(above[: i + 1]) for i in range(len(above))}
+    layout = Layout(whole, opened, example)
+    if layout.walk.draws:
+        raise RecipeError(_draws(whole))
+    return layout
+
+
+def _draws(whole: nn.Module) -> str:
+    return (
+        f"between the blocks of {type(whole).__name__} random numbers are drawn, and each gate would "
+        "draw them again; make a module of that, as nn.Dropout instead of F.dropout"
+    )
+
+
+# ── even parts ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def _even(
+    whole: nn.Module, gates: int, example: Payload, known: BlockCosts, tie: bool
+) -> tuple[Layout, list[int]]:
+    """Open blocks, the most costly first, until parts are about even."""
+    layout, closed = Layout(whole, [""], example), set[str]()
+    if layout.walk.draws:
+        raise RecipeError(_draws(whole))
+    if gates == 1:
+        return layout, []
+    while True:
+        costs = known.costs_s(layout.calls, layout.blocks)
+        ends = _ends(layout, costs, gates, tie)
+        heaviest = _heaviest(costs, ends)
+        if ends and sum(costs[i] for i in heaviest) <= UNEVEN * sum(costs) / gates:
+            return layout, ends[:-1]
+        if not ends and not tie and (shared := _ends(layout, costs, gates, tie=True)):
+            raise _shared_error(layout, shared[0])
+        finer = _opened(layout, sorted(heaviest, key=lambda i: -costs[i]), closed, example)
+        if finer is None:
+            if not ends:
+                raise RecipeError(
+                    f"{type(whole).__name__} cannot be cut into {gates} gates: its forward calls "
+                    f"{len(costs)} blocks that can be told apart, and none of them can be opened"
+                )
+            return layout, ends[:-1]
+        layout = finer
+
+
+def _ends(layout: Layout, costs: Sequence[float], gates: int, tie: bool) -> list[int]:
+    prices = {place: layout.cut_cost(place, tie) for place in range(1, len(costs))}
+    return balanced(costs, gates, prices.__getitem__) if gates <= len(costs) else []
+
+
+def _heaviest(costs: Sequence[float], ends: Sequence[int]) -> range:
+    """The calls of the part that takes longest; all where there are no parts yet."""
+    starts = [0, *ends[:-1]]
+    parts = [range(start, end) for start, end in zip(starts, ends, strict=False)]
+    return max(parts, key=lambda part: sum(costs[i] for i in part), default=range(len(costs)))
+
+
+def _opened(layout: Layout, numbers: Sequence[int], closed: set[str], example: Payload) -> Layout | None:
+    """A finer layout: with the first of these blocks opened that can be."""
+    for number in numbers:
+        name = layout.calls[number].block
+        if name in closed:
+            continue
+        closed.add(name)
+        if not _may_be_opened(layout.blocks[name]):
+            continue
+        with suppress(RecipeError):
+            finer = Layout(layout.whole, layout.opened | {name}, example)
+            if len(finer.calls) > len(layout.calls) and not finer.walk.draws:
+                return finer
+    return None
+
+
+def _may_be_opened(block: nn.Module) -> bool:
+    """Whether there is anything in it to call; PyTorch's own layers look into their parts themselves."""
+    own = type(block).__module__.startswith("torch.nn.") and not isinstance(block, nn.Sequential)
+    return not own and next(block.children(), None) is not None
+
+
+# ── what is refused ──────────────────────────────────────────────────────────────────────────────────
+
+
+def _refuse_shared(layout: Layout, places: Sequence[int]) -> None:
+    for place in places:
+        if layout.shared_over(place):
+            raise _shared_error(layout, place)
+
+
+def _shared_error(layout: Layout, place: int) -> SharedParameterError:
+    name, block = layout.shared_over(place)[0], layout.calls[place].block
+    return SharedParameterError(
+        f"the parameter {name!r} is used before and after a cut at {block!r}; tie=True lets the first gate "
+        "that uses it have it, and send it along with every batch"
+    )

@@ -1,0 +1,123 @@
+"""Whether the parts of a module do what the whole does, tried on an example."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from akkordeon.core.errors import RecipeError, explain
+from akkordeon.core.payload import Payload, map_tensors
+from akkordeon.pipeline.input_guard import InputGuard
+from akkordeon.pipeline.module_copy import copied
+from akkordeon.pipeline.splitting.calling import call
+from akkordeon.pipeline.splitting.part import WHOLE, Part
+from akkordeon.pipeline.splitting.walk import tensors_in
+
+__all__ = ["verify"]
+
+CLOSE, LEAST = 1e-3, 1e-6
+"""Gradients are summed up in another order: they may differ by this share of a weight's largest, or by that
+share of the largest of all."""
+
+
+def verify(whole: nn.Module, parts: Sequence[Part], example: Payload) -> None:
+    """Refuse parts that do not give what the whole does, to the bit, or other gradients.
+
+    Raises:
+        RecipeError: what differs.
+    """
+    name = type(whole).__name__
+    for training in (True, False):
+        plain = copied(whole).train(training)
+        twins = [copied(part).train(training) for part in parts]
+        with torch.random.fork_rng(), torch.enable_grad():
+            torch.manual_seed(0)
+            gave = tensors_in(call(plain, example))
+            torch.manual_seed(0)
+            try:
+                steps = list(_forward(twins, example))
+            except Exception as error:
+                raise RecipeError(
+                    f"{name} cannot be cut so: one of its gates fails: {explain(error)}; cut elsewhere "
+                    "(cut_before), or into fewer gates"
+                ) from error
+        found = tensors_in(steps[-1][1])
+        if len(found) != len(gave) or not all(map(_same, found, gave)):
+            raise RecipeError(f"{name} cannot be cut so: its gates give something else than it; {_WHY}")
+        if training:
+            _backward([((), gave)])
+            _backward(steps)
+            _compare(name, plain, twins)
+
+
+_WHY = (
+    "between its parts it does what gates cannot do again, such as writing to a tensor in place; cut "
+    "elsewhere (cut_before)"
+)
+
+_Step = tuple[Any, Any]
+"""What a gate got, as leaves, and what it gave."""
+
+
+def _forward(parts: Sequence[nn.Module], example: Payload) -> Iterable[_Step]:
+    payload = example
+    for i, part in enumerate(parts):
+        guard = InputGuard(needs_gradient=i > 0)
+        leaves, given = guard.prepare(payload)
+        gave = part(given)
+        guard.verify()
+        yield leaves, gave
+        if i + 1 < len(parts):
+            payload = map_tensors(Tensor.detach, gave)
+
+
+def _backward(steps: Sequence[_Step]) -> None:
+    """Gradients of a sum in which every output counts differently, from gate to gate."""
+    last = tensors_in(steps[-1][1])
+    gradients: list[Tensor | None] = [
+        torch.linspace(-1, 1, y.numel(), dtype=y.dtype, device=y.device).view_as(y)
+        if y.requires_grad
+        else None
+        for y in last
+    ]
+    for leaves, gave in reversed(steps):
+        pairs = [
+            (y, g)
+            for y, g in zip(tensors_in(gave), gradients, strict=True)
+            if y.requires_grad and g is not None
+        ]
+        if pairs:
+            torch.autograd.backward([y for y, _ in pairs], [g for _, g in pairs])
+        gradients = [leaf.grad for leaf in tensors_in(leaves)]
+
+
+def _compare(name: str, plain: nn.Module, parts: Sequence[nn.Module]) -> None:
+    expected = {name: weight.grad for name, weight in plain.named_parameters()}
+    found = {
+        name.removeprefix(WHOLE): weight.grad for part in parts for name, weight in part.named_parameters()
+    }
+    largest = max(
+        (float(g.abs().max()) for g in expected.values() if g is not None and g.numel()), default=0.0
+    )
+    for weight, gradient in expected.items():
+        if weight not in found or not _close(found[weight], gradient, LEAST * largest):
+            raise RecipeError(
+                f"{name} cannot be cut so: its weight {weight!r} has another gradient in a gate; {_WHY}"
+            )
+
+
+def _close(one: Tensor | None, other: Tensor | None, least: float) -> bool:
+    if one is None or other is None:
+        return one is other
+    one, other = one.to_dense(), other.to_dense()
+    if not one.numel():
+        return True
+    return torch.allclose(one, other, CLOSE, max(least, CLOSE * float(other.abs().max())), equal_nan=True)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether they are equal, NaNs at the same places included."""
+    return torch.equal(one, other) or torch.equal(one.nan_to_num(), other.nan_to_num())
