@@ -25,6 +25,7 @@ class FakeHost:
             return SimpleNamespace(remote=lambda *args: (told.append((name, what, *args)), answer)[1])
 
         self.name = name
+        self.rehearse = answering("rehearse")
         self.location = answering("location", (f"node of {name}", 1))
         self.spawn = answering("spawn")
         self.add_routes = answering("add_routes")
@@ -147,3 +148,27 @@ def test_where_the_cluster_is_gone_nobody_is_waited_for(ray):
         pool.spawn_all([spawn("gate/0")])
     assert ray.killed == ["gate/0"]
     assert pool.hosts == {}
+
+
+def test_a_gate_that_comes_back_moves_into_the_spare_process_and_another_is_begun(ray):
+    """It waited some seconds for a process, while the others could do nothing."""
+    pool = FakePool()
+    gate = Spawn("gate/0", partial(Scripted, "gate/0", []), restore=lambda state: Scripted("gate/0", []))
+    pool.spawn_all([gate])
+    spare = pool.spare
+    assert spare.name.startswith("spare/")
+    pool.remove("gate/0")
+    pool.spawn_all([gate])
+    assert pool.hosts["gate/0"] is spare
+    assert pool.spare.name.startswith("spare/")
+    assert pool.spare is not spare
+
+
+def test_no_process_is_kept_for_actors_that_do_not_come_back_or_need_more_than_any_has(ray):
+    pool = FakePool()
+    pool.spawn_all([Spawn("gate/0", partial(Scripted, "gate/0", []))])
+    special = Spawn(
+        "gate/1", partial(Scripted, "gate/1", []), {"fast": 1}, lambda state: Scripted("gate/1", [])
+    )
+    pool.spawn_all([special])
+    assert pool.spare is None

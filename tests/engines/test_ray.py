@@ -393,6 +393,42 @@ def test_a_gate_of_a_network_on_its_own_comes_back_and_patient_sentinels_go_on(
         assert all(version >= trained - 10 for version in versions.values())  # what it learned is there
 
 
+@pytest.mark.slow
+def test_a_gate_comes_back_with_what_it_had_learned_when_the_registrar_was_killed_before(
+    monkeypatch, lent_session_hosts
+):
+    """The snapshots were the registrar's alone: a gate that was lost next had the weights of the recipe."""
+    from akkordeon.engines.ray import detached as networks
+    from akkordeon.session.recovery.gates import GateRecovery
+
+    network = ak.Network(row(nn.Linear(6, 3)).gates, recovery=ak.Recovery(snapshot_every=10**6))
+    recovery = partial(GateRecovery, network.recovery)
+    with (
+        starting(monkeypatch, "forgetful", network, recovery) as (address, _),
+        ak.connect(f"{address}/forgetful", patience_s=60) as session,
+    ):
+        session.attach(ak.Sentinel.train(problem(), F.cross_entropy)).wait(timeout=30)
+        learned = session.states(timeout=30)
+        for process in psutil.Process().children(recursive=True):
+            if process.name() == "ray::Registrar" or process.cmdline()[:1] == ["ray::Registrar"]:
+                process.kill()
+        until_told(address, "forgetful", "a snapshot of gate/0 is kept again")
+        os.kill(session._engine.locations()["gate/0"][1], signal.SIGKILL)
+        until_told(address, "forgetful", "it was made anew")
+        again = networks.weights(address, "forgetful").states
+    assert torch.equal(again["gate/0"]["weight"], learned["gate/0"]["weight"])
+
+
+def until_told(address, name, what):
+    """Wait until a network tells of something among what has happened."""
+    from akkordeon.engines.ray import detached as networks
+
+    deadline_s = time.monotonic() + 60
+    while not any(what in e for e in until_answered(lambda: networks.status(address, name)).events):
+        assert time.monotonic() < deadline_s
+        threading.Event().wait(0.2)
+
+
 def until_answered(ask):
     """The answer of an actor that is being made anew."""
     deadline_s = time.monotonic() + 60

@@ -76,6 +76,20 @@ class Engine(ABC):
             beside: the actor that it belongs with, where there is a choice of places.
         """
 
+    def respawn(self, spawn: Spawn, then: Callable[[Exception | None], None]) -> None:
+        """Make an actor anew; where that takes long nobody waits for it.
+
+        Args:
+            spawn: what is needed to make it.
+            then: is told why it could not be made, or None: as reports are told, one at a time.
+        """
+        failure = None
+        try:
+            self.spawn(spawn)
+        except Exception as error:
+            failure = error
+        then(failure)
+
     def spawn_all(self, spawns: Iterable[Spawn]) -> None:
         """Make the actors of a network, which belong together."""
         for spawn in spawns:

@@ -1,9 +1,10 @@
-"""What an engine in real time is to do later, each thing on a timer of its own; nothing once it stops."""
+"""What an engine in real time is to do later or meanwhile, each on a thread; nothing once it stops."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 
 __all__ = ["Timers"]
 
@@ -22,6 +23,23 @@ class Timers:
     def after(self, seconds: float, do: Callable[[], None]) -> None:
         """Have something done in so many seconds."""
         timer = threading.Timer(seconds, lambda: self._fire(timer, do))
+        self._start(timer)
+
+    def meanwhile(self, do: Callable[[], None], then: Callable[[Exception | None], None]) -> None:
+        """Have something done that takes long, while nothing is held; ``then`` is told what it raised."""
+
+        def work() -> None:
+            failure = None
+            try:
+                do()
+            except Exception as error:
+                failure = error
+            self._fire(timer, partial(then, failure))
+
+        timer = threading.Timer(0.0, work)
+        self._start(timer)
+
+    def _start(self, timer: threading.Timer) -> None:
         timer.daemon = True
         with self._changed:
             self._waiting.add(timer)

@@ -35,7 +35,7 @@ from akkordeon.core.messages import (
 from akkordeon.core.numerics.autocast import Autocast, autocast_here
 from akkordeon.core.payload import Payload, map_tensors, tensors
 from akkordeon.core.plain_state import Applied, LearnerState, StageState
-from akkordeon.core.recovery.messages import ForgetBefore
+from akkordeon.core.recovery.messages import ForgetBefore, Save
 from akkordeon.core.recovery.reports import StageSaved
 from akkordeon.core.reports import GateLeft, GateStatus
 from akkordeon.core.well_formed import malformed
@@ -190,6 +190,7 @@ class Stage(RefusingActor):
         self._handlers: dict[type, Callable[[Any], Iterator[Effect]]] = {
             Forget: self._forget,
             ForgetBefore: self._forget_before,
+            Save: self._save,
             Cut: self._cut,
             Evaluate: self._evaluate,
             Export: self._export,
@@ -343,6 +344,11 @@ class Stage(RefusingActor):
     def _save_if_due(self) -> Iterator[Effect]:
         """After an update: leave a snapshot with whoever would have this stage made anew."""
         if self._rhythm is not None and self._rhythm.is_due(self.version, self._now_s):
+            yield from self._save(Save())
+
+    def _save(self, message: Save) -> Iterator[Effect]:
+        """Leave a snapshot, if ever one is left."""
+        if self._rhythm is not None:
             tensors = self._state(self.weights.pin(), self.buffers.now, copied=False)
             state = StageState(self.version, tensors, self._learner_state(), self._applied() or {})
             yield Report(StageSaved(self.address, state))

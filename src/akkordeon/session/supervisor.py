@@ -216,6 +216,7 @@ class Supervisor:
     def _gate_left(self, record: GateLeft) -> None:
         if not self.recovery.left(record):
             self.left[record.address] = record
+            self.lost.discard(record.address)
 
     def _stage_saved(self, record: StageSaved) -> None:
         self.recovery.saved(record)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from akkordeon.core.messages import Kind, Message, Refused
 
-__all__ = ["ForgetBefore", "Restarted", "Rewind", "Rewound"]
+__all__ = ["ForgetBefore", "Restarted", "Rewind", "Rewound", "Save"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,11 @@ class ForgetBefore(Message):
 
     sender: str
     number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Save(Message):
+    """Leave a snapshot of yourself now, if you ever do. From whoever keeps snapshots and has none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -165,6 +165,7 @@ def stop(address: str, name: str) -> None:
         raise
     answer(registrar.end.remote("the network was stopped"))
     end_actor(ray, registrar)
+    _end_leftovers(name)  # a gate that was being made anew may have come since
 
 
 # ── looking ──────────────────────────────────────────────────────────────────────────────────────────

@@ -153,6 +153,7 @@ class Ray(Engine):
             self._process = None
 
     def _end_hosts(self) -> None:
+        self._pool.end_spare()
         for name, handle in list(self._pool.hosts.items()):
             self._end_host(name, handle)
 
@@ -187,6 +188,10 @@ class Ray(Engine):
         else:
             self._pool.ship({address: host}, {address: maker})
         self._tell_routes({address: host})
+
+    def respawn(self, spawn: Spawn, then: Callable[[Exception | None], None]) -> None:
+        """Make an actor anew, which may take a process some seconds; reports go on meanwhile."""
+        self._timers.meanwhile(partial(self.spawn, spawn), then)
 
     def spawn_all(self, spawns: Iterable[Spawn]) -> None:
         """Make the actors of a network, their hosts at once."""

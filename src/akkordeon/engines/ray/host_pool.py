@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 import time
+import uuid
 import zlib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
@@ -31,6 +32,9 @@ __all__ = ["READY_S", "SESSION_HOST", "UNRECORDED", "HostPool", "detached_as", "
 SESSION_HOST = "session host"
 """The name of the host of a session's sentinels."""
 
+SPARE = "spare"
+"""Begins the name of a process that is no host yet."""
+
 READY_S = 60.0
 """How long a host may take to come up; one that waits for resources never does."""
 
@@ -39,6 +43,9 @@ WAIT_S = 0.5
 
 ROUTES_S = 2.0
 """How long a sentinel's attaching waits for hosts to know the way to it; one that hangs learns it later."""
+
+SPARE_S = 10.0
+"""How long the spare process may take to answer, before another is made instead."""
 
 UNRECORDED = {"enable_task_events": False}
 """Ray's head need not keep an event for each message."""
@@ -59,6 +66,7 @@ class HostPool:
         locations: address of the node and number of the process, by name of the host.
         places: name of the host, by address of the actor.
         lost: why there is no cluster any more, if so.
+        spare: a process that is ready to be the next host, where there is one.
     """
 
     def __init__(
@@ -74,12 +82,14 @@ class HostPool:
         self.locations: dict[str, tuple[str, int]] = {}
         self.places: dict[str, str] = {}
         self.lost = ""
+        self.spare: Any = None
         self._seed = seed
         self._placement = placement
         self._wire_dtype = wire_dtype
         self._workers = workers
         self._network = network
         self._lock = threading.Lock()  # guards hosts, locations and places
+        self._launching = threading.Lock()  # two actors that come back find one host
         self._foreign: set[str] = set()  # hosts that were here before, and stay
         self._leaving: set[str] = set()  # hosts to end when the last of their actors has gone
 
@@ -103,18 +113,19 @@ class HostPool:
             RecipeError: one needs what is no resource.
         """
         ray = require_ray()
-        with self._lock:
-            there = dict(self.hosts)
         made: dict[str, Any] = {}
         try:
-            for name, needs in needed.items():
-                if name not in there and name not in made:
-                    made[name] = self._start(name, needs)
-            new = made | {name: handle for name, handle in there.items() if name not in self.locations}
-            asked = {name: handle.location.remote() for name, handle in new.items()}
-            found = dict(zip(asked, self.answers(asked.values(), READY_S), strict=True))
+            with self._launching:
+                for name, needs in needed.items():
+                    if name not in self.hosts:
+                        made[name] = self.hosts[name] = self._taken(name, needs) or self._start(name, needs)
+                there = dict(self.hosts)
+            new = [name for name in (*needed, SESSION_HOST) if name in there and name not in self.locations]
+            asked = [there[name].location.remote() for name in new]
+            found = dict(zip(new, self.answers(asked, READY_S), strict=True))
         except BaseException as error:
             for name, handle in made.items():
+                self.hosts.pop(name, None)
                 self.end(name, handle)
             if not isinstance(error, ray.exceptions.GetTimeoutError | ray.exceptions.RayActorError):
                 raise
@@ -126,7 +137,34 @@ class HostPool:
             ) from error
         with self._lock:
             self.locations.update(found)
-            self.hosts.update(made)
+
+    def keep_spare(self, maker: Serialized) -> None:
+        """Have a process that is ready when the next host is needed, and has imported what its actors are of.
+
+        Args:
+            maker: of such an actor.
+        """
+        with suppress(ClusterError):  # all goes on without one
+            if self.spare is None:
+                self.spare = self._start(f"{SPARE}/{uuid.uuid4().hex[:8]}", {})
+                self.spare.rehearse.remote(maker)
+
+    def end_spare(self) -> None:
+        """Need none any more."""
+        spare, self.spare = self.spare, None
+        if spare is not None:
+            end_actor(require_ray(), spare)
+
+    def _taken(self, name: str, needs: Mapping[str, float]) -> Any:
+        """The spare process, if there is one and it will do; it is a host like the others then."""
+        if self.spare is None or not can_be_spare(name, needs):
+            return None
+        ray, (spare, self.spare) = require_ray(), (self.spare, None)
+        with suppress(ray.exceptions.RayError):  # it may have died, too
+            ray.get(spare.location.remote(), timeout=SPARE_S)
+            return spare
+        end_actor(ray, spare)
+        return None
 
     def start_session_host(self) -> None:
         """Ask for a host of sentinels on this node; it comes up together with the first of the others."""
@@ -196,6 +234,7 @@ class HostPool:
         """
         spawns = list(spawns)
         places = {spawn.address: self._host_of(spawn.address) for spawn in spawns}
+        comes_back = any(s.restore and can_be_spare(places[s.address], s.resources) for s in spawns)
         self.make(
             {
                 host: sum_of_resources(s.resources for s in spawns if places[s.address] == host)
@@ -209,6 +248,8 @@ class HostPool:
             except TypeError as error:
                 raise RecipeError(f"{spawn.address} cannot travel to its host: {error}") from error
         self.ship(places, makers)
+        if comes_back:
+            self.keep_spare(makers[spawns[-1].address])
         return places
 
     def _host_of(self, address: str) -> str:
@@ -316,6 +357,11 @@ class HostPool:
             patience_s = min(WAIT_S, max(0.0, deadline_s - time.monotonic()))
             _, left = ray.wait(left, num_returns=len(left), timeout=patience_s)
         return list(ray.get(refs, timeout=FETCH_S))
+
+
+def can_be_spare(host: str, needs: Mapping[str, float] | None) -> bool:
+    """Whether any process would do for a host."""
+    return not needs and not is_replica(host) and host != SESSION_HOST
 
 
 def shipped(make: Callable[[], Actor]) -> Serialized:

@@ -7,6 +7,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -99,6 +100,12 @@ class HostProcess:
             return serialize(error)
         self._routes.pop(address, None)
         return None
+
+    @ray.method(num_returns=0)
+    def rehearse(self, make: Serialized) -> None:
+        """Make an actor and let go of it: all that takes an import is at hand for the next."""
+        with suppress(Exception):
+            deserialize(make, writable=True)()
 
     def add_routes(self, routes: Routes) -> None:
         """Know where these actors are. Has happened when the caller hears of it."""

@@ -19,6 +19,7 @@ import ray
 from akkordeon.core.addresses import reader_of
 from akkordeon.core.errors import NameTakenError, NoSuchSentinelError, explain
 from akkordeon.core.messages import Close, Detach, Forget, Message, Probe
+from akkordeon.core.recovery.messages import Save
 from akkordeon.core.reports import (
     ActorFailed,
     ActorLost,
@@ -117,6 +118,8 @@ class Registrar:
             self._members.add_session(key, sessions[key], entries)
         if found:
             self._begin(found[0][0])
+            if self._restarts is not None:
+                self._restarts.unsaved = set(found[0][0].places)
             self._note("the registrar was killed, and knows again what the processes of the network know")
 
     def _begin(self, info: NetworkInfo) -> None:
@@ -243,6 +246,8 @@ class Registrar:
         """Tell every session that the network ends, and end its gates."""
         with self._lock:
             info, self._info = self._info, None
+        if self._restarts is not None:
+            self._restarts.stop()
         session_hosts = self._members.hosts().values()
         if info is None:
             return
@@ -324,6 +329,8 @@ class Registrar:
         """Ask the gates how they are; the number of the question. Those of sessions are above 0."""
         number = next(self._probes)
         self._tell_gates(Probe(-number))
+        for address in () if self._restarts is None else tuple(self._restarts.unsaved):
+            self._send(address, Save())  # again and again: none hears of those who ask while they come up
         return number
 
     def _answered(self, gate: str) -> int:

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import ray
 
 from akkordeon.core.actor import Spawn
 from akkordeon.core.addresses import reader_of
+from akkordeon.core.errors import ClusterError
 from akkordeon.core.messages import Message
 from akkordeon.core.recovery.reports import StageSaved
 from akkordeon.core.reports import ActorFailed, ActorLost, GateLeft, GateStatus, SentinelEnded
-from akkordeon.engines.ray.host_pool import HostPool
+from akkordeon.engines.ray.cluster.names import named, named_actors
+from akkordeon.engines.ray.cluster.waits import end_actor
+from akkordeon.engines.ray.host_pool import SPARE, HostPool, can_be_spare, shipped
 from akkordeon.engines.ray.members import Members
 from akkordeon.engines.ray.network_info import NetworkInfo
 from akkordeon.engines.ray.serialization import deserialize
 from akkordeon.engines.ray.snapshots import REGISTRAR
+from akkordeon.engines.timers import Timers
 
 __all__ = ["Restarts"]
 
@@ -36,6 +41,9 @@ class Restarts:
         send: carries a message to a gate.
         note: keeps a sentence for those who ask how the network is.
         give_up: is told the address of a gate that does not come back, and why.
+
+    Attributes:
+        unsaved: gates whose snapshot was lost with whoever kept it, and that are to leave another.
     """
 
     def __init__(
@@ -50,24 +58,37 @@ class Restarts:
         give_up: Callable[[str, str], None],
     ) -> None:
         assert info.recovery is not None, "gates come back"
+        self.unsaved: set[str] = set()
+        self._note = note
         self._lock = threading.RLock()
+        self._engine = RestartingEngine(name, members, find, moved, self._lock)
         self._decides = deserialize(info.recovery, writable=True)(
             tuple(info.places),
-            RestartingEngine(name, members, find, moved),
+            self._engine,
             send=send,
             tell=lambda record: note(str(record)),
             talk_to=lambda address: [entry.address for entry in members.entries()],
             give_up=lambda why, error: give_up(*why.split(" ", 1)),
         )
+        spawns = list(deserialize(info.recipe, writable=True).spawns(info.seed))
         stages = None if info.stages is None else deserialize(info.stages, writable=True)
-        for _ in self._decides.keep(deserialize(info.recipe, writable=True).spawns(info.seed), stages):
+        for _ in self._decides.keep(spawns, stages):
             pass
+        self._engine.keep_spare(spawns)
+
+    def stop(self) -> None:
+        """Have none come back from now on."""
+        self._decides.stop()
+        self._engine.end_spare()
 
     def hear(self, record: Any) -> bool:
         """Take note of a report; whether it is of a gate that comes back, and nobody else's business."""
         with self._lock:
             if isinstance(record, StageSaved):
                 self._decides.saved(record)
+                if record.address in self.unsaved:
+                    self.unsaved.discard(record.address)
+                    self._note(f"a snapshot of {record.address} is kept again")
                 return True
             if isinstance(record, GateStatus):
                 self._decides.heard(record.address, record.version)
@@ -88,6 +109,7 @@ class RestartingEngine:
         members: its sessions, which are told where a gate is.
         info: gives the way in, as it is now.
         moved: is told the way in, as it is then.
+        lock: held while reports are heard.
     """
 
     def __init__(
@@ -96,11 +118,15 @@ class RestartingEngine:
         members: Members,
         info: Callable[[], NetworkInfo | None],
         moved: Callable[[NetworkInfo], None],
+        lock: threading.RLock,
     ) -> None:
         self._name = name
         self._members = members
         self._info = info
         self._moved = moved
+        self._timers = Timers(threading.Condition(lock))
+        self._spawning = threading.Lock()  # what comes of one is what the next begins with
+        self._spare: Any = None
 
     def now_s(self) -> float:
         """Seconds of this machine's monotonic clock."""
@@ -108,25 +134,59 @@ class RestartingEngine:
 
     def after(self, seconds: float, do: Callable[[], None]) -> None:
         """Have something done later, on a thread of its own."""
-        timer = threading.Timer(seconds, do)
-        timer.daemon = True
-        timer.start()
+        self._timers.after(seconds, do)
 
-    def spawn(self, spawn: Spawn) -> None:
-        """Make a gate, in the process where others of its place live or in a new one; tell everybody.
+    def respawn(self, spawn: Spawn, then: Callable[[Exception | None], None]) -> None:
+        """Make a gate, in the process where others of its place live or in a new one; tell everybody."""
+        self._timers.meanwhile(partial(self._spawn, spawn), then)
 
-        Raises:
-            AkkordeonError: it cannot be made.
-        """
+    def _spawn(self, spawn: Spawn) -> None:
+        with self._spawning:
+            info = self._info()
+            if info is None:
+                return
+            pool, pool.spare, self._spare = self._pool(info), self._spare, None
+            try:
+                places = pool.spawn_all([spawn])
+            finally:
+                self._spare = pool.spare
+            info = self._with(pool, *places.values())
+            self._moved(info)
+            self._tell(pool, places, info)
+
+    def _with(self, pool: HostPool, host: str) -> NetworkInfo:
+        """The way in as it is now, and to one host more."""
+        info = self._info()
+        if info is None:
+            raise ClusterError(f"the network {self._name!r} has ended")
+        hosts, locations = {**info.hosts, host: pool.hosts[host]}, {**info.locations}
+        locations[host] = pool.locations[host]
+        return replace(info, hosts=hosts, locations=locations)
+
+    def keep_spare(self, spawns: Iterable[Spawn]) -> None:
+        """Have a process ready for a gate that comes back: one that is there already, or another."""
         info = self._info()
         if info is None:
             return
+        pool, prefix = self._pool(info), f"host/{self._name}/{SPARE}/"
+        there = [named(name) for name in named_actors() if name.startswith(prefix)]
+        pool.spare = next((handle for handle in there if handle not in info.hosts.values()), None)
+        for spawn in spawns:
+            if spawn.restore is not None and can_be_spare(spawn.address, spawn.resources):
+                pool.keep_spare(shipped(spawn.make))
+                break
+        self._spare = pool.spare
+
+    def end_spare(self) -> None:
+        """Need none any more."""
+        spare, self._spare = self._spare, None
+        if spare is not None:
+            end_actor(ray, spare)
+
+    def _pool(self, info: NetworkInfo) -> HostPool:
         pool = HostPool(info.seed, placement=info.placement, wire_dtype=info.wire_dtype, network=self._name)
         pool.adopt(info.hosts, info.locations, info.places)
-        places = pool.spawn_all([spawn])
-        info = replace(info, hosts=dict(pool.hosts), locations=dict(pool.locations))
-        self._moved(info)
-        self._tell(pool, places, info)
+        return pool
 
     def _tell(self, pool: HostPool, places: Mapping[str, str], info: NetworkInfo) -> None:
         """Have all know the way to it, and it the way to all."""

@@ -11,7 +11,6 @@ are too many within the time, or that raised what would only come again, does no
 
 from __future__ import annotations
 
-import threading
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -20,7 +19,7 @@ from typing import Any
 
 from akkordeon.core.actor import Spawn
 from akkordeon.core.errors import RecipeError, explain
-from akkordeon.core.messages import Batch, Fault, Forget, Message, Refused
+from akkordeon.core.messages import Batch, Close, Fault, Forget, Message, Refused
 from akkordeon.core.plain_state import StageState
 from akkordeon.core.recovery.messages import Restarted
 from akkordeon.core.recovery.reports import StageSaved
@@ -47,6 +46,7 @@ class _Kept:
     ends: deque[tuple[float, str]] = field(default_factory=deque)  # when and why it was gone
     gone: _Gone | None = None  # until it is back
     waits: bool = False  # it has said all it had to say, and waits for its time
+    comes: bool = False  # it is being made
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class _Gone:
 
 
 class GateRecovery:
-    """Has gates made anew. Reports are heard by one thread at a time; it may be stopped by any.
+    """Has gates made anew. Reports are heard one at a time, and go on meanwhile; any thread may stop it.
 
     Args:
         recovery: how often, and when; None lets none come back.
@@ -95,7 +95,6 @@ class GateRecovery:
         self._give_up = give_up
         self._kept: dict[str, _Kept] = {}
         self._departed: deque[str] = deque(maxlen=GONE_MAX)
-        self._lock = threading.RLock()  # held while one is made anew, which may lead to reports
         self._over = False
 
     def keep(
@@ -119,9 +118,8 @@ class GateRecovery:
         Returns:
             Those that are away, and left nothing.
         """
-        with self._lock:
-            self._over = True
-            return [address for address, kept in self._kept.items() if kept.waits]
+        self._over = True
+        return [address for address, kept in list(self._kept.items()) if kept.waits or kept.comes]
 
     # ── what is heard of them ────────────────────────────────────────────────────────────────────────
 
@@ -220,28 +218,32 @@ class GateRecovery:
             address: whose.
             unheard: the highest version that it may have had without anybody hearing of it.
         """
-        with self._lock:
-            kept = self._kept.get(address)
-            if self._over or kept is None or kept.gone is None:
-                return
-            gone, kept.gone, kept.waits = kept.gone, None, False
-            before, saved = kept.version, kept.state.version
-            kept.version = max(before, unheard) + 1
-            kept.state = replace(kept.state, version=kept.version)
-            self.restarts[address] += 1
-            assert kept.spawn.restore is not None, "only those are kept"
-            try:
-                self._engine.spawn(replace(kept.spawn, make=partial(kept.spawn.restore, kept.state)))
-            except Exception as error:
-                failure: Exception | None = error
-            else:
-                failure = None
-                self._tell_all(address, gone.refused)
-        if failure is not None:
-            why = f"{address} {gone.why}, and could not be made anew: {explain(failure)}"
-            self._give_up(why, failure)
+        kept = self._kept.get(address)
+        if self._over or kept is None or kept.gone is None:
             return
-        self._tell(GateRestarted(address, gone.why, self.restarts[address], before, saved, kept.version))
+        gone, kept.gone, kept.waits, kept.comes = kept.gone, None, False, True
+        before, saved = kept.version, kept.state.version
+        kept.version = max(before, unheard) + 1
+        kept.state = replace(kept.state, version=kept.version)
+        self.restarts[address] += 1
+        assert kept.spawn.restore is not None, "only those are kept"
+        spawn = replace(kept.spawn, make=partial(kept.spawn.restore, kept.state))
+        record = GateRestarted(address, gone.why, self.restarts[address], before, saved, kept.version)
+        self._engine.respawn(spawn, partial(self._is_back, kept, record, gone.refused))
+
+    def _is_back(
+        self, kept: _Kept, record: GateRestarted, refused: Refused | None, failure: Exception | None
+    ) -> None:
+        """One was made anew, or could not be."""
+        kept.comes = False
+        if self._over or self._kept.get(record.address) is not kept:
+            self._send(record.address, Close())
+        elif failure is None:
+            self._tell_all(record.address, refused)
+            self._tell(record)
+        elif kept.gone is None:  # else its new process was lost, and it comes once more
+            why = f"{record.address} {record.why}, and could not be made anew: {explain(failure)}"
+            self._give_up(why, failure)
 
     def _tell_all(self, address: str, refused: Refused | None) -> None:
         for sentinel in self._departed:
