@@ -107,3 +107,19 @@ def test_who_owes_an_answer_for_long_is_silent_unless_it_is_excused_or_dropped(r
 
 def test_where_nobody_was_asked_nothing_is_answered(ray):
     assert Heartbeats().answers(0.0) == []
+
+
+def test_who_is_dropped_while_all_are_waited_for_is_not_asked_for_an_answer(ray, at, monkeypatch):
+    """A session that ended at the wrong moment ended the watch over a network: no gate came back any more."""
+    beats = Heartbeats()
+    asked(beats, "session", "ref-1")
+    asked(beats, "gate", "ref-2")
+    ray.answered |= {"ref-1": None, "ref-2": None}
+    wait = ray.wait
+
+    def wait_while_one_is_dropped(refs, **how):
+        beats.drop("session")
+        return wait(refs, **how)
+
+    monkeypatch.setattr(ray, "wait", wait_while_one_is_dropped)
+    assert beats.answers(1.0, all_of_them=True) == [("gate", None)]

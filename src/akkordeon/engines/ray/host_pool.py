@@ -118,6 +118,7 @@ class HostPool:
             with self._launching:
                 for name, needs in needed.items():
                     if name not in self.hosts:
+                        self.locations.pop(name, None)  # of one that is lost
                         made[name] = self.hosts[name] = self._taken(name, needs) or self._start(name, needs)
                 there = dict(self.hosts)
             new = [name for name in (*needed, SESSION_HOST) if name in there and name not in self.locations]

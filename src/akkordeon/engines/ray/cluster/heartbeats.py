@@ -28,7 +28,7 @@ class Lost:
 
 
 class Heartbeats:
-    """Asks processes, one question at a time each. One thread asks; any may look who is silent."""
+    """Asks processes, one question at a time each. One thread asks; any may see who is silent, and drop one."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -39,14 +39,15 @@ class Heartbeats:
     def ask(self, name: str, question: Callable[[], Any], every_s: float = 0.0) -> None:
         """Ask a process that owes no answer, and gave its last so long ago."""
         now_s = time.monotonic()
-        if name not in self._since_s and now_s - self._heard_s.get(name, -every_s) >= every_s:
-            self._asked[question()] = name
-            with self._lock:
+        with self._lock:
+            if name not in self._since_s and now_s - self._heard_s.get(name, -every_s) >= every_s:
+                self._asked[question()] = name
                 self._since_s[name] = now_s
 
     def owed(self) -> list[Any]:
         """What has been asked and not answered."""
-        return list(self._asked)
+        with self._lock:
+            return list(self._asked)
 
     def answers(self, timeout_s: float, all_of_them: bool = False) -> list[tuple[str, Any]]:
         """Who answered what, once anybody does, or all of them have; :class:`Lost` by who is dead."""
@@ -57,13 +58,16 @@ class Heartbeats:
         ready, _ = ray.wait(asked, num_returns=len(asked) if all_of_them else 1, timeout=timeout_s)
         found: list[tuple[str, Any]] = []
         for ref in ready:
-            name = self._asked.pop(ref)
             with self._lock:
+                name = self._asked.pop(ref, None)
+                if name is None:  # it was dropped meanwhile
+                    continue
                 self._since_s.pop(name, None)
-            self._heard_s.pop(name, None)
+                self._heard_s.pop(name, None)
             try:
                 found.append((name, ray.get(ref, timeout=FETCH_S)))
-                self._heard_s[name] = time.monotonic()
+                with self._lock:
+                    self._heard_s[name] = time.monotonic()
             except ray.exceptions.ActorUnavailableError:
                 continue  # it may come back; if it does not, Ray says that it died
             except ray.exceptions.RayError as error:
@@ -78,9 +82,9 @@ class Heartbeats:
 
     def drop(self, name: str) -> None:
         """Expect no answer of a process any more."""
-        self._asked = {ref: asked for ref, asked in self._asked.items() if asked != name}
-        self._heard_s.pop(name, None)
         with self._lock:
+            self._asked = {ref: asked for ref, asked in self._asked.items() if asked != name}
+            self._heard_s.pop(name, None)
             self._since_s.pop(name, None)
 
     def silent(self, for_s: float) -> list[str]:

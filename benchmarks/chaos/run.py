@@ -1,0 +1,444 @@
+"""Three machines on which something is killed, or cut off, every twenty seconds, while MNIST is learned.
+
+python benchmarks/chaos/run.py --data-dir DIR [--minutes 20] [--every 20] [--seed 0] [--quick] [--json FILE]
+
+The machines are network namespaces of this one, each with a Ray of its own (this needs root). The head of
+the cluster is left alone. Trainers that were killed are begun again after two seconds, and so is what joins a
+machine to the cluster: by this program, as a service manager would.
+
+Ends with the accuracy beside that of an undisturbed run of as many batches, with the accounts of all trainers
+that could give one, and with how long it took until every gate learned again, by kind of fault.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import psutil
+
+HERE = Path(__file__).parent
+MACHINES = ("akchaos0", "akchaos1", "akchaos2")
+BRIDGE = "akchaos-br"
+AT, NAME = "10.78.0.1:25620", "chaos"
+CUT_S, BEGUN_AGAIN_S, GIVEN_UP_S = 10.0, 2.0, 60.0
+KINDS = ("gate", "sentinel", "home", "raylet", "link")
+COUNTS = re.compile(r"([\d,]+) batches sent, ([\d,]+) trained, ([\d,]+) refused, ([\d,]+) lost")
+
+
+# ── machines ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def ip(*words: str, check: bool = True) -> None:
+    subprocess.run(["ip", *words], check=check, capture_output=True)
+
+
+def veth(machine: int) -> str:
+    return f"akc-v{machine}"
+
+
+@contextmanager
+def machines() -> Iterator[None]:
+    """Three of them, 10.78.0.1 to 10.78.0.3."""
+    try:
+        ip("link", "add", BRIDGE, "type", "bridge")
+        ip("link", "set", BRIDGE, "up")
+        ip("addr", "add", "10.78.0.254/24", "dev", BRIDGE)
+        for i, name in enumerate(MACHINES):
+            ip("netns", "add", name)
+            ip("link", "add", veth(i), "type", "veth", "peer", "name", "eth0", "netns", name)
+            ip("link", "set", veth(i), "master", BRIDGE, "up")
+            ip("-n", name, "addr", "add", f"10.78.0.{i + 1}/24", "dev", "eth0")
+            ip("-n", name, "link", "set", "eth0", "up")
+            ip("-n", name, "link", "set", "lo", "up")
+            ip("-n", name, "route", "add", "default", "via", "10.78.0.254")
+        yield
+    finally:
+        for i, name in enumerate(MACHINES):
+            for process in inside(i):
+                with suppress(psutil.Error):
+                    process.kill()
+            ip("netns", "del", name, check=False)
+            ip("link", "del", veth(i), check=False)
+        ip("link", "del", BRIDGE, check=False)
+
+
+def inside(machine: int) -> list[psutil.Process]:
+    """The processes of a machine."""
+    words = ["ip", "netns", "pids", MACHINES[machine]]
+    found = []
+    for number in subprocess.run(words, capture_output=True, text=True).stdout.split():
+        with suppress(psutil.Error):
+            found.append(psutil.Process(int(number)))
+    return found
+
+
+class Command:
+    """A command on a machine; what it says is kept."""
+
+    def __init__(self, home: Path, machine: int, *words: str, **environment: str) -> None:
+        folder = home / str(machine)
+        (folder / "ray").mkdir(parents=True, exist_ok=True)
+        own_files = f'mount --bind {folder}/ray /tmp/ray && exec "$@"'
+        where = ["ip", "netns", "exec", MACHINES[machine], "sh", "-c", own_files, "sh", sys.executable]
+        env = {
+            **os.environ,
+            "HOME": str(folder),
+            "PYTHONUNBUFFERED": "1",
+            "OMP_NUM_THREADS": "1",
+            **environment,
+        }
+        env.pop("RAY_AUTH_MODE", None)
+        self.machine, self.words = machine, words
+        self.lines: list[str] = []
+        self._process = subprocess.Popen(
+            [*where, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env, cwd=folder
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self.lines.append(line.rstrip())
+
+    @property
+    def ended(self) -> bool:
+        return self._process.poll() is not None
+
+    def until(self, pattern: str, timeout_s: float = 120.0) -> re.Match[str]:
+        """Wait until it says this."""
+        deadline_s = time.monotonic() + timeout_s
+        while time.monotonic() < deadline_s:
+            for line in list(self.lines):
+                if found := re.search(pattern, line):
+                    return found
+            if self.ended and not self._reader.is_alive():
+                break
+            time.sleep(0.1)
+        raise SystemExit(f"{self.words} never said {pattern!r}: {self.lines[-20:]}")
+
+    def signal(self, number: int) -> None:
+        with suppress(ProcessLookupError):
+            self._process.send_signal(number)
+
+    def end(self, timeout_s: float = 120.0) -> None:
+        """Ask it to end, and wait."""
+        self.signal(signal.SIGINT)
+        try:
+            self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.signal(signal.SIGKILL)
+        self._reader.join(5)
+
+
+class Service:
+    """A command that is begun again whenever it has ended, a while later."""
+
+    def __init__(self, begin: Callable[[], Command]) -> None:
+        self._begin = begin
+        self._stopping = False
+        self.past: list[Command] = []
+        self.now = begin()
+        self._keeper = threading.Thread(target=self._keep, daemon=True)
+        self._keeper.start()
+
+    def _keep(self) -> None:
+        while not self._stopping:
+            if self.now.ended:
+                time.sleep(BEGUN_AGAIN_S)
+                if not self._stopping:
+                    self.past.append(self.now)
+                    self.now = self._begin()
+            time.sleep(0.2)
+
+    def end(self) -> None:
+        self._stopping = True
+        self._keeper.join()
+        self.now.end()
+
+    @property
+    def commands(self) -> list[Command]:
+        return [*self.past, self.now]
+
+
+# ── what is seen ─────────────────────────────────────────────────────────────────────────────────────
+
+
+class Sight:
+    """How the network is, by and by."""
+
+    def __init__(self, watch: Command) -> None:
+        self._watch = watch
+
+    def since(self, at_s: float) -> list[dict[str, Any]]:
+        """What was seen after a time."""
+        seen = [json.loads(line) for line in list(self._watch.lines) if line.startswith("{")]
+        return [one for one in seen if one["at_s"] > at_s and "gates" in one]
+
+    def now(self) -> dict[str, Any]:
+        """The latest of it."""
+        deadline_s = time.monotonic() + GIVEN_UP_S
+        while time.monotonic() < deadline_s:
+            if found := self.since(time.monotonic() - 2.0):
+                return found[-1]
+            if self._watch.ended:
+                raise SystemExit(f"nobody can see the network: {self._watch.lines[-10:]}")
+            time.sleep(0.2)
+        raise SystemExit("the network cannot be seen")
+
+
+def learning_after_s(
+    seen: list[dict[str, Any]], fault_s: float, lost: set[str], pids: dict[str, int]
+) -> float | None:
+    """Seconds from a fault until every gate had learned again, those that were lost in another process."""
+    first: dict[str, int] = {}
+    again: set[str] = set()
+    for one in seen:
+        for gate, (pid, _, version) in one["gates"].items():
+            if version is None or (gate in lost and pid == pids[gate]):
+                continue
+            if gate in first and version > first[gate]:
+                again.add(gate)
+            first.setdefault(gate, version)
+        if again >= pids.keys():
+            return float(one["at_s"] - fault_s)
+    return None
+
+
+# ── faults ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass
+class Chaos:
+    """Does one thing after another, and notes how long each took to be over."""
+
+    rng: Random
+    sight: Sight
+    trainers: dict[str, Service]
+    took_s: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    never: list[str] = field(default_factory=list)
+
+    def do(self, kind: str, every_s: float) -> None:
+        """One fault, then a while of watching."""
+        before = self.sight.now()
+        pids = {gate: pid for gate, (pid, _, _) in before["gates"].items()}
+        fault_s = time.monotonic()
+        what, lost = getattr(self, f"_{kind}")(before)
+        took_s = None
+        while time.monotonic() < fault_s + GIVEN_UP_S and took_s is None:
+            time.sleep(0.25)
+            took_s = learning_after_s(self.sight.since(fault_s), fault_s, lost, pids)
+        if took_s is None:
+            latest = self.sight.now()
+            print(latest["failure"], latest["events"], latest["gates"], flush=True)
+            self.never.append(f"{what}: {latest['failure']}; {latest['events']}")
+        else:
+            self.took_s[kind].append(took_s)
+        shown = "never" if took_s is None else f"{took_s:.1f} s"
+        print(f"  {kind:9} {what:60} {shown}", flush=True)
+        time.sleep(max(0.0, fault_s + every_s - time.monotonic()))
+
+    def _gate(self, seen: dict[str, Any]) -> tuple[str, set[str]]:
+        gate = self.rng.choice(sorted(seen["gates"]))
+        pid = seen["gates"][gate][0]
+        os.kill(pid, signal.SIGKILL)
+        return f"the process of {gate}", {g for g, (p, _, _) in seen["gates"].items() if p == pid}
+
+    def _sentinel(self, seen: dict[str, Any]) -> tuple[str, set[str]]:
+        name = self.rng.choice(sorted(self.trainers))
+        self.trainers[name].now.signal(signal.SIGKILL)
+        return f"the command of {name}", set()
+
+    def _home(self, seen: dict[str, Any]) -> tuple[str, set[str]]:
+        known = sorted(name for name in seen["sentinels"] if name.split(":")[0] in self.trainers)
+        if not known:
+            return "no trainer has a home just now", set()
+        name = self.rng.choice(known)
+        with suppress(ProcessLookupError):
+            os.kill(seen["sentinels"][name][0], signal.SIGKILL)
+        return f"the home of {name}", set()
+
+    def _raylet(self, seen: dict[str, Any]) -> tuple[str, set[str]]:
+        machine = self.rng.choice([1, 2])
+        for process in inside(machine):
+            with suppress(psutil.Error):
+                if process.name() == "raylet":
+                    process.kill()
+        return f"the raylet of machine {machine}", _gates_on(seen, machine)
+
+    def _link(self, seen: dict[str, Any]) -> tuple[str, set[str]]:
+        machine = self.rng.choice([1, 2])
+        ip("link", "set", veth(machine), "down")
+        time.sleep(CUT_S)
+        ip("link", "set", veth(machine), "up")
+        return f"machine {machine} cut off for {CUT_S:.0f} s", set()
+
+
+def _gates_on(seen: dict[str, Any], machine: int) -> set[str]:
+    return {gate for gate, (_, node, _) in seen["gates"].items() if node.endswith(f".{machine + 1}")}
+
+
+# ── the run ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def disturbed(given: argparse.Namespace, home: Path) -> dict[str, Any]:
+    """The run with faults."""
+    start = Command(
+        home, 0, "-m", "akkordeon.cli.main", "network", "start", f"{HERE / 'network.py'}:row",
+        "--listen", AT, "--name", NAME, "--machines", "3",
+    )  # fmt: skip
+    token = {"RAY_AUTH_TOKEN": start.until(r"export RAY_AUTH_TOKEN=(\w+)").group(1)}
+
+    def command(machine: int, *words: str) -> Command:
+        return Command(home, machine, "-m", "akkordeon.cli.main", *words, **token)
+
+    def trainer(machine: int, name: str) -> Service:
+        words = (
+            "sentinel",
+            "train",
+            "--network",
+            f"{AT}/{NAME}",
+            "--data",
+            "mnist",
+            "--data-dir",
+            given.data_dir,
+        )
+        more = (
+            "--epochs",
+            "100000",
+            "--in-flight",
+            "3",
+            "--name",
+            name,
+            "--patience",
+            "60",
+            "--seed",
+            str(machine),
+        )
+        return Service(lambda: command(machine, *words, *more))
+
+    members = [Service(lambda i=i: command(i, "join", AT)) for i in (1, 2)]  # type: ignore[misc]
+    start.until("runs with .* gates")
+    trainers = {name: trainer(i, name) for i, name in enumerate(("first", "second", "third"))}
+    watch = Command(home, 0, str(HERE / "watch.py"), AT, NAME, **token)
+    for each in trainers.values():
+        each.now.until("is attached")
+    chaos = Chaos(Random(given.seed), Sight(watch), trainers)
+    began_s = time.monotonic()
+    while time.monotonic() < began_s + 60 * given.minutes:
+        chaos.do(chaos.rng.choice(KINDS), given.every)
+    time.sleep(15)  # whoever was begun again may still be coming
+    version = max(version or 0 for _, _, version in chaos.sight.now()["gates"].values())
+    for each in trainers.values():
+        each.end()
+    validator = command(
+        0, "sentinel", "validate", "--network", f"{AT}/{NAME}", "--data", "mnist",
+        "--data-dir", given.data_dir, "--every", "1", "--patience", "60",
+    )  # fmt: skip
+    accuracy = float(validator.until(r"accuracy ([\d.]+)").group(1))
+    validator.end()
+    watch.signal(signal.SIGKILL)
+    accounts = [account for each in trainers.values() for c in each.commands for account in _accounts(c)]
+    for member in members:
+        member._stopping = True
+    return {
+        "accuracy": accuracy,
+        "updates": version,
+        "accounts": accounts,
+        "exact": all(sent == trained + refused + lost for sent, trained, refused, lost in accounts),
+        "commands": sum(len(each.commands) for each in trainers.values()),
+        "took_s": chaos.took_s,
+        "never": chaos.never,
+        "said": {name: [c.lines[-1:] for c in each.commands] for name, each in trainers.items()},
+    }
+
+
+def _accounts(command: Command) -> Iterator[tuple[int, ...]]:
+    for line in command.lines:
+        if found := COUNTS.search(line):
+            yield tuple(int(number.replace(",", "")) for number in found.groups())
+
+
+def undisturbed(given: argparse.Namespace, updates: int) -> float:
+    """The accuracy after as many batches on threads, where nothing happens."""
+    import torch
+    from network import row
+
+    import akkordeon as ak
+    from akkordeon.experiments.tasks.loader import load_task
+
+    torch.manual_seed(0)
+    task = load_task("mnist", given.data_dir)
+    with ak.run(row()) as session:
+        training = ak.Sentinel.train(
+            task.train_batches(), task.loss, in_flight=9, epochs=10**6, name="undisturbed"
+        )
+        attached = session.attach(training)
+        while attached.batches.trained < updates:
+            time.sleep(0.05)
+        attached.detach()
+        attached.wait(60)
+        validator = session.attach(ak.Sentinel.test(task.validate, task.loss, scores=task.scores)).wait(120)
+        return float(validator.rounds[-1].scores["accuracy"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data-dir", default=os.environ.get("AKKORDEON_DATA"), required=False)
+    parser.add_argument("--minutes", type=float, default=20.0)
+    parser.add_argument("--every", type=float, default=20.0, help="seconds between two faults")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quick", action="store_true", help="two minutes")
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    if given.data_dir is None:
+        parser.error("--data-dir DIR is missing: the folder with the files of MNIST")
+    given.data_dir = str(Path(given.data_dir).resolve())
+    if given.quick:
+        given.minutes = 2.0
+    Path("/tmp/ray").mkdir(exist_ok=True)  # where each machine sees its own
+    with tempfile.TemporaryDirectory(prefix="ak") as home, machines():
+        found = disturbed(given, Path(home))
+    found["undisturbed"] = undisturbed(given, found["updates"])
+    show(found)
+    if given.json:
+        given.json.write_text(json.dumps(found, indent=1))
+
+
+def show(found: dict[str, Any]) -> None:
+    print(f"\n{'fault':10} {'times':>5} {'median s':>9} {'longest s':>10}")
+    for kind, took_s in sorted(found["took_s"].items()):
+        print(f"{kind:10} {len(took_s):5} {statistics.median(took_s):9.1f} {max(took_s):10.1f}")
+    print(f"never over: {found['never'] or 'none'}")
+    print(
+        f"accuracy {found['accuracy']:.4f}, undisturbed {found['undisturbed']:.4f}, both after "
+        f"{found['updates']:,} updates"
+    )
+    sums = [sum(numbers) for numbers in zip(*found["accounts"], strict=True)] or [0] * 4
+    print(
+        f"{len(found['accounts'])} of {found['commands']} trainers gave an account: {sums[0]:,} sent, "
+        f"{sums[1]:,} trained, {sums[2]:,} refused, {sums[3]:,} lost; exact: {found['exact']}"
+    )
+
+
+if __name__ == "__main__":
+    main()
