@@ -114,7 +114,8 @@ def plainly(model, batches):
     optimizer = adamw(model.parameters())
     for x, y in batches:
         optimizer.zero_grad()
-        F.cross_entropy(model(*x) if isinstance(x, tuple) else model(x), y).backward()
+        args, kwargs = ((), x) if isinstance(x, dict) else (x if isinstance(x, tuple) else (x,), {})
+        F.cross_entropy(model(*args, **kwargs), y).backward()
         optimizer.step()
     return model
 

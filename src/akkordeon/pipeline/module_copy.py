@@ -12,7 +12,7 @@ import types
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,10 @@ from akkordeon.core.payload import memory
 __all__ = ["copied", "in_fresh_memory", "overlapping", "tensors_in"]
 
 
-def copied(module: nn.Module, structure_only: bool = False) -> nn.Module:
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def copied(module: Module, structure_only: bool = False) -> Module:
     """A deep copy with all that ``copy.deepcopy`` leaves behind.
 
     That is: attributes and hooks of parameters, memory that parameters share, and functions that a module

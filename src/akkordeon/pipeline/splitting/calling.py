@@ -18,16 +18,26 @@ def arguments(module: nn.Module, payload: Payload) -> tuple[tuple[Any, ...], dic
     A dict whose names are those of arguments is keyword arguments, a tuple or list for a forward of several
     arguments is positional ones; all else is the one argument.
     """
-    named = [
-        parameter
-        for parameter in inspect.signature(module.forward).parameters.values()
-        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-    ]
-    if isinstance(payload, dict) and payload and payload.keys() <= {parameter.name for parameter in named}:
+    signature = inspect.signature(module.forward)
+    if isinstance(payload, dict) and payload and _takes(signature, payload):
         return (), dict(payload)
-    if isinstance(payload, tuple | list) and len(named) > 1 and not hasattr(payload, "_fields"):
+    if isinstance(payload, tuple | list) and _takes_several(signature) and not hasattr(payload, "_fields"):
         return tuple(payload), {}
     return (payload,), {}
+
+
+def _takes(signature: inspect.Signature, named: dict[str, Any]) -> bool:
+    try:
+        signature.bind(**named)
+    except TypeError:
+        return False
+    return True
+
+
+def _takes_several(signature: inspect.Signature) -> bool:
+    kinds = [parameter.kind for parameter in signature.parameters.values()]
+    several = kinds.count(inspect.Parameter.POSITIONAL_OR_KEYWORD) > 1
+    return several or inspect.Parameter.VAR_POSITIONAL in kinds
 
 
 def call(module: nn.Module, payload: Payload) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -47,7 +48,8 @@ class BlockCosts:
 
     def _call_s(self, call: Call, block: nn.Module) -> float:
         return self._once(
-            ("call", _built(block), _forms((call.args, call.kwargs))), lambda: _call_s(block, call)
+            ("call", _built(block), _forms((call.args, call.kwargs)), tuple(call.autocast.items())),
+            lambda: _call_s(block, call),
         )
 
     def _update_s(self, block: nn.Module) -> float:
@@ -81,12 +83,15 @@ def _call_s(block: nn.Module, call: Call) -> float:
 
     So it is where one argument is an object that keeps results of the forward, as a cache does.
     """
-    try:
-        return _seconds(_training(block, call))
-    except Exception:
-        twin = copied(block)
-        with torch.no_grad():
-            return 3 * _seconds(lambda: twin(*call.args, **call.kwargs))
+    with ExitStack() as around:
+        for device, dtype in call.autocast.items():
+            around.enter_context(torch.autocast(device, dtype))
+        try:
+            return _seconds(_training(block, call))
+        except Exception:
+            twin = copied(block)
+            with torch.no_grad():
+                return 3 * _seconds(lambda: twin(*call.args, **call.kwargs))
 
 
 def _training(block: nn.Module, call: Call) -> Callable[[], object]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import count
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from akkordeon.core.errors import RecipeError
 from akkordeon.core.payload import Payload
 from akkordeon.pipeline.splitting.walk import Source
 
@@ -32,6 +34,26 @@ class Form:
         """Itself: nobody writes to it."""
         return self
 
+    @cached_property
+    def outline(self) -> str:
+        """All of it that gates after this one are given as it was on the example."""
+        return _outline(self.template)
+
+    def refuse_other(self, some: Any, what: str) -> None:
+        """Refuse what has tensors elsewhere, or another number between them.
+
+        Raises:
+            RecipeError: it is so.
+        """
+        if isinstance(some, Tensor) and isinstance(self.template, Tensor):  # nearly always
+            return
+        found = _outline(some)
+        if found != self.outline:
+            raise RecipeError(
+                f"{what} is {found}, on the example it was {self.outline}; only tensors travel between "
+                "gates, so all that differs from batch to batch has to be in one"
+            )
+
     def filled(self, values: Mapping[Source, Tensor], shapes: Mapping[Source, Tensor], of: int) -> Any:
         """The same with values of tensors, by their sources; NaNs where there are none."""
         places = count()
@@ -46,18 +68,36 @@ class Form:
         return tree_map(value, self.template)
 
 
+def _outline(some: Any) -> str:
+    if isinstance(some, Tensor):
+        return "Tensor"
+    if isinstance(some, dict):
+        return "{" + ", ".join(f"{name!r}: {_outline(part)}" for name, part in some.items()) + "}"
+    if isinstance(some, tuple | list):
+        return "(" + ", ".join(map(_outline, some)) + ")"
+    return repr(some) if isinstance(some, int | float | str) else type(some).__name__
+
+
 def nothing_like(tensor: Tensor) -> Tensor:
     """A tensor of the same form, full of what shows where it is used: NaN, or the least of all integers."""
-    dtype = tensor.dtype
+    return _nothing(tensor, ()).expand(tensor.shape)
+
+
+def _nothing(like: Tensor, shape: Sequence[int]) -> Tensor:
+    dtype = like.dtype
     value: Any = float("nan")
     if not (dtype.is_floating_point or dtype.is_complex):
         value = dtype is torch.bool or torch.iinfo(dtype).min
-    return torch.full((), value, dtype=dtype, device=tensor.device).expand(tensor.shape)
+    return torch.full(tuple(shape), value, dtype=dtype, device=like.device)
 
 
 def _filler(like: Tensor, shape: Tensor | None) -> Tensor:
     """Of the shape that was sent, with memory of its own, as glue may write to it; without one, as it is."""
-    return like if shape is None else like.flatten()[:1].expand(shape.tolist()).clone()
+    return like if shape is None else _nothing(like, shape.tolist())
+
+
+def _shape(tensor: Tensor) -> Tensor:
+    return torch.tensor(tensor.shape, dtype=torch.int64)
 
 
 @dataclass(frozen=True)
@@ -76,7 +116,7 @@ class Parcel:
         """As a payload: one tensor, or a tuple of them."""
         entries = [values[source] for source in self.values]
         for source in self.shapes:
-            entries.append(torch.tensor(values[source].shape) if source in values else shapes[source])
+            entries.append(_shape(values[source]) if source in values else shapes[source])
         return entries[0] if len(entries) == 1 else tuple(entries)
 
     def unpacked(self, payload: Payload) -> tuple[dict[Source, Tensor], dict[Source, Tensor]]:

@@ -14,7 +14,15 @@ from akkordeon.core.payload import Payload, nbytes
 from akkordeon.pipeline.module_copy import copied
 from akkordeon.pipeline.splitting.form import Form, Parcel, Piece
 from akkordeon.pipeline.splitting.part import Part
-from akkordeon.pipeline.splitting.walk import INPUTS, Source, Sources, blocks_of, tensors_in, walked
+from akkordeon.pipeline.splitting.walk import (
+    INPUTS,
+    Source,
+    Sources,
+    blocks_of,
+    hides_tensors,
+    tensors_in,
+    walked,
+)
 
 __all__ = ["Layout", "containers_in"]
 
@@ -35,10 +43,18 @@ class Layout:
         whole: it stays as it is: a copy is walked through.
         opened: names of the modules whose forward is walked through.
         example: a batch.
+        spread: whether gates may call one module, each a copy of it, where it has no weights.
     """
 
-    def __init__(self, whole: nn.Module, opened: Iterable[str], example: Payload) -> None:
+    def __init__(
+        self, whole: nn.Module, opened: Iterable[str], example: Payload, spread: bool = True
+    ) -> None:
+        if hides_tensors(example):
+            raise RecipeError(
+                f"an example is a tensor, or a tuple, list or dict of such, got {type(example).__name__}"
+            )
         self.whole = whole
+        self.spread = spread
         self.opened = containers_in(whole, opened)
         while True:
             twin = copied(whole).train()
@@ -55,6 +71,7 @@ class Layout:
             if not passed_by:
                 break
             self.opened = containers_in(whole, self.opened | passed_by)
+        self._everywhere = {name for name in self.blocks if spread and _can_be_anywhere(name, whole, twin)}
         self._names = {id(parameter): name for name, parameter in twin.named_parameters()}
         self._sizes = {name: nbytes(parameter) for name, parameter in twin.named_parameters()}
 
@@ -108,13 +125,21 @@ class Layout:
 
     @cached_property
     def _within(self) -> set[int]:
-        """Places between two calls of one block."""
+        """Places between two calls of one block, but for those that any gate may call."""
         last = {call.block: number for number, call in enumerate(self.calls)}
         return {
             place
             for number, call in enumerate(self.calls)
+            if call.block not in self._everywhere
             for place in range(number + 1, last[call.block] + 1)
         }
+
+    @cached_property
+    def hidden_from(self) -> int:
+        """The first call that gives tensors in something that nobody can look into."""
+        return next(
+            (number for number, call in enumerate(self.calls) if hides_tensors(call.gave)), len(self.calls)
+        )
 
     def shared_over(self, place: int) -> list[str]:
         """The weights that calls on both sides of a place need."""
@@ -122,7 +147,7 @@ class Layout:
 
     def cut_cost(self, place: int, tie: bool) -> float | None:
         """Bytes that travel over a cut; None where there can be none."""
-        if place in self._within or (not tie and self.shared_over(place)):
+        if place in self._within or place > self.hidden_from or (not tie and self.shared_over(place)):
             return None
         return float(sum(self._bytes(source) for source in self.crossing(place).values))
 
@@ -150,6 +175,12 @@ class Layout:
                 raise RecipeError(
                     f"there can be no cut before {name!r}: a module that is called before it is called again "
                     "after it"
+                )
+            if place > self.hidden_from:
+                call = self.calls[self.hidden_from]
+                raise RecipeError(
+                    f"there can be no cut before {name!r}: {call.block!r} gives tensors in a "
+                    f"{type(call.gave).__name__}, and only those in tuples, lists and dicts can be sent on"
                 )
         if places != sorted(set(places)):
             raise RecipeError(f"cut_before has names in the order of their calls, got {list(names)}")
@@ -180,10 +211,20 @@ class Layout:
     def _part(self, piece: Piece) -> Part:
         twin = copied(self.whole)
         here = range(piece.first, piece.last + 1)
-        called = {name: number for number, name in enumerate(piece.names)}
-        own = [name for name in self.blocks if called.get(name, 0) in here]
+        elsewhere = {name for number, name in enumerate(piece.names) if number not in here}
+        own = [name for name in self.blocks if name not in elsewhere]
         weights = [name for name in self._sizes if self.first_use.get(name, 0) in here]
-        return Part(twin, blocks_of(twin, self.opened), own, weights, piece)
+        return Part(twin, blocks_of(twin, self.opened), own, self._everywhere, weights, piece)
+
+
+def _can_be_anywhere(name: str, before: nn.Module, after: nn.Module) -> bool:
+    """Whether a block can be called in several gates: it has no weights, and its buffers stay as they are."""
+    block, same = after.get_submodule(name), before.get_submodule(name)
+    hooks = block._forward_hooks or block._forward_pre_hooks or block._backward_hooks
+    if hooks or next(block.parameters(), None) is not None:
+        return False
+    now, was = dict(block.named_buffers()), dict(same.named_buffers())
+    return now.keys() == was.keys() and all(torch.equal(now[name], was[name]) for name in now)
 
 
 def _order(source: Source) -> tuple[bool, str, int, int]:

@@ -10,7 +10,7 @@ So a gate computes nothing else than the whole module does, whatever Python ther
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -33,7 +33,8 @@ class Part(nn.Module):
     Args:
         whole: a copy, which becomes this part's own.
         blocks: all blocks of the whole by name.
-        own: the names of the blocks in this gate.
+        own: the names of the blocks that no other gate calls.
+        everywhere: the names of those that any gate may call.
         parameters: the names in the whole of the parameters that are this gate's.
         piece: what it does.
     """
@@ -43,6 +44,7 @@ class Part(nn.Module):
         whole: nn.Module,
         blocks: Mapping[str, nn.Module],
         own: Iterable[str],
+        everywhere: Collection[str],
         parameters: Iterable[str],
         piece: Piece,
     ) -> None:
@@ -51,19 +53,23 @@ class Part(nn.Module):
         self.training = whole.training
         self._piece = piece
         self._run = Run(piece)
-        self._absent = tuple(name for name in blocks if name not in set(own))
+        own = set(own)
+        self._absent = tuple(name for name in blocks if name not in own)
+        present = {id(part) for name in own for part in blocks[name].modules()}
         self._others: list[tuple[nn.Module, str]] = []
         """Where a weight or buffer is that another gate has."""
         self._borrowed: list[tuple[nn.Module, str, Source]] = []
         """Where a weight is put that comes with the batch."""
         self._leave_out_weights(
-            set(parameters), {id(part) for name in self._absent for part in blocks[name].modules()}
+            set(parameters),
+            {id(part) for name in self._absent for part in blocks[name].modules()} - present,
         )
         for name, block in blocks.items():
             if name in self._absent:
                 block._forward_hooks.clear()
                 block._forward_pre_hooks.clear()
-                vars(block)["forward"] = Given(self._run, name)
+                before = vars(block).get("forward")
+                vars(block)["forward"] = Given(self._run, name, block, before, name in everywhere)
             else:
                 block.register_forward_pre_hook(Begins(self._run, name))
                 block.register_forward_hook(Ends(self._run))
@@ -138,6 +144,8 @@ class Part(nn.Module):
         """Values and shapes by their sources, and the batch; of what nobody needs here, as NaNs."""
         piece = self._piece
         if piece.takes is None:
+            if piece.gives is not None:
+                piece.inputs.refuse_other(payload, "a batch")
             inputs = {Source(INPUTS, place): tensor for place, tensor in enumerate(tensors_in(payload))}
             return inputs, {}, payload
         values, shapes = piece.takes.unpacked(payload)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,28 +27,45 @@ class Run:
         self.piece = piece
         self.values: dict[Source, Tensor] = {}
         self.shapes: dict[Source, Tensor] = {}
+        self.is_over = True
         self._running = 0
         self._next = self._number = 0
 
     def begin(self, values: dict[Source, Tensor], shapes: dict[Source, Tensor]) -> None:
         """A forward begins, with what came from the gate before."""
-        self.values, self.shapes, self._running, self._next = values, shapes, 0, 0
+        self.values, self.shapes, self.is_over, self._running, self._next = values, shapes, False, 0, 0
 
     def end(self) -> None:
         """It is over: nothing of the batch is kept."""
-        self.values, self.shapes = {}, {}
+        self.values, self.shapes, self.is_over = {}, {}, True
 
     def enter(self, block: str) -> None:
-        """A block of this gate begins."""
+        """A block of this gate begins; in the backward it may again, to compute once more what it gave."""
+        if self.is_over:
+            return
         self._running += 1
         if self._running == 1:  # else another block has called it
             self._number = self.next_call(block)
 
     def leave(self, gave: Any) -> None:
         """A block of this gate ends."""
+        if self.is_over:
+            return
         self._running -= 1
         if self._running == 0:
-            self._note(self._number, gave)
+            self.note(self._number, gave)
+
+    @property
+    def is_inside(self) -> bool:
+        """Whether a block of this gate is running."""
+        return self._running > 0
+
+    @contextmanager
+    def inside(self) -> Iterator[None]:
+        """Within, blocks are called by one of this gate."""
+        self._running += 1
+        yield
+        self._running -= 1
 
     def next_call(self, block: str) -> int:
         """The number of a call.
@@ -54,6 +73,11 @@ class Run:
         Raises:
             RecipeError: on the example another block was called here.
         """
+        if self.is_over:
+            raise RecipeError(
+                f"{block!r} is called again in the backward, by a checkpoint around blocks of several gates; "
+                "have each checkpoint be around one block"
+            )
         number, names = self._next, self.piece.names
         if number >= len(names) or names[number] != block:
             then = names[number] if number < len(names) else "no other"
@@ -64,8 +88,10 @@ class Run:
         self._next += 1
         return number
 
-    def _note(self, number: int, gave: Any) -> None:
+    def note(self, number: int, gave: Any) -> None:
         """Note what a call of this gate gave; after the last one the forward is left."""
+        if self.piece.gives is not None:
+            self.piece.gave[number].refuse_other(gave, f"what {self.piece.names[number]!r} gives")
         for place, tensor in enumerate(tensors_in(gave)):
             self.values[Source(number, place)] = tensor
         if number == self.piece.last and self.piece.gives is not None:
@@ -74,15 +100,39 @@ class Run:
 
 @dataclass
 class Given:
-    """In place of the forward of a block that is in another gate."""
+    """In place of the forward of a block that is in another gate, or in several.
+
+    Args:
+        run: of this gate.
+        block: its name.
+        module: the block.
+        forward: that of the block alone, where it has not that of its class.
+        is_everywhere: it has no weights, so that any gate may call it.
+    """
 
     run: Run
     block: str
+    module: nn.Module
+    forward: Callable[..., Any] | None
+    is_everywhere: bool
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """What the block gave in its gate."""
-        number = self.run.next_call(self.block)
-        return self.run.piece.gave[number].filled(self.run.values, self.run.shapes, number)
+        """What the block gives, or gave in its gate."""
+        run = self.run
+        if run.is_inside or (self.is_everywhere and run.is_over):  # a block of this gate has it as well
+            return self._compute(*args, **kwargs)
+        number = run.next_call(self.block)
+        if not run.piece.first <= number <= run.piece.last:
+            return run.piece.gave[number].filled(run.values, run.shapes, number)
+        with run.inside():
+            gave = self._compute(*args, **kwargs)
+        run.note(number, gave)
+        return gave
+
+    def _compute(self, *args: Any, **kwargs: Any) -> Any:
+        if self.forward is not None:
+            return self.forward(*args, **kwargs)
+        return type(self.module).forward(self.module, *args, **kwargs)
 
 
 @dataclass

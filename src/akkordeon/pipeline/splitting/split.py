@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 
 from torch import nn
 
@@ -46,15 +47,36 @@ def split(
     """
     if cut_before:
         layout = _walked_to(whole, cut_before, example)
-        places = layout.places_of(cut_before)
-    else:
-        assert gates is not None, "checked by the caller"
-        layout, places = _even(whole, gates, example, BlockCosts(optimizer), tie)
+        return _parts(layout, layout.places_of(cut_before), example, tie)
+    assert gates is not None, "checked by the caller"
+    known, refused = BlockCosts(optimizer), list[RecipeError]()
+    for spread in (True, False):
+        try:
+            ways = _even(Layout(whole, [""], example, spread), gates, example, known, tie)
+        except RecipeError as error:
+            raise (refused or [error])[0]  # noqa: B904 - the first one says why
+        for way in reversed(ways):
+            try:
+                return _parts(Layout(whole, way.opened, example, spread), way.places, example, tie)
+            except RecipeError as error:  # a block that cannot be cut into may still stay whole
+                refused.append(error)
+    raise refused[0]
+
+
+def _parts(layout: Layout, places: Sequence[int], example: Payload, tie: bool) -> list[Part]:
     if not tie:
         _refuse_shared(layout, places)
     parts = layout.parts(places)
-    verify(whole, parts, example)
+    verify(layout.whole, parts, example)
     return parts
+
+
+@dataclass(frozen=True)
+class _Way:
+    """A way to cut: the modules that are opened, and the places."""
+
+    opened: set[str]
+    places: list[int]
 
 
 def _walked_to(whole: nn.Module, names: Sequence[str], example: Payload) -> Layout:
@@ -83,31 +105,31 @@ def _draws(whole: nn.Module) -> str:
 # ── even parts ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def _even(
-    whole: nn.Module, gates: int, example: Payload, known: BlockCosts, tie: bool
-) -> tuple[Layout, list[int]]:
-    """Open blocks, the most costly first, until parts are about even."""
-    layout, closed = Layout(whole, [""], example), set[str]()
+def _even(layout: Layout, gates: int, example: Payload, known: BlockCosts, tie: bool) -> list[_Way]:
+    """Open blocks, the most costly first, until parts are about even; all ways to cut so far, best last."""
+    closed, ways = set[str](), list[_Way]()
     if layout.walk.draws:
-        raise RecipeError(_draws(whole))
+        raise RecipeError(_draws(layout.whole))
     if gates == 1:
-        return layout, []
+        return [_Way(layout.opened, [])]
     while True:
         costs = known.costs_s(layout.calls, layout.blocks)
         ends = _ends(layout, costs, gates, tie)
         heaviest = _heaviest(costs, ends)
-        if ends and sum(costs[i] for i in heaviest) <= UNEVEN * sum(costs) / gates:
-            return layout, ends[:-1]
-        if not ends and not tie and (shared := _ends(layout, costs, gates, tie=True)):
+        if ends:
+            ways.append(_Way(layout.opened, ends[:-1]))
+            if sum(costs[i] for i in heaviest) <= UNEVEN * sum(costs) / gates:
+                return ways
+        if not ways and not tie and (shared := _ends(layout, costs, gates, tie=True)):
             raise _shared_error(layout, shared[0])
         finer = _opened(layout, sorted(heaviest, key=lambda i: -costs[i]), closed, example)
         if finer is None:
-            if not ends:
+            if not ways:
                 raise RecipeError(
-                    f"{type(whole).__name__} cannot be cut into {gates} gates: its forward calls "
+                    f"{type(layout.whole).__name__} cannot be cut into {gates} gates: its forward calls "
                     f"{len(costs)} blocks that can be told apart, and none of them can be opened"
                 )
-            return layout, ends[:-1]
+            return ways
         layout = finer
 
 
@@ -133,8 +155,9 @@ def _opened(layout: Layout, numbers: Sequence[int], closed: set[str], example: P
         if not _may_be_opened(layout.blocks[name]):
             continue
         with suppress(RecipeError):
-            finer = Layout(layout.whole, layout.opened | {name}, example)
-            if len(finer.calls) > len(layout.calls) and not finer.walk.draws:
+            finer = Layout(layout.whole, layout.opened | {name}, example, layout.spread)
+            shows = len(finer.calls) > len(layout.calls) or finer.hidden_from > layout.hidden_from
+            if shows and not finer.walk.draws:
                 return finer
     return None
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from akkordeon.core.errors import RecipeError, explain
-from akkordeon.core.payload import Payload, map_tensors
+from akkordeon.core.payload import Payload, copy_of, map_tensors
 from akkordeon.pipeline.input_guard import InputGuard
 from akkordeon.pipeline.module_copy import copied
 from akkordeon.pipeline.splitting.calling import call
@@ -34,24 +34,43 @@ def verify(whole: nn.Module, parts: Sequence[Part], example: Payload) -> None:
         plain = copied(whole).train(training)
         twins = [copied(part).train(training) for part in parts]
         with torch.random.fork_rng(), torch.enable_grad():
-            torch.manual_seed(0)
-            gave = tensors_in(call(plain, example))
-            torch.manual_seed(0)
-            try:
-                steps = list(_forward(twins, example))
-            except Exception as error:
-                raise RecipeError(
-                    f"{name} cannot be cut so: one of its gates fails: {explain(error)}; cut elsewhere "
-                    "(cut_before), or into fewer gates"
-                ) from error
-        found = tensors_in(steps[-1][1])
-        if len(found) != len(gave) or not all(map(_same, found, gave)):
-            raise RecipeError(f"{name} cannot be cut so: its gates give something else than it; {_WHY}")
+            for again in (False, True):  # a second time, as they may keep something of the first
+                gave = _alike(name, plain, twins, example, again)
+        _compare_buffers(name, plain, twins)
         if training:
-            _backward([((), gave)])
-            _backward(steps)
-            _compare(name, plain, twins)
+            _compare_gradients(name, plain, twins, *gave)
 
+
+def _alike(
+    name: str, plain: nn.Module, parts: Sequence[Part], example: Payload, again: bool
+) -> tuple[list[Tensor], Sequence[_Step]]:
+    """What the whole gives, and the steps of its parts, which have to give the same."""
+    torch.manual_seed(again)
+    try:
+        gave = tensors_in(call(plain, map_tensors(copy_of, example)))
+    except Exception as error:
+        raise RecipeError(f"{name} cannot work on the example: {explain(error)}") from error
+    torch.manual_seed(again)
+    try:
+        steps = list(_forward(parts, example))
+    except Exception as error:
+        raise RecipeError(
+            f"{name} cannot be cut so: one of its gates fails: {explain(error)}; cut elsewhere "
+            "(cut_before), or into fewer gates"
+        ) from error
+    found = tensors_in(steps[-1][1])
+    if len(found) != len(gave) or not all(map(_same, found, gave)):
+        when = "for the second batch, its gates give" if again else "its gates give"
+        raise RecipeError(
+            f"{name} cannot be cut so: {when} something else than it; {_KEPT if again else _WHY}"
+        )
+    return gave, steps
+
+
+_KEPT = (
+    "it keeps something of a batch for the next one that gates before have left the forward too early to "
+    "see; cut elsewhere (cut_before), or have it kept by the module that uses it"
+)
 
 _WHY = (
     "between its parts it does what gates cannot do again, such as writing to a tensor in place; cut "
@@ -91,10 +110,40 @@ def _backward(steps: Sequence[_Step]) -> None:
         ]
         if pairs:
             torch.autograd.backward([y for y, _ in pairs], [g for _, g in pairs])
-        gradients = [leaf.grad for leaf in tensors_in(leaves)]
+        gradients = _each_once(tensors_in(leaves))
 
 
-def _compare(name: str, plain: nn.Module, parts: Sequence[nn.Module]) -> None:
+def _each_once(leaves: Sequence[Tensor]) -> list[Tensor | None]:
+    """Their gradients; of one that is in several places in the first, as gates send it."""
+    left = {id(leaf): leaf.grad for leaf in leaves}
+    return [left.pop(id(leaf), None) for leaf in leaves]
+
+
+def _compare_buffers(name: str, plain: nn.Module, parts: Sequence[Part]) -> None:
+    found: dict[str, Tensor] = {}
+    for part in parts:  # the last one that has it counts, as in Network.module
+        found |= part.of_whole(dict(part.named_buffers()))
+    for buffer, expected in plain.named_buffers():
+        if buffer not in found or not _same(found[buffer], expected):
+            raise RecipeError(
+                f"{name} cannot be cut so: its buffer {buffer!r} has other values in a gate; {_KEPT}"
+            )
+
+
+def _compare_gradients(
+    name: str, plain: nn.Module, parts: Sequence[Part], gave: Sequence[Tensor], steps: Sequence[_Step]
+) -> None:
+    try:
+        _backward([((), gave)])
+    except Exception as error:
+        raise RecipeError(f"{name} has no gradients on the example: {explain(error)}") from error
+    try:
+        _backward(steps)
+    except Exception as error:
+        raise RecipeError(
+            f"{name} cannot be cut so: the backward of one of its gates fails: {explain(error)}; cut "
+            "elsewhere (cut_before), or into fewer gates"
+        ) from error
     expected = {name: weight.grad for name, weight in plain.named_parameters()}
     found = {
         name.removeprefix(WHOLE): weight.grad for part in parts for name, weight in part.named_parameters()

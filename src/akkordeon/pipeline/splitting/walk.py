@@ -11,7 +11,7 @@ Python may be in it, as long as it calls the same blocks in the same order for e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -21,10 +21,21 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from akkordeon.core.payload import Payload, memory
+from akkordeon.core.payload import Payload, copy_of, memory
+from akkordeon.pipeline.module_copy import tensors_in as all_tensors_in
 from akkordeon.pipeline.splitting.calling import call
 
-__all__ = ["INPUTS", "Call", "Source", "Sources", "Walk", "blocks_of", "tensors_in", "walked"]
+__all__ = [
+    "INPUTS",
+    "Call",
+    "Source",
+    "Sources",
+    "Walk",
+    "blocks_of",
+    "hides_tensors",
+    "tensors_in",
+    "walked",
+]
 
 
 class Source(NamedTuple):
@@ -81,13 +92,23 @@ _METADATA = frozenset(
 
 @dataclass(frozen=True)
 class Call:
-    """A call of a block: what it was called with and gave, and the sources of what it was called with."""
+    """A call of a block.
+
+    Args:
+        block: its name.
+        args: what it was called with.
+        kwargs: what it was called with by name.
+        gave: what it gave.
+        needs: the sources of what it was called with.
+        autocast: the type of autocast around the call, by the devices that it is on for.
+    """
 
     block: str
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     gave: Any
     needs: Sources
+    autocast: Mapping[str, torch.dtype]
 
 
 @dataclass
@@ -116,6 +137,11 @@ def tensors_in(some: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(some) if isinstance(leaf, Tensor)]
 
 
+def hides_tensors(some: Any) -> bool:
+    """Whether there are tensors in something that PyTorch cannot look into."""
+    return len(list(all_tensors_in([some]))) > len(set(map(id, tensors_in(some))))
+
+
 def blocks_of(whole: nn.Module, opened: Iterable[str]) -> dict[str, nn.Module]:
     """The blocks by name; one with two names under the first."""
     opened = set(opened)
@@ -139,11 +165,18 @@ def walked(whole: nn.Module, opened: Iterable[str], example: Payload) -> Walk:
         opened: the names of the modules to walk through.
         example: a batch, as a gate gets it.
     """
-    glue = _Glue(whole, example)
+    inputs = tree_map(lambda leaf: copy_of(leaf) if isinstance(leaf, Tensor) else leaf, example)
+    glue = _Glue(whole, inputs)
     with glue.watching(blocks_of(whole, opened)), glue:
-        gave = call(whole, example)
+        gave = call(whole, _in_new_containers(inputs))
     glue.walk.needs = glue.behind(tensors_in(gave))
+    glue.walk.asked |= glue.behind(whole.buffers())  # statistics are kept wherever the glue runs
     return glue.walk
+
+
+def _in_new_containers(some: Any) -> Any:
+    """The same tensors; glue may change a list or dict."""
+    return tree_map(lambda leaf: leaf, some)
 
 
 class _Glue(TorchFunctionMode):
@@ -152,9 +185,12 @@ class _Glue(TorchFunctionMode):
     def __init__(self, whole: nn.Module, example: Payload) -> None:
         super().__init__()
         self.walk = Walk(example)
+        self._modules = list(whole.modules())
         self._running = 0  # blocks, one inside another
         self._given: tuple[Any, Any] = (), {}
+        self._versions: dict[int, int] = {}
         self._needs: Sources = frozenset()
+        self._autocast: dict[str, torch.dtype] = {}
         self._sources: dict[int, Sources] = {}
         self._alike: dict[int, list[Tensor]] = {}  # by where they lie; alive, as their ids are keys
         for name, parameter in whole.named_parameters():
@@ -189,10 +225,13 @@ class _Glue(TorchFunctionMode):
             if tensor._version != version:  # and with it all that lies in the same memory
                 for alike in self._alike.get(memory(tensor), []):
                     self._put(alike, self._sources[id(alike)] | sources)
+        name = getattr(func, "__name__", "")
+        if name not in _METADATA:
+            self.walk.asked |= self.behind(t for t in given if _decides(t, name))
         made = tensors_in(gave)
         for tensor in made:
             self._put(tensor, self._sources.get(id(tensor), frozenset()) | sources)
-        if not made and getattr(func, "__name__", "") not in _METADATA:
+        if not made and name not in _METADATA:
             self.walk.asked |= sources
         return gave
 
@@ -212,15 +251,44 @@ class _Glue(TorchFunctionMode):
     def _begin(self, block: nn.Module, args: Any, kwargs: Any) -> None:
         self._running += 1
         if self._running == 1:  # else another block has called it
-            self._given = tree_map(lambda leaf: leaf, (args, kwargs))  # glue may change a list afterwards
-            self._needs = self.behind(tensors_in(self._given))
+            self._given = _in_new_containers((args, kwargs))
+            given = list(all_tensors_in([args, kwargs], known=self._modules))
+            self._needs = self.behind(given)
+            self._versions = {id(tensor): tensor._version for tensor in given}
+            self._autocast = _autocast({tensor.device.type for tensor in given})
 
     def _end_of(self, name: str) -> Callable[..., None]:
         def end(block: nn.Module, args: Any, gave: Any) -> None:
             if self._running == 1:
-                for place, tensor in enumerate(tensors_in(gave)):
-                    self._put(tensor, frozenset([Source(len(self.walk.calls), place)]))
-                self.walk.calls.append(Call(name, *self._given, gave, self._needs))
+                self._put_result(tensors_in(gave))
+                call = Call(name, *self._given, _in_new_containers(gave), self._needs, self._autocast)
+                self.walk.calls.append(call)
             self._running -= 1
 
         return end
+
+    def _put_result(self, gave: Sequence[Tensor]) -> None:
+        """Note where the result of a call comes from; what it was given and gives as it is, from both."""
+        before = {
+            id(tensor): self.behind([tensor])
+            for tensor in gave
+            if self._versions.get(id(tensor)) == tensor._version
+        }
+        for place, tensor in enumerate(gave):
+            source = Source(len(self.walk.calls), place)
+            before[id(tensor)] = before.get(id(tensor), frozenset()) | {source}
+        for tensor in gave:
+            self._put(tensor, before[id(tensor)])
+
+
+def _decides(tensor: Tensor, operation: str) -> bool:
+    """Whether an operation would fail, or give another shape, with other values of a tensor."""
+    if tensor.dtype is torch.bool:
+        return operation in ("__getitem__", "masked_select", "nonzero", "argwhere")
+    return not (tensor.dtype.is_floating_point or tensor.dtype.is_complex)
+
+
+def _autocast(devices: Iterable[str]) -> dict[str, torch.dtype]:
+    return {
+        device: torch.get_autocast_dtype(device) for device in devices if torch.is_autocast_enabled(device)
+    }
