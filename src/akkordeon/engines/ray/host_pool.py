@@ -19,7 +19,8 @@ import torch
 
 from akkordeon.core.actor import Actor, Spawn
 from akkordeon.core.errors import ClusterError, RecipeError
-from akkordeon.engines.ray.cluster.connection import NAMESPACE, require_ray
+from akkordeon.engines.ray.cluster.actor_options import UNRECORDED, detached_as, on_this_node, with_resources
+from akkordeon.engines.ray.cluster.connection import require_ray
 from akkordeon.engines.ray.cluster.waits import FETCH_S, ask, end_actor
 from akkordeon.engines.ray.placement import Placement, host_of, is_replica, sum_of_resources
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from akkordeon.engines.ray.hosts import HostProcess, Routes
     from akkordeon.engines.ray.serialization import Serialized
 
-__all__ = ["READY_S", "SESSION_HOST", "UNRECORDED", "HostPool", "detached_as", "on_this_node", "shipped"]
+__all__ = ["READY_S", "SESSION_HOST", "SPARE", "HostPool", "can_be_spare", "shipped"]
 
 SESSION_HOST = "session host"
 """The name of the host of a session's sentinels."""
@@ -46,9 +47,6 @@ ROUTES_S = 2.0
 
 SPARE_S = 10.0
 """How long the spare process may take to answer, before another is made instead."""
-
-UNRECORDED = {"enable_task_events": False}
-"""Ray's head need not keep an event for each message."""
 
 
 class HostPool:
@@ -181,7 +179,7 @@ class HostPool:
             options |= on_this_node()
         else:
             kind = HostProcess
-            options |= {**_ray_options(needs), "scheduling_strategy": "SPREAD"}
+            options |= {**with_resources(needs), "scheduling_strategy": "SPREAD"}
         if self._network is not None:
             options |= detached_as(f"host/{self._network}/{name}")
         seed = (self._seed + zlib.crc32(name.encode())) % 2**63
@@ -375,27 +373,6 @@ def shipped(make: Callable[[], Actor]) -> Serialized:
 
     pickle_by_value()
     return serialize(make)
-
-
-def on_this_node() -> dict[str, Any]:
-    """Ray's options of an actor that stays on this node, and has a thread besides for those who watch it."""
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    here = NodeAffinitySchedulingStrategy(require_ray().get_runtime_context().get_node_id(), soft=False)
-    return {"scheduling_strategy": here, "concurrency_groups": {"control": 1}}
-
-
-def detached_as(name: str) -> dict[str, Any]:
-    """Ray's options of an actor that outlives this process, and is found by its name."""
-    return {"name": name, "namespace": NAMESPACE, "lifetime": "detached"}
-
-
-def _ray_options(needs: Mapping[str, float]) -> dict[str, Any]:
-    """Resources as Ray's options have them: CPUs, GPUs and memory by name, all others in a dict."""
-    own = {"num_cpus", "num_gpus", "memory"}
-    options: dict[str, Any] = {name: amount for name, amount in needs.items() if name in own}
-    custom = {name: amount for name, amount in needs.items() if name not in own}
-    return options | ({"resources": custom} if custom else {})
 
 
 def _as_told(error: BaseException, moving: str) -> BaseException:

@@ -64,11 +64,7 @@ WEIGHTS_S = 60.0
 
 
 class Registrar:
-    """See the module. Ray calls its methods one after the other; a thread of its own keeps watch.
-
-    Args:
-        name: of the network.
-    """
+    """Of the network of that name. Ray calls its methods one after the other; a thread of its own watches."""
 
     def __init__(self, name: str) -> None:
         self._name = name

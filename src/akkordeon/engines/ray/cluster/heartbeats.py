@@ -28,7 +28,7 @@ class Lost:
 
 
 class Heartbeats:
-    """Asks processes, one question at a time each. One thread asks; any may see who is silent, and drop one."""
+    """Asks processes, one question at a time each. One thread asks; any may look on, and drop a process."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
