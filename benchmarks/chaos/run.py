@@ -25,68 +25,23 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import psutil
+from machines import MACHINES, address, ip, link, machines, pids
 
 HERE = Path(__file__).parent
-MACHINES = ("akchaos0", "akchaos1", "akchaos2")
-BRIDGE = "akchaos-br"
-AT, NAME = "10.78.0.1:25620", "chaos"
-CUT_S, BEGUN_AGAIN_S, GIVEN_UP_S = 10.0, 2.0, 60.0
+AT, NAME = f"{address(0)}:25620", "chaos"
+CUT_S, BEGUN_AGAIN_S, GIVEN_UP_S = 10.0, 2.0, 120.0
 KINDS = ("gate", "sentinel", "home", "raylet", "link")
 COUNTS = re.compile(r"([\d,]+) batches sent, ([\d,]+) trained, ([\d,]+) refused, ([\d,]+) lost")
 
 
-# ── machines ─────────────────────────────────────────────────────────────────────────────────────────
-
-
-def ip(*words: str, check: bool = True) -> None:
-    subprocess.run(["ip", *words], check=check, capture_output=True)
-
-
-def veth(machine: int) -> str:
-    return f"akc-v{machine}"
-
-
-@contextmanager
-def machines() -> Iterator[None]:
-    """Three of them, 10.78.0.1 to 10.78.0.3."""
-    try:
-        ip("link", "add", BRIDGE, "type", "bridge")
-        ip("link", "set", BRIDGE, "up")
-        ip("addr", "add", "10.78.0.254/24", "dev", BRIDGE)
-        for i, name in enumerate(MACHINES):
-            ip("netns", "add", name)
-            ip("link", "add", veth(i), "type", "veth", "peer", "name", "eth0", "netns", name)
-            ip("link", "set", veth(i), "master", BRIDGE, "up")
-            ip("-n", name, "addr", "add", f"10.78.0.{i + 1}/24", "dev", "eth0")
-            ip("-n", name, "link", "set", "eth0", "up")
-            ip("-n", name, "link", "set", "lo", "up")
-            ip("-n", name, "route", "add", "default", "via", "10.78.0.254")
-        yield
-    finally:
-        for i, name in enumerate(MACHINES):
-            for process in inside(i):
-                with suppress(psutil.Error):
-                    process.kill()
-            ip("netns", "del", name, check=False)
-            ip("link", "del", veth(i), check=False)
-        ip("link", "del", BRIDGE, check=False)
-
-
-def inside(machine: int) -> list[psutil.Process]:
-    """The processes of a machine."""
-    words = ["ip", "netns", "pids", MACHINES[machine]]
-    found = []
-    for number in subprocess.run(words, capture_output=True, text=True).stdout.split():
-        with suppress(psutil.Error):
-            found.append(psutil.Process(int(number)))
-    return found
+# ── commands ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 class Command:
@@ -168,9 +123,13 @@ class Service:
                     self.now = self._begin()
             time.sleep(0.2)
 
-    def end(self) -> None:
+    def stop(self) -> None:
+        """Do not begin it again."""
         self._stopping = True
         self._keeper.join()
+
+    def end(self) -> None:
+        self.stop()
         self.now.end()
 
     @property
@@ -247,7 +206,6 @@ class Chaos:
             took_s = learning_after_s(self.sight.since(fault_s), fault_s, lost, pids)
         if took_s is None:
             latest = self.sight.now()
-            print(latest["failure"], latest["events"], latest["gates"], flush=True)
             self.never.append(f"{what}: {latest['failure']}; {latest['events']}")
         else:
             self.took_s[kind].append(took_s)
@@ -277,22 +235,23 @@ class Chaos:
 
     def _raylet(self, seen: dict[str, Any]) -> tuple[str, set[str]]:
         machine = self.rng.choice([1, 2])
-        for process in inside(machine):
+        for number in pids(machine):
             with suppress(psutil.Error):
+                process = psutil.Process(number)
                 if process.name() == "raylet":
                     process.kill()
         return f"the raylet of machine {machine}", _gates_on(seen, machine)
 
     def _link(self, seen: dict[str, Any]) -> tuple[str, set[str]]:
         machine = self.rng.choice([1, 2])
-        ip("link", "set", veth(machine), "down")
+        ip("link", "set", link(machine), "down")
         time.sleep(CUT_S)
-        ip("link", "set", veth(machine), "up")
+        ip("link", "set", link(machine), "up")
         return f"machine {machine} cut off for {CUT_S:.0f} s", set()
 
 
 def _gates_on(seen: dict[str, Any], machine: int) -> set[str]:
-    return {gate for gate, (_, node, _) in seen["gates"].items() if node.endswith(f".{machine + 1}")}
+    return {gate for gate, (_, node, _) in seen["gates"].items() if node == address(machine)}
 
 
 # ── the run ──────────────────────────────────────────────────────────────────────────────────────────
@@ -357,7 +316,7 @@ def disturbed(given: argparse.Namespace, home: Path) -> dict[str, Any]:
     watch.signal(signal.SIGKILL)
     accounts = [account for each in trainers.values() for c in each.commands for account in _accounts(c)]
     for member in members:
-        member._stopping = True
+        member.stop()
     return {
         "accuracy": accuracy,
         "updates": version,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import signal
 import subprocess
-from contextlib import suppress
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -14,46 +15,23 @@ from tests.support.terminals import Terminal
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-MACHINES = ("akkordeon0", "akkordeon1", "akkordeon2")
-BRIDGE = "akkordeon-br"
 AT = "10.77.0.1:25520"
 TARGET = f"{AT}/digits-net"
-
-
-def ip(*words: str, check: bool = True) -> None:
-    done = subprocess.run(["ip", *words], capture_output=True, text=True)
-    if check and done.returncode:
-        pytest.skip(f"no network namespaces here: ip {' '.join(words)}: {done.stderr.strip()}")
+FOLDER = Path(__file__).parents[2] / "benchmarks" / "chaos"
 
 
 @pytest.fixture
-def machines():
+def machines(monkeypatch):
     """Three of them, 10.77.0.1 to 10.77.0.3."""
     if os.geteuid() != 0:
         pytest.skip("making network namespaces needs root")
-    try:
-        ip("link", "add", BRIDGE, "type", "bridge")
-        ip("link", "set", BRIDGE, "up")
-        ip("addr", "add", "10.77.0.254/24", "dev", BRIDGE)
-        for i, name in enumerate(MACHINES):
-            ip("netns", "add", name)
-            ip("link", "add", f"ak-v{i}", "type", "veth", "peer", "name", "eth0", "netns", name)
-            ip("link", "set", f"ak-v{i}", "master", BRIDGE, "up")
-            ip("-n", name, "addr", "add", f"10.77.0.{i + 1}/24", "dev", "eth0")
-            ip("-n", name, "link", "set", "eth0", "up")
-            ip("-n", name, "link", "set", "lo", "up")
-            ip("-n", name, "route", "add", "default", "via", "10.77.0.254")
-        yield MACHINES
-    finally:
-        for name in MACHINES:
-            inside = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True).stdout
-            for number in inside.split():  # what a test that failed left there
-                with suppress(ProcessLookupError):
-                    os.kill(int(number), signal.SIGKILL)
-            ip("netns", "del", name, check=False)
-        for i in range(len(MACHINES)):
-            ip("link", "del", f"ak-v{i}", check=False)  # lives as long as the last process of its machine
-        ip("link", "del", BRIDGE, check=False)
+    monkeypatch.syspath_prepend(FOLDER)
+    with ExitStack() as until_the_end:
+        try:
+            names = until_the_end.enter_context(importlib.import_module("machines").machines())
+        except (OSError, subprocess.CalledProcessError) as error:
+            pytest.skip(f"no network namespaces here: {error}")
+        yield names
 
 
 @pytest.fixture

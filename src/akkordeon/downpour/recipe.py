@@ -252,7 +252,7 @@ class Downpour:
         return gate.optimizer is not None or next(gate.module.buffers(), None) is not None
 
     def module(self, states: Mapping[str, Mapping[str, Tensor]] | None = None) -> nn.Module:
-        """The gates' modules as one plain ``nn.Module``, copied.
+        """The gates as one plain module, copied; see :meth:`Network.module`.
 
         Args:
             states: weights and buffers by address, of shards or of the gates they stand for, and name in

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import subprocess
-import threading
 from statistics import mean
 
 import pytest
@@ -16,6 +15,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import akkordeon as ak
+from akkordeon.core.reports import EpochDone
 from akkordeon.data.datasets import digits
 from akkordeon.experiments.run_folder import BEST, WEIGHTS
 from akkordeon.session.recovery.checkpoint import Checkpoint
@@ -55,6 +55,7 @@ def test_a_run_killed_at_twenty_random_moments_ends_with_the_bits_of_the_one_tha
         reached.append(
             max(int(path.name) for path in (broken / CHECKPOINTS).iterdir() if path.name.isdecimal())
         )
+    assert reached == sorted(reached), "it went on, rather than from the beginning"
     print(f"killed at the checkpoints {reached} of {EPOCHS * 45 // 20}")
     done = akkordeon("resume", broken, "--json")
     assert outcome_of(done)["batches"]["trained"] == EPOCHS * 45
@@ -73,30 +74,24 @@ def _network(seed, gates):
 
 
 def _trained(recipe, engine, seed, resume=None):
-    """The accuracy on the test data after all batches, and the first checkpoint."""
-    data, kept = digits(), []
+    """The accuracy on the test data after all batches, the epochs that were trained, and the checkpoints."""
+    data, epochs, kept = digits(), [], []
     batches = ak.Batches(*data.train, 32, shuffle=True, seed=seed)
-    with ak.run(recipe, engine, seed=seed, **({} if resume is None else {"resume": resume})) as session:
-        reached = threading.Event()
+    with ak.run(recipe, engine, seed=seed, resume=resume) as session:
 
         def watch(record):
-            if isinstance(record, Checkpoint) and not kept:
+            if isinstance(record, Checkpoint):
                 kept.append(record)
-                reached.set()
+            if isinstance(record, EpochDone):
+                epochs.append(record.epoch)
 
         session.subscribe(watch, inline=True)
-        trainer = session.attach(
-            ak.Sentinel.train(batches, cross_entropy, epochs=ROUNDS, in_flight=3, name="t")
-        )
+        session.attach(ak.Sentinel.train(batches, cross_entropy, epochs=ROUNDS, in_flight=3, name="t"))
         if resume is None:
             session.attach(ak.Sentinel.checkpoint(every_updates=HALF, name="c"))
         session.wait(timeout=WAIT_S)
         module = session.module().eval()
-    if resume is None:
-        places = [state["position"]["place"] for state in kept[0].sentinels.values() if "position" in state]
-        print("taken up at", places, [stage.version for stage in kept[0].stages.values()])
-    assert trainer.batches.sent == trainer.batches.trained + trainer.batches.refused + trainer.batches.lost
-    return float(ak.accuracy(module(data.test[0]), data.test[1])), kept
+    return float(ak.accuracy(module(data.test[0]), data.test[1])), epochs, kept
 
 
 RUNS = {
@@ -115,8 +110,11 @@ def test_a_run_that_is_taken_up_elsewhere_learns_as_well_as_the_one_that_never_s
     whole, again = [], []
     for seed in SEEDS:
         recipe, engine, other, elsewhere = RUNS[name](seed)
-        accuracy, kept = _trained(recipe, engine, seed)
+        accuracy, _, kept = _trained(recipe, engine, seed)
         whole.append(accuracy)
-        again.append(_trained(other, elsewhere, seed, kept[0])[0])
+        accuracy, epochs, _ = _trained(other, elsewhere, seed, kept[0])
+        again.append(accuracy)
+        assert min(epochs) >= ROUNDS // 2, "it went on, rather than from the beginning"
+        assert max(epochs) == ROUNDS
     print(f"{name}: never stopped {whole}, taken up elsewhere {again}")
     assert abs(mean(whole) - mean(again)) < 0.01

@@ -18,10 +18,7 @@ from akkordeon.core.plain_state import StageState
 from akkordeon.engines.ray.cluster.actor_options import UNRECORDED, detached_as, on_this_node
 from akkordeon.engines.ray.cluster.names import named, named_actors
 from akkordeon.engines.ray.cluster.waits import ANSWER_S, ask, end_actor
-from akkordeon.engines.ray.host_pool import (
-    READY_S,
-    HostPool,
-)
+from akkordeon.engines.ray.host_pool import READY_S, HostPool
 from akkordeon.engines.ray.network_info import NetworkInfo, NetworkStatus
 from akkordeon.engines.ray.placement import Placement, check_row
 from akkordeon.engines.ray.registrar import WEIGHTS_S, Registrar

@@ -145,7 +145,8 @@ class RestartingEngine:
             info = self._info()
             if info is None:
                 return
-            pool, pool.spare, self._spare = self._pool(info), self._spare, None
+            pool = self._pool(info)
+            pool.spare, self._spare = self._spare, None
             try:
                 places = pool.spawn_all([spawn])
             finally:

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
-from torch.utils.benchmark import Timer
 
 from akkordeon.pipeline.module_copy import copied
-from akkordeon.pipeline.splitting.walk import Call, tensors_in
+from akkordeon.pipeline.splitting.walk import Call, leaves_in
 from akkordeon.pipeline.staleness import Stash
 from akkordeon.pipeline.updater import OptimizerFactory, Updater
 from akkordeon.pipeline.weights import Weights
@@ -69,10 +68,12 @@ def _built(block: nn.Module) -> tuple[object, ...]:
 
 
 def _forms(some: Any) -> tuple[object, ...]:
-    return tuple((tensor.shape, tensor.dtype, tensor.requires_grad) for tensor in tensors_in(some))
+    return tuple((tensor.shape, tensor.dtype, tensor.requires_grad) for tensor in leaves_in(some))
 
 
 def _seconds(work: Callable[[], object]) -> float:
+    from torch.utils.benchmark import Timer  # only who cuts by time pays for the import
+
     work()
     timer = Timer("work()", globals={"work": work}, num_threads=torch.get_num_threads())
     return float(min(timer.blocked_autorange(min_run_time=MEASURED_S).times))  # the least disturbed
@@ -106,11 +107,11 @@ def _training(block: nn.Module, call: Call) -> Callable[[], object]:
         return leaf.clone() if isinstance(leaf, Tensor) else leaf
 
     given = tree_map(fresh, (call.args, call.kwargs))
-    inputs = [tensor for tensor in tensors_in(given) if tensor.requires_grad]
+    inputs = [tensor for tensor in leaves_in(given) if tensor.requires_grad]
 
     def work() -> None:
         args, kwargs = tree_map(to_write, given)
-        outputs = [tensor for tensor in tensors_in(twin(*args, **kwargs)) if tensor.requires_grad]
+        outputs = [tensor for tensor in leaves_in(twin(*args, **kwargs)) if tensor.requires_grad]
         if outputs:
             ones = [torch.ones_like(output) for output in outputs]
             torch.autograd.grad(outputs, inputs + weights, ones, allow_unused=True)

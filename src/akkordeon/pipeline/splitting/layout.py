@@ -20,7 +20,7 @@ from akkordeon.pipeline.splitting.walk import (
     Sources,
     blocks_of,
     hides_tensors,
-    tensors_in,
+    leaves_in,
     walked,
 )
 
@@ -155,7 +155,7 @@ class Layout:
         if isinstance(source.of, str):
             return self._sizes[source.of]
         gave = self.walk.inputs if source.of == INPUTS else self.calls[source.of].gave
-        return nbytes(tensors_in(gave)[source.place])
+        return nbytes(leaves_in(gave)[source.place])
 
     def places_of(self, names: Sequence[str]) -> list[int]:
         """The numbers of the first calls of blocks.

@@ -19,7 +19,7 @@ from akkordeon.core.payload import Payload
 from akkordeon.pipeline.splitting.calling import call
 from akkordeon.pipeline.splitting.form import Piece, nothing_like
 from akkordeon.pipeline.splitting.run import Begins, Ends, Given, LeftError, Run
-from akkordeon.pipeline.splitting.walk import INPUTS, Source, tensors_in
+from akkordeon.pipeline.splitting.walk import INPUTS, Source, leaves_in
 
 __all__ = ["WHOLE", "Part"]
 
@@ -146,7 +146,7 @@ class Part(nn.Module):
         if piece.takes is None:
             if piece.gives is not None:
                 piece.inputs.refuse_other(payload, "a batch")
-            inputs = {Source(INPUTS, place): tensor for place, tensor in enumerate(tensors_in(payload))}
+            inputs = {Source(INPUTS, place): tensor for place, tensor in enumerate(leaves_in(payload))}
             return inputs, {}, payload
         values, shapes = piece.takes.unpacked(payload)
         return values, shapes, piece.inputs.filled(values, shapes, INPUTS)

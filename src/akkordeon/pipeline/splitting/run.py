@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from akkordeon.core.errors import RecipeError
 from akkordeon.pipeline.splitting.form import Piece
-from akkordeon.pipeline.splitting.walk import Source, tensors_in
+from akkordeon.pipeline.splitting.walk import Source, leaves_in
 
 __all__ = ["Begins", "Ends", "Given", "LeftError", "Run"]
 
@@ -92,7 +92,7 @@ class Run:
         """Note what a call of this gate gave; after the last one the forward is left."""
         if self.piece.gives is not None:
             self.piece.gave[number].refuse_other(gave, f"what {self.piece.names[number]!r} gives")
-        for place, tensor in enumerate(tensors_in(gave)):
+        for place, tensor in enumerate(leaves_in(gave)):
             self.values[Source(number, place)] = tensor
         if number == self.piece.last and self.piece.gives is not None:
             raise LeftError

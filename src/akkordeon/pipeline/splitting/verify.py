@@ -14,7 +14,7 @@ from akkordeon.pipeline.input_guard import InputGuard
 from akkordeon.pipeline.module_copy import copied
 from akkordeon.pipeline.splitting.calling import call
 from akkordeon.pipeline.splitting.part import WHOLE, Part
-from akkordeon.pipeline.splitting.walk import tensors_in
+from akkordeon.pipeline.splitting.walk import leaves_in
 
 __all__ = ["verify"]
 
@@ -47,7 +47,7 @@ def _alike(
     """What the whole gives, and the steps of its parts, which have to give the same."""
     torch.manual_seed(again)
     try:
-        gave = tensors_in(call(plain, map_tensors(copy_of, example)))
+        gave = leaves_in(call(plain, map_tensors(copy_of, example)))
     except Exception as error:
         raise RecipeError(f"{name} cannot work on the example: {explain(error)}") from error
     torch.manual_seed(again)
@@ -58,7 +58,7 @@ def _alike(
             f"{name} cannot be cut so: one of its gates fails: {explain(error)}; cut elsewhere "
             "(cut_before), or into fewer gates"
         ) from error
-    found = tensors_in(steps[-1][1])
+    found = leaves_in(steps[-1][1])
     if len(found) != len(gave) or not all(map(_same, found, gave)):
         when = "for the second batch, its gates give" if again else "its gates give"
         raise RecipeError(
@@ -95,7 +95,7 @@ def _forward(parts: Sequence[nn.Module], example: Payload) -> Iterable[_Step]:
 
 def _backward(steps: Sequence[_Step]) -> None:
     """Gradients of a sum in which every output counts differently, from gate to gate."""
-    last = tensors_in(steps[-1][1])
+    last = leaves_in(steps[-1][1])
     gradients: list[Tensor | None] = [
         torch.linspace(-1, 1, y.numel(), dtype=y.dtype, device=y.device).view_as(y)
         if y.requires_grad
@@ -105,12 +105,12 @@ def _backward(steps: Sequence[_Step]) -> None:
     for leaves, gave in reversed(steps):
         pairs = [
             (y, g)
-            for y, g in zip(tensors_in(gave), gradients, strict=True)
+            for y, g in zip(leaves_in(gave), gradients, strict=True)
             if y.requires_grad and g is not None
         ]
         if pairs:
             torch.autograd.backward([y for y, _ in pairs], [g for _, g in pairs])
-        gradients = _each_once(tensors_in(leaves))
+        gradients = _each_once(leaves_in(leaves))
 
 
 def _each_once(leaves: Sequence[Tensor]) -> list[Tensor | None]:

@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from akkordeon.core.payload import Payload, copy_of, memory
-from akkordeon.pipeline.module_copy import tensors_in as all_tensors_in
+from akkordeon.pipeline.module_copy import tensors_in
 from akkordeon.pipeline.splitting.calling import call
 
 __all__ = [
@@ -33,7 +33,7 @@ __all__ = [
     "Walk",
     "blocks_of",
     "hides_tensors",
-    "tensors_in",
+    "leaves_in",
     "walked",
 ]
 
@@ -132,14 +132,14 @@ class Walk:
     draws: bool = False
 
 
-def tensors_in(some: Any) -> list[Tensor]:
+def leaves_in(some: Any) -> list[Tensor]:
     """The tensors in anything that PyTorch can look into, in its order."""
     return [leaf for leaf in tree_leaves(some) if isinstance(leaf, Tensor)]
 
 
 def hides_tensors(some: Any) -> bool:
     """Whether there are tensors in something that PyTorch cannot look into."""
-    return len(list(all_tensors_in([some]))) > len(set(map(id, tensors_in(some))))
+    return len(list(tensors_in([some]))) > len(set(map(id, leaves_in(some))))
 
 
 def blocks_of(whole: nn.Module, opened: Iterable[str]) -> dict[str, nn.Module]:
@@ -169,7 +169,7 @@ def walked(whole: nn.Module, opened: Iterable[str], example: Payload) -> Walk:
     glue = _Glue(whole, inputs)
     with glue.watching(blocks_of(whole, opened)), glue:
         gave = call(whole, _in_new_containers(inputs))
-    glue.walk.needs = glue.behind(tensors_in(gave))
+    glue.walk.needs = glue.behind(leaves_in(gave))
     glue.walk.asked |= glue.behind(whole.buffers())  # statistics are kept wherever the glue runs
     return glue.walk
 
@@ -195,7 +195,7 @@ class _Glue(TorchFunctionMode):
         self._alike: dict[int, list[Tensor]] = {}  # by where they lie; alive, as their ids are keys
         for name, parameter in whole.named_parameters():
             self._put(parameter, frozenset([Source(name)]))
-        for place, tensor in enumerate(tensors_in(example)):
+        for place, tensor in enumerate(leaves_in(example)):
             self._put(tensor, frozenset([Source(INPUTS, place)]))
 
     def behind(self, some: Iterable[Tensor]) -> Sources:
@@ -214,7 +214,7 @@ class _Glue(TorchFunctionMode):
         kwargs = kwargs or {}
         if self._running:
             return func(*args, **kwargs)
-        given = tensors_in((args, kwargs))
+        given = leaves_in((args, kwargs))
         sources = self.behind(given)
         versions = [tensor._version for tensor in given]
         state = torch.get_rng_state()
@@ -228,7 +228,7 @@ class _Glue(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name not in _METADATA:
             self.walk.asked |= self.behind(t for t in given if _decides(t, name))
-        made = tensors_in(gave)
+        made = leaves_in(gave)
         for tensor in made:
             self._put(tensor, self._sources.get(id(tensor), frozenset()) | sources)
         if not made and name not in _METADATA:
@@ -252,7 +252,7 @@ class _Glue(TorchFunctionMode):
         self._running += 1
         if self._running == 1:  # else another block has called it
             self._given = _in_new_containers((args, kwargs))
-            given = list(all_tensors_in([args, kwargs], known=self._modules))
+            given = list(tensors_in([args, kwargs], known=self._modules))
             self._needs = self.behind(given)
             self._versions = {id(tensor): tensor._version for tensor in given}
             self._autocast = _autocast({tensor.device.type for tensor in given})
@@ -260,7 +260,7 @@ class _Glue(TorchFunctionMode):
     def _end_of(self, name: str) -> Callable[..., None]:
         def end(block: nn.Module, args: Any, gave: Any) -> None:
             if self._running == 1:
-                self._put_result(tensors_in(gave))
+                self._put_result(leaves_in(gave))
                 call = Call(name, *self._given, _in_new_containers(gave), self._needs, self._autocast)
                 self.walk.calls.append(call)
             self._running -= 1
