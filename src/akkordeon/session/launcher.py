@@ -84,7 +84,7 @@ class Launcher:
         started = [a.address for a in placed if a.address in self._started]
         if not started:
             return placed
-        random, self._random = self._random, None  # who comes later finds the generator where it is
+        random, self._random = self._random, None
         if not any(a.role.keeps and a.address in self._started for a in placed):
             if random is not None:
                 torch.set_rng_state(random)
@@ -129,6 +129,8 @@ class Launcher:
             sentinel = replace(sentinel, name=name, batches=following)
         if isinstance(sentinel, Evaluation) and sentinel.role.keeps:
             sentinel = replace(sentinel, at_rest=self._engine.is_repeatable)
+            if start is not None:  # who comes later finds the generator where it is
+                start = {**start, "random": self._random}
         attachment = self._registry.register(sentinel, self._topology.row_for(sentinel), session, number)
         if start is not None:
             self._started.add(attachment.address)

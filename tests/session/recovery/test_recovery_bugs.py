@@ -241,3 +241,22 @@ def test_another_model_in_a_downpour_is_refused_and_the_same_goes_on(max_shard_b
         attached = session.attach(ak.Sentinel.train(_batches(), LOSS, epochs=4, name="a"))
         session.wait(60)
         assert attached.batches.as_tuple() == (48, 48, 0, 0)
+
+
+# A sentinel that takes checkpoints set the generator of the process back to where it was in the run before,
+# also when it came by itself, after others had gone on from there and drawn from it.
+def test_a_keeper_that_comes_after_the_others_leaves_the_generator_where_it_is():
+    def sentinels():
+        trainer = ak.Sentinel.train(_batches(), LOSS, epochs=2, in_flight=1, name="a")
+        return [trainer, ak.Sentinel.checkpoint(every_updates=5, name="k")]
+
+    _, kept, _, _ = _attached(sentinels())
+    assert kept[0].sentinels["k"]["random"] is not None
+    trainer, keeper = sentinels()
+    with ak.run(_network(), ak.Simulator(), resume=kept[0]) as session:
+        session.attach(trainer).wait(60)
+        torch.manual_seed(99)
+        before = torch.get_rng_state()
+        session.attach(keeper)
+        session.wait(60)
+        assert torch.equal(torch.get_rng_state(), before)
