@@ -28,6 +28,16 @@ def test_momentum_is_sgd_with_momentum():
     assert group["momentum"] == 0.9
 
 
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_adam_is_fused_where_pytorch_has_a_kernel_for_its_parameters(name):
+    real, complex_ = (nn.Parameter(torch.ones(2, dtype=dtype)) for dtype in (torch.float64, torch.complex64))
+    assert optimizer_named(name)([real]).param_groups[0]["fused"]
+    optimizer = optimizer_named(name)([real, complex_])
+    real.grad, complex_.grad = torch.ones_like(real), torch.ones_like(complex_)
+    optimizer.step()
+    assert not torch.equal(complex_, torch.ones_like(complex_))
+
+
 @pytest.mark.parametrize("name", RULES)
 def test_every_rule_has_a_name(name):
     assert isinstance(rule_named(name), ak.Rule)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import akkordeon as ak
+from akkordeon.experiments.presets import optimizer_named
 
 STEPS = 200
 SIZE = 8
@@ -84,6 +85,7 @@ OPTIMIZERS = {
         None,
     ),
     "adam": (lambda params: torch.optim.Adam(params, lr=1e-2), None),
+    "adam of the presets, which is fused": (optimizer_named("adam"), None),
     "adamw with clipping and a scheduler": (adamw_with_scheduler, 0.5),
 }
 

@@ -41,11 +41,25 @@ __all__ = [
 Preset = tuple[Callable[..., Optimizer], float]
 """What makes the optimizer, and the learning rate it has if none is given."""
 
+FUSED_ON = frozenset({"cpu", "cuda"})
+"""Types of devices where PyTorch has fused kernels."""
+
+
+def _fused(make: Callable[..., Optimizer], parameters: Iterable[nn.Parameter], lr: float) -> Optimizer:
+    """The optimizer, with one kernel for all of its step where PyTorch has one for such parameters.
+
+    Only for those that take no sparse gradients in any case, as fused kernels take none.
+    """
+    given = list(parameters)
+    fits = all(p.is_floating_point() and p.device.type in FUSED_ON for p in given)
+    return make(given, lr=lr, fused=fits or None)
+
+
 OPTIMIZERS: dict[str, Preset] = {
     "sgd": (torch.optim.SGD, 0.05),
     "momentum": (partial(torch.optim.SGD, momentum=0.9), 0.01),
-    "adam": (torch.optim.Adam, 1e-3),
-    "adamw": (torch.optim.AdamW, 1e-3),
+    "adam": (partial(_fused, torch.optim.Adam), 1e-3),
+    "adamw": (partial(_fused, torch.optim.AdamW), 1e-3),
 }
 
 SERVER_OPTIMIZERS: dict[str, Preset] = {
@@ -54,7 +68,7 @@ SERVER_OPTIMIZERS: dict[str, Preset] = {
     "momentum": (partial(torch.optim.SGD, momentum=0.9), 0.01),
     "nesterov": (partial(torch.optim.SGD, momentum=0.9, nesterov=True), 0.07),
     "delayed-nesterov": (DelayedNesterov, 0.7),
-    "adam": (torch.optim.Adam, 1e-3),
+    "adam": OPTIMIZERS["adam"],
 }
 """Of parameter shards. 0.07 because 0.7, DiLoCo's, is too much where pushes are not averaged."""
 
