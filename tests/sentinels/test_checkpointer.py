@@ -22,6 +22,7 @@ from akkordeon.core.messages import (
     Watch,
 )
 from akkordeon.core.plain_state import Applied
+from akkordeon.core.recovery.messages import ForgetBefore
 from akkordeon.core.reports import CheckpointTaken, SentinelEnded
 from akkordeon.sentinels.checkpointer import Checkpointer
 from akkordeon.sentinels.recipes import Evaluation, Sentinel
@@ -125,8 +126,28 @@ def test_one_that_ends_after_the_cut_has_another_made():
     keeper = _checkpointer()
     _do(keeper, Due(), Cut(_cut(), (4, 5), True, {A: Applied(7)}))
     effects = _do(keeper, Parted(B))
-    assert effects == [*(Send(g, Release(_cut())) for g in ROW), Send("gate/1", Cut(_cut(1), whole=True))]
+    assert effects == [*(Send(g, ForgetBefore(ME, 1)) for g in ROW), Send("gate/1", Cut(_cut(1), whole=True))]
     assert _do(keeper, Cut(_cut(), (4, 5), True), Located(A, {})) == []  # of the cut given up
+
+
+def test_one_that_ends_while_the_cut_is_under_way_has_another_made():
+    """The checkpoint had where it ended, and weights that had not learned all of that."""
+    keeper = _checkpointer()
+    _do(keeper, Due())
+    effects = _do(keeper, Parted(B))
+    assert effects == [*(Send(g, ForgetBefore(ME, 1)) for g in ROW), Send("gate/1", Cut(_cut(1), whole=True))]
+    assert _do(keeper, Cut(_cut(), (4, 5), True)) == []
+    asked = _do(keeper, Cut(_cut(1), (4, 5), True, {A: Applied(7)}))
+    assert asked == [Send(A, Locate(ME, applied=Applied(7), number=1))]
+
+
+def test_one_that_ends_at_rest_is_in_the_checkpoint_where_it_rested():
+    keeper = _checkpointer(at_rest=True)
+    _do(keeper, Due(), Located(A, {"at": 1}), Located(B, {"at": 2}))
+    assert _do(keeper, Parted(B)) == []
+    _do(keeper, Cut(_cut(), (4, 5), True), Located(A, {"at": 1}))
+    taken = next(effect.record for effect in _do(keeper, *_exported()) if isinstance(effect, Report))
+    assert taken.sentinels == {A: {"at": 1}, B: {"at": 2}}
 
 
 def test_what_falls_due_meanwhile_is_one_more_and_the_last_ends_it():

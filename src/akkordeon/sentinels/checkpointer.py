@@ -108,14 +108,15 @@ class Checkpointer(SentinelActor[None]):
 
     def _parted(self, message: Parted, now_s: float) -> Iterator[Effect]:
         self._members.pop(message.sentinel, None)
-        if message.sentinel not in self._expected:
-            return
-        if self._versions:  # it has trained on after the cut, and nobody is left who knows how far
-            yield from self._to_all(Release(self._current))
-            self._expected = set()
-            yield from self._begin()
+        if self._is_cutting and message.sentinel not in self._located:
+            yield from self._begin_anew()  # it may have trained on after the cut: nobody knows how far
         else:
             yield from self._no_longer_expected(message.sentinel)
+
+    @property
+    def _is_cutting(self) -> bool:
+        """Whether a cut was asked for, and not everybody has said yet where he is in it."""
+        return self._cut is not None and bool(self._versions) == bool(self._expected)
 
     def _tick(self, message: Tick, now_s: float) -> Iterator[Effect]:
         if self._recipe.every_s is None:
@@ -141,6 +142,13 @@ class Checkpointer(SentinelActor[None]):
             yield from self._ask({address: Locate(self.address, hold=True) for address in self._members})
         else:
             yield Send(self._row[-1], Cut(self._cut, whole=True))
+
+    def _begin_anew(self) -> Iterator[Effect]:
+        """Have no gate keep a cut, wherever it has come to; of one under way take another."""
+        yield from self._to_all(ForgetBefore(self.address, self._numbers))
+        if self._cut is not None:
+            self._expected = set()
+            yield from self._begin()
 
     def _ask(self, questions: dict[str, Locate]) -> Iterator[Effect]:
         self._expected = set(questions)
@@ -242,10 +250,7 @@ class Checkpointer(SentinelActor[None]):
         """A gate was made anew, which knows of no cut: watch the first again, and begin a checkpoint anew."""
         if message.gate == self._row[0] and self._recipe.every_updates is not None:
             yield Send(self._row[0], Watch(self.address, self._recipe.every_updates))
-        yield from self._to_all(ForgetBefore(self.address, self._numbers))
-        if self._cut is not None:
-            self._expected = set()
-            yield from self._begin()
+        yield from self._begin_anew()
 
     # ── ending and telling ───────────────────────────────────────────────────────────────────────────
 

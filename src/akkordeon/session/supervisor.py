@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from akkordeon.core.addresses import reader_of
-from akkordeon.core.checkpoint_messages import Parted
+from akkordeon.core.checkpoint_messages import Locate, Parted
 from akkordeon.core.errors import GateFailedError, SentinelFailedError, WaitTimeoutError, explain
 from akkordeon.core.messages import Close, Detach, Due, Forget, Message, batch_of
 from akkordeon.core.recovery.reports import StageSaved
@@ -279,7 +279,9 @@ class Supervisor:
             self._send(gate, Forget(record.sender))
 
     def _undelivered(self, record: Undelivered) -> None:
-        """Have the gates drop a batch of somebody who was never here, or has long been gone."""
+        """Have the gates drop a batch of somebody who is not here, and nobody ask him where he is."""
+        if isinstance(record.message, Locate):
+            self._send(record.message.asker, Parted(record.to))
         batch = batch_of(record.message)
         if (
             batch is not None

@@ -11,9 +11,17 @@ from tests.session.recovery.test_resume import _assert_same, _batches, _Counter,
 from torch import nn
 
 import akkordeon as ak
+from akkordeon.core.checkpoint_messages import Joined
+from akkordeon.engines.simulator.compute import Compute, Cost
 from akkordeon.session.recovery.checkpoint import Checkpoint
 
 LOSS = nn.CrossEntropyLoss()
+
+
+class NeverAtRest(ak.Simulator):
+    """Takes checkpoints under way, as several workers do."""
+
+    is_repeatable = False
 
 
 def _plateau(parameters):
@@ -260,3 +268,27 @@ def test_a_keeper_that_comes_after_the_others_leaves_the_generator_where_it_is()
         session.attach(keeper)
         session.wait(60)
         assert torch.equal(torch.get_rng_state(), before)
+
+
+# Its cut was under way when a trainer ended, which was not asked any more: the checkpoint had all its batches
+# as trained, and weights that had not learned from the last.
+def test_a_trainer_that_ends_while_a_cut_is_under_way_is_kept_as_its_weights_are():
+    costs = {"*gate/*": Cost(forward_s=0.01, backward_s=0.01, update_s=0.005), "*": Cost(message_s=0.05)}
+    sentinels = [
+        ak.Sentinel.train(_batches(), LOSS, samples=56, in_flight=2, name="a"),
+        ak.Sentinel.train(_batches(), LOSS, epochs=2, in_flight=2, name="b"),
+        ak.Sentinel.checkpoint(every_updates=1),
+    ]
+    _, kept, _, _ = _attached(sentinels, engine=NeverAtRest(compute=Compute(costs)))
+    for each in kept:
+        trained = sum(each.sentinels[name]["batches"][1] for name in ("a", "b"))
+        assert [stage.version for stage in each.stages.values()] == [trained] * 3
+
+
+# One that ended while a keeper came could be told to it as gone before it was told as there: it was waited
+# for until the end of time.
+def test_nobody_is_waited_for_who_is_not_there():
+    with ak.run(_network(), ak.Threads(1)) as session:
+        keeper = session.attach(ak.Sentinel.checkpoint(every_updates=100))
+        session._send(keeper.address, Joined("sentinel/gone#1"))
+        session.wait(30)
