@@ -105,8 +105,22 @@ def test_the_state_of_another_optimizer_is_refused_in_a_sentence():
     other = ak.Gate(
         nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), lambda ps: torch.optim.AdamW(ps, lr=0.01)
     )
-    with pytest.raises(RecipeError, match="the state of gate/0 has a scheduler, and its recipe has not"):
+    with pytest.raises(
+        RecipeError, match="gate/0 learned with the scheduler CosineAnnealingLR, and its recipe has None"
+    ):
         GateActor(other, position, kept)
+    other = ak.Gate(other.module, lambda ps: torch.optim.SGD(ps, lr=0.01))
+    with pytest.raises(RecipeError, match="gate/0 learned with the optimizer AdamW, and its recipe has SGD"):
+        GateActor(other, position, kept)
+
+
+def test_the_state_of_a_rule_that_keeps_other_tensors_is_refused_in_a_sentence():
+    module, optimizer = nn.Linear(3, 4), lambda ps: torch.optim.SGD(ps, lr=0.01)
+    rules = [ak.DelayCompensation("adaptive"), ak.DelayCompensation("constant")]
+    adaptive, constant = (ak.Gate(module, optimizer, staleness=rule) for rule in rules)
+    kept = _kept(GateActor(adaptive, Position("gate/0", 0)))
+    with pytest.raises(RecipeError, match=r"tensors of the staleness rule \['bias', 'weight'\]"):
+        GateActor(constant, Position("gate/0", 0), kept)
 
 
 def test_a_ledger_lists_what_is_missing_below_the_highest_number():

@@ -22,7 +22,13 @@ def numbered(number: int, size: int = 6) -> Checkpoint:
     moments = {"exp_avg": torch.full((size, 3), -float(number)), "step": torch.tensor(float(number))}
     groups = [{"params": ["weight"], "lr": 0.1, "betas": (0.9, 0.99)}]
     optimizer = {"state": {"weight": moments}, "groups": groups}
-    learner = {"optimizer": optimizer, "scheduler": None, "rule": {}, "updates": number}
+    learner = {
+        "optimizer": optimizer,
+        "scheduler": None,
+        "rule": {},
+        "updates": number,
+        "kinds": {"optimizer": "AdamW"},
+    }
     stages = {f"gate/{i}": StageState(number + i, weights, learner) for i in range(2)}
     stages["gate/2"] = StageState(number, weights, None, {"sentinel/a#1": Applied(number, frozenset({1, 3}))})
     sentinels = {"a": {**validating(number), "best": math.nan}}
@@ -36,6 +42,7 @@ def validating(rounds: int) -> dict[str, Any]:
         "role": "validate",
         "address": "sentinel/a#1",
         "before": 0,
+        "data": {"kind": "list"},
         "best_kept": None,
         "rounds": rounds,
         "cuts": rounds + 1,

@@ -27,7 +27,8 @@ LearnerState = Mapping[str, Any]
 """What a stage learns with, as plain data: tensors, numbers, strings, None, and lists, tuples, dicts of them.
 
 ``optimizer`` (``state`` by the weight's name, and ``groups`` with the names of theirs) and ``scheduler``,
-None where there is none; ``rule``, of the staleness rule, by the weight's name; ``updates``, their number.
+None where there is none; ``rule``, of the staleness rule, by the weight's name; ``updates``, their number;
+``kinds``, the classes of these, by which another recipe is known.
 """
 
 

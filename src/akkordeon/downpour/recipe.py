@@ -31,11 +31,11 @@ from akkordeon.downpour.split_shard import FrontRole, PartRole, divide_weights, 
 from akkordeon.downpour.sync_policy import SyncPolicy
 from akkordeon.pipeline.gate import Gate
 from akkordeon.pipeline.gate_actor import GateActor
+from akkordeon.pipeline.learning.optimizer import OptimizerFactory
 from akkordeon.pipeline.network import Network
 from akkordeon.pipeline.recovery.recipe import Recovery
 from akkordeon.pipeline.stage import Position
 from akkordeon.pipeline.staleness import Rule, Stash
-from akkordeon.pipeline.updater import OptimizerFactory
 
 __all__ = ["Downpour"]
 

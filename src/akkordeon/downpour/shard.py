@@ -27,9 +27,10 @@ from akkordeon.core.shard_messages import Dropped, Fetch, Left, Parameters, Push
 from akkordeon.downpour.buffer_merger import BufferMerger, on_device
 from akkordeon.downpour.compression import unpacked
 from akkordeon.downpour.pacing import StepsBySpeed, WarmStart
+from akkordeon.pipeline.learning.optimizer import OptimizerFactory
 from akkordeon.pipeline.stage import Position, Stage
 from akkordeon.pipeline.staleness import Rule, Stash
-from akkordeon.pipeline.updater import OptimizerFactory, Updater
+from akkordeon.pipeline.updater import Updater
 from akkordeon.pipeline.weights import Snapshot
 
 __all__ = ["Handlers", "ParameterShard", "ShardActor", "SplitRole", "WeightIndices"]

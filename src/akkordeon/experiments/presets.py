@@ -18,9 +18,9 @@ from torch.optim import Optimizer
 from akkordeon.core.errors import RecipeError
 from akkordeon.downpour.compression import COMPRESSIONS
 from akkordeon.downpour.delayed_nesterov import DelayedNesterov
+from akkordeon.pipeline.learning.optimizer import OptimizerFactory
 from akkordeon.pipeline.network import Network
 from akkordeon.pipeline.staleness import RULES, Rule
-from akkordeon.pipeline.updater import OptimizerFactory
 
 __all__ = [
     "OPTIMIZERS",

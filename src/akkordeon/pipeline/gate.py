@@ -13,8 +13,8 @@ from torch.nn.parameter import is_lazy
 
 from akkordeon.core.checks import is_number, require_above
 from akkordeon.core.errors import RecipeError
+from akkordeon.pipeline.learning.optimizer import OptimizerFactory
 from akkordeon.pipeline.staleness import Rule, Stash
-from akkordeon.pipeline.updater import OptimizerFactory
 
 __all__ = ["Gate"]
 

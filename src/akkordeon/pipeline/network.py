@@ -18,6 +18,7 @@ from akkordeon.core.payload import Payload
 from akkordeon.core.plain_state import StageState
 from akkordeon.pipeline.gate import Gate
 from akkordeon.pipeline.gate_actor import GateActor
+from akkordeon.pipeline.learning.optimizer import OptimizerFactory
 from akkordeon.pipeline.module_copy import copied
 from akkordeon.pipeline.module_state import tensors_of, write
 from akkordeon.pipeline.recovery.recipe import Recovery
@@ -26,7 +27,6 @@ from akkordeon.pipeline.splitting.part import Part
 from akkordeon.pipeline.splitting.split import split
 from akkordeon.pipeline.stage import Position
 from akkordeon.pipeline.staleness import Rule, Stash
-from akkordeon.pipeline.updater import OptimizerFactory
 
 __all__ = ["Network"]
 

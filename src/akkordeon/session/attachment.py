@@ -83,6 +83,7 @@ class Attachment:
     error: ActorFailedError | None = None
     result: Any = None
     _batches: BatchCount = field(default_factory=BatchCount)
+    _data: PlainState = field(default_factory=dict)  # their fingerprint
     _epochs_before: int = 0  # that others had read of its data
     _state: PlainState | None = None  # what another could go on from, once it has ended
     _told_to_end: bool = False

@@ -10,8 +10,10 @@ import torch
 
 from akkordeon.core.addresses import free_name, reader_of
 from akkordeon.core.checkpoint_messages import GoOn, Joined
+from akkordeon.core.errors import DataError
 from akkordeon.core.messages import Attach, Close, Message
 from akkordeon.core.plain_state import PlainState
+from akkordeon.data.fingerprint import difference, fingerprint
 from akkordeon.engines.base import Engine
 from akkordeon.pipeline.gate import Gate
 from akkordeon.sentinels.factory import make_actors
@@ -119,8 +121,8 @@ class Launcher:
 
     def _place(self, sentinel: Training | Evaluation, session: ParentSession) -> Attachment:
         """Have the actors of a sentinel made; they do nothing before they are told."""
-        read, number = self._registry.epochs_read, None
-        name, start = self._start_of(sentinel)
+        read, number, data = self._registry.epochs_read, None, fingerprint(sentinel.batches)
+        name, start = self._start_of(sentinel, data)
         if start is None:
             sentinel = read.going_on(sentinel, self._seed)
         else:
@@ -135,7 +137,7 @@ class Launcher:
         if start is not None:
             self._started.add(attachment.address)
             attachment._go_on_from(start)
-        attachment._epochs_before = read.before(sentinel.batches)
+        attachment._data, attachment._epochs_before = data, read.before(sentinel.batches)
         try:
             self._make(sentinel, attachment, start)
         except BaseException:
@@ -143,7 +145,7 @@ class Launcher:
             raise
         return attachment
 
-    def _start_of(self, sentinel: Training | Evaluation) -> tuple[str, PlainState | None]:
+    def _start_of(self, sentinel: Training | Evaluation, data: PlainState) -> tuple[str, PlainState | None]:
         """What it goes on from, and under which name; the next of that name begins anew.
 
         One without a name has the one that it was given in the run before, where others were given theirs
@@ -151,9 +153,11 @@ class Launcher:
         """
         taken = self._taken_up.union(a.name for a in self._registry.at_work())
         name = sentinel.name or free_name(str(sentinel.role), taken)
-        start = self._starts.pop(name, None)
+        start = self._starts.get(name)
         if start is None or start["role"] != sentinel.role:
             return name, None
+        _refuse_other_data(name, start["data"], data)
+        del self._starts[name]
         self._taken_up.add(name)
         return name, start
 
@@ -171,6 +175,20 @@ class Launcher:
             if self._recorder is not None:
                 self._recorder.withdrawn(address)
             self._engine.send(address, Close())
+
+
+def _refuse_other_data(name: str, kept: PlainState, here: PlainState) -> None:
+    """A place in data says nothing of others.
+
+    Raises:
+        DataError: they are others, with what differs.
+    """
+    differs = difference(kept, here)
+    if differs is not None:
+        raise DataError(
+            f"the checkpoint has a place in other data than {name!r} has now: {differs}; give it the data "
+            "of the checkpoint, or another name, under which it begins anew"
+        )
 
 
 def say_if_nothing_learns(gates: Sequence[Gate], sentinels: Sequence[Training | Evaluation]) -> None:

@@ -40,7 +40,7 @@ def written(path: Path, *numbers: int, keep: int = 3) -> CheckpointFolder:
 
 
 def learning(scheduler: dict[str, Any]) -> dict[str, Any]:
-    return {"optimizer": None, "scheduler": scheduler, "rule": {}, "updates": 1}
+    return {"optimizer": None, "scheduler": scheduler, "rule": {}, "updates": 1, "kinds": {}}
 
 
 # ── there and back ───────────────────────────────────────────────────────────────────────────────────

@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import akkordeon as ak
+from akkordeon.core.errors import DataError
 from akkordeon.session.recovery.checkpoint import Checkpoint
 
 SAMPLES, SIZE = 90, 8
@@ -130,6 +131,16 @@ def test_a_validator_goes_on_with_its_rounds_and_its_best():
     rounds = [[(r.round, r.loss, r.version) for r in each[1].rounds] for each in (attached, resumed)]
     assert rounds[1] == rounds[0][-len(rounds[1]) :]
     assert (resumed[1].best.round, resumed[1].best.value) == (attached[1].best.round, attached[1].best.value)
+
+
+def test_other_data_are_refused_with_what_differs_and_the_right_ones_go_on():
+    _, kept, _ = _run(_network(), _batches, until=2)
+    with ak.run(_network(), ak.Simulator(), resume=kept[-1]) as session:
+        others = ak.Batches(X, Y, SIZE + 1, shuffle=True, seed=5)
+        with pytest.raises(DataError, match="their batch_size was 8 and is 9"):
+            session.attach(ak.Sentinel.train(others, nn.CrossEntropyLoss(), epochs=4, name="a"))
+        right = session.attach(ak.Sentinel.train(_batches(), nn.CrossEntropyLoss(), epochs=4, name="a"))
+        assert right.wait(60).batches.as_tuple() == (48, 48, 0, 0)
 
 
 def test_another_network_is_refused_with_what_differs():

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from akkordeon.pipeline.learning.optimizer import OptimizerFactory
 from akkordeon.pipeline.module_copy import copied
 from akkordeon.pipeline.splitting.walk import Call, leaves_in
 from akkordeon.pipeline.staleness import Stash
-from akkordeon.pipeline.updater import OptimizerFactory, Updater
+from akkordeon.pipeline.updater import Updater
 from akkordeon.pipeline.weights import Weights
 
 __all__ = ["BlockCosts"]

@@ -10,12 +10,12 @@ from torch import nn
 
 from akkordeon.core.errors import RecipeError, SharedParameterError
 from akkordeon.core.payload import Payload
+from akkordeon.pipeline.learning.optimizer import OptimizerFactory
 from akkordeon.pipeline.splitting.balance import balanced
 from akkordeon.pipeline.splitting.cost import BlockCosts
 from akkordeon.pipeline.splitting.layout import Layout
 from akkordeon.pipeline.splitting.part import Part
 from akkordeon.pipeline.splitting.verify import verify
-from akkordeon.pipeline.updater import OptimizerFactory
 
 __all__ = ["split"]
 

@@ -60,6 +60,7 @@ SENTINEL = {
     "role": str,
     "address": str,
     "before": COUNT,
+    "data": {str: object},
     "best_kept": Maybe({"round": COUNT, "value": float, "states": {str: {str: Tensor}}}),
 }
 ROLES = {"train": TRAINER, "validate": VALIDATOR, "checkpoint": KEEPER}
@@ -70,6 +71,7 @@ LEARNER = {
     "scheduler": Maybe({str: object}),
     "rule": {str: Tensor},
     "updates": COUNT,
+    "kinds": {str: Maybe(str)},
 }
 
 
