@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 import akkordeon as ak
 from akkordeon.core.actor import After
+from akkordeon.core.checkpoint_messages import GoOn, Locate, Located
 from akkordeon.core.errors import DataError, RecipeError
 from akkordeon.core.messages import (
     Attach,
@@ -28,6 +29,7 @@ from akkordeon.core.messages import (
     Refused,
     SourceFailed,
 )
+from akkordeon.core.plain_state import Applied
 from akkordeon.core.reports import (
     BatchCount,
     BatchRefused,
@@ -42,8 +44,9 @@ from akkordeon.sentinels.trainer import Trainer
 ME, ROW = "sentinel/tdp#1", ("gate/0", "gate/1", "gate/2")
 
 
-def trainer_of(loss=F.cross_entropy, **recipe) -> Trainer:
-    return Trainer(ME, "tdp", ROW, "reader/tdp#1", ak.Sentinel.train([], loss, **({"in_flight": 2} | recipe)))
+def trainer_of(loss=F.cross_entropy, start=None, **recipe) -> Trainer:
+    sentinel = ak.Sentinel.train([], loss, **({"in_flight": 2} | recipe))
+    return Trainer(ME, "tdp", ROW, "reader/tdp#1", sentinel, start=start)
 
 
 def item(size: int = 4, y=None) -> Item:
@@ -197,7 +200,7 @@ def test_after_the_last_epoch_it_ends_and_closes_its_reader():
     effects = trained(trainer, 0)
     ended = reports(effects)[-1]
     assert ended == SentinelEnded(ME, trainer.batches, state=ended.state)
-    assert ended.state["all_sent"]
+    assert ended.state["left"] == 0
     assert trainer.batches.as_tuple() == (1, 1, 0, 0)
     assert sends(effects, Close) == [Close()]
     assert stops(effects)
@@ -215,7 +218,39 @@ def test_it_ends_after_the_batch_that_reaches_its_samples():
 def test_a_time_limit_detaches_it():
     trainer = trainer_of(seconds=5.0)
     (timer,) = [effect for effect in do(trainer, Attach()) if isinstance(effect, After)]
-    assert timer == After(5.0, Detach())
+    assert timer == After(5.0, Detach(done=True))
+
+
+@pytest.mark.parametrize("done", [True, False])
+def test_one_that_was_told_that_it_is_done_has_nothing_left_and_one_told_to_end_may_go_on(done):
+    trainer = trainer_of(epochs=3)
+    do(trainer, item(), item(), item(), Detach(done=done))
+    (ended,) = reports(trained(trainer, 0, 1), SentinelEnded)
+    assert ended.cut_short
+    assert ended.state["left"] == (0 if done else None)
+
+
+def test_one_that_goes_on_after_it_was_done_trains_what_the_weights_had_not_learned_and_no_more():
+    trainer = trainer_of(epochs=3)
+    do(trainer, item(), item(), item(), Detach(done=True))
+    (located,) = sends(do(trainer, Locate("keeper", applied=Applied(1))), Located)
+    assert located.state["left"] == 1
+    again = trainer_of(epochs=3, seconds=1.0, start=located.state)
+    begun = do(again, Attach())
+    assert not [effect for effect in begun if isinstance(effect, After)]
+    (sent,) = sends(do(again, GoOn(), item(), item()), Forward)
+    effects = trained(again, sent.batch.number)
+    assert again.batches.as_tuple() == (2, 2, 0, 0)
+    assert stops(effects)
+
+
+def test_one_that_lost_its_last_batches_has_nothing_left():
+    """Another that went on from there waited for more of a source that had been read to its end."""
+    trainer = trainer_of(epochs=1)
+    (ended,) = reports(do(trainer, item(), EpochEnd(last=True), Close()), SentinelEnded)
+    assert (ended.batches.lost, ended.state["left"]) == (1, 0)
+    again = trainer_of(epochs=1, start=ended.state)
+    assert stops(do(again, Attach()))
 
 
 def test_a_loss_that_is_not_finite_ends_the_batch_in_all_gates():

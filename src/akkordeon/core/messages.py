@@ -290,9 +290,13 @@ class Attach(Message):
 
 @dataclass(frozen=True, slots=True)
 class Detach(Message):
-    """Send nothing new and end; batches in flight come back first, unless they are to be dropped."""
+    """Send nothing new and end; batches in flight come back first, unless they are to be dropped.
+
+    ``done``: what was to be done is done, and nobody goes on from there, as after the last epoch.
+    """
 
     drop: bool = False
+    done: bool = False
 
 
 @dataclass(frozen=True, slots=True)

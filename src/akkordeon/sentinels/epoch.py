@@ -89,10 +89,11 @@ class Epoch:
         """Trained so far."""
         return self._samples + self._window.samples
 
-    @property
-    def batches_of_window(self) -> int:
-        """Trained since the last report."""
-        return self._window.batches
+    def is_progress_due(self, every: int | float | None, seconds: float) -> bool:
+        """Whether so many batches (an int), or seconds, have passed since the last report."""
+        if every is None:
+            return False
+        return (self._window.batches if isinstance(every, int) else seconds) >= every
 
     def count_trained(self, samples: int, staleness: Iterable[int]) -> None:
         """A batch is back, with τ of every gate."""

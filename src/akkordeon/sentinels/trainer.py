@@ -76,11 +76,10 @@ class Trainer(SentinelActor[Flight]):
         self._places = Places()
         self._marks = SourceMarks()
         self._epoch = self._new_epoch(1)
-        self._epoch_began_s = 0.0
-        self._reported_s = 0.0
+        self._epoch_began_s = self._reported_s = 0.0
         self._samples_sent = self._samples_trained = 0
-        self._all_sent = False
-        self._cut_short = False
+        self._in_all: int | None = None  # batches that it is to send, once that is known
+        self._all_sent = self._cut_short = False
         self._graph_check = GraphCheck()
         self._refusals = Refusals(name, recipe.in_flight)
         self._unsettled: set[str] = set()
@@ -108,8 +107,8 @@ class Trainer(SentinelActor[Flight]):
             yield from self._end()
             return
         yield Send(self._reader, Pull(READ_AHEAD * self._in_flight - self.batches.sent % self._in_flight))
-        if self._recipe.seconds is not None:
-            yield After(max(0.0, self._recipe.seconds - (now_s - self._began_s)), Detach())
+        if self._recipe.seconds is not None and self._in_all is None:
+            yield After(max(0.0, self._recipe.seconds - (now_s - self._began_s)), Detach(done=True))
 
     def _source_failed(self, message: SourceFailed, now_s: float) -> Iterator[Effect]:
         if not (self._waiting or self._flights or self._all_sent):
@@ -135,7 +134,7 @@ class Trainer(SentinelActor[Flight]):
             elif len(self._flights) < self._in_flight:
                 self._waiting.popleft()
                 yield self._launch(item)
-                if self._recipe.samples is not None and self._samples_sent >= self._recipe.samples:
+                if self._is_last():
                     yield from self._all_of_epoch_sent(True, now_s)
                 elif self.batches.sent % self._in_flight == 0:
                     yield Send(self._reader, Pull(self._in_flight))
@@ -157,11 +156,17 @@ class Trainer(SentinelActor[Flight]):
         self.batches.sent += 1
         return Send(self._row[0], Forward(batch, item.x))
 
+    def _is_last(self) -> bool:
+        """Whether the batch just sent was the last, whatever else there is to read."""
+        enough = self._recipe.samples is not None and self._samples_sent >= self._recipe.samples
+        return enough or self.batches.sent == self._in_all
+
     def _all_of_epoch_sent(self, last: bool, now_s: float) -> Iterator[Effect]:
-        epoch = self._epoch
+        epoch, self._epoch = self._epoch, self._new_epoch(self._epoch.number + 1)
         epoch.all_sent = True
         self._all_sent = last
-        self._epoch = self._new_epoch(epoch.number + 1)
+        if last and not self._cut_short:
+            self._in_all = self.batches.sent
         yield from self._report(epoch, now_s)
 
     def _new_epoch(self, number: int) -> Epoch:
@@ -193,7 +198,7 @@ class Trainer(SentinelActor[Flight]):
         position, batches, samples_of = self._places.position(not_done), self.batches, self._places.samples_of
         sent = batches.sent - len(not_done)
         back, known = set(not_done) - under_way, under_way - set(not_done)
-        over = self._all_sent and not self._cut_short and not not_done
+        left = None if self._in_all is None else self._in_all - sent
         return {
             "role": str(self._role),
             "number": self._numbers,
@@ -203,10 +208,10 @@ class Trainer(SentinelActor[Flight]):
             "samples_sent": self._samples_sent - samples_of(not_done),
             "samples_trained": self._samples_trained + samples_of(known) - samples_of(back),
             # One broken off was told of, and goes on; one that is whole will not be told of.
-            "epochs": max(self._rounds, self._epoch.number - 1) if over else position.place.epoch,
+            "epochs": max(self._rounds, self._epoch.number - 1) if left == 0 else position.place.epoch,
             "epoch": None if not_done else self._epoch.sums(),
             "seconds": self._latest_s - self._began_s,
-            "all_sent": over,
+            "left": left,
         }
 
     def _go_on_from(self, start: PlainState) -> None:
@@ -216,7 +221,8 @@ class Trainer(SentinelActor[Flight]):
         self._places, self._marks = Places(position, self._numbers), SourceMarks(start["source"])
         self.batches = BatchCount(*start["batches"])
         self._samples_sent, self._samples_trained = start["samples_sent"], start["samples_trained"]
-        self._rounds, self._all_sent = start["epochs"], start["all_sent"]
+        self._rounds, left = start["epochs"], start["left"]
+        self._in_all, self._all_sent = None if left is None else self.batches.sent + left, left == 0
         self._began_s = -start["seconds"]
         self._epoch = self._new_epoch(position.place.epoch + 1)
         if start["epoch"] is not None:
@@ -258,7 +264,7 @@ class Trainer(SentinelActor[Flight]):
         epoch.count_trained(flight.samples, message.staleness)
         if epoch.is_over:
             yield from self._report(epoch, now_s)
-        elif self._report_due(epoch, now_s):
+        elif epoch.is_progress_due(self._recipe.report_every, now_s - self._reported_s):
             yield from self._report_progress(epoch, now_s)
         yield from self._send(now_s)
 
@@ -342,14 +348,6 @@ class Trainer(SentinelActor[Flight]):
         self._rounds += 1
         yield Report(epoch.done(self.name, seconds, replace(self.batches)))
 
-    def _report_due(self, epoch: Epoch, now_s: float) -> bool:
-        """Whether so many batches, or so many seconds, have passed since the last report."""
-        every = self._recipe.report_every
-        if every is None:
-            return False
-        passed = epoch.batches_of_window if isinstance(every, int) else now_s - self._reported_s
-        return passed >= every
-
     def _report_progress(self, epoch: Epoch, now_s: float) -> Iterator[Effect]:
         seconds, self._reported_s = now_s - self._reported_s, now_s
         yield Report(epoch.progress(self.name, seconds))
@@ -360,6 +358,8 @@ class Trainer(SentinelActor[Flight]):
     def _detach(self, message: Detach, now_s: float) -> Iterator[Effect]:
         if not self._all_sent:
             self._cut_short = True
+            if message.done:
+                self._in_all = self.batches.sent
             yield from self._all_of_epoch_sent(True, now_s)
         if message.drop:
             yield from self._drop()

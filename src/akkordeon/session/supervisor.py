@@ -192,7 +192,7 @@ class Supervisor:
         if record.stop_training:
             for a in list(self._registry.attachments):
                 if a.role.trains and not a.ended:
-                    self._send(a.address, Detach())
+                    self._send(a.address, Detach(done=True))
 
     # ── answers and ends ─────────────────────────────────────────────────────────────────────────────
 

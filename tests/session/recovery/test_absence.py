@@ -147,7 +147,7 @@ def test_a_sentinel_whose_process_died_goes_on_after_the_epochs_it_had_told_of(s
     start = start_of(setting.attachment, None)
     assert start["position"] == {"place": [1, 0], "done": []}
     assert start["batches"] == [21, 20, 0, 1]
-    assert (start["epochs"], start["all_sent"]) == (1, False)
+    assert (start["epochs"], start["left"]) == (1, None)
 
 
 def test_a_source_that_can_be_read_once_is_read_on():

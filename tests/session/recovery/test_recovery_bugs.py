@@ -292,3 +292,30 @@ def test_nobody_is_waited_for_who_is_not_there():
         keeper = session.attach(ak.Sentinel.checkpoint(every_updates=100))
         session._send(keeper.address, Joined("sentinel/gone#1"))
         session.wait(30)
+
+
+# A trainer whose time was over, or which found nothing better any more, trained on after a resume until it
+# was told again.
+@pytest.mark.parametrize("ends", ["time", "patience"])
+def test_a_trainer_that_was_done_before_its_epochs_were_is_done_after_a_resume(ends):
+    def run(resume=None):
+        costs = {"*gate/*": Cost(forward_s=0.01, backward_s=0.01)}
+        with ak.run(_network(), ak.Simulator(compute=Compute(costs)), resume=resume) as session:
+            trainer = ak.Sentinel.train(
+                _batches(), LOSS, epochs=9, name="a", seconds=1.5 if ends == "time" else None
+            )
+            validator = ak.Sentinel.validate(
+                _batches(),
+                LOSS,
+                every_updates=10,
+                scores={"flat": lambda outputs, y: 0.0},
+                best=ak.Best("flat", patience=1 if ends == "patience" else None),
+                name="v",
+            )
+            attached = session.attach_all([trainer, validator])
+            attached[0].wait(1000)
+            return session.checkpoint(timeout=1000), attached[0].batches.as_tuple(), attached[0].epochs_done
+
+    kept, batches, epochs = run()
+    assert 20 <= batches[1] < 9 * 12
+    assert run(kept)[1:] == (batches, epochs)

@@ -184,7 +184,7 @@ def _told(attachment: Attachment) -> dict[str, Any]:
         "epochs": done,
         "epoch": None,
         "seconds": attachment.seconds,
-        "all_sent": done == getattr(attachment.recipe, "epochs", None),
+        "left": 0 if done == getattr(attachment.recipe, "epochs", None) else None,
     }
 
 

@@ -44,7 +44,7 @@ TRAINER = {
     "epochs": COUNT,
     "epoch": Maybe(SUMS),
     "seconds": float,
-    "all_sent": bool,
+    "left": Maybe(COUNT),
 }
 VALIDATOR = {
     "rounds": COUNT,
