@@ -57,8 +57,8 @@ def test_under_way_it_cuts_first_and_asks_with_what_the_cut_has():
     applied = {A: Applied(7, frozenset({5}))}
     asked = _do(keeper, Cut(_cut(), (4, 5), True, applied))
     assert asked == [
-        Send(A, Locate(ME, applied=applied[A])),
-        Send(B, Locate(ME, applied=Applied())),
+        Send(A, Locate(ME, applied=applied[A], versions=(4, 5))),
+        Send(B, Locate(ME, applied=Applied(), versions=(4, 5))),
     ]
     assert _do(keeper, Located(A, {"at": 1})) == []
     assert _do(keeper, Located(B, {"at": 2})) == [Send(gate, Export(_cut())) for gate in ROW]
@@ -77,7 +77,8 @@ def test_where_a_run_is_repeatable_it_has_all_come_to_rest_first_and_lets_them_g
     assert _do(keeper, Located(B, {"at": 2})) == []
     torch.manual_seed(5)
     assert _do(keeper, Located(A, {"at": 1})) == [Send("gate/1", Cut(_cut(), whole=True))]
-    assert _do(keeper, Cut(_cut(), (4, 5), True)) == [Send(who, Locate(ME)) for who in (A, B)]
+    asked = _do(keeper, Cut(_cut(), (4, 5), True))
+    assert asked == [Send(who, Locate(ME, versions=(4, 5))) for who in (A, B)]
     exporting = _do(keeper, Located(A, {"at": 1}), Located(B, {"at": 3}))
     assert exporting == [Send(gate, Export(_cut())) for gate in ROW]
     effects = _do(keeper, *_exported())
@@ -138,7 +139,7 @@ def test_one_that_ends_while_the_cut_is_under_way_has_another_made():
     assert effects == [*(Send(g, ForgetBefore(ME, 1)) for g in ROW), Send("gate/1", Cut(_cut(1), whole=True))]
     assert _do(keeper, Cut(_cut(), (4, 5), True)) == []
     asked = _do(keeper, Cut(_cut(1), (4, 5), True, {A: Applied(7)}))
-    assert asked == [Send(A, Locate(ME, applied=Applied(7), number=1))]
+    assert asked == [Send(A, Locate(ME, applied=Applied(7), number=1, versions=(4, 5)))]
 
 
 def test_one_that_ends_at_rest_is_in_the_checkpoint_where_it_rested():
@@ -196,7 +197,7 @@ def test_an_answer_about_a_cut_that_was_given_up_is_not_taken_for_one_about_the_
     keeper = _checkpointer()
     _do(keeper, Due(), Cut(_cut(), (4, 5), True, {A: Applied(7)}), Parted(B))
     asked = _do(keeper, Cut(_cut(1), (6, 7), True, {A: Applied(9)}))
-    assert asked == [Send(A, Locate(ME, applied=Applied(9), number=1))]
+    assert asked == [Send(A, Locate(ME, applied=Applied(9), number=1, versions=(6, 7)))]
     assert _do(keeper, Located(A, {"at": 7})) == []
     assert _do(keeper, Located(A, {"at": 9}, number=1)) == [Send(gate, Export(_cut(1))) for gate in ROW]
 

@@ -33,12 +33,14 @@ class Locate(Message):
         hold: come to rest first, with nothing under way, and begin nothing new before you are told to.
         applied: which of your batches the weights have learned from that are being kept.
         number: of the question, which comes back with the answer.
+        versions: of the weights that are being kept, tail first.
     """
 
     asker: str
     hold: bool = False
     applied: Applied | None = None
     number: int = 0
+    versions: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

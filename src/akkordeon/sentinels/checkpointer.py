@@ -14,6 +14,7 @@ the way of this one. It begins by telling everybody to go on, as this one does n
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 
@@ -191,10 +192,8 @@ class Checkpointer(SentinelActor[None]):
         if message.applied is not None:
             self._applied = {a: each for a, each in message.applied.items() if a in self._members}
         # Only now is it known of one that rests what fell due for it meanwhile, and who has come meanwhile.
-        number = message.cut.number
-        yield from self._ask(
-            {a: Locate(self.address, applied=self._applied_of(a), number=number) for a in self._members}
-        )
+        asked = Locate(self.address, number=message.cut.number, versions=message.versions)
+        yield from self._ask({a: replace(asked, applied=self._applied_of(a)) for a in self._members})
 
     def _applied_of(self, sentinel: str) -> Applied | None:
         """Which of its batches are in the weights; None where nobody knows, as with shards."""

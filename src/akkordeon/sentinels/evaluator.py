@@ -284,11 +284,12 @@ class Evaluator(SentinelActor[tuple[Any, int]]):
             yield from self._go_on(now_s)
 
     def _state(self, asked: Locate) -> PlainState:
+        seen = self._versions == asked.versions  # older weights do not come again, and newer are others then
         return {
             "role": str(self._role),
             "rounds": self._rounds,
             "cuts": self._cuts,
-            "versions": list(self._versions),
+            "versions": list(self._versions) if seen else [],
             "best": self._best,
             "without_better": self._without_better,
             "due": self._due is not None or self._cut is not None,

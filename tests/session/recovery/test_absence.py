@@ -94,7 +94,7 @@ def test_sentinels_close_and_go_on_where_they_said_they_were(setting, caplog):
     setting.engine.comes.set()
     assert setting.relaunched.wait(WAIT_S)
     assert setting.engine.sent == [(address, Close())]
-    assert setting.starts == {setting.attachment: {**STATE, "versions": ()}}
+    assert setting.starts == {setting.attachment: STATE}
     assert not setting.attachment.ended
     away, there = [record.getMessage() for record in caplog.records]
     assert away == (

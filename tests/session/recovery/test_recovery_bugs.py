@@ -319,3 +319,19 @@ def test_a_trainer_that_was_done_before_its_epochs_were_is_done_after_a_resume(e
     kept, batches, epochs = run()
     assert 20 <= batches[1] < 9 * 12
     assert run(kept)[1:] == (batches, epochs)
+
+
+# A validator that was ahead of the cut was kept with the versions of a round after it. The run that went on
+# from there came to those versions with other weights, and made no round on them.
+def test_a_validator_ahead_of_the_cut_is_not_kept_as_having_seen_what_comes_after_it():
+    busy, slow = Cost(forward_s=0.01, backward_s=0.01, update_s=0.005), Cost(message_s=0.1)
+    costs = {"sentinel/keeper*": slow, "*gate/*": busy, "*": Cost(message_s=0.001)}
+    sentinels = [
+        ak.Sentinel.train(_batches(), LOSS, epochs=2, in_flight=2, name="a"),
+        ak.Sentinel.validate(_batches(), LOSS, every_updates=2, name="v"),
+        ak.Sentinel.checkpoint(every_updates=5, name="keeper"),
+    ]
+    _, kept, _, _ = _attached(sentinels, engine=NeverAtRest(compute=Compute(costs)))
+    for each in kept:
+        versions = [stage.version for stage in each.stages.values()]
+        assert each.sentinels["v"]["versions"] in ([], versions[::-1])

@@ -166,7 +166,7 @@ def start_of(attachment: Attachment, left: SentinelEnded | None) -> PlainState |
         return None
     if isinstance(attachment.recipe.batches, Iterator):  # it is where it is, and cannot be read again
         start |= {"position": SourcePosition().as_plain(), "source": None}
-    return start | {"versions": ()}  # another network's
+    return start
 
 
 def _told(attachment: Attachment) -> dict[str, Any]:
