@@ -409,3 +409,17 @@ def test_an_example_stays_as_it_is():
     before = example.clone()
     four_gates(WritesToInputs(), example)
     assert torch.equal(example, before)
+
+
+def test_a_schedule_of_a_few_steps_is_not_used_up_by_measuring():
+    """``OneCycleLR`` raises after its last step, and measuring an update takes hundreds of them."""
+
+    def one_cycle(named_parameters):
+        optimizer = torch.optim.AdamW((weight for _, weight in named_parameters), lr=1e-2)
+        return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-2, total_steps=20)
+
+    network = ak.Network.from_module(Four(), 2, one_cycle, example=torch.randn(5, WIDTH))
+    with ak.run(network, "simulator") as session:
+        trainer = session.attach(ak.Sentinel.train(features(WIDTH), F.cross_entropy))
+        session.wait(timeout=60)
+    assert trainer.batches.as_tuple() == (12, 12, 0, 0)

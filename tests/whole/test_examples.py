@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from tests.data.test_datasets import IDX_FILES, write
+from tests.support.examples import EXAMPLES, example
 
 import akkordeon as ak
-
-EXAMPLES = Path(__file__).parents[2] / "examples"
-
-
-def example(name: str):
-    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -105,3 +94,14 @@ def test_xor_says_what_it_predicts_and_how_many_starts_are_right(serial, monkeyp
     assert [line.split(":")[0] for line in lines] == ["seed 0", "seed 1", "Job done"]
     assert lines[0].count(" xor ") == 4
     assert lines[-1].startswith("Job done: 2 of 2 starts")
+
+
+def test_a_character_gpt_is_trained_validated_and_writes(tmp_path, capsys):
+    (tmp_path / "input.txt").write_text("ab" * 1000)
+    gpt = example("char_gpt")
+    gpt.WIDTH = 8
+    gpt.main(tmp_path, steps=3, gates=3, in_flight=2)
+    printed = capsys.readouterr().out.rstrip("\n")
+    lines, written = printed[:-301].splitlines(), printed[-301:]
+    assert {line.split()[0] for line in lines} == {"train", "validate"}
+    assert set(written) == {"a", "b"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
+from functools import wraps
 from typing import Any
 
 import torch
@@ -123,9 +124,20 @@ def _training(block: nn.Module, call: Call) -> Callable[[], object]:
 def _update(block: nn.Module, optimizer: OptimizerFactory) -> Callable[[], object]:
     """An update of a copy's weights."""
     weights = Weights(copied(block))
-    updater = Updater(weights, optimizer, Stash(), None, "a block")
+    updater = Updater(weights, _without_scheduler(optimizer), Stash(), None, "a block")
 
     def work() -> None:
         updater.update([torch.zeros_like(weight) for weight in weights.now], weights.now, 0)
 
     return work
+
+
+def _without_scheduler(optimizer: OptimizerFactory) -> OptimizerFactory:
+    """The optimizer alone: a schedule may be made for fewer steps than are measured."""
+
+    @wraps(optimizer)
+    def made(params: Iterable[Any]) -> Any:
+        gave = optimizer(params)
+        return gave[0] if isinstance(gave, tuple) else gave
+
+    return made
