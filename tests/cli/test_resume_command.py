@@ -28,7 +28,7 @@ def records_in(folder):
 
 
 def checkpoints_in(folder):
-    return sorted((folder / CHECKPOINTS).glob("[0-9]*"))
+    return sorted(path for path in (folder / CHECKPOINTS).glob("[0-9]*") if path.name.isdigit())
 
 
 def killed(folder, *arguments):
