@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from akkordeon.pipeline.learning.gathered import add_up
+
 __all__ = ["Accumulator", "GradientSum", "WeightDelta"]
 
 
@@ -37,20 +39,11 @@ class GradientSum(Accumulator):
         self._sums: list[Tensor | None] = []
 
     def add(self, gradients: Sequence[Tensor | None]) -> None:
-        """Add to the sums; where there was no gradient there is still none, which is not the same as 0."""
-        if not self._sums:
+        """Add to the sums; see :func:`add_up`."""
+        if self._sums:
+            add_up(self._sums, gradients)
+        else:
             self._sums = list(gradients)
-            return
-        for i, gradient in enumerate(gradients):
-            sum_ = self._sums[i]
-            if gradient is None:
-                continue
-            if sum_ is None:
-                self._sums[i] = gradient
-            elif sum_.is_sparse == gradient.is_sparse:
-                sum_.add_(gradient)
-            else:
-                self._sums[i] = sum_ + gradient if gradient.is_sparse else gradient + sum_
 
     def take(self, now: Sequence[Tensor]) -> list[Tensor | None]:
         """The sums; see :class:`Accumulator`."""

@@ -109,6 +109,11 @@ class Downpour:
         self._check_rules(self.sync_policy)
         for i, gate in enumerate(self.network.gates):
             self._check_module(i, gate.module)
+            if gate.accumulate > 1:
+                raise RecipeError(
+                    f"gate {i} has accumulate={gate.accumulate}, and the gates of replicas step with every "
+                    "batch; to have pushes of several, say push_every=… and local_step=False instead"
+                )
 
     def _check_module(self, i: int, module: nn.Module) -> None:
         for name, part in module.named_modules():

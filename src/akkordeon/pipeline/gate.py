@@ -5,18 +5,25 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypedDict
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from akkordeon.core.checks import is_number, require_above
+from akkordeon.core.checks import is_number, require_above, require_whole
 from akkordeon.core.errors import RecipeError
 from akkordeon.pipeline.learning.optimizer import OptimizerFactory
 from akkordeon.pipeline.staleness import Rule, Stash
 
-__all__ = ["Gate"]
+__all__ = ["Gate", "GateSettings"]
+
+
+class GateSettings(TypedDict, total=False):
+    """What all gates of a network may be told at once; see :class:`Gate`."""
+
+    clip_norm: float | None
+    accumulate: int
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,7 @@ class Gate:
             whose parameters stay as they are.
         staleness: the rule for stale gradients.
         clip_norm: largest norm of this gate's gradient; larger ones are scaled down to it.
+        accumulate: batches for one update, with the mean of their gradients.
         name: for reports; the position if not given.
         device: where the module and its work live, as in ``"cuda:0"``.
         resources: what a host must offer, for engines that place gates on hosts.
@@ -49,6 +57,7 @@ class Gate:
     device: str | torch.device | None = None
     resources: Mapping[str, float] | None = None
     on_failure: Literal["restart", "fail"] = "restart"
+    accumulate: int = 1
 
     def __post_init__(self) -> None:
         """Refuse what could only fail later."""
@@ -66,6 +75,7 @@ class Gate:
         if not isinstance(self.staleness, Rule):
             raise RecipeError(f"a gate's staleness is a rule such as Stash(), got {self.staleness!r}")
         require_above("clip_norm", self.clip_norm, optional=True)
+        require_whole("accumulate", self.accumulate)
         if self.name is not None and not (isinstance(self.name, str) and self.name):
             raise RecipeError(f"a gate's name is a string and not empty, got {self.name!r}")
         if self.device is not None:

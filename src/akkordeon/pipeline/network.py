@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any, Unpack
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -16,8 +17,8 @@ from akkordeon.core.checks import require_whole
 from akkordeon.core.errors import RecipeError, SharedParameterError, explain
 from akkordeon.core.payload import Payload
 from akkordeon.core.plain_state import StageState
-from akkordeon.pipeline.gate import Gate
-from akkordeon.pipeline.gate_actor import GateActor
+from akkordeon.pipeline.gate import Gate, GateSettings
+from akkordeon.pipeline.learning.accumulating_gate import gate_actor
 from akkordeon.pipeline.learning.optimizer import OptimizerFactory
 from akkordeon.pipeline.module_copy import copied
 from akkordeon.pipeline.module_state import tensors_of, write
@@ -106,6 +107,7 @@ class Network:
         example: Payload | None = None,
         cut_before: Sequence[str] = (),
         tie: bool = False,
+        **settings: Unpack[GateSettings],
     ) -> Network:
         """Cut a module into gates; the names of its weights stay what they are.
 
@@ -126,6 +128,7 @@ class Network:
                 ``["transformer.h.4", "transformer.h.8"]``.
             tie: a weight that several gates use is the first one's, which sends it along with every batch and
                 gets its gradient back. Without it such cuts are refused.
+            settings: of every gate, such as ``accumulate``; see :class:`GateSettings`.
 
         Raises:
             RecipeError: it cannot be cut so; the message says why and what to do.
@@ -139,16 +142,19 @@ class Network:
             parts: Iterable[nn.Module] = (_row_of(part, module) for part in _parts(module, gates))  # type: ignore[arg-type]  # checked
         else:
             parts = split(module, gates, example, optimizer, cut_before, tie)
-        return cls([Gate(part, optimizer, rule) for part in parts], max_staleness=max_staleness, whole=module)
+        its = [Gate(part, optimizer, rule, **settings) for part in parts]
+        return cls(its, max_staleness=max_staleness, whole=module)
 
-    def replacing(self, staleness: Rule | None = None, optimizer: OptimizerFactory | None = None) -> Network:
-        """The same network with another rule or optimizer in every gate that learns."""
-        gates = [
-            replace(gate, staleness=staleness or gate.staleness, optimizer=optimizer or gate.optimizer)
-            if gate.optimizer is not None
-            else gate
-            for gate in self.gates
-        ]
+    def replacing(
+        self,
+        staleness: Rule | None = None,
+        optimizer: OptimizerFactory | None = None,
+        **settings: Unpack[GateSettings],
+    ) -> Network:
+        """The same network with another rule, optimizer or setting in every gate that learns."""
+        its = {"staleness": staleness, "optimizer": optimizer}
+        others: dict[str, Any] = {name: each for name, each in its.items() if each is not None} | settings
+        gates = [replace(gate, **others) if gate.optimizer is not None else gate for gate in self.gates]
         return replace(self, gates=gates)
 
     def row(self, prefix: str = "") -> tuple[str, ...]:
@@ -167,8 +173,8 @@ class Network:
         """
         for position, gate in zip(self.positions(seed, prefix), self.gates, strict=True):
             restored = (states or {}).get(position.address)
-            restore = partial(GateActor, gate, position, anew=True) if self.brings_back(gate) else None
-            make = partial(GateActor, gate, position, restored)
+            restore = partial(gate_actor, gate, position, anew=True) if self.brings_back(gate) else None
+            make = partial(gate_actor, gate, position, restored)
             yield Spawn(position.address, make, gate.resources, restore)
 
     def brings_back(self, gate: Gate) -> bool:

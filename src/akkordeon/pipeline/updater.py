@@ -96,10 +96,19 @@ class Updater:
         Returns:
             Whether there is one; False where it would not have been finite, and the last one stays.
         """
+        return self._optimizer is None or self.apply(self.corrected(gradients, then, staleness))
+
+    def corrected(
+        self, gradients: list[Tensor | None], then: Snapshot, staleness: int
+    ) -> list[Tensor | None]:
+        """What the staleness rule makes of gradients; see :meth:`update`."""
+        return self._rule.correct(gradients, self._weights.now, then, staleness, self._state)
+
+    def apply(self, gradients: list[Tensor | None]) -> bool:
+        """Make the next version with gradients as they are, but for clipping; see :meth:`update`."""
         if self._optimizer is None:
             return True
         weights = self._weights
-        gradients = self._rule.correct(gradients, weights.now, then, staleness, self._state)
         if self._clip_norm is not None:
             gradients = clipped(gradients, self._clip_norm)
         weights.prepare_update(gradients)

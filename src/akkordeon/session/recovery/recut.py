@@ -178,6 +178,7 @@ def _learner(stages: Mapping[str, StageState], moves: Sequence[_Move]) -> Learne
     first = next(iter(with_optimizer.values()))
     state: dict[str, Any] = {}
     rule: dict[str, Tensor] = {}
+    gathered = _gathered(with_optimizer, moves)
     groups: list[dict[str, Any]] = [{**group, "params": []} for group in first["optimizer"]["groups"]]
     for gate, old, new in moves:
         learner = with_optimizer.get(gate)
@@ -190,4 +191,18 @@ def _learner(stages: Mapping[str, StageState], moves: Sequence[_Move]) -> Learne
         for mine, theirs in zip(groups, learner["optimizer"]["groups"], strict=False):
             if old in theirs["params"]:
                 mine["params"].append(new)
-    return {**first, "optimizer": {"state": state, "groups": groups}, "rule": rule}
+    return {**first, "optimizer": {"state": state, "groups": groups}, "rule": rule, **gathered}
+
+
+def _gathered(learners: Mapping[str, LearnerState], moves: Sequence[_Move]) -> dict[str, Any]:
+    """The gradients gathered by gates that accumulate, of those that have gathered the same batches."""
+    their = {gate: learner["gathered"] for gate, learner in learners.items() if "gathered" in learner}
+    if not their:
+        return {}
+    batches = next(iter(their.values()))["batches"]
+    sums = {
+        new: their[gate]["sums"][old]
+        for gate, old, new in moves
+        if gate in their and their[gate]["batches"] == batches and old in their[gate]["sums"]
+    }
+    return {"gathered": {"sums": sums, "batches": batches}}

@@ -73,6 +73,8 @@ LEARNER = {
     "updates": COUNT,
     "kinds": {str: Maybe(str)},
 }
+GATHERED = {"sums": {str: Tensor}, "batches": [(str, COUNT)]}
+"""Of gates that accumulate; the others have none."""
 
 
 def require_whole(checkpoint: Checkpoint) -> None:
@@ -91,6 +93,8 @@ def require_whole(checkpoint: Checkpoint) -> None:
     for address, stage in checkpoint.stages.items():
         _require(stage.version, COUNT, f"the version of {address}")
         _require(stage.learner, Maybe(LEARNER), f"what {address} learns with")
+        if stage.learner is not None and "gathered" in stage.learner:
+            _require(stage.learner["gathered"], GATHERED, f"what {address} has gathered")
 
 
 def _require(value: Any, form: Form, what: str) -> None:
