@@ -21,7 +21,7 @@ from akkordeon.engines.simulator.compute import Compute, Cost
 from akkordeon.engines.simulator.distributions import Uniform
 from akkordeon.engines.simulator.faults import Crash, Freeze, Partition
 from akkordeon.engines.simulator.hosts import Host
-from akkordeon.engines.simulator.links import PRESETS, Link, Links
+from akkordeon.engines.simulator.links import PRESETS, Link, Links, Wire
 
 SECOND = Compute({"worker*": Cost(message_s=1)})
 
@@ -246,6 +246,44 @@ def test_a_partition_longer_than_patience_costs_the_other_side():
     let_pass(stage, 200)
     (lost,) = stage.records
     assert (lost.address, lost.why) == ("b", "it was cut off for 30 s")
+
+
+def repeating(again_s):
+    """What a listener hears of one who says every second which it is, cut off from second 4.5 to 7.5."""
+    fault = Partition(one="sender", other="listener", at_s=4.5, heal_after_s=3.0, again_s=again_s)
+    stage = Stage(ak.Simulator(links=Link(0.25), faults=[fault]))
+
+    def every_second(message, now_s):
+        yield Send("listener", message)
+        yield After(1.0, Note(message.text + 1))
+
+    stage.actor("listener", tell_time)
+    stage.actor("sender", every_second)
+    stage.engine.send("sender", Note(0))
+    let_pass(stage, 9)
+    return stage
+
+
+def test_what_was_not_acknowledged_when_a_link_broke_arrives_again_and_is_handled_once():
+    stage = repeating(again_s=1000.0)
+    assert 1 <= stage.engine.repeated() <= 5
+    assert [text for text, _ in told(stage)] == list(range(9))
+    assert repeating(again_s=1000.0).engine.repeated() == stage.engine.repeated()
+    assert told(repeating(again_s=0.0)) == told(stage)
+
+
+def test_what_arrives_again_comes_in_its_order_and_ahead_of_what_waits(monkeypatch):
+    """As it would be if nobody dropped it."""
+    monkeypatch.setattr(Wire, "is_new", lambda wire, shipment: True)
+    heard = told(repeating(again_s=1000.0))
+    again = [text for text, at_s in heard if at_s == 7.75][:-3]
+    assert again == list(range(5))[-len(again) :]
+    assert [text for text, _ in heard] == [0, 1, 2, 3, 4, *again, 5, 6, 7, 8]
+
+
+def test_nothing_arrives_again_from_before_the_beginning():
+    with pytest.raises(RecipeError, match="again_s is at least 0, got -1"):
+        Partition(one="a", other="b", at_s=0.0, heal_after_s=1.0, again_s=-1)
 
 
 @pytest.mark.parametrize("times", [{}, {"at_s": 1, "every_s": 1}, {"at_s": -1}, {"every_s": 0}])

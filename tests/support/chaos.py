@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
@@ -32,6 +32,9 @@ from akkordeon.engines.simulator.links import Link
 from akkordeon.pipeline.stage import Stage
 from akkordeon.sentinels.trainer import Trainer
 
+SIDES = [("sentinel/*", "*gate/*"), ("*gate/0", "*gate/1"), ("rack", "*")]
+"""Who is cut off from whom."""
+
 BOREDOM_S = 300.0
 """Virtual seconds after which a world of some hundred messages hangs."""
 
@@ -42,6 +45,7 @@ class Seen:
 
     faults: Counter[str] = field(default_factory=Counter)
     restarts: int = 0
+    repeated: int = 0
     batches: int = 0
     lost: int = 0
 
@@ -91,7 +95,9 @@ def world_of(seed: int) -> World:
             seed,
             links=Link(Uniform(0.0, rng.choice([0.0, 0.01, 0.05]))),
             compute=Compute({"*": Cost(message_s=0.005)}, spread=Uniform(0.5, 3.0)),
-            faults=[_fault(rng, who, row) for _ in range(rng.randint(1, 4))],
+            faults=_repeating(
+                Random(f"{seed} again"), [_fault(rng, who, row) for _ in range(rng.randint(1, 4))]
+            ),
             hosts=hosts if rng.random() < 0.5 else (),
         ),
         exact_versions=isinstance(every, int),
@@ -126,10 +132,22 @@ def _fault(rng: Random, who: list[str], row: list[str]) -> Any:
         return Crash(who=rng.choice(who), at_s=at_s, back_after_s=rng.choice([None, 0.0, 0.1, 1.0]))
     if kind < 0.85:
         return Freeze(who=rng.choice(who), at_s=at_s, for_s=rng.uniform(0, 1))
-    one, other = rng.choice([("sentinel/*", "*gate/*"), ("*gate/0", "*gate/1"), ("rack", "*")])
+    one, other = rng.choice(SIDES)
     return Partition(
         one=one, other=other, at_s=at_s, heal_after_s=rng.uniform(0, 2), patience_s=rng.choice([0.5, 30.0])
     )
+
+
+def _repeating(rng: Random, faults: list[Any]) -> list[Any]:
+    """The faults, of which some have messages arrive again, and maybe some links that break for a moment."""
+    for i, fault in enumerate(faults):
+        if isinstance(fault, Partition):
+            faults[i] = replace(fault, again_s=rng.choice([0.0, 0.1, 1.0]))
+    for _ in range(rng.choice([0, 0, 1, 3])):
+        one, other = rng.choice([*SIDES, ("*gate/*", "shard/*"), ("*", "*")])
+        at_s, heal_after_s, again_s = rng.uniform(0, 2), rng.choice([0.0, 0.05]), rng.uniform(0, 0.5)
+        faults.append(Partition(one=one, other=other, at_s=at_s, heal_after_s=heal_after_s, again_s=again_s))
+    return faults
 
 
 class Witness:
@@ -197,11 +215,13 @@ def violations(seed: int, seen: Seen | None = None) -> list[str]:
     except GateFailedError as error:
         found = [] if "the most allowed" in str(error) else [f"a gate failed: {error}"]
     finally:
+        repeated = world.engine.repeated()
         session.close()
     if seen is not None:
         seen.faults.update(lost)
         seen.faults.update(type(fault).__name__ for fault in world.engine._faults)
         seen.restarts += witness.restarts
+        seen.repeated += repeated
         seen.batches += sum(a.batches.sent for a in session.attachments)
         seen.lost += sum(a.batches.lost for a in session.attachments)
     return witness.violations + found + _sums(session)

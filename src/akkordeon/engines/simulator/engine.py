@@ -34,7 +34,7 @@ from akkordeon.engines.simulator.compute import Compute, Work
 from akkordeon.engines.simulator.faults import SimulatedFault
 from akkordeon.engines.simulator.hosts import Host, place
 from akkordeon.engines.simulator.interrupts import Interrupts
-from akkordeon.engines.simulator.links import HERE, Link, Links, Wire, size_bytes
+from akkordeon.engines.simulator.links import HERE, Link, Links, Shipment, Wire
 from akkordeon.engines.simulator.outages import Outages
 from akkordeon.engines.simulator.sites import Site, SiteCell
 from akkordeon.engines.simulator.timeline import Timeline
@@ -82,7 +82,7 @@ class Simulator(Engine, Interpreter[SiteCell]):
         self._serial = itertools.count()
         self._now_s = 0.0
         self._seeded = ""
-        self._outages = Outages((), "", self._at, self._crash, self._freeze, self._cells)
+        self._outages = Outages((), "", self._at, self._crash, self._freeze, self._ship, self._cells)
         self._reports = 0
         self._interrupt: KeyboardInterrupt | None = None  # that broke into somebody's work
         self._running = False
@@ -107,7 +107,8 @@ class Simulator(Engine, Interpreter[SiteCell]):
         self._seeded = f"{self.seed} {seed}"
         self._now_s, self.events, self._running = 0.0, 0, True
         self._sites.clear()
-        self._outages = Outages(self._faults, self._seeded, self._at, self._crash, self._freeze, self._cells)
+        actions = self._at, self._crash, self._freeze, self._ship
+        self._outages = Outages(self._faults, self._seeded, *actions, self._cells)
 
     def spawn(self, spawn: Spawn, beside: str | None = None) -> None:
         """Make the actor on the host that the engine was told of; nothing else counts here."""
@@ -185,6 +186,10 @@ class Simulator(Engine, Interpreter[SiteCell]):
         """Virtual seconds since the start."""
         return self._now_s
 
+    def repeated(self) -> int:
+        """Messages that came again when a link was healed, and were dropped."""
+        return sum(wire.repeated for _, _, wire in self.wires())
+
     def wires(self) -> Iterator[tuple[str, str, Wire]]:
         """(from host, to host, wire) for every link that was used and takes time."""
         for site in self._sites.values():
@@ -229,15 +234,23 @@ class Simulator(Engine, Interpreter[SiteCell]):
         if wire is None:
             self._deliver(cell, message)
         else:
-            self._at(wire.arrival_s(size_bytes(message), now_s), self._arrive, cell, message)
+            self._ship(wire, wire.ship(cell, message, now_s))
+
+    def _ship(self, wire: Wire, shipment: Shipment) -> None:
+        self._at(shipment.arrival_s, self._arrive, wire, shipment)
 
     def _lay_wire(self, here: Site, there: Site, even_if_free: bool = False) -> Wire | None:
         link = self._links.find(here.key, there.key)
         rng = Random(f"{self._seeded} wire {here.host.name} {there.host.name}")
-        wire = here.wires[there] = Wire(link, rng) if even_if_free or link != HERE else None
+        keep_s = self._outages.keep_s
+        laid = even_if_free or link != HERE or keep_s > 0
+        wire = here.wires[there] = Wire(link, rng, keep_s) if laid else None
         return wire
 
-    def _arrive(self, cell: SiteCell, message: Message) -> None:
+    def _arrive(self, wire: Wire, shipment: Shipment) -> None:
+        cell, message = shipment.cell, shipment.message
+        if not wire.is_new(shipment):
+            return
         if cell.alive:
             self._deliver(cell, message)
         else:  # somebody else may have the address by now; it was not meant for that one

@@ -2,6 +2,7 @@
 
 Crash      ──── up ────✕ (all it held is gone)  ········ back ──── up, as new
 Partition  ──── sends ─┤ messages wait │ healed ── they arrive      (longer than patience: a crash)
+             what arrived just before │ arrives again, and is dropped
 Freeze     ──── works ─┤ does nothing  ├──────── goes on where it was
 """
 
@@ -69,17 +70,31 @@ class Partition(_Scheduled):
     As TCP would, the link keeps what is sent until the partition has healed. If that takes longer than
     ``patience_s``, the one side gives up the other: to it, its actors are dead, and so they are.
 
+    What had arrived before, and nobody could acknowledge any more, arrives again when it has healed, ahead of
+    what waits: of each link all that had come in a random part of the last ``again_s``.
+
     Args:
         one: names of hosts or zones, with ``*`` as in file names.
         other: the side that is given up.
         heal_after_s: how long it lasts.
         patience_s: how long the sides wait for each other.
+        again_s: how long before it messages may have arrived that arrive again.
+
+    Raises:
+        RecipeError: ``again_s`` is below 0.
     """
 
     one: str
     other: str
     heal_after_s: float
     patience_s: float = 30.0
+    again_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Nothing can come again that has not come yet."""
+        super().__post_init__()
+        if self.again_s < 0:
+            raise RecipeError(f"a partition's again_s is at least 0, got {self.again_s}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,22 +4,24 @@
                  one message at a time                          never overtaking
 
 A lost packet is sent again after a round trip, as TCP does: it costs time and no message. What the
-messages behind it must wait for it, they wait.
+messages behind it must wait for it, they wait. A link that broke sends again what was not acknowledged; the
+messages of a wire have numbers, by which the receiver knows what it has already.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 from akkordeon.core.errors import RecipeError
 from akkordeon.core.payload import nbytes, tensors
 from akkordeon.engines.simulator.distributions import Distribution, LogNormal, as_distribution
 
-__all__ = ["HERE", "PRESETS", "Ghost", "Link", "Links", "Wire", "size_bytes"]
+__all__ = ["HERE", "PRESETS", "Ghost", "Link", "Links", "Shipment", "Wire", "size_bytes"]
 
 PACKET_BYTES = 1460
 """Payload of a TCP segment on Ethernet."""
@@ -93,33 +95,54 @@ class Links:
         return self.default
 
 
+class Shipment(NamedTuple):
+    """A message on a wire: its number there, when it arrives, and for whom it is."""
+
+    number: int
+    arrival_s: float
+    cell: Any
+    message: Any
+
+
 class Wire:
     """A link at work, in one direction.
 
     Args:
         link: what it is made of.
         rng: for its latencies and losses alone.
+        keep_s: how long what has arrived is kept, as it may have to be sent again.
+
+    Attributes:
+        repeated: messages that came again, and were dropped.
     """
 
     __slots__ = (
         "_again",
         "_bytes_per_s",
         "_free_s",
+        "_keep_s",
+        "_kept",
         "_last_s",
         "_latency",
+        "_latest",
         "_rng",
         "busy_s",
         "bytes",
         "messages",
+        "repeated",
     )
 
-    def __init__(self, link: Link, rng: Random) -> None:
+    def __init__(self, link: Link, rng: Random, keep_s: float = 0.0) -> None:
         self._latency = as_distribution(link.latency_s)
         self._bytes_per_s = link.bytes_per_s
         self._again = link.loss
         self._rng = rng
         self._free_s = 0.0  # when the link can take the next message
         self._last_s = 0.0  # when the last message arrives
+        self._keep_s = keep_s
+        self._kept: deque[Shipment] = deque()
+        self._latest = 0  # number of the message that arrived last
+        self.repeated = 0
         self.bytes = 0
         self.messages = 0
         self.busy_s = 0.0
@@ -142,6 +165,30 @@ class Wire:
             arrival_s = self._last_s
         self._last_s = arrival_s
         return arrival_s
+
+    def ship(self, cell: Any, message: Any, now_s: float) -> Shipment:
+        """Send a message now."""
+        arrival_s = self.arrival_s(size_bytes(message), now_s)
+        shipment = Shipment(self.messages, arrival_s, cell, message)
+        if self._keep_s:
+            while self._kept and self._kept[0].arrival_s < now_s - self._keep_s:
+                self._kept.popleft()
+            self._kept.append(shipment)
+        return shipment
+
+    def ship_again(self, since_s: float, now_s: float, healed_s: float) -> Iterator[Shipment]:
+        """Send again, once healed, what has arrived since then."""
+        for shipment in tuple(self._kept):
+            if since_s <= shipment.arrival_s <= now_s:
+                yield shipment._replace(arrival_s=self.arrival_s(size_bytes(shipment.message), healed_s))
+
+    def is_new(self, shipment: Shipment) -> bool:
+        """Whether what arrives has not arrived before."""
+        if shipment.number <= self._latest:
+            self.repeated += 1
+            return False
+        self._latest = shipment.number
+        return True
 
     def _rounds_again(self, size: int) -> int:
         """How often something of a message must be sent again: each round the packets lost in the last."""
