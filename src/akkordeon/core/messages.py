@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
@@ -51,12 +51,17 @@ __all__ = [
     "Refused",
     "Release",
     "Scored",
+    "Signed",
     "SourceFailed",
     "Tick",
     "Watch",
     "batch_of",
     "describe",
 ]
+
+
+Signed = Annotated[int, "of either sign"]
+"""A number that may be negative; all others in messages are not."""
 
 
 class Kind(IntEnum):
@@ -321,9 +326,12 @@ class Watch(Message):
 
 @dataclass(frozen=True, slots=True)
 class Probe(Message):
-    """Report how you are. ``number`` comes back in the report."""
+    """Report how you are. ``number`` comes back in the report.
 
-    number: int
+    It is negative where the keeper of a network asks, and not a session.
+    """
+
+    number: Signed
 
 
 @dataclass(frozen=True, slots=True)

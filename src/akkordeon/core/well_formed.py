@@ -13,7 +13,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from torch import Tensor
 
-from akkordeon.core.messages import Batch, CutId, Message, Probe
+from akkordeon.core.messages import Batch, CutId, Message, Signed
 from akkordeon.core.payload import Payload
 from akkordeon.core.plain_state import Applied
 
@@ -24,9 +24,6 @@ NUMBER_MAX = 2**63 - 1
 
 DEPTH_MAX = 32
 """So many tuples, lists and dicts may lie inside each other in a payload."""
-
-SIGNED = {(Probe, "number")}
-"""Fields that may be negative: so the keeper of a network tells answers to itself from those to sessions."""
 
 PARTS_MAX = 10_000
 """So many tensors and containers may be in a payload."""
@@ -75,11 +72,8 @@ def _checks_of(kind: type) -> tuple[tuple[str, Check], ...]:
     """The fields of a class of messages that can be wrong, each with its check."""
     if not issubclass(kind, Message):
         return ()
-    checks = {
-        name: _is_signed if (kind, name) in SIGNED else _check_of(hint)
-        for name, hint in get_type_hints(kind).items()
-        if name != "kind"
-    }
+    hints = get_type_hints(kind, include_extras=True)
+    checks = {name: _check_of(hint) for name, hint in hints.items() if name != "kind"}
     return tuple((name, check) for name, check in checks.items() if check is not None)
 
 
@@ -196,6 +190,7 @@ def _parts(payload: Any) -> list[Any] | None:
 _CHECKS: dict[Any, Check] = {
     str: lambda value: type(value) is str,
     int: _is_number,
+    Signed: _is_signed,
     bool: lambda value: type(value) is bool,
     float: lambda value: type(value) in (float, int),
     NoneType: lambda value: value is None,
