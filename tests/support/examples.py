@@ -68,5 +68,17 @@ def _char_gpt() -> Shown:
     return Shown(own.GPT(20, 16), partial(own.adamw, steps=STEPS), batches, own.loss, {"tie": True})
 
 
-SHOWN = {"char_gpt": _char_gpt}
+def _cnn_mnist() -> Shown:
+    own = example("cnn_mnist")
+    batches = [own.as_images(torch.rand(8, 784), torch.randint(10, (8,))) for _ in range(STEPS)]
+    return Shown(own.make_model(), own.adam, batches, own.F.cross_entropy)
+
+
+def _resnet() -> Shown:
+    own = example("resnet")
+    batches = [(torch.rand(8, 64), torch.randint(10, (8,))) for _ in range(STEPS)]
+    return Shown(own.ResNet(), partial(own.sgd, steps=STEPS), batches, own.cross_entropy)
+
+
+SHOWN = {"char_gpt": _char_gpt, "cnn_mnist": _cnn_mnist, "resnet": _resnet}
 """By the names of the examples."""

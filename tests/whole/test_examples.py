@@ -105,3 +105,21 @@ def test_a_character_gpt_is_trained_validated_and_writes(tmp_path, capsys):
     lines, written = printed[:-301].splitlines(), printed[-301:]
     assert {line.split()[0] for line in lines} == {"train", "validate"}
     assert set(written) == {"a", "b"}
+
+
+def test_a_convolutional_network_is_trained_on_mnist_and_its_best_weights_are_tried(folder, capsys):
+    cnn = example("cnn_mnist")
+    cnn.BATCH_SIZE = 6
+    cnn.main(folder, steps=4, gates=2)
+    printed = capsys.readouterr().out
+    assert "best so far" in printed
+    assert printed.endswith("images that it has not learned\n")
+
+
+@pytest.mark.parametrize("name", ["cnn_mnist", "resnet"])
+def test_the_digits_are_learned_in_a_few_steps(name, capsys):
+    example(name).main(steps=20)
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.split()[0] for line in lines[:-1]} == {"train", "validate"}
+    assert lines[-1].endswith("% of 360 images that it has not learned")
+    assert float(lines[-1].partition("%")[0]) > 20
