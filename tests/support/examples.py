@@ -80,5 +80,11 @@ def _resnet() -> Shown:
     return Shown(own.ResNet(), partial(own.sgd, steps=STEPS), batches, own.cross_entropy)
 
 
-SHOWN = {"char_gpt": _char_gpt, "cnn_mnist": _cnn_mnist, "resnet": _resnet}
+def _fine_tune() -> Shown:
+    own = example("fine_tune")
+    batches = [(torch.rand(8, 64), torch.randint(5, (8,))) for _ in range(STEPS)]
+    return Shown(own.with_new_head(own.Net().state_dict()), own.adam, batches, own.cross_entropy)
+
+
+SHOWN = {"char_gpt": _char_gpt, "cnn_mnist": _cnn_mnist, "resnet": _resnet, "fine_tune": _fine_tune}
 """By the names of the examples."""

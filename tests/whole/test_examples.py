@@ -123,3 +123,14 @@ def test_the_digits_are_learned_in_a_few_steps(name, capsys):
     assert {line.split()[0] for line in lines[:-1]} == {"train", "validate"}
     assert lines[-1].endswith("% of 360 images that it has not learned")
     assert float(lines[-1].partition("%")[0]) > 20
+
+
+def test_a_network_is_tuned_from_the_file_of_another_run_and_its_lower_layers_stay(tmp_path, capsys):
+    own, file = example("fine_tune"), tmp_path / "lower.safetensors"
+    own.pretrain(file, steps=100)
+    own.tune(file, steps=30)
+    one, other, same = capsys.readouterr().out.splitlines()
+    assert float(one.partition("%")[0]) > 80
+    assert float(other.partition("%")[0]) > 30
+    layers = ("lower.0.0.weight", "lower.0.0.bias", "lower.1.0.weight", "lower.1.0.bias")
+    assert same == f"as they were: {', '.join(layers)}"
