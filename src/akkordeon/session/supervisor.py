@@ -98,7 +98,7 @@ class Supervisor:
             send=send,
             tell=tell,
             talk_to=self._who_talks_to,
-            give_up=self.give_up,
+            give_up=self._lost_for_good,
         )
         self.epochs_done: int = 0 if resume is None else resume.session["epochs_done"]
 
@@ -316,9 +316,13 @@ class Supervisor:
         if attachment is not None:
             self._sentinel_lost(attachment, record.address, why)
         elif not self.recovery.lost(record):
-            if record.address in self._row:
-                self.lost.add(record.address)
-            self._gone(record.address, why, None)
+            self._lost_for_good(record.address, why, None)
+
+    def _lost_for_good(self, address: str, why: str, error: BaseException | None) -> None:
+        """It leaves nothing, and does not come back."""
+        if address in self._row:
+            self.lost.add(address)
+        self._gone(address, why, error)
 
     def _cluster_lost(self, record: ClusterLost) -> None:
         """All gates end and leave their weights, as long as there is something that carries them."""

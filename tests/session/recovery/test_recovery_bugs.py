@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ from torch import nn
 
 import akkordeon as ak
 from akkordeon.core.checkpoint_messages import Joined
+from akkordeon.core.errors import ClusterError, GateFailedError
 from akkordeon.engines.simulator.compute import Compute, Cost
 from akkordeon.session.recovery.checkpoint import Checkpoint
 
@@ -335,3 +337,50 @@ def test_a_validator_ahead_of_the_cut_is_not_kept_as_having_seen_what_comes_afte
     for each in kept:
         versions = [stage.version for stage in each.stages.values()]
         assert each.sentinels["v"]["versions"] in ([], versions[::-1])
+
+
+class _Threads(ak.Threads):
+    """The processes that gates are to come back in die, so many times."""
+
+    def __init__(self, times):
+        super().__init__(1)
+        self.left = times
+
+    def respawn(self, spawn, then):
+        self.left -= 1
+        if self.left < 0:
+            super().respawn(spawn, then)
+        else:
+            then(ClusterError("the host died"))
+
+
+def _failing_once(recovery):
+    class Fails(torch.optim.SGD):
+        def step(self, closure=None):
+            if next(calls) == 7:
+                raise ValueError("boom")
+            return super().step(closure)
+
+    calls = itertools.count()
+    gates = [ak.Gate(nn.Linear(6, 2), lambda ps: Fails(ps, lr=0.1))]
+    return ak.Network(gates, recovery=recovery)
+
+
+# On Ray a process that was killed while a gate moved into it ended the session, though that gate could have
+# come back in another.
+def test_a_process_that_dies_while_a_gate_moves_in_is_one_more_restart():
+    network = _failing_once(ak.Recovery(snapshot_every=5, restarts=3, backoff_s=0.01))
+    with ak.run(network, _Threads(2)) as session:
+        attached = session.attach(ak.Sentinel.train(_batches(), LOSS, epochs=2, name="a"))
+        batches = attached.wait(60).batches
+    assert batches.sent == batches.trained + batches.refused + batches.lost
+    assert batches.refused == 1
+
+
+def test_a_gate_that_moves_into_no_process_ends_the_session_with_the_story_and_its_other_weights():
+    network = _failing_once(ak.Recovery(snapshot_every=5, restarts=3, backoff_s=0.01))
+    with ak.run(network, _Threads(99)) as session:
+        session.attach(ak.Sentinel.train(_batches(), LOSS, epochs=2, name="a"))
+        with pytest.raises(GateFailedError, match=r"host died; it was made anew 3 times .* boom; could"):
+            session.wait(60)
+    assert session.states(timeout=1, partial=True) == {}

@@ -68,7 +68,7 @@ class Restarts:
             send=send,
             tell=lambda record: note(str(record)),
             talk_to=lambda address: [entry.address for entry in members.entries()],
-            give_up=lambda why, error: give_up(*why.split(" ", 1)),
+            give_up=lambda address, why, error: give_up(address, why),
         )
         spawns = list(deserialize(info.recipe, writable=True).spawns(info.seed))
         stages = None if info.stages is None else deserialize(info.stages, writable=True)

@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any
 
 from akkordeon.core.actor import Spawn
-from akkordeon.core.errors import RecipeError, explain
+from akkordeon.core.errors import ClusterError, RecipeError, explain
 from akkordeon.core.messages import Batch, Close, Fault, Forget, Message, Refused
 from akkordeon.core.plain_state import StageState
 from akkordeon.core.recovery.messages import Restarted
@@ -68,7 +68,7 @@ class GateRecovery:
         send: carries a message to an actor.
         tell: has those who look on see a record.
         talk_to: who talks to an actor, in the order in which they are to hear that it was made anew.
-        give_up: is told why an actor cannot be made anew.
+        give_up: is told the address of an actor that cannot be made anew, why, and the error.
 
     Attributes:
         restarts: how often each was made anew, by address.
@@ -83,7 +83,7 @@ class GateRecovery:
         send: Callable[[str, Message], None],
         tell: Callable[[Any], None],
         talk_to: Callable[[str], Iterable[str]],
-        give_up: Callable[[str, BaseException | None], None],
+        give_up: Callable[[str, str, BaseException | None], None],
     ) -> None:
         self.restarts: Counter[str] = Counter()
         self._recovery = recovery
@@ -179,7 +179,7 @@ class GateRecovery:
     def story(self, address: str) -> str:
         """How often a gate that does not come back was made anew, and why, to follow its last failure."""
         kept, recovery = self._kept.get(address), self._recovery
-        if kept is None or recovery is None or not kept.ends:
+        if kept is None or recovery is None or len(kept.ends) < recovery.restarts:
             return ""
         whys = [why for _, why in kept.ends]
         return (
@@ -242,8 +242,11 @@ class GateRecovery:
             self._tell_all(record.address, refused)
             self._tell(record)
         elif kept.gone is None:  # else its new process was lost, and it comes once more
-            why = f"{record.address} {record.why}, and could not be made anew: {explain(failure)}"
-            self._give_up(why, failure)
+            why = f"could not be made anew: {explain(failure)}"
+            if isinstance(failure, ClusterError) and self._goes(kept, why, refused):
+                self._come_back(record.address, kept)  # to another process, or when there is one
+            else:
+                self._give_up(record.address, f"{record.why}, and {why}", failure)
 
     def _tell_all(self, address: str, refused: Refused | None) -> None:
         for sentinel in self._departed:
