@@ -21,12 +21,19 @@ def test_a_name_is_of_one_sentinel_at_a_time_and_a_number_of_one_for_ever():
     assert register(members, None) == ("train", 1)
     assert register(members, None) == ("train-2", 1)
     with pytest.raises(NameTakenError, match="'train' is at work in 'net' already"):
-        register(members, "train")
+        register(members, "train", "theirs")
     assert members.unregister("sentinel/train#1") is not None
     assert register(members, "train", "theirs") == ("train", 2)
     assert members.host_of("train") == ("sentinel/train#2", "host of theirs")
     with pytest.raises(NoSuchSentinelError, match=r"no sentinel 'x' .* there are: 'train', 'train-2'"):
         members.host_of("x")
+
+
+def test_a_session_gives_a_name_again_of_whose_end_is_not_heard_here_yet():
+    members = Members("net")
+    assert [register(members, "a"), register(members, "a")] == [("a", 1), ("a", 2)]
+    members.unregister("sentinel/a#1")
+    assert members.host_of("a") == ("sentinel/a#2", "host of mine")
 
 
 def test_a_session_takes_its_sentinels_along():

@@ -118,13 +118,12 @@ def test_killed_processes_are_told_of_and_nothing_hangs():
         assert again.batches.as_tuple() == (40, 40, 0, 0)
         assert [gate.stashed for gate in session.status(timeout=10).gates] == [0, 0, 0]
 
-        last = session.attach(
-            ak.Sentinel.train(Endless(problem(10)), F.cross_entropy, epochs=10**6, name="last")
-        )
-        assert engine.wait_until(lambda: len(last.epochs) > 1, 30)
+        done = endless.epochs_done
+        endless.restart()
+        assert engine.wait_until(lambda: endless.epochs_done > done + 1, 30)
         os.kill(where["gate/1"][1], signal.SIGKILL)
         with pytest.raises(GateFailedError, match=r"gate/[12] is lost: its process died \(number \d+"):
-            last.wait(timeout=10)
+            endless.wait(timeout=10)
         with pytest.raises(GateFailedError):
             session.attach(ak.Sentinel.test(problem(), F.cross_entropy))
 
@@ -607,6 +606,18 @@ def test_a_sentinel_that_has_ended_does_not_end_another_sessions_of_its_name(sta
         assert theirs._engine.wait_until(lambda: len(second.epochs) > 5, 30)
         mine.detach("t")  # by name it is the network's
         assert second.wait(timeout=30).batches.lost == 0
+
+
+@pytest.mark.slow
+def test_a_sentinel_of_a_network_on_its_own_that_failed_goes_on_after_the_batch(started, lent_session_hosts):
+    address, name, _ = started
+    batches = problem(10)
+    batches[4] = batches[4][0], torch.full((16,), 99)
+    with ak.connect(f"{address}/{name}") as session:
+        training = session.attach(ak.Sentinel.train(batches, F.cross_entropy, name="t"))
+        with pytest.raises(SentinelFailedError, match="99 is out of bounds"):
+            training.wait(timeout=60)
+        assert training.restart().wait(timeout=60).batches.as_tuple() == (10, 9, 0, 1)
 
 
 def ended(pid):

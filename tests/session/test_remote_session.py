@@ -40,6 +40,17 @@ def test_a_sentinel_has_the_name_and_the_number_that_the_network_gives_it(networ
     assert registrar.registered == ["sentinel/train-7#3"]
 
 
+def test_a_sentinel_that_is_restarted_has_a_number_of_the_network_too(network):
+    registrar = Registrar(network)
+    registry = JoinedRegistry(registrar)
+    attachment = registry.register(ak.Sentinel.train([], F.cross_entropy), ("gate/0",), None)
+    registry.mark_ended(attachment)
+    registrar.unregister_sentinel(attachment.address)
+    registry.restore(attachment)
+    assert registry.at_work() == [attachment]
+    assert registrar.registered == [attachment.address]
+
+
 def test_a_name_is_given_back_where_the_sentinel_is_refused_or_does_not_come(network):
     registrar = Registrar(network)
     registry = JoinedRegistry(registrar)

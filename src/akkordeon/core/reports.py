@@ -47,6 +47,9 @@ class BatchCount:
     def __add__(self, other: BatchCount) -> BatchCount:
         return BatchCount(*(a + b for a, b in zip(self.as_tuple(), other.as_tuple(), strict=True)))
 
+    def __sub__(self, other: BatchCount) -> BatchCount:
+        return BatchCount(*(a - b for a, b in zip(self.as_tuple(), other.as_tuple(), strict=True)))
+
     @property
     def in_flight(self) -> int:
         """Sent, and neither back nor given up; none once the sentinel has ended."""

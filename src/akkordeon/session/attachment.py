@@ -8,7 +8,7 @@ from typing import Any, Protocol, Self
 
 from torch import Tensor
 
-from akkordeon.core.errors import ActorFailedError, again
+from akkordeon.core.errors import ActorFailedError, SessionError, again
 from akkordeon.core.messages import Detach, Message
 from akkordeon.core.plain_state import PlainState
 from akkordeon.core.reports import BatchCount, BatchRefused, BestKept, EpochDone, RoundDone, TrainingProgress
@@ -35,6 +35,9 @@ class ParentSession(Protocol):
     def _send(self, to: str, message: Message) -> None:
         """Carry a message to an actor."""
 
+    def _restart(self, attachment: Attachment) -> None:
+        """Have a sentinel that has failed go on."""
+
     def _ask(self, attachment: Attachment) -> None:
         """Have a sentinel tell how it is, if it does within a moment."""
 
@@ -50,7 +53,7 @@ class Attachment:
         name: as in reports.
         row: whom it talks to, head first.
         role: what it is for; a string, ``train``, ``validate``, ``test`` or ``predict``.
-        recipe: the sentinel; without its batches once it has ended.
+        recipe: the sentinel; without its batches once it has ended, if it cannot be restarted.
         epochs: of a training sentinel, one record each; the latest 1000.
         rounds: of a validation or test sentinel, one record each; likewise.
         progress: of a training sentinel, the latest report from within an epoch.
@@ -122,6 +125,31 @@ class Attachment:
         if not self.ended:
             self._session._send(self.address, Detach(drop))
 
+    def restart(self) -> Self:
+        """Have it go on where it was, if it trains or validates and has failed.
+
+        Batches that were under way when it failed are lost; all others of its data are trained as often as
+        if nothing had happened. One that was killed had no time to say where it was: it goes on after the
+        last epoch that it had told of.
+
+        Raises:
+            SessionError: it is at work, or ended well, or has another role, or the run is recorded.
+            NameTakenError: another of its name is at work.
+            RecipeError: its replica is gone, or there is no room for its batches any more.
+            SessionClosedError: the session has ended.
+        """
+        if not self._may_restart:
+            how = "has not failed" if self.role.has_place else f"is to {self.role}: attach it again"
+            raise SessionError(
+                f"only what trains or validates and has failed is restarted; {self.name!r} {how}"
+            )
+        self._session._restart(self)
+        return self
+
+    @property
+    def _may_restart(self) -> bool:
+        return self.ended and self.error is not None and self.role.has_place
+
     def best_states(self) -> dict[str, dict[str, Tensor]] | None:
         """The weights of its best round, as ``session.states()`` has them; None if it kept none."""
         return self._session._states_of(self.best)
@@ -178,9 +206,16 @@ class Attachment:
         if batches is None:
             known = self._batches
             batches = replace(known, lost=known.sent - known.trained - known.refused)
-        self._batches, self.result = batches, result
-        self.recipe = replace(self.recipe, batches=())  # its data may be large, and names outlive it
-        self.ended = True
+        self._batches, self.result, self.ended = batches, result, True
+        if not self._may_restart:
+            self.recipe = replace(self.recipe, batches=())  # its data may be large, and names outlive it
+
+    def _begin_again(self, start: PlainState | None) -> None:
+        """It is at work again, from there."""
+        self.error, self._state = None, None
+        self.ended = self._told_to_end = self._cut_short = self._error_is_known = False
+        if start is not None and self.role.trains:
+            self.epochs_done, self._batches = start["epochs"], BatchCount(*start["batches"])
 
     def _raise_error(self) -> None:
         """Raise the error it failed with, anew: one that is raised again and again grows."""

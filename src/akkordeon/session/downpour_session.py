@@ -149,6 +149,13 @@ class Attachments(Sequence[Attachment]):
         for member in self._members:
             member.detach(drop)
 
+    def restart(self) -> Self:
+        """Have those go on that have failed; see :meth:`Attachment.restart`."""
+        for member in self._members:
+            if member.error is not None:
+                member.restart()
+        return self
+
     def best_states(self) -> None:
         """None: those that train keep no best weights; whoever validates with ``Best`` does."""
 

@@ -10,7 +10,7 @@ import torch
 
 from akkordeon.core.addresses import free_name, reader_of
 from akkordeon.core.checkpoint_messages import GoOn, Joined
-from akkordeon.core.errors import DataError
+from akkordeon.core.errors import DataError, SessionError
 from akkordeon.core.messages import Attach, Close, Message
 from akkordeon.core.plain_state import PlainState
 from akkordeon.data.fingerprint import difference, fingerprint
@@ -21,6 +21,7 @@ from akkordeon.sentinels.recipes import Evaluation, Training, require_recipes
 from akkordeon.session.attachment import Attachment, ParentSession
 from akkordeon.session.outbox import Outbox
 from akkordeon.session.records.recorder import Recorder
+from akkordeon.session.recovery.absence import start_of
 from akkordeon.session.recovery.checkpoint import Checkpoint
 from akkordeon.session.registry import Registry
 from akkordeon.session.topology import RowTopology
@@ -92,6 +93,26 @@ class Launcher:
                 torch.set_rng_state(random)
             self._outbox.send_all([(address, GoOn()) for address in started])
         return placed
+
+    def restart(self, attachment: Attachment) -> None:
+        """Have a sentinel that has failed go on where it was.
+
+        Raises:
+            AkkordeonError: it cannot.
+        """
+        if self._recorder is not None:
+            raise SessionError(f"{attachment.name!r} cannot be restarted: the run is recorded")
+        self._topology.row_for(attachment.recipe)
+        start = start_of(attachment, attachment._state)
+        self._registry.restore(attachment)
+        error = attachment.error
+        attachment._begin_again(start)
+        try:
+            self.relaunch({attachment: start})
+        except BaseException:
+            attachment.error = error
+            self._registry.mark_ended(attachment)
+            raise
 
     def relaunch(self, starts: Mapping[Attachment, PlainState | None]) -> None:
         """Have sentinels at work, whose actors are no more, go on from there in actors made anew."""

@@ -63,22 +63,42 @@ class Registry:
         """
         with self._lock:
             name = sentinel.name or free_name(str(sentinel.role), self._names_at_work)
-            if name in self._names_at_work:
-                raise NameTakenError(f"a sentinel {name!r} is at work already; give this one another name")
-            self._take_room(name, row, sentinel)
-            if number is None:
-                number = self._numbers.get(name, self._number_of_forgotten) + 1
-            self._numbers[name] = number
-            address = sentinel_address(name, number)
-            attachment = Attachment(name, sentinel.role, address, sentinel, row, session)
-            self._by_name.pop(name, None)
-            self._ended.pop(name, None)
-            self._by_name[name] = self.by_address[address] = attachment
-            self._names_at_work[name] = None
-            if sentinel.role.keeps:
-                self._keepers[address] = attachment
-            self._forget_earliest()
+            attachment = Attachment(name, sentinel.role, "", sentinel, row, session)
+            self._enter(attachment, number)
             return attachment
+
+    def restore(self, attachment: Attachment, number: int | None = None) -> None:
+        """Have a sentinel that has ended be at work again, under its name and another address.
+
+        Args:
+            attachment: of the sentinel.
+            number: as of :meth:`register`.
+
+        Raises:
+            NameTakenError: another of its name is at work.
+            RecipeError: there is no room for its batches any more.
+        """
+        with self._lock:
+            self._enter(attachment, number)
+            self.batches_of_ended -= attachment._batches
+
+    def _enter(self, attachment: Attachment, number: int | None) -> None:
+        """Have a sentinel be at work."""
+        name = attachment.name
+        if name in self._names_at_work:
+            raise NameTakenError(f"a sentinel {name!r} is at work already; give this one another name")
+        self._take_room(name, attachment.row, attachment.recipe)
+        if number is None:
+            number = self._numbers.get(name, self._number_of_forgotten) + 1
+        self._numbers[name] = number
+        attachment.address = sentinel_address(name, number)
+        self._by_name.pop(name, None)
+        self._ended.pop(name, None)
+        self._by_name[name] = self.by_address[attachment.address] = attachment
+        self._names_at_work[name] = None
+        if attachment.role.keeps:
+            self._keepers[attachment.address] = attachment
+        self._forget_earliest()
 
     @property
     def attachments(self) -> list[Attachment]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from akkordeon.core.addresses import sentinel_address
 from akkordeon.core.checks import require_above, require_timeout
 from akkordeon.core.plain_state import PlainState
 from akkordeon.sentinels.recipes import Evaluation, Sentinel, Training
+from akkordeon.sentinels.roles import Role
 from akkordeon.session.attachment import Attachment, ParentSession
 from akkordeon.session.recovery.absence import Absence
 from akkordeon.session.registry import Registry
@@ -82,10 +84,20 @@ class JoinedRegistry(Registry):
         self, sentinel: Sentinel, row: tuple[str, ...], session: ParentSession, number: int | None = None
     ) -> Attachment:
         """Give a sentinel the name and the number that it has in the network."""
-        answers = sentinel.role.answers
-        name, number = self._joined.register_sentinel(sentinel.name, str(sentinel.role), answers)
-        try:
+        with self._named(sentinel.name, sentinel.role) as (name, number):
             return super().register(replace(sentinel, name=name), row, session, number)
+
+    def restore(self, attachment: Attachment, number: int | None = None) -> None:
+        """Have a sentinel that has ended be at work again in the network."""
+        with self._named(attachment.name, attachment.role) as (_, number):
+            super().restore(attachment, number)
+
+    @contextmanager
+    def _named(self, name: str | None, role: Role) -> Iterator[tuple[str, int]]:
+        """A name and a number in the network; free again where it is not come to."""
+        name, number = self._joined.register_sentinel(name, str(role), role.answers)
+        try:
+            yield name, number
         except BaseException:
             self._joined.unregister_sentinel(sentinel_address(name, number))
             raise
@@ -128,6 +140,11 @@ class JoinedSession(Session):
         if self._absence is not None:
             self._absence.wait_until_over()
         return super()._attach(sentinels)
+
+    def _restart(self, attachment: Attachment) -> None:
+        if self._absence is not None:
+            self._absence.wait_until_over()
+        super()._restart(attachment)
 
     def _relaunch(self, starts: Mapping[Attachment, PlainState | None]) -> None:
         for attachment in starts:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from torch import Tensor, nn
@@ -100,9 +99,7 @@ class Session:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
         if error is None and not self._closed:
             say_what_is_cut_short(self._registry.at_work())
         self.close()
@@ -158,10 +155,13 @@ class Session:
         self._check_open()
         placed = self._launcher.launch(sentinels, self)
         say_if_nothing_learns(self.network.gates, sentinels)
-        if self._closed or self._error is not None:  # too late to have been closed with the others
-            self._outbox.send_all([(attachment.address, Close()) for attachment in placed])
-            self._check_open()
+        self._check_open(placed)
         return placed
+
+    def _restart(self, attachment: Attachment) -> None:
+        self._check_open()
+        self._launcher.restart(attachment)
+        self._check_open([attachment])
 
     def detach(self, name: str, drop: bool = False) -> None:
         """Have a sentinel send nothing new and end; returns at once.
@@ -196,9 +196,8 @@ class Session:
 
         self._wait(all_ended, left(), "the sentinels have not ended", timeout)
         validators = [a for a in self.attachments if a.role.repeats]
-        for validator in validators:
-            if not validator.ended:
-                self._send(validator.address, Due(last=True))
+        for validator in [a for a in validators if not a.ended]:
+            self._send(validator.address, Due(last=True))
         what = "the last validation has not ended"
         self._wait(lambda: all(a.ended for a in validators), left(), what, timeout)
         for attachment in self.attachments:
@@ -320,8 +319,7 @@ class Session:
     def status(self, timeout: float = PROBE_S) -> Status:
         """How every gate and sentinel is; those too busy to answer in time as they last were."""
         require_timeout(timeout)
-        at_work = not (self._closed or self._error)
-        return self._probes.status(self.attachments, timeout, gates_answer=at_work)
+        return self._probes.status(self.attachments, timeout, gates_answer=not (self._closed or self._error))
 
     def _ask(self, attachment: Attachment) -> None:
         if not self._closed:
@@ -360,7 +358,9 @@ class Session:
     def _all_ended(self) -> bool:
         return all(a.ended for a in self.attachments)
 
-    def _check_open(self) -> None:
+    def _check_open(self, begun: Sequence[Attachment] = ()) -> None:
+        if self._closed or self._error is not None:  # whoever has begun was too late to be closed with others
+            self._outbox.send_all([(attachment.address, Close()) for attachment in begun])
         if self._error is not None:
             raise again(self._error)
         if self._closed:

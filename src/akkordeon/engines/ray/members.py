@@ -39,13 +39,17 @@ class Members:
     ) -> tuple[str, int]:
         """Give a sentinel a name that no other here has, and a number that none of that name ever had.
 
+        A session knows before this does that one of its own has ended, and may give its name again.
+
         Raises:
-            NameTakenError: another has the name.
+            NameTakenError: one of another session has the name.
         """
         with self._lock:
-            taken = {entry.name for entry in self._sentinels.values()}
-            name = free_name(role, taken) if name is None else name
-            if name in taken:
+            sessions: dict[str, set[str]] = {}  # by name
+            for address, entry in self._sentinels.items():
+                sessions.setdefault(entry.name, set()).add(self._session_of[address])
+            name = free_name(role, sessions) if name is None else name
+            if sessions.get(name, set()) - {key}:
                 raise NameTakenError(
                     f"a sentinel {name!r} is at work in {self._network!r} already; give this one another name"
                 )

@@ -143,9 +143,13 @@ class Absence:
         self._is_there.set()
         LOG.warning("%s is there again, and its sentinels go on", self._engine.target)
         try:
-            self._relaunch({a: start_of(a, self._left.get(a.address)) for a in self._registry.at_work()})
+            self._relaunch({a: start_of(a, self._state_of(a)) for a in self._registry.at_work()})
         except AkkordeonError as error:
             self._fail(f"the sentinels of {self._engine.target} cannot go on: {error}")
+
+    def _state_of(self, attachment: Attachment) -> PlainState | None:
+        left = self._left.get(attachment.address)
+        return None if left is None else left.state
 
     def _fail(self, why: str) -> None:
         """End the session."""
@@ -156,10 +160,10 @@ class Absence:
         self._engine.report(ClusterLost(why))
 
 
-def start_of(attachment: Attachment, left: SentinelEnded | None) -> PlainState | None:
-    """What a sentinel goes on from: what it said when it closed, else all that it had told of."""
-    if left is not None and left.state is not None:
-        start = dict(left.state)
+def start_of(attachment: Attachment, left: PlainState | None) -> PlainState | None:
+    """What a sentinel goes on from: what it said in the end, else all that it had told of."""
+    if left is not None:
+        start = dict(left)
     elif attachment.role.trains:
         start = _told(attachment)
     else:
