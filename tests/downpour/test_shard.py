@@ -76,6 +76,8 @@ def test_adagrad_is_the_papers_formula_for_each_parameter_of_the_sums_pushed():
 def test_staleness_is_the_updates_since_the_pushers_weights_and_too_stale_is_dropped_and_counted():
     actor = shard(max_staleness=1)
     for i in range(3):
+        fetched(actor, f"r/{i}")
+    for i in range(3):
         do(actor, push(0, torch.ones(1, 2), asker=f"r/{i}"))
     found = status(actor)
     assert found.staleness == {0: 1, 1: 1}
@@ -103,6 +105,7 @@ def test_a_push_it_cannot_apply_is_counted_and_changes_nothing(payload, fault):
 
 def test_a_push_that_is_dropped_is_told_with_its_batches_and_how_many_were_before_it():
     actor = shard(max_staleness=0)
+    fetched(actor)
     batches = (Batch("s", 3), Batch("s", 4))
     bad = push(0, torch.full((1, 2), torch.inf), batches=batches)
     first, second = sends(do(actor, bad, bad), Dropped)
@@ -201,6 +204,7 @@ def test_weights_that_do_not_train_are_neither_lent_nor_pushed():
 
 def test_buffers_are_those_of_the_last_push():
     actor = shard(nn.BatchNorm1d(2))
+    fetched(actor)
     values = (torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0]), torch.tensor(5))
     buffers = dict(zip(("running_mean", "running_var", "num_batches_tracked"), values, strict=True))
     do(actor, push(0, torch.ones(2), torch.ones(2), buffers=buffers))
@@ -250,7 +254,9 @@ def test_it_leaves_the_master_weights_as_its_last_words():
 
 
 def test_settled_comes_after_whatever_was_pushed_before():
-    (answer,) = sends(do(shard(), push(0, torch.ones(1, 2)), Settle("r/0")))
+    actor = shard()
+    fetched(actor)
+    (answer,) = sends(do(actor, push(0, torch.ones(1, 2)), Settle("r/0")))
     assert answer == Settled("shard/0")
 
 

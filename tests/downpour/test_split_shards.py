@@ -224,7 +224,7 @@ def cut_at(part: ShardActor, number: int = 0) -> tuple[Parameters, Cut]:
 
 
 def learned(part: ShardActor, *gradient) -> None:
-    do(part, Push("r", part.version, 1, gradient))
+    do(part, Fetch("r"), Push("r", part.version, 1, gradient))
 
 
 def test_a_front_holds_a_cut_back_until_it_has_the_weights_of_all_parts():

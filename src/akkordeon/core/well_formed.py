@@ -146,7 +146,12 @@ def is_identity(value: Any, kind: type[Any] = Batch) -> bool:
 
 
 def _is_applied(value: Any) -> bool:
-    return type(value) is Applied and _is_number(value.next) and all(map(_is_number, value.missing))
+    return (
+        type(value) is Applied
+        and _is_number(value.next)
+        and isinstance(value.missing, frozenset)
+        and all(map(_is_number, value.missing))
+    )
 
 
 def _is_tensor(value: object) -> bool:

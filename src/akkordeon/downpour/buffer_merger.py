@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["BufferMerger", "on_device"]
+__all__ = ["BufferMerger", "are_alike", "on_device"]
 
 Buffers = Mapping[str, Any]
 """Buffers by name: tensors, None where a buffer is still to come, and what modules keep as extra state."""
@@ -72,9 +72,25 @@ class BufferMerger:
                 for name, buffer in theirs.items()
             }
 
+    def __len__(self) -> int:
+        """How many replicas were lent buffers."""
+        return len(self._known)
+
     def remove(self, who: str) -> None:
         """A replica is gone; what it brought stays."""
         self._known.pop(who, None)
+
+
+def are_alike(theirs: Buffers, mine: Buffers) -> bool:
+    """Whether buffers that came are of the same module: it has each, as they are; extra state may be any."""
+    return all(_is_alike(buffer, mine.get(name)) for name, buffer in theirs.items())
+
+
+def _is_alike(one: Any, other: Any) -> bool:
+    if isinstance(other, Tensor):
+        is_dense = isinstance(one, Tensor) and one.layout == other.layout and not one.is_meta
+        return is_dense and one.shape == other.shape and one.dtype == other.dtype
+    return other is not None and not isinstance(one, Tensor)
 
 
 def on_device(buffers: Buffers, device: torch.device) -> dict[str, Any]:

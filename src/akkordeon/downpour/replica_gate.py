@@ -39,7 +39,7 @@ from akkordeon.core.payload import Payload
 from akkordeon.core.plain_state import StageState
 from akkordeon.core.recovery.messages import Restarted
 from akkordeon.core.shard_messages import Dropped, Parameters, Settle, Settled
-from akkordeon.downpour.buffer_merger import on_device
+from akkordeon.downpour.buffer_merger import are_alike, on_device
 from akkordeon.downpour.shard_client import ShardClient
 from akkordeon.downpour.sync_policy import SyncPolicy
 from akkordeon.pipeline.gate import Gate
@@ -131,7 +131,10 @@ class ReplicaGate(GateActor):
             yield self._front.fetch()
 
     def _parameters(self, message: Parameters) -> Iterator[Effect]:
-        client, payload, buffers = self._clients[message.shard], message.payload, message.buffers
+        client, payload, buffers = self._clients.get(message.shard), message.payload, message.buffers
+        if client is None or not (client.fits(payload) and are_alike(buffers, self.buffers.now)):
+            yield from self._refuse_message(message, f"weights of {message.shard} that are none of this gate")
+            return
         if self.device is not None:
             payload = tuple(tensor.to(self.device) for tensor in payload)
             buffers = on_device(buffers, self.device)
@@ -231,11 +234,15 @@ class ReplicaGate(GateActor):
 
     def _dropped(self, message: Dropped) -> Iterator[Effect]:
         """Tell whose batches they were; give up when nothing gets through any more."""
+        if message.shard not in self._clients:
+            yield from self._refuse_message(message, f"{message.shard} got no push that it could drop")
+            return
         self.refusals[message.fault] += len(message.batches)
+        reason = message.reason or "it did not say why"
         for batch in message.batches:
-            yield Send(batch.sentinel, Refused(batch, message.shard, message.fault, message.reason))
+            yield Send(batch.sentinel, Refused(batch, message.shard, message.fault, reason))
         if message.in_a_row >= DROPPED_MAX:
-            raise DataError(f"{message.shard} dropped its last {message.in_a_row} pushes: {message.reason}")
+            raise DataError(f"{message.shard} dropped its last {message.in_a_row} pushes: {reason}")
 
     def last_words(self) -> Iterator[Effect]:
         """What there was to tell; the weights that count are the shard's."""

@@ -11,7 +11,7 @@ remembering what a replica was lent (w_bak of DC-ASGD) is keeping a reference.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -19,21 +19,25 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from akkordeon.core.actor import Effect, Report, Send
-from akkordeon.core.messages import Cut, Fault, Forget, Probe, Scored
+from akkordeon.core.messages import Cut, Fault, Forget, Message, Probe, Scored
 from akkordeon.core.payload import all_finite, nbytes, tensors
 from akkordeon.core.plain_state import LearnerState, StageState
 from akkordeon.core.reports import ShardStatus
 from akkordeon.core.shard_messages import Dropped, Fetch, Left, Parameters, Push, Settle, Settled
-from akkordeon.downpour.buffer_merger import BufferMerger, on_device
+from akkordeon.downpour.buffer_merger import BufferMerger, are_alike, on_device
 from akkordeon.downpour.compression import unpacked
 from akkordeon.downpour.pacing import StepsBySpeed, WarmStart
 from akkordeon.pipeline.learning.optimizer import OptimizerFactory
+from akkordeon.pipeline.refusals.actor import keep
 from akkordeon.pipeline.stage import Position, Stage
 from akkordeon.pipeline.staleness import Rule, Stash
 from akkordeon.pipeline.updater import Updater
 from akkordeon.pipeline.weights import Snapshot
 
 __all__ = ["Handlers", "ParameterShard", "ShardActor", "SplitRole", "WeightIndices"]
+
+ASKERS_MAX = 1024
+"""So many gates may be lent weights."""
 
 DROPPED_MAX = 1000
 """Pushes of a gate dropped in a row after which it is read no more; an honest one gives up before."""
@@ -111,7 +115,7 @@ class ShardActor(Stage):
         self._since = self.version if anew else 0
         self._steps_by_speed = StepsBySpeed(shard.steps_by_speed)
         self._counts: Counter[str] = Counter()
-        self._dropped: Counter[str] = Counter()  # pushes in a row, by replica's gate
+        self._dropped: OrderedDict[str, int] = OrderedDict()  # pushes in a row, by replica's gate
         self._handlers |= {
             Fetch: self._fetch,
             Push: self._push,
@@ -131,15 +135,21 @@ class ShardActor(Stage):
     def _fetch(self, message: Fetch) -> Iterator[Effect]:
         if (message.asker, None) in self._forgotten:  # it died after it had asked
             return
-        if self._dropped[message.asker] >= DROPPED_MAX:
+        if self._dropped.get(message.asker, 0) >= DROPPED_MAX:
             return
         if message.is_first:
             self._drop_what_is_kept_of(message.asker)
+        waiting = self._warm_start.waiting
+        known = self._merger.knows(message.asker) or message.asker in waiting
+        if not known and len(self._merger) + len(waiting) >= ASKERS_MAX:
+            reason = f"{ASKERS_MAX} gates are lent weights, the most that a shard lends them to"
+            yield from self._refuse_message(message, reason, Fault.TOO_MANY)
+            return
         self._steps_by_speed.start(message.asker, self._now_s)
         if self._warm_start.admits(message.asker, self.version):
             yield self._lend(message.asker)
-        else:
-            self._warm_start.waiting.append(message.asker)
+        elif message.asker not in waiting:
+            waiting.append(message.asker)
 
     def _lend(self, asker: str) -> Effect:
         if self._keeps_lent:
@@ -164,11 +174,12 @@ class ShardActor(Stage):
     # ── learning ─────────────────────────────────────────────────────────────────────────────────────
 
     def _push(self, message: Push) -> Iterator[Effect]:
-        if self._dropped[message.asker] >= DROPPED_MAX:
+        if self._dropped.get(message.asker, 0) >= DROPPED_MAX:
             return
         self._counts["pushes"] += 1
         self._counts["bytes_in"] += sum(map(nbytes, tensors(message.payload)))
-        self._steps_by_speed.record_push(message.asker, message.steps, self._now_s)
+        if self._merger.knows(message.asker):
+            self._steps_by_speed.record_push(message.asker, message.steps, self._now_s)
         then = self._then(message)
         gradients = self._gradients(message)
         if gradients is None:
@@ -177,7 +188,7 @@ class ShardActor(Stage):
             yield self._drop(message, Fault.UNKNOWN, "it goes back to weights that were not lent")
         else:
             yield from self._apply(message, gradients, then)
-        if message.fetch:
+        if message.fetch and self._merger.knows(message.asker):
             yield self._lend(message.asker)
         if (message.asker, None) in self._forgotten:  # it died after it had pushed
             yield from self._is_gone(message.asker)
@@ -189,6 +200,9 @@ class ShardActor(Stage):
         if not self._since <= message.version <= self.version:
             reason = "it goes back to weights that were lent before the shard was made anew"
             yield self._drop(message, Fault.TOO_STALE, reason)
+            return
+        if not self._merger.knows(message.asker) and (message.asker, None) not in self._forgotten:
+            yield self._drop(message, Fault.UNKNOWN, "it was lent no weights")
             return
         if limit is not None and staleness > limit:
             yield self._drop(message, Fault.TOO_STALE, f"it is {staleness} updates old, at most {limit}")
@@ -219,9 +233,10 @@ class ShardActor(Stage):
 
     def _drop(self, message: Push, fault: Fault, reason: str) -> Effect:
         self.refusals[fault] += 1
+        in_a_row = self._dropped.get(message.asker, 0)
         if fault is not Fault.TOO_STALE:  # which says that others are faster, not that anything is wrong
-            self._dropped[message.asker] += 1
-        in_a_row = self._dropped[message.asker]
+            in_a_row += 1
+            keep(self._dropped, message.asker, in_a_row)
         why = f"the update with it was dropped: {reason}"
         return Send(message.asker, Dropped(self.address, message.batches, fault, why, in_a_row))
 
@@ -243,7 +258,7 @@ class ShardActor(Stage):
             return None
         if not all(map(_fits, message.payload, like)):
             return None
-        if not all(_replaces(buffer, self.buffers.now.get(name)) for name, buffer in message.buffers.items()):
+        if not are_alike(message.buffers, self.buffers.now):
             return None
         found = unpacked((message.payload, message.scales), like)
         if self.device is not None:
@@ -260,6 +275,10 @@ class ShardActor(Stage):
         yield from ()
 
     # ── cuts ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def refuse(self, message: Message, reason: str) -> Iterator[Effect]:
+        """Stay as it is, and say so."""
+        return self._refuse_message(message, reason)
 
     def pin(self, cut: Cut) -> Iterator[Effect]:
         """Pin the weights for a cut and pass it on, as every stage does."""
@@ -320,10 +339,3 @@ class ShardActor(Stage):
 def _fits(pushed: Tensor | None, weight: Tensor) -> bool:
     """Whether a tensor of a push can be one of a weight; its dtype may be another, as in a compressed one."""
     return pushed is None or (pushed.shape == weight.shape and pushed.is_complex() == weight.is_complex())
-
-
-def _replaces(pushed: Any, buffer: Any) -> bool:
-    """Whether something pushed can be merged with a buffer; extra state is nobody's business."""
-    if isinstance(buffer, Tensor):
-        return isinstance(pushed, Tensor) and pushed.shape == buffer.shape and pushed.dtype == buffer.dtype
-    return buffer is not None and not isinstance(pushed, Tensor)

@@ -91,6 +91,10 @@ class ShardClient:
             self._asked, self._late = 0, False
             yield self.fetch()
 
+    def fits(self, payload: Sequence[Tensor]) -> bool:
+        """Whether these can be weights of the shard."""
+        return self._weights.can_adopt(payload, self._indices)
+
     def install(self, message: Parameters, payload: Sequence[Tensor], arrival: int) -> Iterator[Effect]:
         """Have the gate go on with weights that came; ask for the next if they are due already.
 

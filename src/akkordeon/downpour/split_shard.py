@@ -27,6 +27,7 @@ from akkordeon.core.payload import nbytes
 from akkordeon.core.recovery.messages import Restarted
 from akkordeon.core.shard_messages import Parameters
 from akkordeon.downpour.shard import Handlers, ShardActor, WeightIndices
+from akkordeon.pipeline.stage import PINS_MAX
 
 __all__ = ["FrontRole", "PartRole", "divide_weights", "part_of"]
 
@@ -107,19 +108,30 @@ class FrontRole:
         self._latest: dict[str, tuple[Tensor, ...]] = {}  # weights, by part
 
     def _cut(self, message: Cut) -> Iterator[Effect]:
-        self._waiting.setdefault(message.cut, _Waiting()).message = message
+        self._wait_for(message.cut).message = message
         return self._pin(message.cut)
 
     def _parameters(self, message: Parameters) -> Iterator[Effect]:
-        assert message.cut is not None, "parts send nothing else"
-        payload = message.payload
+        payload, cut = message.payload, message.cut
+        if cut is None or message.shard not in self._parts or not self._fits(message.shard, payload):
+            return self._shard.refuse(message, "weights of another form than any part has")
         if self._shard.device is not None:
             payload = tuple(weight.to(self._shard.device) for weight in payload)
         if payload:
             self._latest[message.shard] = payload
-        waiting = self._waiting.setdefault(message.cut, _Waiting())
-        waiting.weights[message.shard] = self._latest.get(message.shard, ())
-        return self._pin(message.cut)
+        self._wait_for(cut).weights[message.shard] = self._latest.get(message.shard, ())
+        return self._pin(cut)
+
+    def _fits(self, part: str, weights: tuple[Tensor, ...]) -> bool:
+        """Whether a part can have sent these: all of its weights, or none."""
+        return not weights or self._shard.weights.can_adopt(weights, self._parts[part])
+
+    def _wait_for(self, cut: CutId) -> _Waiting:
+        """What there is of a cut; of too many the oldest is given up."""
+        waiting = self._waiting.setdefault(cut, _Waiting())
+        if len(self._waiting) > PINS_MAX:
+            del self._waiting[next(iter(self._waiting))]
+        return waiting
 
     def _pin(self, cut: CutId) -> Iterator[Effect]:
         """Pin the weights of all parts for a cut that has them, and pass it on.

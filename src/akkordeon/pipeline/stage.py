@@ -49,8 +49,8 @@ from akkordeon.pipeline.weights import Snapshot, Weights
 
 __all__ = ["Position", "Stage", "Stashed", "output_of"]
 
-PINS_MAX, WATCHERS_MAX = 1024, 4096
-"""Cuts that a stage keeps weights for at once, and those it tells of its updates."""
+PINS_MAX, PINS_OF_ONE_MAX, WATCHERS_MAX = 1024, 16, 4096
+"""Cuts that a stage keeps weights for at once, those of one who asked, and whom it tells of its updates."""
 
 
 @dataclass(frozen=True)
@@ -254,8 +254,10 @@ class Stage(RefusingActor):
 
     def _cut(self, message: Cut) -> Iterator[Effect]:
         cut = message.cut
-        if len(self.pins) >= PINS_MAX:
-            reason = f"{len(self.pins)} cuts are pinned, the most that a gate keeps"
+        of_one = sum(each.asker == cut.asker for each in self.pins)
+        if len(self.pins) >= PINS_MAX or of_one >= PINS_OF_ONE_MAX:
+            pinned = f"{len(self.pins)} cuts are pinned, {of_one} of them for {cut.asker}"
+            reason = f"{pinned}; a gate keeps {PINS_MAX}, and {PINS_OF_ONE_MAX} for one"
             yield from self._refuse_message(message, reason, Fault.TOO_MANY)
             return
         given_up = cut.number < self._forgotten_before.get(cut.asker, 0)

@@ -112,6 +112,14 @@ class Weights:
         by_place = dict(zip(self.trainable, of_trainable, strict=True))
         return [by_place.get(i) for i in range(len(self.masters))]
 
+    def can_adopt(self, weights: Sequence[Tensor], places: Sequence[int]) -> bool:
+        """Whether these are of the form of the weights at some places."""
+        now = [self.now[i] for i in places]
+        return len(weights) == len(now) and all(
+            came.shape == weight.shape and came.dtype == weight.dtype and came.layout == weight.layout
+            for came, weight in zip(weights, now, strict=True)
+        )
+
     def adopt(self, weights: Sequence[Tensor], places: Sequence[int]) -> None:
         """Make these the current version of the weights at some places, without ever writing to them."""
         for i, weight in zip(places, weights, strict=True):

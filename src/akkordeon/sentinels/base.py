@@ -23,6 +23,9 @@ Handler = Callable[[Any, float], Iterator[Effect]]
 
 Flight = TypeVar("Flight")
 
+ASKERS_MAX = 64
+"""So many may have a sentinel rest at once."""
+
 START = ""
 """Who has a sentinel rest that goes on from a start."""
 
@@ -101,7 +104,9 @@ class SentinelActor(Actor, Generic[Flight]):
                 yield Send(asker, Located(self.address, state))
 
     def _locate(self, message: Locate, now_s: float) -> Iterator[Effect]:
-        if message.hold:
+        if message.hold and len(self._rest) >= ASKERS_MAX and message.asker not in self._rest:
+            yield from self._refuse_message(f"that it is to rest, which {ASKERS_MAX} want already")
+        elif message.hold:
             self._rest[message.asker] = False
             yield from self._come_to_rest(now_s)
         else:

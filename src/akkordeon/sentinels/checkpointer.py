@@ -186,7 +186,12 @@ class Checkpointer(SentinelActor[None]):
         return self._cut
 
     def _pinned(self, message: Cut, now_s: float) -> Iterator[Effect]:
-        if message.cut != self._cut:
+        if message.cut != self._cut or self._versions:
+            return
+        if len(message.versions) != len(self._row):
+            yield from self._refuse_message(
+                f"a cut that {len(message.versions)} gates have pinned, of {len(self._row)}"
+            )
             return
         self._versions = dict(zip(reversed(self._row), message.versions, strict=True))
         if message.applied is not None:
@@ -200,7 +205,7 @@ class Checkpointer(SentinelActor[None]):
         return None if self._applied is None else self._applied.get(sentinel, Applied())
 
     def _exported(self, message: Exported, now_s: float) -> Iterator[Effect]:
-        if message.cut != self._cut:
+        if message.cut != self._cut or message.gate not in self._versions:
             return
         if isinstance(message.learner, Exception):
             raise message.learner

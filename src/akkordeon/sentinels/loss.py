@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from akkordeon.core.errors import RecipeError
+from akkordeon.core.errors import DataError, RecipeError
 from akkordeon.core.numerics.autograd import gradients, graph_behind, with_gradients
 from akkordeon.core.payload import (
     Payload,
@@ -64,8 +64,15 @@ def check_loss(loss: object) -> None:
 
 
 def to_targets_device(y: Any, outputs: Payload) -> Any:
-    """The targets where the outputs are, in whatever tuples, lists and dicts they come."""
-    return _moved(y, next(tensors(outputs)).device)
+    """The targets where the outputs are, in whatever tuples, lists and dicts they come.
+
+    Raises:
+        DataError: there is no tensor in the outputs.
+    """
+    first = next(tensors(outputs), None)
+    if first is None:
+        raise DataError("there is no tensor in its outputs")
+    return _moved(y, first.device)
 
 
 def _moved(y: Any, device: torch.device) -> Any:

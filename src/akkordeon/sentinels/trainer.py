@@ -184,9 +184,9 @@ class Trainer(SentinelActor[Flight]):
             yield Send(self._reader, Locate(self.address))
 
     def _all_read(self, message: AllRead, now_s: float) -> Iterator[Effect]:
-        self._reader_asked = False
-        if self._rest:
+        if self._rest and self._reader_asked:
             yield from self._tell_at_rest(self._state(Locate(self.address, applied=Applied(self._numbers))))
+        self._reader_asked = False
 
     def _state(self, asked: Locate) -> PlainState:
         """What it goes on from, if the weights are those of the batches applied."""
@@ -384,8 +384,8 @@ class Trainer(SentinelActor[Flight]):
             yield from self._to_all(Settle(self.address))
 
     def _settled(self, message: Settled, now_s: float) -> Iterator[Effect]:
-        self._unsettled.discard(message.by)
-        if not self._unsettled:
+        before, self._unsettled = self._unsettled, self._unsettled - {message.by}
+        if before and not self._unsettled:
             self._raise_if_too_many()
             yield from self._end_now()
 
