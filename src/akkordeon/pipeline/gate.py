@@ -24,6 +24,7 @@ class GateSettings(TypedDict, total=False):
 
     clip_norm: float | None
     accumulate: int
+    recompute: bool
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class Gate:
         staleness: the rule for stale gradients.
         clip_norm: largest norm of this gate's gradient; larger ones are scaled down to it.
         accumulate: batches for one update, with the mean of their gradients.
+        recompute: keep of a batch in flight its input and output alone, and run the module again for its
+            backward.
         name: for reports; the position if not given.
         device: where the module and its work live, as in ``"cuda:0"``.
         resources: what a host must offer, for engines that place gates on hosts.
@@ -58,6 +61,7 @@ class Gate:
     resources: Mapping[str, float] | None = None
     on_failure: Literal["restart", "fail"] = "restart"
     accumulate: int = 1
+    recompute: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what could only fail later."""
@@ -76,6 +80,8 @@ class Gate:
             raise RecipeError(f"a gate's staleness is a rule such as Stash(), got {self.staleness!r}")
         require_above("clip_norm", self.clip_norm, optional=True)
         require_whole("accumulate", self.accumulate)
+        if not isinstance(self.recompute, bool):
+            raise RecipeError(f"a gate's recompute is True or False, got {self.recompute!r}")
         if self.name is not None and not (isinstance(self.name, str) and self.name):
             raise RecipeError(f"a gate's name is a string and not empty, got {self.name!r}")
         if self.device is not None:

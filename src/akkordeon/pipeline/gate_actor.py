@@ -8,7 +8,7 @@ that would make the weights not finite: by then the gradient has gone on.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from weakref import ref
 
@@ -34,7 +34,9 @@ from akkordeon.core.payload import (
 from akkordeon.core.plain_state import Applied, LearnerState, StageState
 from akkordeon.core.recovery.messages import ForgetBefore
 from akkordeon.core.shard_messages import Settle, Settled
+from akkordeon.pipeline.forward.recomputed import Recomputed
 from akkordeon.pipeline.gate import Gate
+from akkordeon.pipeline.learning.gradient_forms import differentiable, own, requires_grad, same_storage
 from akkordeon.pipeline.learning.ledger import Ledger
 from akkordeon.pipeline.module_state import BufferState
 from akkordeon.pipeline.stage import Position, Stage, Stashed, output_of
@@ -81,6 +83,8 @@ class GateActor(Stage):
         self._updater = Updater(self.weights, gate.optimizer, gate.staleness, gate.clip_norm, self.label)
         if restored is not None and restored.learner is not None:
             self._updater.load(restored.learner)
+        if gate.recompute:
+            self._called = Recomputed(self._called, self.weights, self.buffers, self._input_guard)
         self._originals = {id(p): (name, ref(p)) for name, p in gate.module.named_parameters()}
         self._last_shape: torch.Size | None = None
         self._derive = gradients
@@ -122,7 +126,7 @@ class GateActor(Stage):
             x, y = self._run(batch, message.payload)
             output = map_tensors(Tensor.detach, y)
             is_finite = all_finite(tensors(output))
-            is_detached = self._ends_a_row and not _requires_grad(y)
+            is_detached = self._ends_a_row and not requires_grad(y)
             if is_finite and not is_detached:
                 self.weights.end_forward()
         except Exception as error:
@@ -249,7 +253,7 @@ class GateActor(Stage):
             to_previous, of_weights = self._derived(batch, stashed, gradient)
             is_finite = all_finite((*tensors(to_previous), *of_weights))
         except Exception as error:
-            if _same_storage(gradient, stashed.y):
+            if same_storage(gradient, stashed.y):
                 raise
             yield self._refuse(batch, Fault.FORM, f"its gradient is of no use: {explain(error)}", error)
             return
@@ -346,55 +350,10 @@ class GateActor(Stage):
         """Gradients by the input, in the input's form, and by the weights; None where there is none."""
         inputs = needing_gradient(stashed.x)
         weights = [stashed.weights[i] for i in self.weights.trainable]
-        outputs, seeds = _differentiable(stashed.y, gradient)
+        outputs, seeds = differentiable(stashed.y, gradient)
         found = self._generator.backward(self._derive, outputs, inputs + weights, seeds)
         self.generator_use = self._generator.use
         to_previous = gradient_like(stashed.x, inputs, found) if inputs else None
         sent = {memory(tensor) for tensor in (*tensors(to_previous), *seeds)}
-        own = _own(found[len(inputs) :], weights, sent)
-        return to_previous, self.weights.at_all_places(own)
-
-
-def _requires_grad(y: Payload) -> bool:
-    return y.requires_grad if isinstance(y, Tensor) else any(tensor.requires_grad for tensor in tensors(y))
-
-
-def _same_storage(gradient: Payload | None, output: Payload) -> bool:
-    """Whether the tensors of a gradient lie where those of the output do, and are laid out alike."""
-    return gradient is None or all(
-        g is None or o is None or (g.device == o.device and g.layout == o.layout)
-        for g, o in zip(tensors(gradient), tensors(output), strict=False)
-    )
-
-
-def _differentiable(y: Payload | None, gradient: Payload | None) -> tuple[list[Tensor], list[Tensor]]:
-    """The outputs that depend on anything and have a gradient, and those gradients; their forms agree."""
-    if gradient is None or y is None:
-        return [], []
-    if isinstance(gradient, Tensor):
-        return ([y], [gradient]) if y.requires_grad else ([], [])  # type: ignore[union-attr,list-item]
-    outputs: list[Tensor] = []
-    seeds: list[Tensor] = []
-    for name, part in gradient.items() if isinstance(gradient, dict) else enumerate(gradient):
-        some, theirs = _differentiable(y[name], part)
-        outputs += some
-        seeds += theirs
-    return outputs, seeds
-
-
-def _own(gradients: Iterable[Tensor | None], like: Iterable[Tensor], taken: set[int]) -> list[Tensor | None]:
-    """The gradients in memory of their own and laid out like the weights, free to be worked on in place.
-
-    For ``x + p`` the gradient of the parameter *is* the message to the gate before; for ``p + q`` it is
-    one tensor twice. ``taken`` has the memory that is not ours, and grows.
-    """
-    own: list[Tensor | None] = []
-    for gradient, weight in zip(gradients, like, strict=True):
-        if gradient is not None and not gradient.is_sparse:
-            where = memory(gradient)
-            if where in taken or gradient.stride() != weight.stride():
-                gradient = torch.empty_like(weight, requires_grad=False).copy_(gradient)
-                where = memory(gradient)
-            taken.add(where)
-        own.append(gradient)
-    return own
+        ours = own(found[len(inputs) :], weights, sent)
+        return to_previous, self.weights.at_all_places(ours)

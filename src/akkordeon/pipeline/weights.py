@@ -245,6 +245,11 @@ class Weights:
             self.now = tuple(fresh[i] if i in put else weight for i, weight in enumerate(now))
             self.install(self.now)
 
+    @property
+    def written(self) -> list[str]:
+        """Names of those that a forward has written to."""
+        return [self.names[i] for i in sorted(self._written or ())]
+
     def _refuse_what_cannot_be_followed(self, put: Mapping[int, Tensor | None]) -> None:
         """Raise before anything is taken in, so that all of the forward can be undone."""
         for i, found in put.items():

@@ -1,0 +1,1 @@
+"""How a gate runs its module, beside simply calling it."""
