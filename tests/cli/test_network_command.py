@@ -7,11 +7,14 @@ import signal
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor, wait
+from itertools import chain, repeat
 from types import SimpleNamespace
 
 import pytest
 from tests.support.terminals import free_port, says
+from typer.testing import CliRunner
 
+from akkordeon.cli.main import app
 from akkordeon.core.errors import ClusterError
 from akkordeon.engines.ray.cluster.connection import ClusterProbe
 
@@ -143,6 +146,30 @@ def test_a_machine_outside_the_cluster_is_told_to_join_at_once(monkeypatch):
         ClusterError, match=r"no part of the cluster at 10.0.0.7:1234: run `akkordeon join 10"
     ):
         _check_member("10.0.0.7:1234")
+
+
+def test_a_machine_with_patience_is_part_of_the_cluster_again_when_that_is_there_again(monkeypatch):
+    """When the head had died, somebody had to go to every other machine."""
+    from akkordeon.engines.ray.cluster import processes
+
+    gone = SimpleNamespace(wait=lambda timeout: 1)
+    answers = chain([gone, ClusterError("nothing answers"), gone], repeat(ClusterError("nothing answers")))
+
+    def member(address, resources):
+        answer = next(answers)
+        if isinstance(answer, ClusterError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(processes, "member", member)
+    result = CliRunner().invoke(app, ["join", "10.0.0.7:1234", "--patience", "0.1"])
+    assert result.exit_code == 1
+    left = "Ray ended by itself with 1: this machine has left the cluster at 10.0.0.7:1234"
+    assert result.output.count(f"{left}; waiting for it up to 0.1 s\n") == 2
+    assert (
+        result.output.count("this machine is part of the cluster at 10.0.0.7:1234; Ctrl-C leaves it\n") == 2
+    )
+    assert result.output.endswith("akkordeon: 10.0.0.7:1234 was away for 0.1 s: nothing answers\n")
 
 
 def test_a_port_that_is_taken_is_told_of_at_once(terminals):

@@ -13,7 +13,7 @@ import torch
 import typer
 
 from akkordeon.cli.cluster import cluster_at, detached_networks
-from akkordeon.cli.options import Address, Target
+from akkordeon.cli.options import Address, Patience, Target
 from akkordeon.cli.signals import EndingSignals
 from akkordeon.core.errors import AkkordeonError, ClusterError
 from akkordeon.core.plain_state import StageState
@@ -208,19 +208,23 @@ def join(
     resources: Annotated[
         str | None, typer.Option(metavar="JSON", help='What Ray is to know it has, as in {"fast": 1}.')
     ] = None,
+    patience: Patience = None,
 ) -> None:
     """Make this machine part of a cluster, until Ctrl-C."""
     with EndingSignals() as signals:
         process = processes.member(address, resources)
-        with signals.counted():
-            typer.echo(f"this machine is part of the cluster at {address}; Ctrl-C leaves it")
-            code = _stay(process, signals)
-            if signals.first is None:
-                raise ClusterError(
-                    f"Ray ended by itself with {code}: this machine has left the cluster at {address}"
-                )
-            typer.echo(f"left the cluster at {address}")
-        signals.raise_first()
+        while True:
+            with signals.counted():
+                typer.echo(f"this machine is part of the cluster at {address}; Ctrl-C leaves it")
+                code = _stay(process, signals)
+                if signals.first is not None:
+                    typer.echo(f"left the cluster at {address}")
+            signals.raise_first()
+            why = f"Ray ended by itself with {code}: this machine has left the cluster at {address}"
+            if patience is None:
+                raise ClusterError(why)
+            typer.echo(f"{why}; waiting for it up to {patience:g} s")
+            process = processes.member_again(address, resources, patience)
 
 
 def _stay(process: Popen[bytes], signals: EndingSignals) -> int:

@@ -13,7 +13,18 @@ import typer
 
 from akkordeon.experiments.config import Settings, settings_of
 
-__all__ = ["Address", "AsJson", "OfBest", "Out", "RecordTo", "RunDir", "Target", "Trust", "with_settings"]
+__all__ = [
+    "Address",
+    "AsJson",
+    "OfBest",
+    "Out",
+    "Patience",
+    "RecordTo",
+    "RunDir",
+    "Target",
+    "Trust",
+    "with_settings",
+]
 
 AsJson = Annotated[bool, typer.Option("--json", help="End with the outcome as one JSON object on a line.")]
 Out = Annotated[
@@ -31,6 +42,10 @@ Trust = Annotated[
 
 Address = Annotated[str, typer.Argument(metavar="HOST:PORT", help="Where the cluster's head listens.")]
 Target = Annotated[str, typer.Argument(metavar="HOST:PORT/NAME", help="Which network.")]
+Patience = Annotated[
+    float | None,
+    typer.Option(min=0.1, metavar="SECONDS", help="How long to wait for what went away, to go on there."),
+]
 
 
 def with_settings(

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from akkordeon.cli.errors import complain
-from akkordeon.cli.options import with_settings
+from akkordeon.cli.options import Patience, with_settings
 from akkordeon.cli.signals import EndingSignals
 from akkordeon.core.errors import WaitTimeoutError
 from akkordeon.engines.ray.cluster.connection import parse_target, probe
@@ -35,10 +35,6 @@ DataName = Annotated[
 ]
 SentinelName = Annotated[
     str | None, typer.Option("--name", help="Its name; the network finds one if not given.")
-]
-Patience = Annotated[
-    float | None,
-    typer.Option(min=0.1, metavar="SECONDS", help="How long to wait for a network that went away."),
 ]
 
 

@@ -40,6 +40,7 @@ __all__ = [
     "is_loopback",
     "is_ours",
     "member",
+    "member_again",
     "start_head",
 ]
 
@@ -204,6 +205,22 @@ def member(address: str, resources: str | None = None) -> subprocess.Popen[bytes
         raise
     log.unlink()
     return process
+
+
+def member_again(address: str, resources: str | None, patience_s: float) -> subprocess.Popen[bytes]:
+    """As :func:`member`, once there is a cluster again.
+
+    Raises:
+        ClusterError: there is none by then, and why.
+    """
+    deadline_s = time.monotonic() + patience_s
+    while True:
+        try:
+            return member(address, resources)
+        except ClusterError as error:
+            if time.monotonic() > deadline_s:
+                raise ClusterError(f"{address} was away for {patience_s:g} s: {error}") from error
+        time.sleep(POLL_S)
 
 
 def end_member(process: subprocess.Popen[bytes], at_once: bool) -> None:
