@@ -8,6 +8,8 @@ from akkordeon.downpour.recipe import Downpour
 from akkordeon.engines.ray import Ray
 from akkordeon.engines.simulator.engine import Simulator
 from akkordeon.engines.threads import Threads
+from akkordeon.experiments.planning.machines import Machine, Machines
+from akkordeon.experiments.planning.plan import Plan, plan
 from akkordeon.experiments.run import resume, run
 from akkordeon.experiments.tasks.task import Task
 from akkordeon.pipeline import nn
@@ -36,7 +38,10 @@ __all__ = [
     "Gate",
     "InverseStaleness",
     "Latest",
+    "Machine",
+    "Machines",
     "Network",
+    "Plan",
     "Ray",
     "Recovery",
     "Rule",
@@ -50,6 +55,7 @@ __all__ = [
     "connect",
     "errors",
     "nn",
+    "plan",
     "replay",
     "resume",
     "run",

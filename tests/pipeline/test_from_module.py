@@ -170,6 +170,19 @@ def test_a_module_is_cut_where_it_is_told_to():
     assert weights[2] == ["whole.head.weight", "whole.head.bias"]
 
 
+def test_a_sequential_is_cut_before_named_children_without_an_example():
+    layers = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2), nn.Linear(2, 1))
+    network = ak.Network.from_module(layers, optimizer=adamw, cut_before=["2", "3"])
+    assert [list(gate.module.state_dict()) for gate in network.gates] == [
+        ["0.weight", "0.bias"],
+        ["2.weight", "2.bias"],
+        ["3.weight", "3.bias"],
+    ]
+    for names in (["0"], ["3", "2"], ["2", "2"]):
+        with pytest.raises(RecipeError, match="in the order of their calls"):
+            ak.Network.from_module(layers, optimizer=adamw, cut_before=names)
+
+
 def test_equal_blocks_are_dealt_out_evenly():
     network = ak.Network.from_module(Blocks(16), 4, adamw, example=torch.randn(500, 10))
     first = [next(gate.module.named_parameters())[0] for gate in network.gates]

@@ -114,7 +114,8 @@ class Network:
         With an example any module can be cut whose forward calls its parts in the same order for every batch.
         Each gate then runs that forward for its own part, so that skip connections, several inputs and
         whatever Python is between the parts are what they were. The gates take about equally long on the
-        example. An ``nn.Sequential`` can be cut without one: into gates with about equally many weights.
+        example. An ``nn.Sequential`` can be cut without one: before children that are named, or into gates
+        with about equally many weights.
 
         Args:
             module: it stays as it is; the gates begin with its weights.
@@ -139,7 +140,8 @@ class Network:
         _check_cuts(module, gates, example, cut_before)
         rule = staleness or Stash()
         if example is None:
-            parts: Iterable[nn.Module] = (_row_of(part, module) for part in _parts(module, gates))  # type: ignore[arg-type]  # checked
+            assert isinstance(module, nn.Sequential), "checked"
+            parts: Iterable[nn.Module] = (_row_of(p, module) for p in _parts(module, gates, cut_before))
         else:
             parts = split(module, gates, example, optimizer, cut_before, tie)
         its = [Gate(part, optimizer, rule, **settings) for part in parts]
@@ -244,12 +246,12 @@ def _check_cuts(
         require_whole("gates", gates)
     if example is not None:
         return
-    if cut_before or not isinstance(module, nn.Sequential):
+    if not isinstance(module, nn.Sequential) or not set(cut_before) <= module._modules.keys():
         raise RecipeError(
             f"to cut {type(module).__name__}, from_module needs a batch of inputs: "
             "Network.from_module(module, …, example=x)"
         )
-    if gates > len(module):  # type: ignore[operator]  # it is a number by now
+    if not cut_before and gates > len(module):  # type: ignore[operator]  # it is a number by now
         raise RecipeError(
             f"{len(module)} layers cannot be cut into {gates} gates; with example=x, a batch of inputs, "
             "what is in them is cut as well"
@@ -277,14 +279,30 @@ def _row_of(children: Iterable[tuple[str, nn.Module]], like: nn.Module) -> nn.Se
     return row
 
 
-def _parts(module: nn.Sequential, gates: int) -> Iterator[list[tuple[str, nn.Module]]]:
+def _parts(
+    module: nn.Sequential, gates: int | None, cut_before: Sequence[str]
+) -> Iterator[list[tuple[str, nn.Module]]]:
     """The children of each gate by their names."""
-    sizes = [1 + sum(p.numel() for p in layer.parameters()) for layer in module]
     children = iter(_children(module))
     start = 0
-    for end in balanced(sizes, gates):
+    for end in _named_ends(module, cut_before) if cut_before else _even_ends(module, gates):
         yield list(itertools.islice(children, end - start))
         start = end
+
+
+def _even_ends(module: nn.Sequential, gates: int | None) -> list[int]:
+    assert gates is not None, "checked"
+    return balanced([1 + sum(p.numel() for p in layer.parameters()) for layer in module], gates)
+
+
+def _named_ends(module: nn.Sequential, cut_before: Sequence[str]) -> list[int]:
+    order = list(module._modules)
+    ends = [*map(order.index, cut_before), len(order)]
+    if ends != sorted({*ends} - {0}):
+        raise RecipeError(
+            f"cut_before has names in the order of their calls, not that of the first, got {list(cut_before)}"
+        )
+    return ends
 
 
 def _refuse_uncopyable(i: int, gate: Gate) -> None:

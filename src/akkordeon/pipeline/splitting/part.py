@@ -118,6 +118,12 @@ class Part(nn.Module):
         is_absent = any(f"{owner}.".startswith(f"{block}.") for block in self._absent)
         return not is_absent and last not in vars(self.whole.get_submodule(owner))
 
+    @property
+    def cut_name(self) -> str | None:
+        """The block to name for a cut before this part; None where one before it calls that block as well."""
+        names, first = self._piece.names, self._piece.first
+        return names[first] if names.index(names[first]) == first else None
+
     def forward(self, payload: Payload) -> Any:
         """What the next gate gets; what the whole module gives, in the last one."""
         piece = self._piece

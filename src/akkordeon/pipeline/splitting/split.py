@@ -17,7 +17,7 @@ from akkordeon.pipeline.splitting.layout import Layout
 from akkordeon.pipeline.splitting.part import Part
 from akkordeon.pipeline.splitting.verify import verify
 
-__all__ = ["split"]
+__all__ = ["split", "split_finely"]
 
 UNEVEN = 1.15
 """Blocks are opened until no gate takes more than this times its share of the whole."""
@@ -49,7 +49,30 @@ def split(
         layout = _walked_to(whole, cut_before, example)
         return _parts(layout, layout.places_of(cut_before), example, tie)
     assert gates is not None, "checked by the caller"
-    known, refused = BlockCosts(optimizer), list[RecipeError]()
+    return _split_evenly(whole, gates, example, BlockCosts(optimizer), tie)
+
+
+def split_finely(
+    whole: nn.Module,
+    most: int,
+    example: Payload,
+    optimizer: OptimizerFactory | None = None,
+    tie: bool = False,
+) -> list[Part]:
+    """Split a module into as many parts as it can be that take about equally long, at most so many.
+
+    Raises:
+        RecipeError: it cannot work on the example.
+    """
+    known = BlockCosts(optimizer)
+    for count in range(most, 1, -1):
+        with suppress(RecipeError):
+            return _split_evenly(whole, count, example, known, tie)
+    return _split_evenly(whole, 1, example, known, tie)
+
+
+def _split_evenly(whole: nn.Module, gates: int, example: Payload, known: BlockCosts, tie: bool) -> list[Part]:
+    refused = list[RecipeError]()
     for spread in (True, False):
         try:
             ways = _even(Layout(whole, [""], example, spread), gates, example, known, tie)

@@ -1,0 +1,1 @@
+"""Finds how to lay a model out on machines: by costs measured here, and dry runs in the simulator."""

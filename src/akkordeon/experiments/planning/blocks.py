@@ -1,0 +1,146 @@
+"""What is planned: a model as a row of blocks, of which the gates of every layout are made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from akkordeon.core.errors import RecipeError
+from akkordeon.core.payload import Payload
+from akkordeon.pipeline.gate import Gate
+from akkordeon.pipeline.learning.optimizer import OptimizerFactory, built
+from akkordeon.pipeline.network import Network
+from akkordeon.pipeline.splitting.split import split_finely
+from akkordeon.pipeline.weights import Weights
+
+__all__ = ["Blocks", "blocks_of_module", "blocks_of_network", "recut"]
+
+BLOCKS_MAX = 12
+"""Into so many a module is cut; 2, 3, 4 and 6 gates of them are even."""
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A model as a row of blocks.
+
+    Args:
+        network: with a gate for each block.
+        cuts: the names that the blocks but the first begin with, for ``cut_before``.
+        example: that cuts need; None where they need none.
+        may_merge: whether gates may have several blocks.
+    """
+
+    network: Network
+    cuts: tuple[str, ...]
+    example: Payload | None
+    may_merge: bool
+
+    def __len__(self) -> int:
+        """How many."""
+        return len(self.network.gates)
+
+    def cuts_after(self, ends: Sequence[int]) -> tuple[str, ...]:
+        """The names to cut at for gates that end with these numbers of blocks."""
+        return tuple(self.cuts[end - 1] for end in ends[:-1])
+
+    def cut(self, ends: Sequence[int]) -> Network:
+        """The network whose gates end with these numbers of blocks, the last with all."""
+        if len(ends) == len(self):
+            return self.network
+        return recut(self.network, self.cuts_after(ends), self.example)
+
+
+def recut(network: Network, cuts: Sequence[str], example: Payload | None = None) -> Network:
+    """The same network in other gates; weights keep the names that they have in ``network.module()``.
+
+    Args:
+        network: its gates learn alike.
+        cuts: the names of the modules that gates begin with, all but the first; none for one gate.
+        example: a batch of inputs, where the network was cut with one.
+
+    Raises:
+        RecipeError: its gates do not learn alike, or it cannot be cut so.
+    """
+    if not learn_alike(network.gates):
+        raise RecipeError(
+            "the gates of this network have optimizers, rules or settings of their own, so they cannot be "
+            "made into others; leave them as they are"
+        )
+    like = _typical(network.gates)
+    made = Network.from_module(
+        network.module() if network.whole is None else network.whole,
+        None if cuts else 1,
+        like.optimizer,
+        like.staleness,
+        example=example,
+        cut_before=cuts,
+        tie=True,
+        clip_norm=like.clip_norm,
+        accumulate=like.accumulate,
+    )
+    gates = [
+        replace(gate, device=like.device, resources=like.resources, on_failure=like.on_failure)
+        for gate in made.gates
+    ]
+    return replace(network, gates=gates, whole=made.whole)
+
+
+def blocks_of_network(network: Network, example: Payload) -> Blocks:
+    """The blocks of a network: the gates of one written by hand, smaller ones of one that was cut."""
+    if not learn_alike(network.gates):
+        return Blocks(network, (), None, may_merge=False)
+    if network.whole is None:
+        cuts = tuple(str(number) for number in range(1, len(network.gates)))
+        return Blocks(network, cuts, None, may_merge=True)
+    like = _typical(network.gates)
+    fine = blocks_of_module(network.whole, example, like.optimizer)
+    return Blocks(recut(network, fine.cuts, example), fine.cuts, example, may_merge=True)
+
+
+def blocks_of_module(module: nn.Module, example: Payload, optimizer: OptimizerFactory | None) -> Blocks:
+    """The blocks of a module: as many that take about equally long as it can be cut into.
+
+    Raises:
+        RecipeError: it cannot work on the example.
+    """
+    parts = split_finely(module, BLOCKS_MAX, example, optimizer, tie=True)
+    cuts = tuple(name for name in (part.cut_name for part in parts[1:]) if name is not None)
+    gates = None if cuts else 1
+    network = Network.from_module(module, gates, optimizer, example=example, cut_before=cuts, tie=True)
+    return Blocks(network, cuts, example, may_merge=True)
+
+
+# ── whether gates can be made into others ────────────────────────────────────────────────────────────
+
+
+def learn_alike(gates: Sequence[Gate]) -> bool:
+    """Whether gates with weights have the same kind of optimizer, and the same rule and settings."""
+    its = [gate for gate in gates if _learns(gate)]
+    frozen = any(gate.optimizer is None and any(gate.module.parameters()) for gate in gates)
+    return not frozen and all(_settings(gate) == _settings(its[0]) for gate in its[1:])
+
+
+def _learns(gate: Gate) -> bool:
+    return gate.optimizer is not None and next(gate.module.parameters(), None) is not None
+
+
+def _typical(gates: Sequence[Gate]) -> Gate:
+    """One that learns, if any does."""
+    return next(filter(_learns, gates), gates[0])
+
+
+def _settings(gate: Gate) -> tuple[object, ...]:
+    resources = tuple(sorted((gate.resources or {}).items()))
+    alike = gate.staleness, gate.clip_norm, gate.device, resources, gate.on_failure, gate.accumulate
+    return *alike, *_optimizer_settings(gate)
+
+
+def _optimizer_settings(gate: Gate) -> tuple[object, ...]:
+    """Of what kind an optimizer is; one with a schedule or groups of its own is like itself alone."""
+    assert gate.optimizer is not None, "it learns"
+    optimizer, scheduler = built(gate.optimizer, Weights(gate.module), "a gate")
+    if scheduler is not None or len(optimizer.param_groups) > 1:
+        return (gate.optimizer,)
+    return type(optimizer), tuple(sorted(optimizer.defaults.items(), key=str))

@@ -1,0 +1,204 @@
+"""Measures what the blocks of a model cost here: the real actors at work, one message after the other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from akkordeon.core.actor import Actor
+from akkordeon.core.messages import Attach, Message
+from akkordeon.core.payload import Payload, itself, map_tensors, nbytes, samples, tensors
+from akkordeon.engines.interpreter import Cell
+from akkordeon.engines.simulator.links import size_bytes
+from akkordeon.experiments.planning.blocks import Blocks
+from akkordeon.experiments.planning.costs import BlockCost, ModelCosts
+from akkordeon.experiments.schedules.measure_costs import Stopwatch
+from akkordeon.pipeline.gate import Gate
+from akkordeon.pipeline.module_copy import copied
+from akkordeon.pipeline.network import Network
+from akkordeon.pipeline.updater import Updater
+from akkordeon.pipeline.weights import Weights
+from akkordeon.sentinels.loss import Loss
+from akkordeon.sentinels.reader import Reader
+from akkordeon.sentinels.recipes import Sentinel
+from akkordeon.sentinels.trainer import Trainer
+
+__all__ = ["measured"]
+
+WARM = 3
+"""Batches that nobody takes the time of."""
+
+Pairs = Sequence[tuple[Payload, Any]]
+
+
+class _Measurement(Stopwatch):
+    """One batch after the other through a row, by a real trainer and its reader.
+
+    Args:
+        network: the row.
+        batches: to train on; the first few count for nothing.
+        loss: of the trainer.
+    """
+
+    def __init__(self, network: Network, batches: Pairs, loss: Loss) -> None:
+        recipe = Sentinel.train(batches, loss, in_flight=1)
+        self.row = network.row()
+        self.batches = len(batches) - WARM
+        self.sizes: dict[tuple[str, str], int] = {}
+        gates: list[Actor] = [spawn.make() for spawn in network.spawns(0)]
+        trainer = Trainer("sentinel/x", "x", self.row, "reader/x", recipe)
+        reader = Reader("reader/x", "sentinel/x", lambda epoch: batches, 1, may_block=False)
+        super().__init__([*gates, trainer, reader])
+
+    def _send(self, sender: Cell, to: str, message: Message) -> None:
+        super()._send(sender, to, message)
+        self.sizes[sender.actor.address, type(message).__name__] = size_bytes(message)
+
+    def take(self) -> _Measurement:
+        """Measure."""
+        self.run("sentinel/x", Attach())
+        return self
+
+    def seconds(self, address: str, name: str) -> tuple[float, float]:
+        """The median (before, after) the first message that an actor sends, of messages of that name."""
+        before_s, after_s = zip(*self.times[address, name][WARM:], strict=True)
+        return median(before_s), median(after_s)
+
+    @property
+    def sentinel_s(self) -> tuple[float, float]:
+        """Of the trainer and its reader for a batch: the loss, and all else."""
+        loss_s = sum(self.seconds("sentinel/x", "Forward"))
+        others = [
+            sum(median(column) for column in zip(*times, strict=True)) * len(times)
+            for (address, name), times in self.times.items()
+            if address in ("sentinel/x", "reader/x") and name not in ("Attach", "Forward")
+        ]
+        return loss_s, sum(others) / (self.batches + WARM)
+
+    @property
+    def batch_s(self) -> float:
+        """Of the gates for a batch, all together."""
+        return sum(sum(self.seconds(gate, name)) for gate in self.row for name in ("Forward", "Backward"))
+
+
+def measured(blocks: Blocks, batches: Pairs, loss: Loss, workers: int | None = None) -> ModelCosts:
+    """The costs of a model's blocks on this machine, with one intra-op thread for each worker.
+
+    Args:
+        blocks: the model.
+        batches: a few more than are to be measured.
+        loss: from (outputs, y) to one number.
+        workers: that will be at work at once; as many as cores if not given.
+    """
+    workers = workers or os.cpu_count() or 1
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        alone = _Measurement(blocks.network, batches, loss).take()
+        crowding = _crowding(lambda: _Measurement(blocks.network, batches, loss), workers)
+        payload = max(alone.sizes[gate, "Forward"] for gate in alone.row)
+        gate_s = _empty_gate_s(payload, len(batches))
+        memory = list(_memory(blocks.network.gates, batches[0][0]))
+    finally:
+        torch.set_num_threads(threads)
+    return ModelCosts(
+        blocks=tuple(
+            _block_cost(alone, gate, gate_s, kept) for gate, kept in zip(alone.row, memory, strict=True)
+        ),
+        gate_s=gate_s,
+        sentinel_s=alone.sentinel_s,
+        input_bytes=_bytes(tensors(batches[0][0])),
+        samples=samples(batches[0][0]),
+        workers=workers,
+        crowding=crowding,
+        cuts=blocks.cuts,
+    )
+
+
+def _block_cost(
+    taken: _Measurement, gate: str, gate_s: tuple[float, float], memory: tuple[int, int, int]
+) -> BlockCost:
+    forward_s, (backward_s, update_s) = sum(taken.seconds(gate, "Forward")), taken.seconds(gate, "Backward")
+    saved, weights, state = memory
+    return BlockCost(
+        forward_s=max(0.0, forward_s - gate_s[0]),
+        backward_s=max(0.0, backward_s - gate_s[1]),
+        update_s=update_s,
+        output_bytes=taken.sizes[gate, "Forward"],
+        gradient_bytes=taken.sizes[gate, "Backward"],
+        saved_bytes=saved,
+        weight_bytes=weights,
+        state_bytes=state,
+    )
+
+
+def _empty_gate_s(payload_bytes: int, batches: int) -> tuple[float, float]:
+    """What a gate between two others takes for a (forward, backward) if its module does nothing."""
+    row = Network([Gate(nn.Identity()), Gate(nn.Identity()), Gate(nn.Identity())])
+    x = torch.zeros(1, max(1, payload_bytes // 4))
+    taken = _Measurement(row, [(x, x)] * batches, lambda outputs, y: outputs.sum()).take()
+    return sum(taken.seconds("gate/1", "Forward")), sum(taken.seconds("gate/1", "Backward"))
+
+
+def _crowding(make: Callable[[], _Measurement], workers: int) -> float:
+    """How many times longer a batch takes where as many rows as workers are at work."""
+    if workers == 1:
+        return 1.0
+    with ThreadPoolExecutor(workers) as pool:
+        alone, *_ = pool.map(_Measurement.take, [make()])
+        together = list(pool.map(_Measurement.take, [make() for _ in range(workers)]))
+    return max(1.0, median(each.batch_s for each in together) / alone.batch_s)
+
+
+# ── memory ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _memory(gates: Iterable[Gate], x: Payload) -> Iterable[tuple[int, int, int]]:
+    """Bytes that each gate keeps: from a forward to its backward, of weights, and of its optimizer."""
+    for gate in gates:
+        module = copied(gate.module).train()
+        weights = {_memory_of(parameter)[0] for parameter in module.parameters()}
+        saved = dict(map(_memory_of, tensors(x)))
+        keep = partial(_kept, saved)
+        with torch.random.fork_rng(), torch.autograd.graph.saved_tensors_hooks(keep, itself):
+            y = module(x)
+        kept = sum(size for place, size in saved.items() if place not in weights)
+        yield kept, _bytes(gate.module.parameters()), _state_bytes(gate)
+        x = map_tensors(_needing_gradient, y)
+
+
+def _kept(saved: dict[int, int], tensor: Tensor) -> Tensor:
+    saved.update([_memory_of(tensor)])
+    return tensor
+
+
+def _memory_of(tensor: Tensor) -> tuple[int, int]:
+    """Where the memory of a tensor is, and how large."""
+    storage = tensor.untyped_storage()
+    return storage.data_ptr(), storage.nbytes()
+
+
+def _needing_gradient(tensor: Tensor) -> Tensor:
+    return tensor.detach().requires_grad_(tensor.is_floating_point())
+
+
+def _state_bytes(gate: Gate) -> int:
+    """What the optimizer and the rule of a gate keep after a first update."""
+    weights = Weights(copied(gate.module))
+    updater = Updater(weights, gate.optimizer, gate.staleness, None, "a gate")
+    updater.update([torch.zeros_like(weight) for weight in weights.now], weights.now, 0)
+    state = updater.state()
+    optimizer = state["optimizer"] or {"state": {}}
+    of_optimizer = [value for each in optimizer["state"].values() for value in each.values()]
+    return _bytes(t for t in (*of_optimizer, *state["rule"].values()) if isinstance(t, Tensor))
+
+
+def _bytes(some: Iterable[Tensor]) -> int:
+    return sum(map(nbytes, some))

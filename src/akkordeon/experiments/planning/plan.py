@@ -1,0 +1,176 @@
+"""A plan: layouts of a model, what each would give, and which to take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from akkordeon.core.errors import RecipeError
+from akkordeon.core.payload import Payload, tensors
+from akkordeon.data.sources import as_batches
+from akkordeon.experiments.planning.blocks import Blocks, blocks_of_module, blocks_of_network
+from akkordeon.experiments.planning.costs import ModelCosts, load_costs
+from akkordeon.experiments.planning.dry_run import Forecast, dry_run
+from akkordeon.experiments.planning.layouts import proposed
+from akkordeon.experiments.planning.machines import Machines, load_machines
+from akkordeon.experiments.planning.measure import measured
+from akkordeon.experiments.tasks.task import Task
+from akkordeon.pipeline.learning.optimizer import OptimizerFactory
+from akkordeon.pipeline.network import Network
+from akkordeon.sentinels.loss import Loss
+
+__all__ = ["Plan", "plan"]
+
+MEASURED = 20
+"""Batches that costs are measured on."""
+
+ABOUT_AS_FAST = 0.95
+"""A layout with less staleness is taken if it is at least so fast, beside the fastest."""
+
+
+@dataclass(frozen=True, repr=False)
+class Plan:
+    """Layouts of a model on machines, run dry.
+
+    Args:
+        layouts: what each would give, the fastest first.
+        costs: that they were run with.
+        blocks: of the model.
+        machines: where it is to run.
+        staleness_max: layouts with a larger mean τ are not taken.
+    """
+
+    layouts: Sequence[Forecast]
+    costs: ModelCosts
+    blocks: Blocks
+    machines: Machines
+    staleness_max: float
+
+    def __repr__(self) -> str:
+        """What it would take."""
+        best = self.best
+        return f"<Plan: {best.layout}, {best.samples_per_s:,.0f} samples/s, of {len(self.layouts)} layouts>"
+
+    @cached_property
+    def best(self) -> Forecast:
+        """The layout to take: of those about as fast as the fastest, that with least staleness.
+
+        Raises:
+            RecipeError: none fits into the memory of the hosts, or all are too stale.
+        """
+        fit = [each for each in self.layouts if each.fits and each.staleness <= self.staleness_max]
+        if not fit:
+            raise RecipeError(
+                f"no layout fits into the memory of the hosts with a mean τ of at most {self.staleness_max:g}"
+            )
+        fastest = max(each.samples_per_s for each in fit)
+        near = [each for each in fit if each.samples_per_s >= ABOUT_AS_FAST * fastest]
+        return min(near, key=lambda each: (each.staleness, each.layout.gates, each.bytes_per_sample))
+
+    @property
+    def why(self) -> str:
+        """In a sentence, why it is the best."""
+        best = self.best
+        simplest = min(self.layouts, key=lambda each: (each.layout.gates, each.layout.in_flight))
+        if best is simplest:
+            return f"{best.layout}: no other layout would be more than 5 % faster."
+        return (
+            f"{best.layout}: {best.samples_per_s / simplest.samples_per_s:.2f} times as fast as "
+            f"{simplest.layout}, and of the layouts within 5 % of the fastest the least stale, with a mean τ "
+            f"of {best.staleness:.1f}."
+        )
+
+    def network(self, forecast: Forecast | None = None) -> Network:
+        """The network of a layout, the best if none is given."""
+        return self.blocks.cut((forecast or self.best).layout.ends)
+
+
+def plan(
+    model: Task | Network | nn.Module,
+    *,
+    example: Payload | None = None,
+    targets: Any = None,
+    loss: Loss | None = None,
+    optimizer: OptimizerFactory | None = None,
+    batch_size: int | None = None,
+    hosts: Machines | str | Path | None = None,
+    costs: ModelCosts | str | Path | None = None,
+    staleness_max: float = 4.0,
+) -> Plan:
+    """Find how to lay a model out: measure its blocks here, propose layouts, run each dry.
+
+    Args:
+        model: a task, a network, or any module that :meth:`Network.from_module` can cut.
+        example: a batch of inputs; a task has its own.
+        targets: what belongs to them, for the loss.
+        loss: from (outputs, targets) to one number; the mean square of the outputs if not given.
+        optimizer: of a module; a network has its own.
+        batch_size: of a task, if another than its own.
+        hosts: machines and links, or the TOML file that describes them; this machine if not given.
+        costs: measured on another machine, or the file that they are in; measured here if not given.
+        staleness_max: layouts with a larger mean τ are listed, but not taken.
+
+    Raises:
+        RecipeError: something is missing or contradicts another, or no layout can be taken.
+        DataError: a file has no costs in it.
+        ScenarioError: a file describes no machines.
+    """
+    pairs, loss = _batches(model, example, targets, loss, batch_size)
+    blocks = _blocks(model, pairs[0][0], optimizer)
+    machines = hosts if isinstance(hosts, Machines) else load_machines(hosts) if hosts else Machines.here()
+    if costs is None:
+        costs = measured(blocks, pairs, loss)
+    elif not isinstance(costs, ModelCosts):
+        costs = load_costs(costs)
+    if tuple(costs.cuts) != blocks.cuts:
+        raise RecipeError(
+            f"the costs are of a model with blocks at {', '.join(costs.cuts)}, this one has them at "
+            f"{', '.join(blocks.cuts)}; measure them with this model"
+        )
+    forecasts = [dry_run(layout, costs, machines) for layout in proposed(costs, machines, blocks.may_merge)]
+    forecasts.sort(key=lambda each: -each.samples_per_s)
+    return Plan(forecasts, costs, blocks, machines, staleness_max)
+
+
+def _batches(
+    model: Task | Network | nn.Module,
+    example: Payload | None,
+    targets: Any,
+    loss: Loss | None,
+    batch_size: int | None,
+) -> tuple[list[tuple[Payload, Any]], Loss]:
+    if isinstance(model, Task):
+        source = as_batches(model.train_batches(batch_size), batch_size or model.batch_size)
+        pairs = list(islice(source, MEASURED))
+        if not pairs:
+            raise RecipeError("the task has no batches to measure costs on")
+        return (pairs * MEASURED)[:MEASURED], loss or model.loss
+    if example is None:
+        raise RecipeError("a plan needs a batch of inputs: ak.plan(model, example=x, …)")
+    if loss is None:
+        return [(example, example)] * MEASURED, _mean_square
+    if targets is None:
+        raise RecipeError("a loss needs targets=…, what belongs to the example")
+    return [(example, targets)] * MEASURED, loss
+
+
+def _mean_square(outputs: Payload, targets: Any) -> Tensor:
+    squares = [tensor.square().mean() for tensor in tensors(outputs) if tensor.is_floating_point()]
+    return sum(squares[1:], squares[0])
+
+
+def _blocks(
+    model: Task | Network | nn.Module, example: Payload, optimizer: OptimizerFactory | None
+) -> Blocks:
+    if isinstance(model, nn.Module):
+        return blocks_of_module(model, example, optimizer)
+    network = model.network if isinstance(model, Task) else model
+    if optimizer is not None:
+        network = network.replacing(optimizer=optimizer)
+    return blocks_of_network(network, example)

@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import akkordeon as ak
+from akkordeon.core.errors import DataError, RecipeError
+from akkordeon.experiments.planning.costs import BlockCost, ModelCosts, load_costs, save_costs
+
+
+def sgd(params):
+    return torch.optim.SGD(params, lr=0.1)
+
+
+def mlp() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+def by_hand() -> ak.Network:
+    return ak.Network([ak.Gate(layer, sgd) for layer in (nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3))])
+
+
+def costs_of(seconds: list[float], **settings) -> ModelCosts:
+    """Costs of blocks that take so long for a forward, and twice for a backward."""
+    blocks = [
+        BlockCost(
+            forward_s=s,
+            backward_s=2 * s,
+            update_s=0.0,
+            output_bytes=1000,
+            gradient_bytes=1000 if i else 0,
+            saved_bytes=4000,
+            weight_bytes=10_000,
+            state_bytes=20_000,
+        )
+        for i, s in enumerate(seconds)
+    ]
+    cuts = tuple(str(number) for number in range(1, len(seconds)))
+    usual = {"gate_s": (0.0, 0.0), "sentinel_s": (0.0, 0.0), "input_bytes": 500, "samples": 10}
+    return ModelCosts(blocks=blocks, cuts=cuts, **{**usual, **settings})
+
+
+def planned(costs: ModelCosts, cores: int = 2, **settings) -> ak.Plan:
+    machines = ak.Machines([ak.Machine(name="here", cores=cores)])
+    return ak.plan(by_hand(), example=torch.randn(4, 8), hosts=machines, costs=costs, **settings)
+
+
+def test_a_module_is_measured_planned_and_built():
+    x, y = torch.randn(16, 8), torch.randint(3, (16,))
+    plan = ak.plan(mlp(), example=x, targets=y, loss=F.cross_entropy, optimizer=sgd)
+    assert plan.best in plan.layouts
+    assert repr(plan).startswith(f"<Plan: {plan.best.layout}")
+    network = plan.network()
+    assert len(network.gates) == plan.best.layout.gates
+    assert isinstance(network.module(), nn.Sequential)
+    assert all(block.forward_s >= 0 and block.saved_bytes > 0 for block in plan.costs.blocks)
+
+
+def test_even_blocks_on_two_cores_go_twice_as_fast_in_gates():
+    plan = planned(costs_of([0.01, 0.01, 0.02]))
+    alone = next(each for each in plan.layouts if each.layout.gates == 1)
+    assert plan.best.layout.gates == 2
+    assert plan.best.layout.ends == (2, 3)
+    assert plan.best.samples_per_s == pytest.approx(2 * alone.samples_per_s, rel=0.05)
+    assert plan.best.samples_per_s == pytest.approx(10 / 0.06, rel=0.05)
+
+
+def test_on_one_core_splitting_does_not_pay():
+    plan = planned(costs_of([0.01, 0.01, 0.02]), cores=1)
+    assert plan.best.layout.gates == 1
+    assert plan.best.layout.in_flight == 1
+    assert "no other layout would be more than 5 % faster" in plan.why
+
+
+def test_what_every_gate_costs_speaks_against_many():
+    plan = planned(costs_of([0.001, 0.001, 0.001], gate_s=(0.01, 0.02)), cores=2)
+    assert plan.best.layout.gates == 1 or plan.best.samples_per_s < 10 / 0.03
+
+
+def test_workers_that_crowd_each_other_make_less_of_gates():
+    free, crowded = (
+        planned(costs_of([0.01, 0.01, 0.02], workers=2, crowding=crowding)) for crowding in (1.0, 1.8)
+    )
+    assert crowded.best.samples_per_s < 0.7 * free.best.samples_per_s
+
+
+def test_layouts_that_are_too_stale_are_listed_but_not_taken():
+    plan = planned(costs_of([0.01, 0.01, 0.02]), staleness_max=0.0)
+    assert plan.best.staleness == 0.0
+    assert any(each.staleness > 0 for each in plan.layouts)
+
+
+def test_memory_counts_versions_and_batches_in_flight():
+    plan = planned(costs_of([0.01, 0.01, 0.02]))
+    one = next(e for e in plan.layouts if e.layout.gates == 1 and e.layout.in_flight == 1)
+    assert one.memory_bytes == {"here": 3 * (4000 + 2 * 10_000 + 20_000)}
+    assert all(e.memory_bytes["here"] >= one.memory_bytes["here"] for e in plan.layouts)
+
+
+def test_a_layout_that_needs_more_memory_than_there_is_is_not_taken():
+    machines = ak.Machines([ak.Machine(name="here", cores=2, memory_gb=1e-4)])
+    with pytest.raises(RecipeError, match="no layout fits into the memory"):
+        _ = ak.plan(by_hand(), example=torch.randn(4, 8), hosts=machines, costs=costs_of([0.01] * 3)).best
+
+
+def test_the_network_of_a_plan_has_the_names_and_weights_of_the_one_that_was_planned():
+    network = by_hand()
+    costs = costs_of([0.01, 0.01, 0.02])
+    plan = ak.plan(network, example=torch.randn(4, 8), costs=costs, hosts=ak.Machines.here(2))
+    for forecast in plan.layouts:
+        made = plan.network(forecast)
+        assert len(made.gates) == forecast.layout.gates
+        theirs, ours = made.module().state_dict(), network.module().state_dict()
+        assert theirs.keys() == ours.keys()
+        assert all(torch.equal(theirs[name], ours[name]) for name in ours)
+
+
+def test_gates_that_learn_in_their_own_ways_stay_as_they_are():
+    gates = [ak.Gate(nn.Linear(8, 8), sgd), ak.Gate(nn.Linear(8, 3), torch.optim.Adam)]
+    plan = ak.plan(ak.Network(gates), example=torch.randn(4, 8))
+    assert {each.layout.gates for each in plan.layouts} == {2}
+    assert plan.network() is plan.blocks.network
+
+
+def test_costs_go_through_a_file(tmp_path):
+    costs = costs_of([0.01, 0.02, 0.01])
+    save_costs(costs, tmp_path / "costs.json")
+    loaded = load_costs(tmp_path / "costs.json")
+    assert planned(loaded).best == planned(costs).best
+
+
+def test_costs_of_another_model_are_refused():
+    with pytest.raises(RecipeError, match="measure them with this model"):
+        planned(costs_of([0.01, 0.01]))
+
+
+def test_a_file_without_costs_is_refused(tmp_path):
+    (tmp_path / "costs.json").write_text("{}")
+    with pytest.raises(DataError, match="has no costs"):
+        load_costs(tmp_path / "costs.json")
+
+
+def test_what_a_plan_lacks_is_said():
+    with pytest.raises(RecipeError, match="needs a batch of inputs"):
+        ak.plan(mlp(), optimizer=sgd)
+    with pytest.raises(RecipeError, match="a loss needs targets"):
+        ak.plan(mlp(), example=torch.randn(4, 8), loss=F.cross_entropy, optimizer=sgd)
