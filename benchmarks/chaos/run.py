@@ -1,13 +1,15 @@
 """Three machines on which something is killed, or cut off, every twenty seconds, while MNIST is learned.
 
-python benchmarks/chaos/run.py --data-dir DIR [--minutes 20] [--every 20] [--seed 0] [--quick] [--json FILE]
+python benchmarks/chaos/run.py --data-dir DIR [--minutes 20] [--replicas-minutes 5] [--every 20] [--seed 0]
+    [--quick] [--json FILE]
 
 The machines are network namespaces of this one, each with a Ray of its own (this needs root). The head of
 the cluster is left alone. Trainers that were killed are begun again after two seconds, and so is what joins a
 machine to the cluster: by this program, as a service manager would.
 
 Ends with the accuracy beside that of an undisturbed run of as many batches, with the accounts of all trainers
-that could give one, and with how long it took until every gate learned again, by kind of fault.
+that could give one, and with how long it took until every gate learned again, by kind of fault. Then the
+same of a Downpour on these machines, where processes of shards and of replicas are killed; see replicas.py.
 """
 
 from __future__ import annotations
@@ -18,13 +20,10 @@ import os
 import re
 import signal
 import statistics
-import subprocess
-import sys
 import tempfile
-import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,109 +31,15 @@ from random import Random
 from typing import Any
 
 import psutil
-from machines import MACHINES, address, ip, link, machines, pids
+from commands import Command, Service
+from machines import address, ip, link, machines, pids
 
 HERE = Path(__file__).parent
 AT, NAME = f"{address(0)}:25620", "chaos"
-CUT_S, BEGUN_AGAIN_S, GIVEN_UP_S = 10.0, 2.0, 120.0
+CUT_S, GIVEN_UP_S = 10.0, 120.0
+REPLICAS = 3
 KINDS = ("gate", "sentinel", "home", "raylet", "link")
 COUNTS = re.compile(r"([\d,]+) batches sent, ([\d,]+) trained, ([\d,]+) refused, ([\d,]+) lost")
-
-
-# ── commands ─────────────────────────────────────────────────────────────────────────────────────────
-
-
-class Command:
-    """A command on a machine; what it says is kept."""
-
-    def __init__(self, home: Path, machine: int, *words: str, **environment: str) -> None:
-        folder = home / str(machine)
-        (folder / "ray").mkdir(parents=True, exist_ok=True)
-        own_files = f'mount --bind {folder}/ray /tmp/ray && exec "$@"'
-        where = ["ip", "netns", "exec", MACHINES[machine], "sh", "-c", own_files, "sh", sys.executable]
-        env = {
-            **os.environ,
-            "HOME": str(folder),
-            "PYTHONUNBUFFERED": "1",
-            "OMP_NUM_THREADS": "1",
-            **environment,
-        }
-        env.pop("RAY_AUTH_MODE", None)
-        self.machine, self.words = machine, words
-        self.lines: list[str] = []
-        self._process = subprocess.Popen(
-            [*where, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env, cwd=folder
-        )
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self.lines.append(line.rstrip())
-
-    @property
-    def ended(self) -> bool:
-        return self._process.poll() is not None
-
-    def until(self, pattern: str, timeout_s: float = 120.0) -> re.Match[str]:
-        """Wait until it says this."""
-        deadline_s = time.monotonic() + timeout_s
-        while time.monotonic() < deadline_s:
-            for line in list(self.lines):
-                if found := re.search(pattern, line):
-                    return found
-            if self.ended and not self._reader.is_alive():
-                break
-            time.sleep(0.1)
-        raise SystemExit(f"{self.words} never said {pattern!r}: {self.lines[-20:]}")
-
-    def signal(self, number: int) -> None:
-        with suppress(ProcessLookupError):
-            self._process.send_signal(number)
-
-    def end(self, timeout_s: float = 120.0) -> None:
-        """Ask it to end, and wait."""
-        self.signal(signal.SIGINT)
-        try:
-            self._process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            self.signal(signal.SIGKILL)
-        self._reader.join(5)
-
-
-class Service:
-    """A command that is begun again whenever it has ended, a while later."""
-
-    def __init__(self, begin: Callable[[], Command]) -> None:
-        self._begin = begin
-        self._stopping = False
-        self.past: list[Command] = []
-        self.now = begin()
-        self._keeper = threading.Thread(target=self._keep, daemon=True)
-        self._keeper.start()
-
-    def _keep(self) -> None:
-        while not self._stopping:
-            if self.now.ended:
-                time.sleep(BEGUN_AGAIN_S)
-                if not self._stopping:
-                    self.past.append(self.now)
-                    self.now = self._begin()
-            time.sleep(0.2)
-
-    def stop(self) -> None:
-        """Do not begin it again."""
-        self._stopping = True
-        self._keeper.join()
-
-    def end(self) -> None:
-        self.stop()
-        self.now.end()
-
-    @property
-    def commands(self) -> list[Command]:
-        return [*self.past, self.now]
 
 
 # ── what is seen ─────────────────────────────────────────────────────────────────────────────────────
@@ -314,6 +219,7 @@ def disturbed(given: argparse.Namespace, home: Path) -> dict[str, Any]:
     accuracy = float(validator.until(r"accuracy ([\d.]+)").group(1))
     validator.end()
     watch.signal(signal.SIGKILL)
+    replicas = _replicas(given, home, token) if given.replicas_minutes else None
     accounts = [account for each in trainers.values() for c in each.commands for account in _accounts(c)]
     for member in members:
         member.stop()
@@ -325,8 +231,18 @@ def disturbed(given: argparse.Namespace, home: Path) -> dict[str, Any]:
         "commands": sum(len(each.commands) for each in trainers.values()),
         "took_s": chaos.took_s,
         "never": chaos.never,
+        "replicas": replicas,
         "said": {name: [c.lines[-1:] for c in each.commands] for name, each in trainers.items()},
     }
+
+
+def _replicas(given: argparse.Namespace, home: Path, token: dict[str, str]) -> dict[str, Any]:
+    """What became of a Downpour on the same machines."""
+    words = given.data_dir, str(given.replicas_minutes), str(given.every), str(given.seed), str(REPLICAS)
+    replicas = Command(home, 0, str(HERE / "replicas.py"), AT, *words, **token)
+    line = replicas.until(r'^\{"accuracy".*', 60 * given.replicas_minutes + 600).group(0)
+    print("\n".join(line for line in replicas.lines if re.match(r"  (shard|replica) ", line)), flush=True)
+    return dict(json.loads(line))
 
 
 def _accounts(command: Command) -> Iterator[tuple[int, ...]]:
@@ -335,7 +251,7 @@ def _accounts(command: Command) -> Iterator[tuple[int, ...]]:
             yield tuple(int(number.replace(",", "")) for number in found.groups())
 
 
-def undisturbed(given: argparse.Namespace, updates: int) -> float:
+def undisturbed(given: argparse.Namespace, batches: int, replicas: int = 0) -> float:
     """The accuracy after as many batches on threads, where nothing happens."""
     import torch
     from network import row
@@ -345,12 +261,12 @@ def undisturbed(given: argparse.Namespace, updates: int) -> float:
 
     torch.manual_seed(0)
     task = load_task("mnist", given.data_dir)
-    with ak.run(row()) as session:
-        training = ak.Sentinel.train(
-            task.train_batches(), task.loss, in_flight=9, epochs=10**6, name="undisturbed"
-        )
+    network = ak.Downpour(row(), replicas=replicas, push_every=2) if replicas else row()
+    with ak.run(network) as session:
+        in_flight = 3 if replicas else 9
+        training = ak.Sentinel.train(task.train_batches(), task.loss, in_flight=in_flight, epochs=10**6)
         attached = session.attach(training)
-        while attached.batches.trained < updates:
+        while attached.batches.trained < batches:
             time.sleep(0.05)
         attached.detach()
         attached.wait(60)
@@ -364,29 +280,33 @@ def main() -> None:
     )
     parser.add_argument("--data-dir", default=os.environ.get("AKKORDEON_DATA"), required=False)
     parser.add_argument("--minutes", type=float, default=20.0)
+    parser.add_argument(
+        "--replicas-minutes", type=float, default=5.0, help="of the Downpour; 0 leaves it out"
+    )
     parser.add_argument("--every", type=float, default=20.0, help="seconds between two faults")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="two minutes")
+    parser.add_argument("--quick", action="store_true", help="two minutes, and one")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     if given.data_dir is None:
         parser.error("--data-dir DIR is missing: the folder with the files of MNIST")
     given.data_dir = str(Path(given.data_dir).resolve())
     if given.quick:
-        given.minutes = 2.0
+        given.minutes, given.replicas_minutes = 2.0, min(1.0, given.replicas_minutes)
     Path("/tmp/ray").mkdir(exist_ok=True)  # where each machine sees its own
     with tempfile.TemporaryDirectory(prefix="ak") as home, machines():
         found = disturbed(given, Path(home))
     found["undisturbed"] = undisturbed(given, found["updates"])
+    if found["replicas"]:
+        found["replicas"]["undisturbed"] = undisturbed(given, found["replicas"]["account"][1], REPLICAS)
     show(found)
     if given.json:
         given.json.write_text(json.dumps(found, indent=1))
 
 
 def show(found: dict[str, Any]) -> None:
-    print(f"\n{'fault':10} {'times':>5} {'median s':>9} {'longest s':>10}")
-    for kind, took_s in sorted(found["took_s"].items()):
-        print(f"{kind:10} {len(took_s):5} {statistics.median(took_s):9.1f} {max(took_s):10.1f}")
+    """Print it."""
+    _show_times(found["took_s"])
     print(f"never over: {found['never'] or 'none'}")
     print(
         f"accuracy {found['accuracy']:.4f}, undisturbed {found['undisturbed']:.4f}, both after "
@@ -397,6 +317,20 @@ def show(found: dict[str, Any]) -> None:
         f"{len(found['accounts'])} of {found['commands']} trainers gave an account: {sums[0]:,} sent, "
         f"{sums[1]:,} trained, {sums[2]:,} refused, {sums[3]:,} lost; exact: {found['exact']}"
     )
+    if replicas := found["replicas"]:
+        _show_times(replicas["took_s"])
+        sent, trained, refused, lost = replicas["account"]
+        print(
+            f"Downpour: accuracy {replicas['accuracy']:.4f}, undisturbed {replicas['undisturbed']:.4f}; "
+            f"{sent:,} sent, {trained:,} trained, {refused:,} refused, {lost:,} lost; "
+            f"exact: {sent == trained + refused + lost}"
+        )
+
+
+def _show_times(took_s: dict[str, list[float]]) -> None:
+    print(f"\n{'fault':10} {'times':>5} {'median s':>9} {'longest s':>10}")
+    for kind, times_s in sorted(took_s.items()):
+        print(f"{kind:10} {len(times_s):5} {statistics.median(times_s):9.1f} {max(times_s):10.1f}")
 
 
 if __name__ == "__main__":
