@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 import torch
 from torch import nn
@@ -25,6 +25,7 @@ class GateSettings(TypedDict, total=False):
     clip_norm: float | None
     accumulate: int
     recompute: bool
+    compile: bool | Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Gate:
         accumulate: batches for one update, with the mean of their gradients.
         recompute: keep of a batch in flight its input and output alone, and run the module again for its
             backward.
+        compile: True, or arguments of ``torch.compile``, to have it compile the module's forward.
         name: for reports; the position if not given.
         device: where the module and its work live, as in ``"cuda:0"``.
         resources: what a host must offer, for engines that place gates on hosts.
@@ -62,6 +64,7 @@ class Gate:
     on_failure: Literal["restart", "fail"] = "restart"
     accumulate: int = 1
     recompute: bool = False
+    compile: bool | Mapping[str, Any] = False
 
     def __post_init__(self) -> None:
         """Refuse what could only fail later."""
@@ -82,6 +85,10 @@ class Gate:
         require_whole("accumulate", self.accumulate)
         if not isinstance(self.recompute, bool):
             raise RecipeError(f"a gate's recompute is True or False, got {self.recompute!r}")
+        if not isinstance(self.compile, bool | Mapping):
+            raise RecipeError(
+                f"a gate's compile is True, False or arguments of torch.compile, got {self.compile!r}"
+            )
         if self.name is not None and not (isinstance(self.name, str) and self.name):
             raise RecipeError(f"a gate's name is a string and not empty, got {self.name!r}")
         if self.device is not None:

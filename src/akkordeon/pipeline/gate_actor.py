@@ -34,6 +34,7 @@ from akkordeon.core.payload import (
 from akkordeon.core.plain_state import Applied, LearnerState, StageState
 from akkordeon.core.recovery.messages import ForgetBefore
 from akkordeon.core.shard_messages import Settle, Settled
+from akkordeon.pipeline.forward.compiled import compile_forward
 from akkordeon.pipeline.forward.recomputed import Recomputed
 from akkordeon.pipeline.gate import Gate
 from akkordeon.pipeline.learning.gradient_forms import differentiable, own, requires_grad, same_storage
@@ -83,6 +84,7 @@ class GateActor(Stage):
         self._updater = Updater(self.weights, gate.optimizer, gate.staleness, gate.clip_norm, self.label)
         if restored is not None and restored.learner is not None:
             self._updater.load(restored.learner)
+        compile_forward(self.module, gate.compile)
         if gate.recompute:
             self._called = Recomputed(self._called, self.weights, self.buffers, self._input_guard)
         self._originals = {id(p): (name, ref(p)) for name, p in gate.module.named_parameters()}

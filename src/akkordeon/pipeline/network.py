@@ -85,6 +85,7 @@ class Network:
             raise RecipeError(f"recovery is a Recovery(…) or None, got {self.recovery!r}")
         for i, gate in enumerate(self.gates):
             _refuse_uncopyable(i, gate)
+            _refuse_to_compile(i, gate)
         _refuse_shared(self.gates)
 
     def __repr__(self) -> str:
@@ -315,6 +316,16 @@ def _refuse_uncopyable(i: int, gate: Gate) -> None:
             "what cannot be copied out of its attributes"
         ) from error
     tensors_of(gate.module)
+
+
+def _refuse_to_compile(i: int, gate: Gate) -> None:
+    """Refuse to compile the forward of a whole module that a gate runs for some of its parts."""
+    if gate.compile is not False and isinstance(gate.module, Part):
+        raise RecipeError(
+            f"gate {i} cannot have compile: it was cut from a forward by an example, and keeps count of its "
+            "calls in Python that changes with each; compile gates that are written as such, or cut from an "
+            "nn.Sequential"
+        )
 
 
 def _refuse_shared(gates: Sequence[Gate]) -> None:
