@@ -109,6 +109,22 @@ def test_sentinels_with_patience_go_on_when_the_head_was_killed_and_the_network_
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_machine_with_patience_joins_again_when_the_head_was_killed_and_another_is_there(terminals):
+    at = begin(terminals)
+    member = terminals("join", at, "--patience", "200")
+    member.until("is part of the cluster")
+    (head,) = [process for process in ray_processes(at) if process.name() == "gcs_server"]
+    head.kill()
+    member.until("Ray ended by itself .*; waiting for it up to 200 s")  # after a minute
+    start_at(terminals, at)
+    member.until("is part of the cluster")
+    member.process.send_signal(signal.SIGTERM)
+    member.end(143)
+    terminals("network", "stop", f"{at}/net").end()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("killed", [("ray start",), ("ray start", "gcs_server")])
 def test_nothing_is_left_of_a_head_that_was_killed(killed, monkeypatch, tmp_path):
     """What it had begun went on, and nobody knew any more that it was ours."""
