@@ -104,7 +104,7 @@ def main() -> None:
     validator = begin(address, "validator", done)
     report: dict[str, Any] = {"kills": 0, "memory_mb": {}}
     began_s = time.monotonic()
-    early_s = min(300.0, given.minutes * 60 / 6)
+    marks = [share * given.minutes for share in (1 / 6, 1 / 2)]  # minutes 5 and 15 of 30
     victim = begin(address, victim_name(report), done)
     while (passed_s := time.monotonic() - began_s) < given.minutes * 60:
         time.sleep(given.every)
@@ -113,12 +113,12 @@ def main() -> None:
         victim.join()
         report["kills"] += 1
         victim = begin(address, victim_name(report), done)
-        if passed_s >= early_s and "early" not in report["memory_mb"]:
-            report["memory_mb"]["early"] = memory_mb(os.getpid())
+        if marks and passed_s >= marks[0] * 60:
+            report["memory_mb"][f"{marks.pop(0):g} min"] = memory_mb(os.getpid())
         status = networks.status(address, NAME)
         versions = [line.status.version for line in status.gates if line.status]
         print(f"{passed_s:6.0f} s  {report['kills']} kills, versions {versions}", file=sys.stderr, flush=True)
-    report["memory_mb"]["late"] = memory_mb(os.getpid())
+    report["memory_mb"][f"{given.minutes:g} min"] = memory_mb(os.getpid())
     if given.json:
         given.json.write_text(json.dumps(report, indent=1))
     wait_until_known(address, victim_name(report))
