@@ -236,6 +236,7 @@ class Downpour:
             steps_by_speed=self.push_every if self.steps_by_speed else None,
             name=gate.name,
             device=gate.device,
+            autocast=gate.autocast,
         )
 
     def replica_spawns(self, replica: int, seed: int) -> Iterator[Spawn]:

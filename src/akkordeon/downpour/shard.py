@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from akkordeon.core.actor import Effect, Report, Send
@@ -62,6 +63,7 @@ class ParameterShard:
         steps_by_speed: replicas are told to push every floor(H·v/v_max) steps; H, or None for no such thing.
         name: for reports; the position if not given.
         device: where the weights live.
+        autocast: what evaluations run under; that of whoever staged the network if None.
         held_elsewhere: the weights that other shards of the position lend, learn and hand out.
     """
 
@@ -73,6 +75,7 @@ class ParameterShard:
     steps_by_speed: int | None = None
     name: str | None = None
     device: Any = None
+    autocast: torch.dtype | None = None
     held_elsewhere: WeightIndices = ()
 
 
@@ -103,7 +106,9 @@ class ShardActor(Stage):
         *,
         anew: bool = False,
     ) -> None:
-        super().__init__(shard.module, position, shard.name, shard.device, restored=restored)
+        super().__init__(
+            shard.module, position, shard.name, shard.device, restored=restored, autocast=shard.autocast
+        )
         self._recipe = shard
         self._updater = Updater(self.weights, shard.optimizer, shard.staleness, None, self.label)
         if restored is not None and restored.learner is not None:

@@ -26,6 +26,7 @@ class GateSettings(TypedDict, total=False):
     accumulate: int
     recompute: bool
     compile: bool | Mapping[str, Any]
+    autocast: torch.dtype | None
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class Gate:
         accumulate: batches for one update, with the mean of their gradients.
         recompute: keep of a batch in flight its input and output alone, and run the module again for its
             backward.
+        autocast: ``torch.bfloat16`` or ``torch.float16``, to run the module under ``torch.autocast``; None
+            leaves it under that of whoever runs the network.
         compile: True, or arguments of ``torch.compile``, to have it compile the module's forward.
         name: for reports; the position if not given.
         device: where the module and its work live, as in ``"cuda:0"``.
@@ -65,6 +68,7 @@ class Gate:
     accumulate: int = 1
     recompute: bool = False
     compile: bool | Mapping[str, Any] = False
+    autocast: torch.dtype | None = None
 
     def __post_init__(self) -> None:
         """Refuse what could only fail later."""
@@ -88,6 +92,10 @@ class Gate:
         if not isinstance(self.compile, bool | Mapping):
             raise RecipeError(
                 f"a gate's compile is True, False or arguments of torch.compile, got {self.compile!r}"
+            )
+        if self.autocast not in (None, torch.bfloat16, torch.float16):
+            raise RecipeError(
+                f"a gate's autocast is torch.bfloat16, torch.float16 or None, got {self.autocast!r}"
             )
         if self.name is not None and not (isinstance(self.name, str) and self.name):
             raise RecipeError(f"a gate's name is a string and not empty, got {self.name!r}")

@@ -80,7 +80,9 @@ class GateActor(Stage):
         self, gate: Gate, position: Position, restored: StageState | None = None, *, anew: bool = False
     ) -> None:
         keeps_weights = gate.staleness.keeps_weights
-        super().__init__(gate.module, position, gate.name, gate.device, keeps_weights, restored)
+        super().__init__(
+            gate.module, position, gate.name, gate.device, keeps_weights, restored, gate.autocast
+        )
         self._updater = Updater(self.weights, gate.optimizer, gate.staleness, gate.clip_norm, self.label)
         if restored is not None and restored.learner is not None:
             self._updater.load(restored.learner)

@@ -32,7 +32,7 @@ from akkordeon.core.messages import (
     Release,
     Watch,
 )
-from akkordeon.core.numerics.autocast import Autocast, autocast_here
+from akkordeon.core.numerics.autocast import Autocast, autocast_here, autocast_of
 from akkordeon.core.payload import Payload, map_tensors, tensors
 from akkordeon.core.plain_state import Applied, LearnerState, StageState
 from akkordeon.core.recovery.messages import ForgetBefore, Save
@@ -149,6 +149,7 @@ class Stage(RefusingActor):
         device: where the module and its work live; None leaves it where it is.
         keep: give every version of the weights memory of its own; see :class:`Weights`.
         restored: what it goes on from, with the module's weights where there are none in it; None begins.
+        autocast: what the module runs under; that of whoever staged the network if None.
     """
 
     def __init__(
@@ -159,6 +160,7 @@ class Stage(RefusingActor):
         device: str | torch.device | None = None,
         keep: bool = True,
         restored: StageState | None = None,
+        autocast: torch.dtype | None = None,
     ) -> None:
         super().__init__(position.address, position.max_in_flight, position.max_payload_bytes)
         self.shares_fairly = position.previous is None
@@ -170,9 +172,8 @@ class Stage(RefusingActor):
         self.device = None if device is None else torch.device(device)
         if self.device is not None:
             _move(self.module, self.device, self.label)
-        autocast = position.autocast
-        self._called: Callable[[Payload], Any] = autocast.around(self.module) if autocast else self.module
-        """The module, under the autocast of whoever staged the network."""
+        around = position.autocast if autocast is None else autocast_of(self.module, autocast)
+        self._called: Callable[[Payload], Any] = around.around(self.module) if around else self.module
         self._seeded = [m for m in self.module.modules() if isinstance(m, Seeded)]
         self.weights = Weights(self.module, keep)
         self.buffers = Statistics(self.module)

@@ -13,8 +13,9 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
-__all__ = ["Autocast", "autocast_here"]
+__all__ = ["Autocast", "autocast_here", "autocast_of"]
 
 DEVICES = ("cpu", "cuda", "mps", "xpu")
 
@@ -42,6 +43,12 @@ class Autocast:
     def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """A function that always runs under it; it can be pickled where the function can."""
         return partial(self.call, function)
+
+
+def autocast_of(module: nn.Module, dtype: torch.dtype) -> Autocast:
+    """One of this dtype, on the devices where a module's parameters are, or on CPUs where it has none."""
+    devices = {parameter.device.type for parameter in module.parameters()} or {"cpu"}
+    return Autocast(tuple((device, dtype) for device in sorted(devices)))
 
 
 def autocast_here() -> Autocast:
