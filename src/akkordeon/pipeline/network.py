@@ -115,8 +115,9 @@ class Network:
         With an example any module can be cut whose forward calls its parts in the same order for every batch.
         Each gate then runs that forward for its own part, so that skip connections, several inputs and
         whatever Python is between the parts are what they were. The gates take about equally long on the
-        example. An ``nn.Sequential`` can be cut without one: before children that are named, or into gates
-        with about equally many weights.
+        example; a module with a ``_pp_plan`` is cut between the parts which that names. An ``nn.Sequential``
+        can be cut without an example: before children that are named, or into gates with about equally many
+        weights.
 
         Args:
             module: it stays as it is; the gates begin with its weights.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -12,6 +12,7 @@ from akkordeon.core.errors import RecipeError, SharedParameterError
 from akkordeon.core.payload import Payload
 from akkordeon.pipeline.learning.optimizer import OptimizerFactory
 from akkordeon.pipeline.splitting.balance import balanced
+from akkordeon.pipeline.splitting.closing import closed_again
 from akkordeon.pipeline.splitting.cost import BlockCosts
 from akkordeon.pipeline.splitting.layout import Layout
 from akkordeon.pipeline.splitting.part import Part
@@ -73,14 +74,18 @@ def split_finely(
 
 def _split_evenly(whole: nn.Module, gates: int, example: Payload, known: BlockCosts, tie: bool) -> list[Part]:
     refused = list[RecipeError]()
-    for spread in (True, False):
+    for opened, spread, is_plan in _starts(whole):
         try:
-            ways = _even(Layout(whole, [""], example, spread), gates, example, known, tie)
+            layout = Layout(whole, opened, example, spread)
+            ways = _even(layout, gates, example, known, tie, set(layout.blocks) if is_plan else set())
         except RecipeError as error:
+            if is_plan:  # it has fewer parts than there are to be gates
+                continue
             raise (refused or [error])[0]  # noqa: B904 - the first one says why
         for way in reversed(ways):
+            layout = Layout(whole, way.opened, example, spread)
             try:
-                return _parts(Layout(whole, way.opened, example, spread), way.places, example, tie)
+                return _parts(*closed_again(layout, way.places, example), example, tie)
             except RecipeError as error:  # a block that cannot be cut into may still stay whole
                 refused.append(error)
     raise refused[0]
@@ -105,17 +110,20 @@ class _Way:
 def _walked_to(whole: nn.Module, names: Sequence[str], example: Payload) -> Layout:
     """A layout in which these are blocks."""
     modules = dict(whole.named_modules())
-    opened = {""}
     for name in names:
         if name not in modules or not name:
             some = ", ".join(list(modules)[1:9])
             raise RecipeError(f"cut_before has no module {name!r}; there are {some}, …")
-        above = name.split(".")[:-1]
-        opened |= {".".join(above[: i + 1]) for i in range(len(above))}
-    layout = Layout(whole, opened, example)
+    layout = Layout(whole, _above(names), example)
     if layout.walk.draws:
         raise RecipeError(_draws(whole))
     return layout
+
+
+def _above(names: Iterable[str]) -> set[str]:
+    """The names of all modules that have one of these in them."""
+    above = [name.split(".")[:-1] for name in names]
+    return {".".join(parts[:depth]) for parts in above for depth in range(len(parts) + 1)}
 
 
 def _draws(whole: nn.Module) -> str:
@@ -128,9 +136,35 @@ def _draws(whole: nn.Module) -> str:
 # ── even parts ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def _even(layout: Layout, gates: int, example: Payload, known: BlockCosts, tie: bool) -> list[_Way]:
-    """Open blocks, the most costly first, until parts are about even; all ways to cut so far, best last."""
-    closed, ways = set[str](), list[_Way]()
+def _starts(whole: nn.Module) -> list[tuple[set[str], bool, bool]]:
+    """What to open at first, whether gates may call one module, and whether nothing else is opened.
+
+    That is so where a module says by its ``_pp_plan`` what pipelines are made of, as those of Hugging Face's
+    transformers do: by the names of its parts, of which one may be a list of layers.
+    """
+    plan = {
+        f"{name}.{part}".removeprefix(".")
+        for name, module in whole.named_modules()
+        for part in getattr(module, "_pp_plan", None) or ()
+    }
+    anyhow = [({""}, True, False), ({""}, False, False)]
+    return [(_above(plan), True, True), *anyhow] if plan else anyhow
+
+
+def _even(
+    layout: Layout, gates: int, example: Payload, known: BlockCosts, tie: bool, closed: set[str]
+) -> list[_Way]:
+    """Open blocks, the most costly first, until parts are about even; all ways to cut so far, best last.
+
+    Args:
+        layout: to begin with.
+        gates: how many parts.
+        example: a batch.
+        known: what blocks cost.
+        tie: whether parts may use one weight.
+        closed: names of blocks that are not opened; those that have been tried are added.
+    """
+    ways = list[_Way]()
     if layout.walk.draws:
         raise RecipeError(_draws(layout.whole))
     if gates == 1:

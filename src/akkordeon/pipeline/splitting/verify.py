@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from akkordeon.core.errors import RecipeError, explain
+from akkordeon.core.errors import ProtocolError, RecipeError, explain
 from akkordeon.core.payload import Payload, copy_of, map_tensors
 from akkordeon.pipeline.input_guard import InputGuard
 from akkordeon.pipeline.module_copy import copied
@@ -47,9 +47,11 @@ def _alike(
     """What the whole gives, and the steps of its parts, which have to give the same."""
     torch.manual_seed(again)
     try:
-        gave = leaves_in(call(plain, map_tensors(copy_of, example)))
+        outputs = call(plain, map_tensors(copy_of, example))
     except Exception as error:
         raise RecipeError(f"{name} cannot work on the example: {explain(error)}") from error
+    _refuse_unsendable(name, outputs)
+    gave = leaves_in(outputs)
     torch.manual_seed(again)
     try:
         steps = list(_forward(parts, example))
@@ -65,6 +67,16 @@ def _alike(
             f"{name} cannot be cut so: {when} something else than it; {_KEPT if again else _WHY}"
         )
     return gave, steps
+
+
+def _refuse_unsendable(name: str, outputs: Any) -> None:
+    try:
+        map_tensors(copy_of, outputs)
+    except ProtocolError as error:
+        raise RecipeError(
+            f"what {name} gives cannot be sent to a sentinel: {error}; have it give tensors alone, as models "
+            "of transformers do with config.use_cache = False"
+        ) from None
 
 
 _KEPT = (
