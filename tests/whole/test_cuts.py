@@ -15,7 +15,10 @@ from akkordeon.sentinels.reader import Reader
 from akkordeon.sentinels.trainer import Trainer
 
 GATES = 3
-SEEDS = 2000
+SEEDS = [
+    pytest.param(range(500), id="500 seeds"),
+    pytest.param(range(500, 2000), id="1,500 more", marks=pytest.mark.slow),
+]
 X = torch.ones(1, 1)
 
 
@@ -61,7 +64,8 @@ def gates(shuffled: Shuffled) -> list:
     return [shuffled.actors[f"gate/{i}"] for i in range(GATES)]
 
 
-def test_every_cut_finds_all_gates_after_the_same_set_of_batches(monkeypatch):
+@pytest.mark.parametrize("seeds", SEEDS)
+def test_every_cut_finds_all_gates_after_the_same_set_of_batches(seeds, monkeypatch):
     versions = []
     pinned = Evaluator._pinned
 
@@ -71,7 +75,7 @@ def test_every_cut_finds_all_gates_after_the_same_set_of_batches(monkeypatch):
 
     monkeypatch.setattr(Evaluator, "_pinned", spy)
     cuts = 0
-    for seed in range(SEEDS):
+    for seed in seeds:
         shuffled = stage(seed, trainers=2, in_flight=1 + seed % 3, batches=3)
         finish(shuffled)
         for of_gates in shuffled.cuts.values():
@@ -81,7 +85,7 @@ def test_every_cut_finds_all_gates_after_the_same_set_of_batches(monkeypatch):
     assert len(versions) == cuts
     assert all(len(set(of_cut)) == 1 for of_cut in versions)
     assert len({of_cut[0] for of_cut in versions}) > 4  # cuts were made all along the way
-    assert cuts > SEEDS
+    assert cuts > len(seeds)
 
 
 @pytest.mark.parametrize("seed", range(20))
