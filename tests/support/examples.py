@@ -62,6 +62,12 @@ def outputs(model: nn.Module, x: Any) -> Any:
     return model(**x) if isinstance(x, dict) else model(x)
 
 
+def logits(model: nn.Module, x: Any) -> torch.Tensor:
+    """Its logits, which models of transformers give in an object."""
+    gave = outputs(model, x)
+    return gave if isinstance(gave, torch.Tensor) else gave.logits
+
+
 def _char_gpt() -> Shown:
     own = example("char_gpt")
     batches = list(own.random_rows(torch.randint(20, (500,)), STEPS, seed=0))
@@ -86,5 +92,19 @@ def _fine_tune() -> Shown:
     return Shown(own.with_new_head(own.Net().state_dict()), own.adam, batches, own.cross_entropy)
 
 
-SHOWN = {"char_gpt": _char_gpt, "cnn_mnist": _cnn_mnist, "resnet": _resnet, "fine_tune": _fine_tune}
+def _hugging_face(model: str) -> Shown:
+    own = example("hugging_face")
+    make, batches, _ = own.MODELS[model]
+    return Shown(make(), own.adamw, list(batches(STEPS, seed=0)), own.loss, {"tie": True})
+
+
+SHOWN: dict[str, Callable[[], Shown]] = {
+    "char_gpt": _char_gpt,
+    "cnn_mnist": _cnn_mnist,
+    "resnet": _resnet,
+    "fine_tune": _fine_tune,
+}
 """By the names of the examples."""
+
+if importlib.util.find_spec("transformers") is not None:
+    SHOWN |= {"gpt2": partial(_hugging_face, "gpt2"), "bert": partial(_hugging_face, "bert")}

@@ -134,3 +134,18 @@ def test_a_network_is_tuned_from_the_file_of_another_run_and_its_lower_layers_st
     assert float(other.partition("%")[0]) > 30
     layers = ("lower.0.0.weight", "lower.0.0.bias", "lower.1.0.weight", "lower.1.0.bias")
     assert same == f"as they were: {', '.join(layers)}"
+
+
+@pytest.mark.parametrize("model", ["gpt2", "bert"])
+def test_models_of_transformers_are_trained_in_gates(model, capsys):
+    pytest.importorskip("transformers", reason="an example of its own, and no requirement of ours")
+    example("hugging_face").main(model, steps=3)
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.split()[0] for line in lines[:-1]} == {"train", "validate"}
+    assert lines[-1] in ("trained a GPT2LMHeadModel", "trained a BertForSequenceClassification")
+
+
+def test_without_transformers_its_example_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(SystemExit, match="needs Hugging Face's transformers: pip install transformers"):
+        example("hugging_face")
