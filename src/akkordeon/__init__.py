@@ -14,6 +14,7 @@ from akkordeon.experiments.run import resume, run
 from akkordeon.experiments.tasks.task import Task
 from akkordeon.pipeline import nn
 from akkordeon.pipeline.gate import Gate
+from akkordeon.pipeline.learning.groups import decay_groups
 from akkordeon.pipeline.network import Network
 from akkordeon.pipeline.recovery.recipe import Recovery
 from akkordeon.pipeline.staleness import DelayCompensation, InverseStaleness, Latest, Rule, Stash
@@ -53,6 +54,7 @@ __all__ = [
     "Threads",
     "accuracy",
     "connect",
+    "decay_groups",
     "errors",
     "nn",
     "plan",

@@ -42,6 +42,7 @@ PUBLIC = [
     "Threads",
     "accuracy",
     "connect",
+    "decay_groups",
     "errors",
     "nn",
     "plan",
