@@ -9,7 +9,10 @@ from torch import nn
 
 import akkordeon as ak
 from akkordeon.core.errors import RecipeError
+from akkordeon.experiments.build import build_network
+from akkordeon.experiments.config import TrainConfig
 from akkordeon.experiments.presets import OPTIMIZERS, optimizer_named, rule_named, with_lr
+from akkordeon.experiments.tasks.loader import load_task
 from akkordeon.pipeline.staleness import RULES
 
 
@@ -56,6 +59,12 @@ def test_another_rate_is_given_to_every_optimizer_of_a_network_and_nothing_else_
         (group,) = gate.optimizer(gate.module.parameters()).param_groups
         assert (group["lr"], group["momentum"]) == (0.25, 0.9)
     assert network.gates[0].optimizer(network.gates[0].module.parameters()).param_groups[0]["lr"] == 0.05
+
+
+def test_settings_have_every_gate_that_learns_accumulate():
+    network = build_network(load_task("xor"), TrainConfig("xor", accumulate=4))
+    assert [gate.accumulate for gate in network.gates] == [4, 4]
+    assert [gate.accumulate for gate in build_network(load_task("xor"), TrainConfig("xor")).gates] == [1, 1]
 
 
 def test_a_gate_without_an_optimizer_stays_without():

@@ -43,6 +43,8 @@ def build_network(task: Task, config: TrainConfig) -> Network:
     )
     if config.lr is not None and config.optimizer is None:
         network = with_lr(network, config.lr)
+    if config.accumulate is not None:
+        network = network.replacing(accumulate=config.accumulate)
     if config.max_staleness is not None:
         network = replace(network, max_staleness=config.max_staleness)
     in_flight = in_flight_of(task, config) * config.sentinels

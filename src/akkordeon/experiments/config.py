@@ -112,7 +112,7 @@ class TrainConfig(Settings):
     they can be kept while training goes on; ``downpour`` trains replicas, None one row.
     """
 
-    ONE_ROW: ClassVar = ("sentinels", "take")
+    ONE_ROW: ClassVar = ("sentinels", "take", "accumulate")
     """What makes no sense where there are replicas, each with a sentinel and a part of the data."""
 
     task: Annotated[str, Argument(metavar="[TASK]", help=f"{', '.join(NAMED)} or FILE.py:FUNCTION.")] = (
@@ -136,6 +136,7 @@ class TrainConfig(Settings):
     ] = None
     staleness: GateRule = None
     max_staleness: Annotated[int | None, Option(min=0, help="Refuse older gradients.")] = None
+    accumulate: Annotated[int | None, Option(min=1, help="Batches for one update of a gate.")] = None
     optimizer: Annotated[OptimizerName | None, Option(help="The optimizer of all gates.")] = None
     lr: Annotated[
         float | None, Option(min=0, help="Its learning rate, or that of the task's own optimizers.")
