@@ -20,6 +20,7 @@ import os
 import re
 import signal
 import statistics
+import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -31,11 +32,14 @@ from random import Random
 from typing import Any
 
 import psutil
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from commands import Command, Service
-from machines import address, ip, link, machines, pids
+from machines import Machines, ip
 
 HERE = Path(__file__).parent
-AT, NAME = f"{address(0)}:25620", "chaos"
+MACHINES = Machines("akkordeon", "10.77.0")
+AT, NAME = f"{MACHINES.address(0)}:25620", "chaos"
 CUT_S, GIVEN_UP_S = 10.0, 120.0
 REPLICAS = 3
 KINDS = ("gate", "sentinel", "home", "raylet", "link")
@@ -140,7 +144,7 @@ class Chaos:
 
     def _raylet(self, seen: dict[str, Any]) -> tuple[str, set[str]]:
         machine = self.rng.choice([1, 2])
-        for number in pids(machine):
+        for number in MACHINES.pids(machine):
             with suppress(psutil.Error):
                 process = psutil.Process(number)
                 if process.name() == "raylet":
@@ -149,29 +153,33 @@ class Chaos:
 
     def _link(self, seen: dict[str, Any]) -> tuple[str, set[str]]:
         machine = self.rng.choice([1, 2])
-        ip("link", "set", link(machine), "down")
+        ip("link", "set", MACHINES.link(machine), "down")
         time.sleep(CUT_S)
-        ip("link", "set", link(machine), "up")
+        ip("link", "set", MACHINES.link(machine), "up")
         return f"machine {machine} cut off for {CUT_S:.0f} s", set()
 
 
 def _gates_on(seen: dict[str, Any], machine: int) -> set[str]:
-    return {gate for gate, (_, node, _) in seen["gates"].items() if node == address(machine)}
+    return {gate for gate, (_, node, _) in seen["gates"].items() if node == MACHINES.address(machine)}
 
 
 # ── the run ──────────────────────────────────────────────────────────────────────────────────────────
 
 
+def _on(home: Path, machine: int, *words: str, **environment: str) -> Command:
+    return Command(home / str(machine), MACHINES.names[machine], *words, **environment)
+
+
 def disturbed(given: argparse.Namespace, home: Path) -> dict[str, Any]:
     """The run with faults."""
-    start = Command(
+    start = _on(
         home, 0, "-m", "akkordeon.cli.main", "network", "start", f"{HERE / 'network.py'}:row",
         "--listen", AT, "--name", NAME, "--machines", "3",
     )  # fmt: skip
     token = {"RAY_AUTH_TOKEN": start.until(r"export RAY_AUTH_TOKEN=(\w+)").group(1)}
 
     def command(machine: int, *words: str) -> Command:
-        return Command(home, machine, "-m", "akkordeon.cli.main", *words, **token)
+        return _on(home, machine, "-m", "akkordeon.cli.main", *words, **token)
 
     def trainer(machine: int, name: str) -> Service:
         words = (
@@ -201,7 +209,7 @@ def disturbed(given: argparse.Namespace, home: Path) -> dict[str, Any]:
     members = [Service(lambda i=i: command(i, "join", AT)) for i in (1, 2)]  # type: ignore[misc]
     start.until("runs with .* gates")
     trainers = {name: trainer(i, name) for i, name in enumerate(("first", "second", "third"))}
-    watch = Command(home, 0, str(HERE / "watch.py"), AT, NAME, **token)
+    watch = _on(home, 0, str(HERE / "watch.py"), AT, NAME, **token)
     for each in trainers.values():
         each.now.until("is attached")
     chaos = Chaos(Random(given.seed), Sight(watch), trainers)
@@ -239,7 +247,7 @@ def disturbed(given: argparse.Namespace, home: Path) -> dict[str, Any]:
 def _replicas(given: argparse.Namespace, home: Path, token: dict[str, str]) -> dict[str, Any]:
     """What became of a Downpour on the same machines."""
     words = given.data_dir, str(given.replicas_minutes), str(given.every), str(given.seed), str(REPLICAS)
-    replicas = Command(home, 0, str(HERE / "replicas.py"), AT, *words, **token)
+    replicas = _on(home, 0, str(HERE / "replicas.py"), AT, *words, **token)
     line = replicas.until(r'^\{"accuracy".*', 60 * given.replicas_minutes + 600).group(0)
     print("\n".join(line for line in replicas.lines if re.match(r"  (shard|replica) ", line)), flush=True)
     return dict(json.loads(line))
@@ -294,7 +302,7 @@ def main() -> None:
     if given.quick:
         given.minutes, given.replicas_minutes = 2.0, min(1.0, given.replicas_minutes)
     Path("/tmp/ray").mkdir(exist_ok=True)  # where each machine sees its own
-    with tempfile.TemporaryDirectory(prefix="ak") as home, machines():
+    with tempfile.TemporaryDirectory(prefix="ak") as home, MACHINES.up():
         found = disturbed(given, Path(home))
     found["undisturbed"] = undisturbed(given, found["updates"])
     if found["replicas"]:

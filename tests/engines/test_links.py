@@ -11,7 +11,7 @@ from akkordeon.core.errors import RecipeError
 from akkordeon.core.messages import Backward, Batch, Exported, Forward, Release
 from akkordeon.core.messages import CutId as Cut
 from akkordeon.engines.simulator.distributions import Constant, Exponential, LogNormal, Uniform
-from akkordeon.engines.simulator.links import PRESETS, Ghost, Link, Links, Wire, size_bytes
+from akkordeon.engines.simulator.links import PRESETS, Ghost, Link, Links, Port, Wire, size_bytes
 
 
 def wire(*args, **options):
@@ -27,6 +27,17 @@ def test_a_link_carries_one_message_at_a_time():
     assert [line.arrival_s(100, 0.0) for _ in range(3)] == [1.5, 2.5, 3.5]
     assert line.arrival_s(100, 10.0) == 11.5
     assert (line.bytes, line.messages, line.busy_s) == (400, 4, 4.0)
+
+
+def test_wires_of_one_host_share_what_it_sends():
+    departures = Port(100.0)
+    one, other = (Wire(Link(0.5), Random(0), ports=[departures]) for _ in range(2))
+    assert [w.arrival_s(100, 0.0) for w in (one, other, one)] == [1.5, 2.5, 3.5]
+
+
+def test_a_message_goes_through_two_ports_at_once_and_as_slowly_as_the_slower():
+    line = Wire(Link(), Random(0), ports=[Port(100.0), Port(50.0)])
+    assert [line.arrival_s(100, 0.0) for _ in range(2)] == [2.0, 4.0]
 
 
 @pytest.mark.parametrize("latency", [Uniform(0, 1), LogNormal(0.1, 5.0), Exponential(1.0)])

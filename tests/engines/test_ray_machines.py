@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 AT = "10.77.0.1:25520"
 TARGET = f"{AT}/digits-net"
-FOLDER = Path(__file__).parents[2] / "benchmarks" / "chaos"
+FOLDER = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture
@@ -28,7 +28,9 @@ def machines(monkeypatch):
     monkeypatch.syspath_prepend(FOLDER)
     with ExitStack() as until_the_end:
         try:
-            names = until_the_end.enter_context(importlib.import_module("machines").machines())
+            names = until_the_end.enter_context(
+                importlib.import_module("machines").Machines("akkordeon", "10.77.0").up()
+            )
         except (OSError, subprocess.CalledProcessError) as error:
             pytest.skip(f"no network namespaces here: {error}")
         yield names

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -21,9 +22,14 @@ from akkordeon.engines.simulator.compute import Compute, Cost
 from akkordeon.engines.simulator.distributions import Uniform
 from akkordeon.engines.simulator.faults import Crash, Freeze, Partition
 from akkordeon.engines.simulator.hosts import Host
-from akkordeon.engines.simulator.links import PRESETS, Link, Links, Wire
+from akkordeon.engines.simulator.links import PRESETS, Ghost, Link, Links, Wire
 
 SECOND = Compute({"worker*": Cost(message_s=1)})
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel(Note):
+    payload: Ghost
 
 
 def tell_time(message, now_s):
@@ -120,6 +126,18 @@ def test_messages_over_a_wire_arrive_later_and_in_order():
     assert times[0] > 0.1
     ((here, there, wire),) = stage.engine.wires()
     assert (here, there, wire.messages) == ("chatter", "listener", 50)
+
+
+@pytest.mark.parametrize("slow", ["sender/*", "receiver/*"])
+def test_what_a_host_sends_and_what_it_is_sent_share_its_bandwidth(slow):
+    """The middle gate of a row sends activations one way and gradients the other, through one link."""
+    stage = Stage(ak.Simulator(hosts=[Host("slow", [slow], bytes_per_s=100.0)]))
+    for i in range(2):
+        stage.actor(f"receiver/{i}", tell_time)
+        stage.actor(f"sender/{i}", lambda message, now_s, to=f"receiver/{i}": [Send(to, message)])
+        stage.engine.send(f"sender/{i}", Parcel(i, Ghost(100)))
+    let_pass(stage, 10)
+    assert told(stage) == [(0, 1.0), (1, 2.0)]
 
 
 def test_a_reader_lives_with_its_sentinel():

@@ -243,8 +243,9 @@ class Simulator(Engine, Interpreter[SiteCell]):
         link = self._links.find(here.key, there.key)
         rng = Random(f"{self._seeded} wire {here.host.name} {there.host.name}")
         keep_s = self._outages.keep_s
-        laid = even_if_free or link != HERE or keep_s > 0
-        wire = here.wires[there] = Wire(link, rng, keep_s) if laid else None
+        ports = (*here.departures, *there.arrivals)
+        laid = even_if_free or link != HERE or keep_s > 0 or ports
+        wire = here.wires[there] = Wire(link, rng, keep_s, ports) if laid else None
         return wire
 
     def _arrive(self, wire: Wire, shipment: Shipment) -> None:

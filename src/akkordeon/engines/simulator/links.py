@@ -3,6 +3,9 @@
     sender ──▶ [waits for the link] ──▶ [bytes / bandwidth] ──▶ latency ──▶ mailbox
                  one message at a time                          never overtaking
 
+Where a host has a bandwidth, a message also waits for what its host sends to others, and for what others send
+to the host that it is for.
+
 A lost packet is sent again after a round trip, as TCP does: it costs time and no message. What the
 messages behind it must wait for it, they wait. A link that broke sends again what was not acknowledged; the
 messages of a wire have numbers, by which the receiver knows what it has already.
@@ -21,7 +24,7 @@ from akkordeon.core.errors import RecipeError
 from akkordeon.core.payload import nbytes, tensors
 from akkordeon.engines.simulator.distributions import Distribution, LogNormal, as_distribution
 
-__all__ = ["HERE", "PRESETS", "Ghost", "Link", "Links", "Shipment", "Wire", "size_bytes"]
+__all__ = ["HERE", "PRESETS", "Ghost", "Link", "Links", "Port", "Shipment", "Wire", "size_bytes"]
 
 PACKET_BYTES = 1460
 """Payload of a TCP segment on Ethernet."""
@@ -104,6 +107,26 @@ class Shipment(NamedTuple):
     message: Any
 
 
+class Port:
+    """What a host sends to all others, or is sent by all: one message at a time.
+
+    Args:
+        bytes_per_s: of them together.
+    """
+
+    __slots__ = ("_bytes_per_s", "_free_s")
+
+    def __init__(self, bytes_per_s: float) -> None:
+        self._bytes_per_s = bytes_per_s
+        self._free_s = 0.0
+
+    def pass_on(self, size: int, first_s: float, last_s: float) -> tuple[float, float]:
+        """When the first and the last of so many bytes are through, which come from and to these times."""
+        first_s = max(first_s, self._free_s)
+        self._free_s = max(last_s, first_s + size / self._bytes_per_s)
+        return first_s, self._free_s
+
+
 class Wire:
     """A link at work, in one direction.
 
@@ -111,6 +134,7 @@ class Wire:
         link: what it is made of.
         rng: for its latencies and losses alone.
         keep_s: how long what has arrived is kept, as it may have to be sent again.
+        ports: that it goes through, in their order.
 
     Attributes:
         repeated: messages that came again, and were dropped.
@@ -125,6 +149,7 @@ class Wire:
         "_last_s",
         "_latency",
         "_latest",
+        "_ports",
         "_rng",
         "busy_s",
         "bytes",
@@ -132,13 +157,14 @@ class Wire:
         "repeated",
     )
 
-    def __init__(self, link: Link, rng: Random, keep_s: float = 0.0) -> None:
+    def __init__(self, link: Link, rng: Random, keep_s: float = 0.0, ports: Sequence[Port] = ()) -> None:
         self._latency = as_distribution(link.latency_s)
         self._bytes_per_s = link.bytes_per_s
         self._again = link.loss
         self._rng = rng
         self._free_s = 0.0  # when the link can take the next message
         self._last_s = 0.0  # when the last message arrives
+        self._ports = tuple(ports)
         self._keep_s = keep_s
         self._kept: deque[Shipment] = deque()
         self._latest = 0  # number of the message that arrived last
@@ -157,6 +183,8 @@ class Wire:
             self.busy_s += sending_s
             begin_s += sending_s
             self._free_s = begin_s
+        if self._ports:
+            begin_s = self._through_ports(size, now_s, begin_s)
         latency_s = self._latency.draw(self._rng)
         arrival_s = begin_s + latency_s
         if self._again:
@@ -165,6 +193,11 @@ class Wire:
             arrival_s = self._last_s
         self._last_s = arrival_s
         return arrival_s
+
+    def _through_ports(self, size: int, first_s: float, last_s: float) -> float:
+        for port in self._ports:
+            first_s, last_s = port.pass_on(size, first_s, last_s)
+        return last_s
 
     def ship(self, cell: Any, message: Any, now_s: float) -> Shipment:
         """Send a message now."""

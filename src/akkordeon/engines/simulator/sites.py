@@ -9,7 +9,7 @@ from akkordeon.core.actor import Actor, Spawn
 from akkordeon.engines.interpreter import Cell
 from akkordeon.engines.simulator.compute import Work
 from akkordeon.engines.simulator.hosts import Host
-from akkordeon.engines.simulator.links import Wire
+from akkordeon.engines.simulator.links import Port, Wire
 
 __all__ = ["Site", "SiteCell"]
 
@@ -17,12 +17,13 @@ __all__ = ["Site", "SiteCell"]
 class Site:
     """A host, and who waits there for a core."""
 
-    __slots__ = ("free", "host", "key", "ready", "wires")
+    __slots__ = ("arrivals", "departures", "free", "host", "key", "ready", "wires")
 
     def __init__(self, host: Host) -> None:
         self.host = host
         self.key = (host.name, host.zone)
         self.free: float = math.inf if host.cores is None else host.cores
+        self.departures, self.arrivals = _ports(host), _ports(host)
         self.ready: deque[SiteCell] = deque()
         self.wires: dict[Site, Wire | None] = {}  # to other sites; None where nothing takes time
 
@@ -40,3 +41,7 @@ class SiteCell(Cell):
         self.at_work = False
         self.frozen_until_s = 0.0
         self.frozen_s = 0.0  # how long it was frozen, all times together
+
+
+def _ports(host: Host) -> tuple[Port, ...]:
+    return () if host.bytes_per_s is None else (Port(host.bytes_per_s),)

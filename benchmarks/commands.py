@@ -13,31 +13,35 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from machines import MACHINES
-
 BEGUN_AGAIN_S = 2.0
 
 
 class Command:
-    """A command on a machine; what it says is kept."""
+    """A command on a machine; what it says is kept.
 
-    def __init__(self, home: Path, machine: int, *words: str, **environment: str) -> None:
-        folder = home / str(machine)
-        (folder / "ray").mkdir(parents=True, exist_ok=True)
-        own_files = f'mount --bind {folder}/ray /tmp/ray && exec "$@"'
-        where = ["ip", "netns", "exec", MACHINES[machine], "sh", "-c", own_files, "sh", sys.executable]
+    Args:
+        home: folder that is the home on that machine, with files of Ray's that other machines do not see.
+        namespace: of the machine.
+        words: what Python is given.
+        environment: variables besides those here.
+    """
+
+    def __init__(self, home: Path, namespace: str, *words: str, **environment: str) -> None:
+        (home / "ray").mkdir(parents=True, exist_ok=True)
+        own_files = f'mount --bind {home}/ray /tmp/ray && exec "$@"'
+        where = ["ip", "netns", "exec", namespace, "sh", "-c", own_files, "sh", sys.executable]
         env = {
             **os.environ,
-            "HOME": str(folder),
+            "HOME": str(home),
             "PYTHONUNBUFFERED": "1",
             "OMP_NUM_THREADS": "1",
             **environment,
         }
         env.pop("RAY_AUTH_MODE", None)
-        self.machine, self.words = machine, words
+        self.words = words
         self.lines: list[str] = []
         self._process = subprocess.Popen(
-            [*where, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env, cwd=folder
+            [*where, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env, cwd=home
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()

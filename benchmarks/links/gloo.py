@@ -1,0 +1,128 @@
+"""The synchronous peers over gloo, one process on each machine: DDP, 1F1B and DiLoCo.
+
+python benchmarks/links/gloo.py RANK HOST:PORT JOBS    # the first prints a line of JSON for each job
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import cycle
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+from work import BATCH, adam, batches, measured, parts
+
+MACHINES = 3
+OUTER_LR, OUTER_MOMENTUM = 0.7, 0.9  # of DiLoCo (arXiv:2311.08105)
+
+Job = dict[str, Any]
+
+
+@dataclass
+class Peer:
+    """One step that all processes make together, and the samples in it."""
+
+    step: Callable[[], None]
+    samples: int
+
+
+def ddp(rank: int, job: Job) -> Peer:
+    """Gradients averaged between the machines at each step; each has a batch of its own."""
+    model = nn.parallel.DistributedDataParallel(nn.Sequential(*parts()), gradient_as_bucket_view=True)
+    optimizer, data = adam(model.parameters()), cycle(batches())
+
+    def step() -> None:
+        x, y = next(data)
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+
+    return Peer(step, MACHINES * BATCH)
+
+
+def one_f_one_b(rank: int, job: Job) -> Peer:
+    """A stage on each machine; a batch goes through in micro-batches, and one update follows."""
+    from torch.distributed.pipelining import PipelineStage, Schedule1F1B
+
+    own = parts()[rank]
+    stage = PipelineStage(own, rank, MACHINES, torch.device("cpu"))
+    schedule = Schedule1F1B(stage, job["micro_batches"], loss_fn=F.cross_entropy)
+    optimizer, data = adam(own.parameters()), cycle(batches())
+
+    def step() -> None:
+        x, y = next(data)
+        optimizer.zero_grad()
+        inputs = [x] if stage.is_first else []
+        schedule.step(*inputs, target=y if stage.is_last else None, return_outputs=False)
+        optimizer.step()
+
+    return Peer(step, BATCH)
+
+
+def diloco(rank: int, job: Job) -> Peer:
+    """So many local steps on each machine; then all take an outer step with the mean of how far they came."""
+    model = nn.Sequential(*parts())
+    inner, data = adam(model.parameters()), cycle(batches())
+    start = [p.detach().clone().requires_grad_() for p in model.parameters()]
+    outer = torch.optim.SGD(start, lr=OUTER_LR, momentum=OUTER_MOMENTUM, nesterov=True)
+
+    def step() -> None:
+        for _ in range(job["local_steps"]):
+            x, y = next(data)
+            inner.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            inner.step()
+        _mean_differences(start, list(model.parameters()))
+        outer.step()
+        with torch.no_grad():
+            for now, kept in zip(model.parameters(), start, strict=True):
+                now.copy_(kept)
+
+    return Peer(step, MACHINES * BATCH * job["local_steps"])
+
+
+@torch.no_grad()
+def _mean_differences(start: list[Tensor], now: list[nn.Parameter]) -> None:
+    """Give each weight of the start, as a gradient, the mean over all machines of start − now."""
+    flat = torch.cat([(a - b).flatten() for a, b in zip(start, now, strict=True)])
+    dist.all_reduce(flat)
+    flat /= MACHINES
+    for kept, mean in zip(start, flat.split([p.numel() for p in start]), strict=True):
+        kept.grad = mean.view_as(kept)
+
+
+PEERS = {"ddp": ddp, "1f1b": one_f_one_b, "diloco": diloco}
+
+
+def agree(seconds: float) -> float:
+    said = torch.tensor([seconds], dtype=torch.float64)
+    dist.broadcast(said, 0)
+    return float(said)
+
+
+def main() -> None:
+    rank, at, jobs = int(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
+    torch.set_num_threads(1)
+    torch.manual_seed(rank)
+    patience = timedelta(seconds=300)
+    dist.init_process_group(
+        "gloo", init_method=f"tcp://{at}", rank=rank, world_size=MACHINES, timeout=patience
+    )
+    for job in jobs:
+        peer = PEERS[job["peer"]](rank, job)
+        step_s = measured(peer.step, job["seconds"], agree)
+        if rank == 0:
+            print(json.dumps({"name": job["name"], "samples_per_s": peer.samples / step_s}), flush=True)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""Ours on Ray over the three machines: a row of gates, or a Downpour.
+
+python benchmarks/links/ours.py HOST:PORT JOBS    # of Ray's head; prints a line of JSON for each job
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections import defaultdict
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+from work import adam, batches, parts
+
+import akkordeon as ak
+from akkordeon.core.reports import TrainingProgress
+
+MACHINES = 3
+REPORT_S = 1.0
+
+Job = dict[str, Any]
+
+
+def row(addresses: list[str]) -> ak.Network:
+    """A gate on each machine."""
+    needs = [{f"node:{address}": 0.01} for address in addresses]
+    return ak.Network([ak.Gate(p, adam, resources=n) for p, n in zip(parts(), needs, strict=True)])
+
+
+def downpour(push_every: int, compression: Any) -> ak.Downpour:
+    """A replica on each machine, which it takes the CPUs of; asynchronous DiLoCo."""
+    first, *others = (ak.Gate(part, adam) for part in parts())
+    whole = replace(first, resources={"num_cpus": os.cpu_count() or 1})
+    return ak.Downpour(
+        ak.Network([whole, *others]),
+        replicas=MACHINES,
+        push="differences",
+        push_every=push_every,
+        compression=compression,
+        server_optimizer=partial(ak.DelayedNesterov, lr=0.7, momentum=0.5, buffer=MACHINES),
+    )
+
+
+class Rates:
+    """Samples per second of each sentinel by its own clock, without its first report."""
+
+    def __init__(self) -> None:
+        self._reports: dict[str, list[TrainingProgress]] = defaultdict(list)
+
+    def take(self, record: Any) -> None:
+        if isinstance(record, TrainingProgress):
+            self._reports[record.sentinel].append(record)
+
+    def samples_per_s(self) -> float:
+        """Of all together."""
+        later = [reports[1:] for reports in self._reports.values()]
+        return sum(sum(r.samples for r in kept) / sum(r.seconds for r in kept) for kept in later)
+
+
+def network_of(job: Job) -> ak.Network | ak.Downpour:
+    return row(job["addresses"]) if "in_flight" in job else downpour(job["push_every"], job["compression"])
+
+
+def training_of(job: Job) -> ak.Training:
+    return ak.Sentinel.train(
+        batches(),
+        F.cross_entropy,
+        in_flight=job.get("in_flight", 1),
+        seconds=job["seconds"],
+        report_every=REPORT_S,
+    )
+
+
+def measure(at: str, job: Job) -> dict[str, Any]:
+    """The rate, and the machine of every actor."""
+    narrow = torch.bfloat16 if job.get("wire") == "bfloat16" else None
+    engine, rates = ak.Ray(at, wire_dtype=narrow, workers=1), Rates()
+    with ak.run(network_of(job), engine) as session:
+        session.subscribe(rates.take)
+        session.attach(training_of(job)).wait(300)
+        places = {address: node for address, (node, _) in engine.locations().items()}
+    return {"samples_per_s": rates.samples_per_s(), "places": places}
+
+
+def main() -> None:
+    at, jobs = sys.argv[1], json.loads(sys.argv[2])
+    torch.set_num_threads(1)
+    for job in jobs:
+        print(json.dumps({"name": job["name"]} | measure(at, job)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""What the simulator says of ours: the same network and batches, links of that rate, costs measured here.
+
+python benchmarks/links/prediction.py MBIT_PER_S JOBS    # prints a line of JSON for each job
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import torch
+from ours import MACHINES, Job, Rates, network_of, training_of
+from torch.nn import functional as F
+from work import adam, batches, parts
+
+import akkordeon as ak
+from akkordeon.engines.simulator import Compute, Cost, Host, Link
+from akkordeon.experiments.schedules.measure_costs import measure_costs
+
+LATENCY_S = 0.0002  # between two namespaces
+MESSAGE_S = 0.0005  # of a call of Ray's
+SHARE = 1448 / 1514  # of what is sent on Ethernet, the rest is headers
+
+
+def machine(number: int, bytes_per_s: float) -> Host:
+    """A gate of the row, and the sentinel on the first; or a replica, its sentinel and a shard."""
+    who = [f"gate/{number}", f"replica/{number}/*", f"sentinel/*-{number}#*", f"shard/{number}"]
+    rest = ["sentinel/*"] if number == 0 else []
+    return Host(f"machine {number}", [*who, *rest], bytes_per_s=bytes_per_s)
+
+
+def costs() -> dict[str, Cost]:
+    """Of gates, wherever they are, and of sentinels."""
+    found = measure_costs(
+        ak.Network([ak.Gate(p, adam) for p in parts()]), batches()[:15], F.cross_entropy, message_s=MESSAGE_S
+    )
+    return found | {f"replica/*/{name}": cost for name, cost in found.items() if name.startswith("gate/")}
+
+
+def predicted(job: Job, mbit_per_s: float, costs: dict[str, Cost]) -> dict[str, Any]:
+    """The rate in virtual time; sending bfloat16 is as sending float32 twice as fast."""
+    narrow = 2 if job.get("wire") == "bfloat16" else 1
+    bytes_per_s = mbit_per_s * 1e6 / 8 * SHARE * narrow
+    hosts = [machine(i, bytes_per_s) for i in reversed(range(MACHINES))]
+    engine, rates = ak.Simulator(links=Link(LATENCY_S), hosts=hosts, compute=Compute(costs)), Rates()
+    with ak.run(network_of(job), engine) as session:
+        session.subscribe(rates.take)
+        session.attach(training_of(job))
+        session.wait()
+    return {"name": job["name"], "samples_per_s": rates.samples_per_s()}
+
+
+def main() -> None:
+    mbit_per_s, jobs = float(sys.argv[1]), json.loads(sys.argv[2])
+    torch.set_num_threads(1)
+    measured = costs()
+    for job in jobs:
+        print(json.dumps(predicted(job, mbit_per_s, measured)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

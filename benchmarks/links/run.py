@@ -1,0 +1,179 @@
+"""Three machines joined by slow links: DDP, 1F1B and DiLoCo over gloo; ours on Ray, as a row and as Downpour.
+
+python benchmarks/links/run.py [--links 1000,100,20] [--only ROW,…] [--seconds 15] [--quick] [--json FILE]
+
+The machines are network namespaces of this one (this needs root). What a machine sends and what it is sent
+is held to the link's rate by a token bucket each, so all that a machine talks to share its link. Everybody
+trains 784-512-512-10 with fused Adam on batches of 128, one intra-op thread a process. The load is the mean
+number of processes that wanted a core in the last minute: where it is above the cores, a figure says little.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import secrets
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from commands import Command
+from machines import Machines
+
+HERE = Path(__file__).parent
+MACHINES = Machines("aklink", "10.79.0")
+GLOO_PORT, RAY_PORT = 29_400, 25_640
+PATIENCE_S = 600.0
+HEAD = """
+import sys
+from akkordeon.engines.ray.cluster import processes
+processes.start_head(sys.argv[1])
+print("the head runs")
+"""
+
+Job = dict[str, Any]
+Row = dict[str, Any]
+
+CONTENDERS: dict[str, Job] = {
+    "DDP": {"peer": "ddp"},
+    "1F1B, 4 micro-batches": {"peer": "1f1b", "micro_batches": 4},
+    "1F1B, 16 micro-batches": {"peer": "1f1b", "micro_batches": 16},
+    "row, 3 in flight": {"in_flight": 3},
+    "row, 8 in flight": {"in_flight": 8},
+    "row, 8 in flight, bf16": {"in_flight": 8, "wire": "bfloat16"},
+    "Downpour, push_every 1": {"push_every": 1, "compression": None},
+    "Downpour, push_every 16": {"push_every": 16, "compression": None},
+    "Downpour, push_every 64": {"push_every": 64, "compression": None},
+    "Downpour, push_every 64, bf16": {"push_every": 64, "compression": "bf16"},
+    "Downpour, push_every 64, int8": {"push_every": 64, "compression": "int8"},
+    "DiLoCo, 16 local steps": {"peer": "diloco", "local_steps": 16},
+    "DiLoCo, 64 local steps": {"peer": "diloco", "local_steps": 64},
+}
+
+
+def limit(mbit_per_s: float) -> None:
+    """Hold what each machine sends, and what it is sent, to a rate."""
+    bytes_per_ms = mbit_per_s * 125
+    how = ("root", "tbf", "rate", f"{mbit_per_s:g}mbit", "burst", f"{max(16_000, 2 * bytes_per_ms):.0f}",
+           "latency", "50ms")  # fmt: skip
+    for i, name in enumerate(MACHINES.names):
+        subprocess.run(["tc", "qdisc", "replace", "dev", MACHINES.link(i), *how], check=True)
+        subprocess.run(["tc", "-n", name, "qdisc", "replace", "dev", "eth0", *how], check=True)
+
+
+class Cluster:
+    """The machines, and Ray on them once somebody asks for it."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._token = {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        self._port = GLOO_PORT
+        self._has_ray = False
+
+    def _command(self, machine: int, *words: str) -> Command:
+        own = {"GLOO_SOCKET_IFNAME": "eth0", **self._token}
+        return Command(self._home / str(machine), MACHINES.names[machine], *words, **own)
+
+    def measure(self, jobs: list[Job]) -> Iterator[dict[str, Any]]:
+        """Have the machines do one job after the other; what the first machine says of each."""
+        if "peer" in jobs[0]:
+            self._port += 1
+            at, words = f"{MACHINES.address(0)}:{self._port}", json.dumps(jobs)
+            commands = [self._command(i, str(HERE / "gloo.py"), str(i), at, words) for i in range(3)]
+        else:
+            addresses = [MACHINES.address(i) for i in range(3)]
+            words = json.dumps([job | {"addresses": addresses} for job in jobs])
+            commands = [self._command(0, str(HERE / "ours.py"), self._ray(), words)]
+        try:
+            for job in jobs:
+                told = re.escape(json.dumps({"name": job["name"]})[:-1])
+                yield json.loads(commands[0].until(f"^{told}.*", PATIENCE_S).group(0))
+        finally:
+            for command in commands:
+                command.end(30.0)
+
+    def _ray(self) -> str:
+        """The address of the head of a cluster of all machines."""
+        at = f"{MACHINES.address(0)}:{RAY_PORT}"
+        if not self._has_ray:
+            self._command(0, "-c", HEAD, at).until("the head runs", PATIENCE_S)
+            members = [self._command(i, "-m", "akkordeon.cli.main", "join", at) for i in (1, 2)]
+            for member in members:
+                member.until("is part of the cluster", PATIENCE_S)
+            self._has_ray = True
+        return at
+
+
+def predictions(mbit_per_s: float, jobs: list[Job]) -> dict[str, float]:
+    """Samples per second by name, as the simulator has them."""
+    jobs = [job | {"addresses": [MACHINES.address(i) for i in range(3)]} for job in jobs]
+    words = [sys.executable, str(HERE / "prediction.py"), f"{mbit_per_s:g}", json.dumps(jobs)]
+    said = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True, cwd=HERE).stdout
+    return {told["name"]: told["samples_per_s"] for told in map(json.loads, said.splitlines())}
+
+
+def study(mbit_per_s: float, chosen: dict[str, Job], seconds: float, cluster: Cluster) -> Iterator[Row]:
+    """Everybody in turn."""
+    limit(mbit_per_s)
+    jobs = [job | {"name": name, "seconds": seconds} for name, job in chosen.items()]
+    peers, ours = ([job for job in jobs if ("peer" in job) == is_peer] for is_peer in (True, False))
+    predicted = predictions(mbit_per_s, ours) if ours else {}
+    for group in filter(None, (peers, ours)):
+        for said in cluster.measure(group):
+            name = said["name"]
+            load = os.getloadavg()[0]
+            yield {"link": mbit_per_s, **said, "predicted_per_s": predicted.get(name), "load": load}
+
+
+def in_words(row: Row) -> str:
+    cells = f"{row['link']:>6g} | {row['name']:32} | {row['load']:>4.0f} | {row['samples_per_s']:>12,.0f}"
+    if row["predicted_per_s"] is None:
+        return f"| {cells} | {'':>12} | {'':>6} |"
+    off = row["predicted_per_s"] / row["samples_per_s"] - 1
+    return f"| {cells} | {row['predicted_per_s']:>12,.0f} | {off:>+6.0%} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--links", default="1000,100,20", help="rates in Mbit/s")
+    parser.add_argument("--only", default="", help="those whose names begin so, as in DDP,row")
+    parser.add_argument("--seconds", type=float, default=15.0, help="of each measurement, at least")
+    parser.add_argument("--quick", action="store_true", help="100 Mbit/s alone, five seconds each")
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    if given.quick:
+        given.links, given.seconds = "100", 5.0
+    begins = tuple(given.only.split(","))
+    chosen = {name: job for name, job in CONTENDERS.items() if name.startswith(begins)}
+    machine = f"{os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}"
+    print(
+        machine,
+        "| Mbit/s | | load | samples/s | simulated | off |",
+        "|---:|---|---:|---:|---:|---:|",
+        sep="\n",
+    )
+    rows: list[Row] = []
+    Path("/tmp/ray").mkdir(exist_ok=True)  # where each machine sees its own
+    with tempfile.TemporaryDirectory(prefix="aklink") as home, MACHINES.up():
+        cluster = Cluster(Path(home))
+        for mbit_per_s in map(float, given.links.split(",")):
+            for row in study(mbit_per_s, chosen, given.seconds, cluster):
+                rows.append(row)
+                print(in_words(row), flush=True)
+    if given.json:
+        given.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
