@@ -211,6 +211,12 @@ def test_what_no_cut_lies_in_is_one_block_again():
         assert len([tensor for tensor in x if tensor.is_floating_point()]) <= 2
 
 
+def test_blocks_before_the_heaviest_gate_are_opened_where_opening_its_own_does_not_help():
+    """The search ended there: of a ResNet in four gates the first had the stem alone, the last a third."""
+    network = ak.Network.from_module(Blocks(5), 4, adamw, example=torch.randn(5, 10))
+    assert beginnings(network)[1:] == ["blocks.1.up.weight", "blocks.2.down.weight", "blocks.4.norm.weight"]
+
+
 class Planned(nn.Module):
     """A model that says what pipelines are made of, as those of Hugging Face's transformers do."""
 

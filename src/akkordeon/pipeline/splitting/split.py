@@ -179,7 +179,8 @@ def _even(
                 return ways
         if not ways and not tie and (shared := _ends(layout, costs, gates, tie=True)):
             raise _shared_error(layout, shared[0])
-        finer = _opened(layout, sorted(heaviest, key=lambda i: -costs[i]), closed, example)
+        order = sorted(range(len(costs)), key=lambda i: (i not in heaviest, -costs[i]))
+        finer = _opened(layout, order if len(heaviest) > 1 or not ends else heaviest, closed, example)
         if finer is None:
             if not ways:
                 raise RecipeError(
