@@ -11,6 +11,7 @@ import typer
 from akkordeon.cli import network, sentinel
 from akkordeon.cli.downpour import downpour
 from akkordeon.cli.errors import SentenceGroup
+from akkordeon.cli.plan import plan
 from akkordeon.cli.simulate import replay, simulate
 from akkordeon.cli.train import measure, predict, resume, train
 from akkordeon.data.download import COLLECTIONS
@@ -52,6 +53,7 @@ def _options(
     pass
 
 
+app.command()(plan)
 app.command()(train)
 app.command()(resume)
 app.command("test")(measure)

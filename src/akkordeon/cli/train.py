@@ -17,7 +17,16 @@ __all__ = ["carry_out", "measure", "predict", "resume", "train"]
 
 
 @with_settings()
-def train(config: TrainConfig, json: AsJson = False, out: Out = None, record: RecordTo = None) -> None:
+def train(
+    config: TrainConfig,
+    auto: Annotated[
+        bool,
+        typer.Option("--auto", help="Take the layout that `akkordeon plan` finds best for this machine."),
+    ] = False,
+    json: AsJson = False,
+    out: Out = None,
+    record: RecordTo = None,
+) -> None:
     """Train a task; Ctrl-C, SIGTERM and SIGHUP stop with what is reached.
 
     With --out the last and the best weights are kept as they come, and with --checkpoint-every all that
@@ -25,6 +34,11 @@ def train(config: TrainConfig, json: AsJson = False, out: Out = None, record: Re
 
     FILE.py:FUNCTION names a function of yours that returns an akkordeon.Task.
     """
+    if auto:
+        from akkordeon.experiments.planning.auto import as_planned
+
+        config, found = as_planned(config)
+        say(found.why)
     carry_out(config, json, out, record)
 
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from akkordeon.data.split import deal_data, take_samples
 from akkordeon.downpour.recipe import Downpour
 from akkordeon.experiments.config import DownpourConfig, TrainConfig
+from akkordeon.experiments.planning.blocks import recut
 from akkordeon.experiments.presets import (
     optimizer_named,
     rule_named,
@@ -37,7 +38,8 @@ def build_recipe(task: Task, config: TrainConfig) -> Network | Downpour:
 
 def build_network(task: Task, config: TrainConfig) -> Network:
     """The task's network with the rule, the optimizer and the bounds of the settings."""
-    network = task.network.replacing(
+    network = task.network if config.cut_before is None else _cut_anew(task, config)
+    network = network.replacing(
         staleness=None if config.staleness is None else rule_named(config.staleness),
         optimizer=None if config.optimizer is None else optimizer_named(config.optimizer, config.lr),
     )
@@ -49,6 +51,12 @@ def build_network(task: Task, config: TrainConfig) -> Network:
         network = replace(network, max_staleness=config.max_staleness)
     in_flight = in_flight_of(task, config) * config.sentinels
     return replace(network, max_in_flight=max(network.max_in_flight, in_flight))
+
+
+def _cut_anew(task: Task, config: TrainConfig) -> Network:
+    names = [name for name in (config.cut_before or "").split(",") if name]
+    example = None if task.network.whole is None else task.example(config.batch_size)
+    return recut(task.network, names, example)
 
 
 def build_downpour(network: Network, config: DownpourConfig) -> Downpour:

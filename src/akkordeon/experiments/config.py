@@ -160,6 +160,10 @@ class TrainConfig(Settings):
     ] = None
     checkpoints_kept: Annotated[int, Option(min=1, help="So many checkpoints, the latest.")] = 3
     keep_last: bool = False
+    cut_before: Annotated[
+        str | None,
+        Option(metavar="NAMES", help="Cut the network anew before these modules, as in 1,2; '' is one gate."),
+    ] = None
     downpour: DownpourConfig | None = None
 
     def __post_init__(self) -> None:

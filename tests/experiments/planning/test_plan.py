@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.support.planning import costs_of
 from torch import nn
 from torch.nn import functional as F
 
 import akkordeon as ak
 from akkordeon.core.errors import DataError, RecipeError
-from akkordeon.experiments.planning.costs import BlockCost, ModelCosts, load_costs, save_costs
+from akkordeon.experiments.planning.costs import ModelCosts, load_costs, save_costs
 
 
 def sgd(params):
@@ -21,26 +22,6 @@ def mlp() -> nn.Sequential:
 
 def by_hand() -> ak.Network:
     return ak.Network([ak.Gate(layer, sgd) for layer in (nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3))])
-
-
-def costs_of(seconds: list[float], **settings) -> ModelCosts:
-    """Costs of blocks that take so long for a forward, and twice for a backward."""
-    blocks = [
-        BlockCost(
-            forward_s=s,
-            backward_s=2 * s,
-            update_s=0.0,
-            output_bytes=1000,
-            gradient_bytes=1000 if i else 0,
-            saved_bytes=4000,
-            weight_bytes=10_000,
-            state_bytes=20_000,
-        )
-        for i, s in enumerate(seconds)
-    ]
-    cuts = tuple(str(number) for number in range(1, len(seconds)))
-    usual = {"gate_s": (0.0, 0.0), "sentinel_s": (0.0, 0.0), "input_bytes": 500, "samples": 10}
-    return ModelCosts(blocks=blocks, cuts=cuts, **{**usual, **settings})
 
 
 def planned(costs: ModelCosts, cores: int = 2, **settings) -> ak.Plan:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
+import torch
 from torch import nn
 
 from akkordeon.core.errors import RecipeError
 from akkordeon.core.payload import Payload
+from akkordeon.downpour.recipe import Downpour
+from akkordeon.experiments.planning.costs import Compression
 from akkordeon.pipeline.gate import Gate
 from akkordeon.pipeline.learning.optimizer import OptimizerFactory, built
 from akkordeon.pipeline.network import Network
 from akkordeon.pipeline.splitting.split import split_finely
 from akkordeon.pipeline.weights import Weights
 
-__all__ = ["Blocks", "blocks_of_module", "blocks_of_network", "recut"]
+__all__ = ["Blocks", "averaging", "blocks_of_module", "blocks_of_network", "recut"]
 
 BLOCKS_MAX = 12
 """Into so many a module is cut; 2, 3, 4 and 6 gates of them are even."""
@@ -87,29 +91,64 @@ def recut(network: Network, cuts: Sequence[str], example: Payload | None = None)
     return replace(network, gates=gates, whole=made.whole)
 
 
-def blocks_of_network(network: Network, example: Payload) -> Blocks:
-    """The blocks of a network: the gates of one written by hand, smaller ones of one that was cut."""
+def blocks_of_network(network: Network, example: Payload, cuts: Sequence[str] | None = None) -> Blocks:
+    """The blocks of a network: the gates of one written by hand, smaller ones of one that was cut.
+
+    Args:
+        network: the recipe.
+        example: a batch of inputs.
+        cuts: the names that blocks but the first begin with, where they are known.
+    """
     if not learn_alike(network.gates):
         return Blocks(network, (), None, may_merge=False)
     if network.whole is None:
-        cuts = tuple(str(number) for number in range(1, len(network.gates)))
-        return Blocks(network, cuts, None, may_merge=True)
-    like = _typical(network.gates)
-    fine = blocks_of_module(network.whole, example, like.optimizer)
-    return Blocks(recut(network, fine.cuts, example), fine.cuts, example, may_merge=True)
+        own = tuple(str(number) for number in range(1, len(network.gates)))
+        return Blocks(network, own, None, may_merge=True)
+    if cuts is None:
+        cuts = _fine_cuts(network.whole, example, _typical(network.gates).optimizer)
+    return Blocks(recut(network, cuts, example), tuple(cuts), example, may_merge=True)
 
 
-def blocks_of_module(module: nn.Module, example: Payload, optimizer: OptimizerFactory | None) -> Blocks:
+def blocks_of_module(
+    module: nn.Module,
+    example: Payload,
+    optimizer: OptimizerFactory | None,
+    cuts: Sequence[str] | None = None,
+) -> Blocks:
     """The blocks of a module: as many that take about equally long as it can be cut into.
 
+    Args:
+        module: any that :meth:`Network.from_module` can cut.
+        example: a batch of inputs.
+        optimizer: of the gates.
+        cuts: the names that blocks but the first begin with, where they are known.
+
     Raises:
-        RecipeError: it cannot work on the example.
+        RecipeError: it cannot work on the example, or cannot be cut so.
     """
-    parts = split_finely(module, BLOCKS_MAX, example, optimizer, tie=True)
-    cuts = tuple(name for name in (part.cut_name for part in parts[1:]) if name is not None)
+    if cuts is None:
+        cuts = _fine_cuts(module, example, optimizer)
     gates = None if cuts else 1
     network = Network.from_module(module, gates, optimizer, example=example, cut_before=cuts, tie=True)
-    return Blocks(network, cuts, example, may_merge=True)
+    return Blocks(network, tuple(cuts), example, may_merge=True)
+
+
+def _fine_cuts(module: nn.Module, example: Payload, optimizer: OptimizerFactory | None) -> tuple[str, ...]:
+    parts = split_finely(module, BLOCKS_MAX, example, optimizer, tie=True)
+    return tuple(name for name in (part.cut_name for part in parts[1:]) if name is not None)
+
+
+def averaging(network: Network, replicas: int, push_every: int, compression: Compression) -> Downpour:
+    """Replicas that push how far their weights have come, of which shards take an equal share each."""
+    server = partial(torch.optim.SGD, lr=1 / replicas)
+    return Downpour(
+        network,
+        replicas=replicas,
+        push="differences",
+        push_every=push_every,
+        compression=compression,
+        server_optimizer=server,
+    )
 
 
 # ── whether gates can be made into others ────────────────────────────────────────────────────────────

@@ -4,14 +4,44 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from akkordeon.core.errors import DataError
-from akkordeon.engines.simulator.compute import Cost
 
-__all__ = ["BlockCost", "ModelCosts", "load_costs", "save_costs"]
+__all__ = [
+    "COMPRESSIONS",
+    "BlockCost",
+    "Compression",
+    "ModelCosts",
+    "PushCost",
+    "load_costs",
+    "save_costs",
+    "write_json",
+]
+
+Compression: TypeAlias = Literal["bf16", "int8"] | None
+
+COMPRESSIONS: tuple[Compression, ...] = (None, "bf16", "int8")
+"""Of pushes; those of downpour/compression.py."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushCost:
+    """What a block costs besides where it is a replica's, by the compression of pushes.
+
+    Args:
+        push_s: to gather and pack a push.
+        apply_s: to apply it, and to lend what comes of it; the shard's.
+        fetch_s: to go on with weights that came.
+        push_bytes: of a push.
+    """
+
+    push_s: float
+    apply_s: float
+    fetch_s: float
+    push_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +57,7 @@ class BlockCost:
         saved_bytes: kept from a forward to its backward.
         weight_bytes: of its weights.
         state_bytes: what its optimizer keeps.
+        pushes: what it costs as a replica's, by compression or ``"none"``; empty where it cannot be one.
     """
 
     forward_s: float
@@ -37,6 +68,11 @@ class BlockCost:
     saved_bytes: int
     weight_bytes: int
     state_bytes: int
+    pushes: Mapping[str, PushCost] = field(default_factory=dict)
+
+    def push(self, compression: Compression) -> PushCost:
+        """What it costs as a replica's."""
+        return self.pushes[compression or "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,36 +110,25 @@ class ModelCosts:
         """Seconds of a batch on one worker, in one gate."""
         return sum(self.block_s) + sum(self.gate_s) + sum(self.sentinel_s)
 
-    def gate(self, start: int, end: int, slower: float = 1.0) -> Cost:
-        """The cost of a gate of the blocks from ``start`` until before ``end``.
-
-        Args:
-            start: number of its first block.
-            end: number of the block after its last.
-            slower: so many times longer than here.
-        """
-        blocks = self.blocks[start:end]
-        forward_s, backward_s = self.gate_s
-        return Cost(
-            forward_s=slower * (forward_s + sum(block.forward_s for block in blocks)),
-            backward_s=slower * (backward_s + sum(block.backward_s for block in blocks)),
-            update_s=slower * sum(block.update_s for block in blocks),
-        )
-
-    def sentinel(self, slower: float = 1.0) -> Cost:
-        """The cost of a trainer with its reader."""
-        loss_s, rest_s = self.sentinel_s
-        return Cost(forward_s=slower * loss_s, update_s=slower * rest_s)
+    @property
+    def compressions(self) -> list[Compression]:
+        """That pushes were measured with; none where there can be no replicas."""
+        return [each for each in COMPRESSIONS if (each or "none") in self.blocks[0].pushes]
 
 
 def save_costs(costs: ModelCosts, path: str | Path) -> None:
-    """Write costs as JSON, for :func:`load_costs` on another machine.
+    """Write costs as JSON, for :func:`load_costs` on another machine; see :func:`write_json`."""
+    write_json(asdict(costs), path)
+
+
+def write_json(table: Mapping[str, Any], path: str | Path) -> None:
+    """Write plain data as JSON.
 
     Raises:
         DataError: the file cannot be written.
     """
     try:
-        Path(path).write_text(json.dumps(asdict(costs), indent=2) + "\n", encoding="utf-8")
+        Path(path).write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise DataError(f"{path} cannot be written: {error.strerror or error}") from error
 
@@ -123,7 +148,10 @@ def load_costs(path: str | Path) -> ModelCosts:
 
 
 def _costs(table: Mapping[str, Any]) -> ModelCosts:
-    blocks = tuple(BlockCost(**block) for block in table["blocks"])
+    blocks = tuple(
+        BlockCost(**{**block, "pushes": {name: PushCost(**each) for name, each in block["pushes"].items()}})
+        for block in table["blocks"]
+    )
     gate_s, sentinel_s, cuts = (tuple(table[name]) for name in ("gate_s", "sentinel_s", "cuts"))
     lists = {"blocks": blocks, "gate_s": gate_s, "sentinel_s": sentinel_s, "cuts": cuts}
     return ModelCosts(**{**table, **lists})

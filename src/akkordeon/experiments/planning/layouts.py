@@ -1,18 +1,28 @@
-"""Layouts worth a dry run: few enough that all are run, and each there for a reason."""
+"""Layouts worth a dry run: few enough that all are run, and each there for a reason.
+
+- Rows on the host that does most: one gate, and more as long as one more makes the heaviest lighter.
+- Rows over all hosts, where there are several: as many gates on each as it has cores, or one.
+- Replicas: one for each core of a single host, or on each of several hosts, with shards on all of them. Links
+  make it worth to push seldom, and less.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 
-from akkordeon.experiments.planning.costs import ModelCosts
-from akkordeon.experiments.planning.machines import Machines
+from akkordeon.experiments.planning.costs import Compression, ModelCosts
+from akkordeon.experiments.planning.machines import Machine, Machines
 from akkordeon.pipeline.splitting.balance import balanced
 
 __all__ = ["RunLayout", "proposed"]
 
 PAYS = 0.95
 """One gate more is proposed if the heaviest is then less than this share of the heaviest before."""
+
+PUSH_EVERY = (1, 16, 64)
+"""Steps between pushes, where they go over links."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,23 +32,58 @@ class RunLayout:
     Args:
         ends: the number of the block after the last of each gate.
         in_flight: batches that each trainer has under way.
-        placement: the host of each gate.
+        placement: the hosts of the gates of each row: one row, or as many as there are replicas.
+        push_every: steps of a replica between pushes; None for one row without shards.
+        compression: of pushes.
     """
 
     ends: tuple[int, ...]
     in_flight: int
-    placement: tuple[str, ...]
+    placement: tuple[tuple[str, ...], ...]
+    push_every: int | None = None
+    compression: Compression = None
 
     @property
     def gates(self) -> int:
         """How many, in a row."""
         return len(self.ends)
 
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """The number of the first block of each gate."""
+        return (0, *self.ends[:-1])
+
+    @property
+    def replicas(self) -> int:
+        """How many; 0 for one row without shards."""
+        return 0 if self.push_every is None else len(self.placement)
+
+    @property
+    def hosts(self) -> list[str]:
+        """Those that it uses, each once."""
+        return list(dict.fromkeys(host for row in self.placement for host in row))
+
+    @property
+    def shard_hosts(self) -> list[str]:
+        """The host of each shard, dealt out one after the other."""
+        return [self.hosts[i % len(self.hosts)] for i in range(self.gates if self.replicas else 0)]
+
     def __str__(self) -> str:
         """In a few words."""
-        gates = f"{self.gates} gate" + "s" * (self.gates > 1)
-        batches = f"{self.in_flight} batch" + "es" * (self.in_flight > 1)
-        return f"{gates}, {batches} in flight"
+        gates = _count(self.gates, "gate")
+        batches = f"{_count(self.in_flight, 'batch')} in flight"
+        hosts = f" on {_count(len(self.hosts), 'host')}" if len(self.hosts) > 1 else ""
+        if not self.replicas:
+            return f"{gates}{hosts}, {batches}"
+        packed = "" if self.compression is None else f" in {self.compression}"
+        every = f"pushes every {_count(self.push_every or 1, 'step')}{packed}"
+        return f"{_count(self.replicas, 'replica')} of {gates}{hosts}, {batches}, {every}"
+
+
+def _count(number: int, what: str) -> str:
+    if number == 1:
+        return f"1 {what}"
+    return f"{number} {what}es" if what.endswith("ch") else f"{number} {what}s"
 
 
 def proposed(costs: ModelCosts, machines: Machines, may_merge: bool = True) -> list[RunLayout]:
@@ -49,35 +94,82 @@ def proposed(costs: ModelCosts, machines: Machines, may_merge: bool = True) -> l
         machines: where it is to run.
         may_merge: whether gates may have several blocks.
     """
-    return list(_rows_on_one(costs, machines, may_merge))
+    proposals = _Proposals(costs, machines, may_merge)
+    return [*proposals.rows_on_one(), *proposals.rows_over_all(), *proposals.replicas()]
 
 
-def _rows_on_one(costs: ModelCosts, machines: Machines, may_merge: bool) -> Iterator[RunLayout]:
-    """A row on the host that does most, with up to twice as many gates as it has cores."""
-    host = machines.fastest
-    for ends in _cuts(costs, 2 * host.cores, may_merge):
-        for in_flight in _in_flight(len(ends)):
-            yield RunLayout(ends=ends, in_flight=in_flight, placement=(host.name,) * len(ends))
+class _Proposals:
+    """See the head of this file; arguments as of :func:`proposed`."""
 
+    def __init__(self, costs: ModelCosts, machines: Machines, may_merge: bool) -> None:
+        self._costs, self._machines, self._may_merge = costs, machines, may_merge
 
-def _cuts(costs: ModelCosts, most: int, may_merge: bool) -> Iterator[tuple[int, ...]]:
-    """Where rows of gates end, as long as one more makes the heaviest lighter."""
-    blocks = len(costs.blocks)
-    if not may_merge:
-        yield tuple(range(1, blocks + 1))
-        return
-    heaviest_s = float("inf")
-    for count in range(1, min(most, blocks) + 1):
-        ends = balanced(costs.block_s, count, lambda place: costs.blocks[place - 1].output_bytes)
-        now_s = _heaviest_s(costs.block_s, ends)
-        if now_s < PAYS * heaviest_s:
-            heaviest_s = now_s
-            yield tuple(ends)
+    def rows_on_one(self) -> Iterator[RunLayout]:
+        """Up to twice as many gates as the host has cores."""
+        host = self._machines.fastest
+        for ends in self._growing([host.name] * 2 * host.cores):
+            for in_flight in _in_flight(len(ends)):
+                yield RunLayout(ends=ends, in_flight=in_flight, placement=((host.name,) * len(ends),))
 
+    def rows_over_all(self) -> Iterator[RunLayout]:
+        """Faster hosts have more blocks; with more batches in flight than gates, links are hidden."""
+        hosts = self._machines.hosts
+        for each in sorted({1, min(host.cores for host in hosts)}) if len(hosts) > 1 else ():
+            names = tuple(host.name for host in hosts for _ in range(each))
+            ends = self._ends(names)
+            if ends is not None:
+                for factor in (1, 2, 4, 8):
+                    yield RunLayout(ends=ends, in_flight=factor * len(ends), placement=(names,))
 
-def _heaviest_s(block_s: Sequence[float], ends: Sequence[int]) -> float:
-    starts = [0, *ends[:-1]]
-    return max(sum(block_s[start:end]) for start, end in zip(starts, ends, strict=True))
+    def replicas(self) -> Iterator[RunLayout]:
+        """A row for each host, or for each core of the only one."""
+        hosts = self._machines.hosts
+        if not self._costs.compressions:
+            return
+        if len(hosts) == 1:
+            yield from self._replicas([hosts[0]] * hosts[0].cores, 1, [(1, None)])
+        else:
+            over_links = list(product(PUSH_EVERY, self._costs.compressions))
+            for each in sorted({1, min(len(self._costs.blocks), *(host.cores for host in hosts))}):
+                yield from self._replicas(hosts, each, over_links)
+
+    def _replicas(
+        self, hosts: Sequence[Machine], gates: int, pushes: Sequence[tuple[int, Compression]]
+    ) -> Iterator[RunLayout]:
+        ends = self._ends((hosts[0].name,) * gates)
+        if len(hosts) > 1 and ends is not None:
+            for push_every, compression in pushes:
+                yield RunLayout(
+                    ends=ends,
+                    in_flight=1 if gates == 1 else gates + 1,
+                    placement=tuple((host.name,) * gates for host in hosts),
+                    push_every=push_every,
+                    compression=compression,
+                )
+
+    def _growing(self, hosts: Sequence[str]) -> Iterator[tuple[int, ...]]:
+        """Where rows of more and more gates end, as long as one more makes the heaviest lighter."""
+        heaviest_s = float("inf")
+        for count in range(1, len(hosts) + 1):
+            ends = self._ends(hosts[:count])
+            if ends is not None:
+                starts = (0, *ends)
+                block_s = self._costs.block_s
+                now_s = max(sum(block_s[start:end]) for start, end in zip(starts, ends, strict=False))
+                if now_s < PAYS * heaviest_s:
+                    heaviest_s = now_s
+                    yield ends
+
+    def _ends(self, hosts: Sequence[str]) -> tuple[int, ...] | None:
+        """Where gates on these hosts end, so that they take about equally long; None if there are none."""
+        blocks, speeds = self._costs.blocks, {host.name: host.speed for host in self._machines.hosts}
+        if len(hosts) > len(blocks) or not (self._may_merge or len(hosts) == len(blocks)):
+            return None
+
+        def sent(place: int) -> float:
+            return blocks[place - 1].output_bytes
+
+        return tuple(balanced(self._costs.block_s, len(hosts), sent, [speeds[host] for host in hosts]))
 
 
 def _in_flight(gates: int) -> list[int]:

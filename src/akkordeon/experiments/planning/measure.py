@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from statistics import median
 from typing import Any
@@ -13,12 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from akkordeon.core.actor import Actor
+from akkordeon.core.errors import RecipeError
 from akkordeon.core.messages import Attach, Message
 from akkordeon.core.payload import Payload, itself, map_tensors, nbytes, samples, tensors
+from akkordeon.downpour.recipe import Downpour
 from akkordeon.engines.interpreter import Cell
 from akkordeon.engines.simulator.links import size_bytes
-from akkordeon.experiments.planning.blocks import Blocks
-from akkordeon.experiments.planning.costs import BlockCost, ModelCosts
+from akkordeon.experiments.planning.blocks import Blocks, averaging
+from akkordeon.experiments.planning.costs import COMPRESSIONS, BlockCost, ModelCosts, PushCost
 from akkordeon.experiments.schedules.measure_costs import Stopwatch
 from akkordeon.pipeline.gate import Gate
 from akkordeon.pipeline.module_copy import copied
@@ -35,6 +38,12 @@ __all__ = ["measured"]
 WARM = 3
 """Batches that nobody takes the time of."""
 
+MEASURED_S = 0.5
+"""How long each measurement lasts, about, as far as there are batches for it."""
+
+FEWEST = 5
+"""Batches that are measured however long they take."""
+
 Pairs = Sequence[tuple[Payload, Any]]
 
 
@@ -42,20 +51,24 @@ class _Measurement(Stopwatch):
     """One batch after the other through a row, by a real trainer and its reader.
 
     Args:
-        network: the row.
+        model: the row, or a replica of it with its shards.
         batches: to train on; the first few count for nothing.
         loss: of the trainer.
+
+    Attributes:
+        row: the addresses of the gates.
+        sizes: bytes of the last message of each kind, by sender.
     """
 
-    def __init__(self, network: Network, batches: Pairs, loss: Loss) -> None:
+    def __init__(self, model: Network | Downpour, batches: Pairs, loss: Loss) -> None:
         recipe = Sentinel.train(batches, loss, in_flight=1)
-        self.row = network.row()
-        self.batches = len(batches) - WARM
+        self.row = model.row() if isinstance(model, Network) else model.replica_row(0)
         self.sizes: dict[tuple[str, str], int] = {}
-        gates: list[Actor] = [spawn.make() for spawn in network.spawns(0)]
+        self._batches = len(batches)
+        actors: list[Actor] = [spawn.make() for spawn in model.spawns(0)]
         trainer = Trainer("sentinel/x", "x", self.row, "reader/x", recipe)
         reader = Reader("reader/x", "sentinel/x", lambda epoch: batches, 1, may_block=False)
-        super().__init__([*gates, trainer, reader])
+        super().__init__([*actors, trainer, reader])
 
     def _send(self, sender: Cell, to: str, message: Message) -> None:
         super()._send(sender, to, message)
@@ -68,7 +81,8 @@ class _Measurement(Stopwatch):
 
     def seconds(self, address: str, name: str) -> tuple[float, float]:
         """The median (before, after) the first message that an actor sends, of messages of that name."""
-        before_s, after_s = zip(*self.times[address, name][WARM:], strict=True)
+        times = self.times[address, name]
+        before_s, after_s = zip(*(times[WARM:] or times), strict=True)
         return median(before_s), median(after_s)
 
     @property
@@ -80,7 +94,7 @@ class _Measurement(Stopwatch):
             for (address, name), times in self.times.items()
             if address in ("sentinel/x", "reader/x") and name not in ("Attach", "Forward")
         ]
-        return loss_s, sum(others) / (self.batches + WARM)
+        return loss_s, sum(others) / self._batches
 
     @property
     def batch_s(self) -> float:
@@ -101,16 +115,19 @@ def measured(blocks: Blocks, batches: Pairs, loss: Loss, workers: int | None = N
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
+        batches = batches[: _enough(_Measurement(blocks.network, batches[: WARM + 2], loss).take())]
         alone = _Measurement(blocks.network, batches, loss).take()
         crowding = _crowding(lambda: _Measurement(blocks.network, batches, loss), workers)
         payload = max(alone.sizes[gate, "Forward"] for gate in alone.row)
         gate_s = _empty_gate_s(payload, len(batches))
         memory = list(_memory(blocks.network.gates, batches[0][0]))
+        pushes = _pushes(blocks.network, batches, loss, alone)
     finally:
         torch.set_num_threads(threads)
     return ModelCosts(
         blocks=tuple(
-            _block_cost(alone, gate, gate_s, kept) for gate, kept in zip(alone.row, memory, strict=True)
+            replace(_block_cost(alone, gate, gate_s, kept), pushes=its)
+            for gate, kept, its in zip(alone.row, memory, pushes, strict=True)
         ),
         gate_s=gate_s,
         sentinel_s=alone.sentinel_s,
@@ -120,6 +137,12 @@ def measured(blocks: Blocks, batches: Pairs, loss: Loss, workers: int | None = N
         crowding=crowding,
         cuts=blocks.cuts,
     )
+
+
+def _enough(first: _Measurement) -> int:
+    """How many batches to measure."""
+    batch_s = first.batch_s + sum(first.sentinel_s)
+    return WARM + max(FEWEST, round(MEASURED_S / batch_s))
 
 
 def _block_cost(
@@ -155,6 +178,29 @@ def _crowding(make: Callable[[], _Measurement], workers: int) -> float:
         alone, *_ = pool.map(_Measurement.take, [make()])
         together = list(pool.map(_Measurement.take, [make() for _ in range(workers)]))
     return max(1.0, median(each.batch_s for each in together) / alone.batch_s)
+
+
+def _pushes(network: Network, batches: Pairs, loss: Loss, alone: _Measurement) -> list[dict[str, PushCost]]:
+    """What each gate costs as a replica's besides, by compression; nothing where it cannot be one."""
+    found: list[dict[str, PushCost]] = [{} for _ in network.gates]
+    for compression in COMPRESSIONS:
+        try:
+            replicated = averaging(network, 1, 1, compression)
+        except RecipeError:
+            return found
+        taken = _Measurement(replicated, batches, loss).take()
+        for i, (gate, replica) in enumerate(zip(alone.row, taken.row, strict=True)):
+            if (f"shard/{i}", "Push") in taken.times:
+                more_s = taken.seconds(replica, "Backward")[1] - alone.seconds(gate, "Backward")[1]
+                found[i][compression or "none"] = PushCost(
+                    push_s=max(0.0, more_s),
+                    apply_s=sum(taken.seconds(f"shard/{i}", "Push")),
+                    fetch_s=sum(taken.seconds(replica, "Parameters")),
+                    push_bytes=taken.sizes[replica, "Push"],
+                )
+            else:  # nothing in it learns
+                found[i][compression or "none"] = PushCost(push_s=0.0, apply_s=0.0, fetch_s=0.0, push_bytes=0)
+    return found
 
 
 # ── memory ───────────────────────────────────────────────────────────────────────────────────────────

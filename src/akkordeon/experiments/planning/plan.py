@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from akkordeon.core.errors import RecipeError
 from akkordeon.core.payload import Payload, tensors
 from akkordeon.data.sources import as_batches
-from akkordeon.experiments.planning.blocks import Blocks, blocks_of_module, blocks_of_network
+from akkordeon.downpour.recipe import Downpour
+from akkordeon.experiments.planning.blocks import Blocks, averaging, blocks_of_module, blocks_of_network
 from akkordeon.experiments.planning.costs import ModelCosts, load_costs
 from akkordeon.experiments.planning.dry_run import Forecast, dry_run
-from akkordeon.experiments.planning.layouts import proposed
+from akkordeon.experiments.planning.layouts import RunLayout, proposed
 from akkordeon.experiments.planning.machines import Machines, load_machines
 from akkordeon.experiments.planning.measure import measured
 from akkordeon.experiments.tasks.task import Task
@@ -27,8 +28,8 @@ from akkordeon.sentinels.loss import Loss
 
 __all__ = ["Plan", "plan"]
 
-MEASURED = 20
-"""Batches that costs are measured on."""
+MEASURED = 50
+"""Batches that costs are measured on, at the most."""
 
 ABOUT_AS_FAST = 0.95
 """A layout with less staleness is taken if it is at least so fast, beside the fastest."""
@@ -43,7 +44,7 @@ class Plan:
         costs: that they were run with.
         blocks: of the model.
         machines: where it is to run.
-        staleness_max: layouts with a larger mean τ are not taken.
+        staleness_max: rows with a larger mean τ are not taken.
     """
 
     layouts: Sequence[Forecast]
@@ -59,36 +60,61 @@ class Plan:
 
     @cached_property
     def best(self) -> Forecast:
-        """The layout to take: of those about as fast as the fastest, that with least staleness.
+        """The layout to take: of those about as fast as the fastest, the least stale, then the simplest.
 
         Raises:
             RecipeError: none fits into the memory of the hosts, or all are too stale.
         """
-        fit = [each for each in self.layouts if each.fits and each.staleness <= self.staleness_max]
+        fit = [
+            each
+            for each in self.layouts
+            if each.fits and (each.layout.replicas or each.staleness <= self.staleness_max)
+        ]
         if not fit:
             raise RecipeError(
                 f"no layout fits into the memory of the hosts with a mean τ of at most {self.staleness_max:g}"
             )
         fastest = max(each.samples_per_s for each in fit)
         near = [each for each in fit if each.samples_per_s >= ABOUT_AS_FAST * fastest]
-        return min(near, key=lambda each: (each.staleness, each.layout.gates, each.bytes_per_sample))
+        return min(near, key=lambda each: (round(each.staleness), _effort(each.layout)))
 
     @property
     def why(self) -> str:
         """In a sentence, why it is the best."""
         best = self.best
-        simplest = min(self.layouts, key=lambda each: (each.layout.gates, each.layout.in_flight))
+        simplest = min(self.layouts, key=lambda each: _effort(each.layout))
         if best is simplest:
             return f"{best.layout}: no other layout would be more than 5 % faster."
         return (
             f"{best.layout}: {best.samples_per_s / simplest.samples_per_s:.2f} times as fast as "
-            f"{simplest.layout}, and of the layouts within 5 % of the fastest the least stale, with a mean τ "
-            f"of {best.staleness:.1f}."
+            f"{simplest.layout}; of all within 5 % of the fastest, the simplest of the least stale (mean τ "
+            f"{best.staleness:.1f})."
         )
 
-    def network(self, forecast: Forecast | None = None) -> Network:
-        """The network of a layout, the best if none is given."""
-        return self.blocks.cut((forecast or self.best).layout.ends)
+    def as_json(self) -> dict[str, Any]:
+        """All figures, for a file."""
+        return {
+            "best": self.layouts.index(self.best),
+            "why": self.why,
+            "layouts": list(map(asdict, self.layouts)),
+        }
+
+    def network(self, forecast: Forecast | None = None) -> Network | Downpour:
+        """What is to be run: the network of a layout, or replicas of it; the best layout if none is given.
+
+        Shards take an equal share of what each replica's weights have moved by.
+        """
+        layout = (forecast or self.best).layout
+        network = self.blocks.cut(layout.ends)
+        if layout.push_every is None:
+            return network
+        return averaging(network, layout.replicas, layout.push_every, layout.compression)
+
+
+def _effort(layout: RunLayout) -> tuple[int, ...]:
+    """How much there is of it, to say which of two layouts is the simpler."""
+    pushes = layout.push_every or 0, layout.compression is not None
+    return layout.replicas, len(layout.hosts), *pushes, layout.gates, layout.in_flight
 
 
 def plan(
@@ -114,7 +140,8 @@ def plan(
         batch_size: of a task, if another than its own.
         hosts: machines and links, or the TOML file that describes them; this machine if not given.
         costs: measured on another machine, or the file that they are in; measured here if not given.
-        staleness_max: layouts with a larger mean τ are listed, but not taken.
+        staleness_max: rows with a larger mean τ are listed, but not taken. It is not asked of replicas, whose
+            shards take but a share of each push.
 
     Raises:
         RecipeError: something is missing or contradicts another, or no layout can be taken.
@@ -122,13 +149,13 @@ def plan(
         ScenarioError: a file describes no machines.
     """
     pairs, loss = _batches(model, example, targets, loss, batch_size)
-    blocks = _blocks(model, pairs[0][0], optimizer)
     machines = hosts if isinstance(hosts, Machines) else load_machines(hosts) if hosts else Machines.here()
+    if isinstance(costs, str | Path):
+        costs = load_costs(costs)
+    blocks = _blocks(model, pairs[0][0], optimizer, None if costs is None else costs.cuts)
     if costs is None:
         costs = measured(blocks, pairs, loss)
-    elif not isinstance(costs, ModelCosts):
-        costs = load_costs(costs)
-    if tuple(costs.cuts) != blocks.cuts:
+    elif tuple(costs.cuts) != blocks.cuts:
         raise RecipeError(
             f"the costs are of a model with blocks at {', '.join(costs.cuts)}, this one has them at "
             f"{', '.join(blocks.cuts)}; measure them with this model"
@@ -166,11 +193,14 @@ def _mean_square(outputs: Payload, targets: Any) -> Tensor:
 
 
 def _blocks(
-    model: Task | Network | nn.Module, example: Payload, optimizer: OptimizerFactory | None
+    model: Task | Network | nn.Module,
+    example: Payload,
+    optimizer: OptimizerFactory | None,
+    cuts: Sequence[str] | None,
 ) -> Blocks:
     if isinstance(model, nn.Module):
-        return blocks_of_module(model, example, optimizer)
+        return blocks_of_module(model, example, optimizer, cuts)
     network = model.network if isinstance(model, Task) else model
     if optimizer is not None:
         network = network.replacing(optimizer=optimizer)
-    return blocks_of_network(network, example)
+    return blocks_of_network(network, example, cuts)

@@ -8,6 +8,7 @@ from typing import Any
 
 from akkordeon.core.checks import require_whole
 from akkordeon.core.errors import DataError, TaskError
+from akkordeon.core.payload import Payload
 from akkordeon.data.batches import Batches
 from akkordeon.data.sources import as_batches
 from akkordeon.pipeline.network import Network
@@ -83,6 +84,24 @@ class Task:
             f"the task's training data is a {kind_of(self.train)} with batches of its own; "
             "the batch size is set there"
         )
+
+    def example(self, batch_size: int | None = None) -> Payload:
+        """The inputs of a batch of the training data, which can be read again.
+
+        Args:
+            batch_size: the task's own if not given.
+
+        Raises:
+            TaskError: it can be read once only, or there is none.
+        """
+        source = as_batches(self.train_batches(batch_size), batch_size or self.batch_size)
+        batches = iter(source)
+        if batches is source:
+            raise TaskError("the task's training data can be read once only, so no batch of it can be tried")
+        for x, _ in batches:
+            inputs: Payload = x
+            return inputs
+        raise TaskError("the task's training data has no batches")
 
 
 def kind_of(thing: object) -> str:

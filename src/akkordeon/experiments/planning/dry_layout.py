@@ -1,0 +1,135 @@
+"""A layout as actors that compute nothing: what each is made of, what it costs, and on which host it is."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from functools import partial
+
+from akkordeon.core.actor import Spawn
+from akkordeon.engines.simulator.compute import Cost
+from akkordeon.experiments.planning.costs import BlockCost, ModelCosts
+from akkordeon.experiments.planning.dry_replicas import DryReplicaGate, DryShard
+from akkordeon.experiments.planning.layouts import RunLayout
+from akkordeon.experiments.schedules.dry_actors import DryGate, DryTrainer
+
+__all__ = ["DryLayout"]
+
+
+class DryLayout:
+    """The actors of a layout.
+
+    Args:
+        layout: of the model.
+        costs: of the model.
+
+    Attributes:
+        where: the host of every actor, by address. Trainers are beside the last gate, where the losses are.
+        costs: of every actor on a core of speed 1, by address.
+        gates: as they are made.
+        shards: likewise.
+        trainers: likewise.
+    """
+
+    def __init__(self, layout: RunLayout, costs: ModelCosts) -> None:
+        self._layout, self._model = layout, costs
+        self._blocks = [
+            costs.blocks[start:end] for start, end in zip(layout.starts, layout.ends, strict=True)
+        ]
+        self.where: dict[str, str] = {}
+        self.costs: dict[str, Cost] = {}
+        self.gates: dict[str, DryGate] = {}
+        self.shards: dict[str, DryShard] = {}
+        self.trainers: dict[str, DryTrainer] = {}
+
+    @property
+    def trained(self) -> int:
+        """Batches so far."""
+        return sum(trainer.batches.trained for trainer in self.trainers.values())
+
+    def spawns(self) -> Iterator[Spawn]:
+        """What an engine needs to make them all."""
+        for i, host in enumerate(self._layout.shard_hosts):
+            yield self._shard(i, host)
+        for number, hosts in enumerate(self._layout.placement):
+            yield from self._row(number, hosts)
+
+    def _row(self, number: int, hosts: tuple[str, ...]) -> Iterator[Spawn]:
+        prefix = f"replica/{number}/" if self._layout.replicas else ""
+        row = tuple(f"{prefix}gate/{i}" for i in range(len(hosts)))
+        for i, (address, host) in enumerate(zip(row, hosts, strict=True)):
+            self.where[address], self.costs[address] = host, self._gate_cost(i)
+            yield Spawn(address, partial(self._make_gate, i, row))
+        address = f"sentinel/{number}"
+        loss_s, rest_s = self._model.sentinel_s
+        self.where[address], self.costs[address] = hosts[-1], Cost(forward_s=loss_s, update_s=rest_s)
+        yield Spawn(address, partial(self._make_trainer, address, row))
+
+    def _make_gate(self, i: int, row: tuple[str, ...]) -> DryGate:
+        blocks, previous = self._blocks[i], row[i - 1] if i else None
+        following = row[i + 1] if i + 1 < len(row) else None
+        arguments = row[i], previous, following, blocks[-1].output_bytes, blocks[0].gradient_bytes
+        if self._layout.push_every is None:
+            gate = DryGate(*arguments)
+        else:
+            push_bytes = sum(block.push(self._layout.compression).push_bytes for block in blocks)
+            every = self._layout.push_every
+            gate = DryReplicaGate(*arguments, shard=f"shard/{i}", push_every=every, push_bytes=push_bytes)
+        self.gates[row[i]] = gate
+        return gate
+
+    def _make_trainer(self, address: str, row: tuple[str, ...]) -> DryTrainer:
+        sizes = self._model.input_bytes, self._model.blocks[-1].output_bytes
+        trainer = self.trainers[address] = DryTrainer(address, row, self._layout.in_flight, None, *sizes)
+        return trainer
+
+    def _gate_cost(self, i: int) -> Cost:
+        blocks, (forward_s, backward_s) = self._blocks[i], self._model.gate_s
+        update_s, table = sum(block.update_s for block in blocks), {}
+        if self._layout.push_every is not None:
+            pushes = [block.push(self._layout.compression) for block in blocks]
+            update_s += sum(push.push_s for push in pushes) / self._layout.push_every
+            table = {"Parameters": (sum(push.fetch_s for push in pushes), 0.0)}
+        forward_s += sum(block.forward_s for block in blocks)
+        backward_s += sum(block.backward_s for block in blocks)
+        whole = {"Forward": (forward_s, 0.0), "Backward": (backward_s, update_s), **table}
+        return Cost(table=whole)
+
+    def _shard(self, i: int, host: str) -> Spawn:
+        address, blocks = f"shard/{i}", self._blocks[i]
+        apply_s = sum(block.push(self._layout.compression).apply_s for block in blocks)
+        self.where[address], self.costs[address] = host, Cost(table={"Push": (apply_s, 0.0)})
+        return Spawn(address, partial(self._make_shard, address, sum(b.weight_bytes for b in blocks)))
+
+    def _make_shard(self, address: str, weight_bytes: int) -> DryShard:
+        shard = self.shards[address] = DryShard(address, weight_bytes)
+        return shard
+
+    # ── what it came to ──────────────────────────────────────────────────────────────────────────────
+
+    def mean_staleness(self) -> float:
+        """Of all updates, by the shards where there are any."""
+        its = self.shards or self.gates
+        seen: Counter[int] = sum((actor.staleness_seen for actor in its.values()), Counter())
+        return sum(tau * n for tau, n in seen.items()) / max(1, seen.total())
+
+    def memory_bytes(self) -> Mapping[str, int]:
+        """By host: of gates and shards, with what batches in flight need."""
+        memory: Counter[str] = Counter()
+        for address, gate in self.gates.items():
+            stale = max(gate.staleness_seen, default=0)
+            blocks = self._blocks[int(address.rpartition("/")[2])]
+            memory[self.where[address]] += sum(self._gate_bytes(block, stale) for block in blocks)
+        for address in self.shards:
+            blocks = self._blocks[int(address.rpartition("/")[2])]
+            memory[self.where[address]] += 2 * sum(block.weight_bytes for block in blocks)
+        return dict(memory)
+
+    def _gate_bytes(self, block: BlockCost, stale: int) -> int:
+        """Weights, a gradient, what the optimizer keeps; of each batch what it saved and the weights it had.
+
+        A replica's also has what it gathers, and what packing lost.
+        """
+        more = 0 if not self._layout.replicas else 1 if self._layout.compression is None else 2
+        weights = (2 + stale + more) * block.weight_bytes
+        return (1 + stale) * block.saved_bytes + weights + block.state_bytes

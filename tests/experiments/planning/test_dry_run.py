@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from tests.support.planning import costs_of
+from torch import nn
+
+import akkordeon as ak
+from akkordeon.engines.simulator import Compute, Cost, Host, Link, Links
+from akkordeon.experiments.planning.dry_run import dry_run
+from akkordeon.experiments.planning.layouts import RunLayout
+
+SGD = partial(torch.optim.SGD, lr=0.01)
+LINK = Link(0.02, 100_000.0)
+
+
+def machines(count: int, cores: int = 2, link: Link = LINK, **settings) -> ak.Machines:
+    hosts = [ak.Machine(name=f"h{i}", cores=cores, **settings) for i in range(count)]
+    return ak.Machines(hosts, Links(link))
+
+
+def row(*hosts: str, in_flight: int) -> RunLayout:
+    return RunLayout(ends=tuple(range(1, len(hosts) + 1)), in_flight=in_flight, placement=(hosts,))
+
+
+def in_earnest(recipe, hosts, compute, batches: int, in_flight: int):
+    """Real actors in the same world: samples per second and mean τ."""
+    x = torch.zeros(10, 4)
+    engine = ak.Simulator(hosts=hosts, links=Links(Link(0.02)), compute=Compute(compute))
+    with ak.run(recipe, engine) as session:
+        trainers = recipe.replicas if isinstance(recipe, ak.Downpour) else 1
+        source = [(x, x)] * (batches * trainers)
+        session.attach(
+            ak.Sentinel.train(source, lambda y, _: y.square().mean(), in_flight=in_flight, name="t")
+        )
+        session.wait()
+        seen = [pair for gate in session.status().gates for pair in gate.staleness.items()]
+        mean = sum(tau * n for tau, n in seen) / sum(n for _, n in seen)
+        return 10 * len(source) / engine.now_s(), mean
+
+
+def test_a_row_gives_what_the_real_actors_give_in_the_same_world():
+    network = ak.Network([ak.Gate(nn.Linear(4, 4), SGD) for _ in range(2)])
+    hosts = [Host("h0", ["gate/0"], 1), Host("h1", ["gate/1", "sentinel/*"], 1)]
+    costs = {"gate/*": Cost(forward_s=0.01, backward_s=0.02)}
+    rate, staleness = in_earnest(network, hosts, costs, batches=100, in_flight=3)
+    layout = row("h0", "h1", in_flight=3)
+    forecast = dry_run(layout, costs_of([0.01, 0.01]), machines(2, cores=1, link=Link(0.02)))
+    assert forecast.samples_per_s == pytest.approx(rate, rel=0.03)
+    assert forecast.staleness == pytest.approx(staleness, abs=0.1)
+
+
+@pytest.mark.parametrize("push_every", [1, 4])
+def test_replicas_give_what_the_real_actors_give_in_the_same_world(push_every):
+    network = ak.Network([ak.Gate(nn.Linear(4, 4), SGD)])
+    recipe = ak.Downpour(network, replicas=2, push_every=push_every, push="differences", server_optimizer=SGD)
+    hosts = [
+        Host(f"h{i}", [f"replica/{i}/*", f"sentinel/t-{i}*", *["shard/0"] * (i == 0)], 2) for i in range(2)
+    ]
+    gate = {"Forward": (0.01, 0.0), "Backward": (0.02, 0.001 / push_every), "Parameters": (0.001, 0.0)}
+    costs = {"replica/*": Cost(table=gate), "shard/*": Cost(table={"Push": (0.001, 0.0)})}
+    rate, staleness = in_earnest(recipe, hosts, costs, batches=80, in_flight=2)
+    layout = RunLayout(ends=(1,), in_flight=2, placement=(("h0",), ("h1",)), push_every=push_every)
+    forecast = dry_run(layout, costs_of([0.01]), machines(2, link=Link(0.02)))
+    assert forecast.samples_per_s == pytest.approx(rate, rel=0.06)
+    assert forecast.staleness == pytest.approx(staleness, abs=0.4)
+
+
+def test_a_slow_link_is_what_a_row_over_it_is_bound_by():
+    layout = row("h0", "h1", in_flight=8)
+    forecast = dry_run(layout, costs_of([0.001, 0.001]), machines(2, link=Link(0.0, 10_000.0)))
+    assert forecast.samples_per_s == pytest.approx(10 / 0.1, rel=0.06)  # 1,000 bytes at 10,000 a second
+    # What the first gate sends, what it gets back, and the input from the trainer beside the last one.
+    assert forecast.bytes_per_sample == pytest.approx((1000 + 1000 + 500) / 10, rel=0.1)
+
+
+def test_a_row_in_one_host_sends_nothing_over_links():
+    assert dry_run(row("h0", "h0", in_flight=2), costs_of([0.01, 0.01]), machines(1)).bytes_per_sample == 0
+
+
+def test_a_host_of_half_the_speed_takes_twice_as_long():
+    fast, slow = (
+        dry_run(row("h0", in_flight=1), costs_of([0.01]), machines(1, speed=speed)) for speed in (1.0, 0.5)
+    )
+    assert slow.samples_per_s == pytest.approx(fast.samples_per_s / 2, rel=0.02)
+
+
+def test_pushing_seldom_and_less_spares_a_slow_link():
+    def rate(push_every, compression=None):
+        layout = RunLayout(
+            ends=(1,),
+            in_flight=1,
+            placement=(("h0",), ("h1",)),
+            push_every=push_every,
+            compression=compression,
+        )
+        return dry_run(layout, costs_of([0.001]), machines(2))
+
+    often, seldom, packed = rate(1), rate(16), rate(1, "int8")
+    assert seldom.samples_per_s > 2 * often.samples_per_s
+    assert packed.bytes_per_sample < often.bytes_per_sample
+    assert seldom.bytes_per_sample < 0.2 * often.bytes_per_sample

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tests.support.planning import costs_of
+from torch import nn
+
+import akkordeon as ak
+from akkordeon.core.errors import RecipeError, ScenarioError
+from akkordeon.experiments.planning.layouts import proposed
+from akkordeon.experiments.planning.machines import load_machines
+
+HOSTS = Path(__file__).parents[3] / "examples/hosts"
+
+
+def machines(*speeds: float, cores: int = 2) -> ak.Machines:
+    return ak.Machines([ak.Machine(name=f"h{i}", cores=cores, speed=s) for i, s in enumerate(speeds)])
+
+
+def test_a_gate_more_is_proposed_only_if_it_makes_the_heaviest_lighter():
+    layouts = proposed(costs_of([0.01, 0.1, 0.01]), machines(1.0))
+    assert {each.ends for each in layouts if not each.replicas} == {(3,), (1, 3)}
+
+
+def test_tens_of_layouts_are_proposed_and_not_thousands():
+    for count in (1, 3, 8):
+        layouts = proposed(costs_of([0.01] * 12), machines(*[1.0] * count, cores=4))
+        assert len(set(layouts)) == len(layouts) <= 60
+
+
+def test_faster_hosts_have_more_blocks_of_a_row():
+    layouts = proposed(costs_of([0.01] * 6), machines(2.0, 1.0, cores=1))
+    assert {each.ends for each in layouts if len(each.hosts) == 2 and not each.replicas} == {(4, 6)}
+
+
+def test_replicas_push_seldom_only_where_there_are_links():
+    here = {each.push_every for each in proposed(costs_of([0.01]), machines(1.0)) if each.replicas}
+    apart = {each.push_every for each in proposed(costs_of([0.01]), machines(1.0, 1.0)) if each.replicas}
+    assert here == {1}
+    assert apart == {1, 16, 64}
+
+
+def test_layouts_say_in_words_what_they_are():
+    said = {str(each) for each in proposed(costs_of([0.01] * 2), machines(1.0, 1.0, cores=1))}
+    assert "1 gate, 1 batch in flight" in said
+    assert "2 gates on 2 hosts, 4 batches in flight" in said
+    assert "2 replicas of 1 gate on 2 hosts, 1 batch in flight, pushes every 16 steps in int8" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "hosts", "wins"),
+    [("laptop", 1, "gates"), ("gigabit", 8, "replicas"), ("far_apart", 3, "replicas")],
+)
+def test_the_example_hosts_are_planned_for(name, hosts, wins):
+    network = ak.Network([ak.Gate(nn.Linear(4, 4), lambda p: torch.optim.SGD(p, lr=0.1)) for _ in range(2)])
+    costs = costs_of([0.01, 0.01])
+    plan = ak.plan(network, example=torch.zeros(1, 4), hosts=HOSTS / f"{name}.toml", costs=costs)
+    assert len(plan.machines.hosts) == hosts
+    best = plan.best.layout
+    assert len(best.hosts) == hosts
+    assert getattr(best, wins) > 1
+    built = plan.network()
+    assert isinstance(built, ak.Downpour) is (wins == "replicas")
+    assert len(built.gates) == best.gates
+
+
+def test_links_are_read_from_a_file():
+    found = load_machines(HOSTS / "far_apart.toml")
+    assert found.links.default.bytes_per_s == pytest.approx(12.5e6)
+    assert found.links.default.latency_s == pytest.approx(0.02)
+    assert [host.speed for host in found.hosts] == [1.0, 1.0, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "needs at least one host"),
+        ("[[host]]\nname = 'a'\ncores = 0", "cores of the host 'a'"),
+        ("[[host]]\nname = 'a'\ncores = 1\n" * 2, "two of 'a'"),
+        ("[[host]]\nname = 'a'\ncores = 1\nspeeds = 2", "speeds"),
+        ("[[host]]\nname = 'a'\ncores = 1\n[link]\nmbit = 5", "a link has mbit_per_s"),
+        ("[[host]]\nname = 'a'\ncores = 1\n[[between]]\none = 'a'", "has no 'other'"),
+        ("[hosts]", "nothing is known of hosts"),
+        ("[[", "cannot be read|Invalid|Expected"),
+    ],
+)
+def test_a_file_that_describes_no_hosts_is_refused_in_a_sentence(tmp_path, text, sentence):
+    (tmp_path / "hosts.toml").write_text(text)
+    with pytest.raises((ScenarioError, RecipeError), match=sentence):
+        load_machines(tmp_path / "hosts.toml")
+
+
+def test_a_file_of_hosts_that_is_not_there_is_told():
+    with pytest.raises(ScenarioError, match=r"nowhere\.toml cannot be read"):
+        load_machines("nowhere.toml")
