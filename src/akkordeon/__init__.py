@@ -9,7 +9,7 @@ from akkordeon.engines.ray import Ray
 from akkordeon.engines.simulator.engine import Simulator
 from akkordeon.engines.threads import Threads
 from akkordeon.experiments.planning.machines import Machine, Machines
-from akkordeon.experiments.planning.plan import Plan, plan
+from akkordeon.experiments.planning.plan import Plan, auto, plan
 from akkordeon.experiments.run import resume, run
 from akkordeon.experiments.tasks.task import Task
 from akkordeon.pipeline import nn
@@ -53,6 +53,7 @@ __all__ = [
     "Task",
     "Threads",
     "accuracy",
+    "auto",
     "connect",
     "decay_groups",
     "errors",

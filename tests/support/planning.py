@@ -7,9 +7,11 @@ from typing import Any
 
 from akkordeon.experiments.planning.costs import BlockCost, ModelCosts, PushCost
 
+PUSH_BYTES = {"none": 10_000, "bf16": 5_000, "int8": 2_500}
 
-def costs_of(seconds: Sequence[float], **settings: Any) -> ModelCosts:
-    """Costs of blocks that take so long for a forward, twice for a backward, and a tenth for pushes."""
+
+def costs_of(seconds: Sequence[float], replicas: bool = False, **settings: Any) -> ModelCosts:
+    """Costs of blocks that take so long for a forward, twice for a backward, and a tenth for a push."""
     blocks = [
         BlockCost(
             forward_s=s,
@@ -22,7 +24,8 @@ def costs_of(seconds: Sequence[float], **settings: Any) -> ModelCosts:
             state_bytes=20_000,
             pushes={
                 name: PushCost(push_s=0.1 * s, apply_s=0.1 * s, fetch_s=0.1 * s, push_bytes=size)
-                for name, size in (("none", 10_000), ("bf16", 5_000), ("int8", 2_500))
+                for name, size in PUSH_BYTES.items()
+                if replicas
             },
         )
         for i, s in enumerate(seconds)

@@ -41,6 +41,7 @@ PUBLIC = [
     "Task",
     "Threads",
     "accuracy",
+    "auto",
     "connect",
     "decay_groups",
     "errors",

@@ -40,7 +40,7 @@ def plan(
     from rich.console import Console
 
     from akkordeon.experiments.planning import costs as files
-    from akkordeon.experiments.planning.auto import plan_task
+    from akkordeon.experiments.planning.settings import plan_task
 
     found = plan_task(config, hosts, costs)
     if save_costs is not None:

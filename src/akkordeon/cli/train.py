@@ -35,7 +35,7 @@ def train(
     FILE.py:FUNCTION names a function of yours that returns an akkordeon.Task.
     """
     if auto:
-        from akkordeon.experiments.planning.auto import as_planned
+        from akkordeon.experiments.planning.settings import as_planned
 
         config, found = as_planned(config)
         say(found.why)

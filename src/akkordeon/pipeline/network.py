@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Unpack
@@ -30,6 +30,9 @@ from akkordeon.pipeline.stage import Position
 from akkordeon.pipeline.staleness import Rule, Stash
 
 __all__ = ["Network"]
+
+ChooseCuts = Callable[[nn.Module, Payload, OptimizerFactory | None, bool], Sequence[str]]
+"""Names where to cut a module: from (module, example, optimizer, tie) to the names for ``cut_before``."""
 
 NAMED_MAX = 6
 """Gates that a network names in one line."""
@@ -100,7 +103,7 @@ class Network:
     def from_module(
         cls,
         module: nn.Module,
-        gates: int | None = None,
+        gates: int | ChooseCuts | None = None,
         optimizer: OptimizerFactory | None = None,
         staleness: Rule | None = None,
         max_staleness: int | None = None,
@@ -121,7 +124,8 @@ class Network:
 
         Args:
             module: it stays as it is; the gates begin with its weights.
-            gates: how many; not asked where ``cut_before`` says where they begin.
+            gates: how many; not asked where ``cut_before`` says where they begin. Or a function that chooses,
+                from (module, example, optimizer, tie), the names for ``cut_before``, as ``ak.auto`` does.
             optimizer: each gate makes its own.
             staleness: the rule of every gate; :class:`Stash` if not given.
             max_staleness: see :class:`Network`.
@@ -139,6 +143,9 @@ class Network:
         """
         if not isinstance(module, nn.Module):
             raise RecipeError(f"from_module cuts an nn.Module, got {type(module).__name__}")
+        if callable(gates):
+            cut_before = _chosen_cuts(gates, module, example, optimizer, cut_before, tie)
+            gates = None if cut_before else 1
         _check_cuts(module, gates, example, cut_before)
         rule = staleness or Stash()
         if example is None:
@@ -236,6 +243,21 @@ class Network:
         return replace(self, gates=gates, whole=None if self.whole is None else module)
 
 
+def _chosen_cuts(
+    choose: ChooseCuts,
+    module: nn.Module,
+    example: Payload | None,
+    optimizer: OptimizerFactory | None,
+    cut_before: Sequence[str],
+    tie: bool,
+) -> Sequence[str]:
+    if example is None or cut_before:
+        raise RecipeError(
+            "a function that chooses where to cut needs a batch of inputs, example=x, and no cut_before"
+        )
+    return choose(module, example, optimizer, tie)
+
+
 def _check_cuts(
     module: nn.Module, gates: int | None, example: Payload | None, cut_before: Sequence[str]
 ) -> None:
@@ -244,6 +266,10 @@ def _check_cuts(
         raise RecipeError(f"cut_before makes {len(cut_before) + 1} gates, got gates={gates}")
     if isinstance(cut_before, str):
         raise RecipeError(f"cut_before is a list of names, got {cut_before!r}")
+    if isinstance(gates, str):
+        raise RecipeError(
+            f"gates is a number, or a function that names where to cut, as ak.auto; got {gates!r}"
+        )
     if not cut_before:
         require_whole("gates", gates)
     if example is not None:

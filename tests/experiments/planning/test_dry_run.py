@@ -45,11 +45,11 @@ def test_a_row_gives_what_the_real_actors_give_in_the_same_world():
     network = ak.Network([ak.Gate(nn.Linear(4, 4), SGD) for _ in range(2)])
     hosts = [Host("h0", ["gate/0"], 1), Host("h1", ["gate/1", "sentinel/*"], 1)]
     costs = {"gate/*": Cost(forward_s=0.01, backward_s=0.02)}
-    rate, staleness = in_earnest(network, hosts, costs, batches=100, in_flight=3)
+    rate, staleness = in_earnest(network, hosts, costs, batches=200, in_flight=3)
     layout = row("h0", "h1", in_flight=3)
     forecast = dry_run(layout, costs_of([0.01, 0.01]), machines(2, cores=1, link=Link(0.02)))
-    assert forecast.samples_per_s == pytest.approx(rate, rel=0.03)
-    assert forecast.staleness == pytest.approx(staleness, abs=0.1)
+    assert forecast.samples_per_s == pytest.approx(rate, rel=0.05)
+    assert forecast.staleness == pytest.approx(staleness, abs=0.2)
 
 
 @pytest.mark.parametrize("push_every", [1, 4])
@@ -61,18 +61,18 @@ def test_replicas_give_what_the_real_actors_give_in_the_same_world(push_every):
     ]
     gate = {"Forward": (0.01, 0.0), "Backward": (0.02, 0.001 / push_every), "Parameters": (0.001, 0.0)}
     costs = {"replica/*": Cost(table=gate), "shard/*": Cost(table={"Push": (0.001, 0.0)})}
-    rate, staleness = in_earnest(recipe, hosts, costs, batches=80, in_flight=2)
+    rate, staleness = in_earnest(recipe, hosts, costs, batches=200, in_flight=2)
     layout = RunLayout(ends=(1,), in_flight=2, placement=(("h0",), ("h1",)), push_every=push_every)
-    forecast = dry_run(layout, costs_of([0.01]), machines(2, link=Link(0.02)))
-    assert forecast.samples_per_s == pytest.approx(rate, rel=0.06)
+    forecast = dry_run(layout, costs_of([0.01], replicas=True), machines(2, link=Link(0.02)))
+    assert forecast.samples_per_s == pytest.approx(rate, rel=0.05)
     assert forecast.staleness == pytest.approx(staleness, abs=0.4)
 
 
 def test_a_slow_link_is_what_a_row_over_it_is_bound_by():
     layout = row("h0", "h1", in_flight=8)
     forecast = dry_run(layout, costs_of([0.001, 0.001]), machines(2, link=Link(0.0, 10_000.0)))
-    assert forecast.samples_per_s == pytest.approx(10 / 0.1, rel=0.06)  # 1,000 bytes at 10,000 a second
-    # What the first gate sends, what it gets back, and the input from the trainer beside the last one.
+    # To the first gate go gradients, and inputs from the trainer beside the last one: 1,500 bytes.
+    assert forecast.samples_per_s == pytest.approx(10 / 0.15, rel=0.06)
     assert forecast.bytes_per_sample == pytest.approx((1000 + 1000 + 500) / 10, rel=0.1)
 
 
@@ -87,18 +87,24 @@ def test_a_host_of_half_the_speed_takes_twice_as_long():
     assert slow.samples_per_s == pytest.approx(fast.samples_per_s / 2, rel=0.02)
 
 
-def test_pushing_seldom_and_less_spares_a_slow_link():
-    def rate(push_every, compression=None):
-        layout = RunLayout(
-            ends=(1,),
-            in_flight=1,
-            placement=(("h0",), ("h1",)),
-            push_every=push_every,
-            compression=compression,
-        )
-        return dry_run(layout, costs_of([0.001]), machines(2))
+def replicas(push_every, compression=None, link=LINK):
+    layout = RunLayout(
+        ends=(1,),
+        in_flight=1,
+        placement=(("h0",), ("h1",)),
+        push_every=push_every,
+        compression=compression,
+    )
+    return dry_run(layout, costs_of([0.001], replicas=True), machines(2, link=link))
 
-    often, seldom, packed = rate(1), rate(16), rate(1, "int8")
-    assert seldom.samples_per_s > 2 * often.samples_per_s
-    assert packed.bytes_per_sample < often.bytes_per_sample
-    assert seldom.bytes_per_sample < 0.2 * often.bytes_per_sample
+
+def test_pushing_seldom_spares_a_slow_link():
+    assert replicas(64).samples_per_s > 1.5 * replicas(1).samples_per_s
+
+
+def test_bytes_are_those_of_pushes_and_of_the_weights_that_come_back():
+    often, seldom, packed = (replicas(*how, link=Link(0.0, 1e12)) for how in ((1,), (16,), (1, "int8")))
+    # Of two replicas one is beside the shard; a batch has 10 samples, a push and the weights 10,000 bytes.
+    assert often.bytes_per_sample == pytest.approx(20_000 / 10 / 2, rel=0.1)
+    assert seldom.bytes_per_sample == pytest.approx(20_000 / 160 / 2, rel=0.2)
+    assert packed.bytes_per_sample == pytest.approx(12_500 / 10 / 2, rel=0.1)

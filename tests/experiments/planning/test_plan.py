@@ -8,7 +8,9 @@ from torch.nn import functional as F
 
 import akkordeon as ak
 from akkordeon.core.errors import DataError, RecipeError
+from akkordeon.experiments.planning.blocks import blocks_of_network, recut
 from akkordeon.experiments.planning.costs import ModelCosts, load_costs, save_costs
+from akkordeon.experiments.planning.layouts import proposed
 
 
 def sgd(params):
@@ -29,6 +31,7 @@ def planned(costs: ModelCosts, cores: int = 2, **settings) -> ak.Plan:
     return ak.plan(by_hand(), example=torch.randn(4, 8), hosts=machines, costs=costs, **settings)
 
 
+@pytest.mark.slow
 def test_a_module_is_measured_planned_and_built():
     x, y = torch.randn(16, 8), torch.randint(3, (16,))
     plan = ak.plan(mlp(), example=x, targets=y, loss=F.cross_entropy, optimizer=sgd)
@@ -38,6 +41,29 @@ def test_a_module_is_measured_planned_and_built():
     assert len(network.gates) == plan.best.layout.gates
     assert isinstance(network.module(), nn.Sequential)
     assert all(block.forward_s >= 0 and block.saved_bytes > 0 for block in plan.costs.blocks)
+
+
+def test_a_module_is_cut_where_a_function_chooses():
+    asked = []
+
+    def choose(*given):
+        asked.append(given)
+        return ["2"]
+
+    model, x = mlp(), torch.randn(4, 8)
+    assert len(ak.Network.from_module(model, choose, sgd, example=x).gates) == 2
+    assert asked == [(model, x, sgd, False)]
+    assert len(ak.Network.from_module(model, lambda *_: [], sgd, example=x).gates) == 1
+    with pytest.raises(RecipeError, match="needs a batch of inputs"):
+        ak.Network.from_module(model, choose, sgd)
+    with pytest.raises(RecipeError, match=r"as ak\.auto; got 'auto'"):
+        ak.Network.from_module(model, "auto", sgd, example=x)
+
+
+@pytest.mark.slow
+def test_the_planner_chooses_the_gates_of_a_module():
+    network = ak.Network.from_module(mlp(), ak.auto, sgd, example=torch.randn(16, 8))
+    assert 1 <= len(network.gates) <= 5
 
 
 def test_even_blocks_on_two_cores_go_twice_as_fast_in_gates():
@@ -53,7 +79,7 @@ def test_on_one_core_splitting_does_not_pay():
     plan = planned(costs_of([0.01, 0.01, 0.02]), cores=1)
     assert plan.best.layout.gates == 1
     assert plan.best.layout.in_flight == 1
-    assert "no other layout would be more than 5 % faster" in plan.why
+    assert "none that may be taken would be more than 5 % faster" in plan.why
 
 
 def test_what_every_gate_costs_speaks_against_many():
@@ -83,16 +109,19 @@ def test_memory_counts_versions_and_batches_in_flight():
 
 def test_a_layout_that_needs_more_memory_than_there_is_is_not_taken():
     machines = ak.Machines([ak.Machine(name="here", cores=2, memory_gb=1e-4)])
+    plan = ak.plan(by_hand(), example=torch.randn(4, 8), hosts=machines, costs=costs_of([0.01] * 3))
+    assert repr(plan).startswith("<Plan: none of")
     with pytest.raises(RecipeError, match="no layout fits into the memory"):
-        _ = ak.plan(by_hand(), example=torch.randn(4, 8), hosts=machines, costs=costs_of([0.01] * 3)).best
+        _ = plan.best
 
 
 def test_the_network_of_a_plan_has_the_names_and_weights_of_the_one_that_was_planned():
     network = by_hand()
-    costs = costs_of([0.01, 0.01, 0.02])
+    costs = costs_of([0.01, 0.01, 0.02], replicas=True)
     plan = ak.plan(network, example=torch.randn(4, 8), costs=costs, hosts=ak.Machines.here(2))
     for forecast in plan.layouts:
         made = plan.network(forecast)
+        assert isinstance(made, ak.Downpour) is (forecast.layout.replicas > 0)
         assert len(made.gates) == forecast.layout.gates
         theirs, ours = made.module().state_dict(), network.module().state_dict()
         assert theirs.keys() == ours.keys()
@@ -101,13 +130,15 @@ def test_the_network_of_a_plan_has_the_names_and_weights_of_the_one_that_was_pla
 
 def test_gates_that_learn_in_their_own_ways_stay_as_they_are():
     gates = [ak.Gate(nn.Linear(8, 8), sgd), ak.Gate(nn.Linear(8, 3), torch.optim.Adam)]
-    plan = ak.plan(ak.Network(gates), example=torch.randn(4, 8))
-    assert {each.layout.gates for each in plan.layouts} == {2}
-    assert plan.network() is plan.blocks.network
+    blocks = blocks_of_network(ak.Network(gates), torch.randn(4, 8))
+    layouts = proposed(costs_of([0.01, 0.01]), ak.Machines.here(2), blocks.may_merge)
+    assert {each.gates for each in layouts} == {2}
+    with pytest.raises(RecipeError, match="of their own"):
+        recut(blocks.network, ["1"])
 
 
 def test_costs_go_through_a_file(tmp_path):
-    costs = costs_of([0.01, 0.02, 0.01])
+    costs = costs_of([0.01, 0.02, 0.01], replicas=True)
     save_costs(costs, tmp_path / "costs.json")
     loaded = load_costs(tmp_path / "costs.json")
     assert planned(loaded).best == planned(costs).best

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 
 import torch
@@ -76,18 +76,11 @@ def recut(network: Network, cuts: Sequence[str], example: Payload | None = None)
     made = Network.from_module(
         network.module() if network.whole is None else network.whole,
         None if cuts else 1,
-        like.optimizer,
-        like.staleness,
         example=example,
         cut_before=cuts,
         tie=True,
-        clip_norm=like.clip_norm,
-        accumulate=like.accumulate,
     )
-    gates = [
-        replace(gate, device=like.device, resources=like.resources, on_failure=like.on_failure)
-        for gate in made.gates
-    ]
+    gates = [replace(like, module=gate.module, name=None) for gate in made.gates]
     return replace(network, gates=gates, whole=made.whole)
 
 
@@ -114,6 +107,7 @@ def blocks_of_module(
     example: Payload,
     optimizer: OptimizerFactory | None,
     cuts: Sequence[str] | None = None,
+    tie: bool = True,
 ) -> Blocks:
     """The blocks of a module: as many that take about equally long as it can be cut into.
 
@@ -122,19 +116,22 @@ def blocks_of_module(
         example: a batch of inputs.
         optimizer: of the gates.
         cuts: the names that blocks but the first begin with, where they are known.
+        tie: whether blocks may use one weight.
 
     Raises:
         RecipeError: it cannot work on the example, or cannot be cut so.
     """
     if cuts is None:
-        cuts = _fine_cuts(module, example, optimizer)
+        cuts = _fine_cuts(module, example, optimizer, tie)
     gates = None if cuts else 1
-    network = Network.from_module(module, gates, optimizer, example=example, cut_before=cuts, tie=True)
+    network = Network.from_module(module, gates, optimizer, example=example, cut_before=cuts, tie=tie)
     return Blocks(network, tuple(cuts), example, may_merge=True)
 
 
-def _fine_cuts(module: nn.Module, example: Payload, optimizer: OptimizerFactory | None) -> tuple[str, ...]:
-    parts = split_finely(module, BLOCKS_MAX, example, optimizer, tie=True)
+def _fine_cuts(
+    module: nn.Module, example: Payload, optimizer: OptimizerFactory | None, tie: bool = True
+) -> tuple[str, ...]:
+    parts = split_finely(module, BLOCKS_MAX, example, optimizer, tie)
     return tuple(name for name in (part.cut_name for part in parts[1:]) if name is not None)
 
 
@@ -171,9 +168,9 @@ def _typical(gates: Sequence[Gate]) -> Gate:
 
 
 def _settings(gate: Gate) -> tuple[object, ...]:
-    resources = tuple(sorted((gate.resources or {}).items()))
-    alike = gate.staleness, gate.clip_norm, gate.device, resources, gate.on_failure, gate.accumulate
-    return *alike, *_optimizer_settings(gate)
+    own = ("module", "name", "optimizer")
+    its = {each.name: getattr(gate, each.name) for each in fields(gate) if each.name not in own}
+    return its, _optimizer_settings(gate)
 
 
 def _optimizer_settings(gate: Gate) -> tuple[object, ...]:

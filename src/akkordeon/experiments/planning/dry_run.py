@@ -17,9 +17,9 @@ from akkordeon.experiments.planning.machines import Machines
 
 __all__ = ["Forecast", "dry_run"]
 
-WARM_BATCHES = 10
-MEASURED_BATCHES = 50
-"""Of each trainer, before the count begins and while it goes on; with replicas, those of a push more."""
+WARM_BATCHES = 20
+MEASURED_BATCHES = 60
+"""Before the count begins, and while it goes on; with replicas, those of a push of each more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,12 @@ class _Run:
         spawns = list(self._actors.spawns())
         where = self._actors.where
         hosts = [
-            Host(host.name, [address for address in where if where[address] == host.name], host.cores)
+            Host(
+                host.name,
+                [address for address in where if where[address] == host.name],
+                host.cores,
+                bytes_per_s=host.bytes_per_s,
+            )
             for host in self._hosts.values()
         ]
         slower = {
@@ -104,9 +109,9 @@ class _Run:
         for trainer in self._actors.trainers:
             self._engine.send(trainer, Attach())
         more, trainers = self._layout.push_every or 0, len(self._actors.trainers)
-        self._until(trainers * (WARM_BATCHES + more))
+        self._until(WARM_BATCHES + trainers * more)
         began_s, before, bytes_before = self._engine.now_s(), self._actors.trained, self._bytes_sent()
-        self._until(before + trainers * (MEASURED_BATCHES + more))
+        self._until(before + MEASURED_BATCHES + trainers * more)
         self._seconds = self._engine.now_s() - began_s
         self._samples = (self._actors.trained - before) * self._costs.samples
         self._bytes = self._bytes_sent() - bytes_before

@@ -7,6 +7,7 @@
     cores = 4            # actors at work at the same time
     speed = 0.5          # of one of its cores, beside one of those that the costs are from
     memory_gb = 16       # layouts that need more are not taken; not asked if not given
+    mbit_per_s = 1000    # to all others together, and from them; not asked if not given
 
     [link]               # between any two hosts: mbit_per_s or bytes_per_s, latency_ms, loss
     mbit_per_s = 100
@@ -42,6 +43,7 @@ class Machine:
         cores: actors that work at the same time.
         speed: of a core, as a multiple of one of those that costs are measured on.
         memory_gb: that it has; None does not count it.
+        mbit_per_s: what it can send to all others together, and be sent by them; None for any number.
 
     Raises:
         RecipeError: a number out of range.
@@ -51,12 +53,19 @@ class Machine:
     cores: int
     speed: float = 1.0
     memory_gb: float | None = None
+    mbit_per_s: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse what is no machine."""
         require_whole(f"the cores of the host {self.name!r}", self.cores)
         require_above(f"the speed of the host {self.name!r}", self.speed)
         require_above(f"the memory_gb of the host {self.name!r}", self.memory_gb, optional=True)
+        require_above(f"the mbit_per_s of the host {self.name!r}", self.mbit_per_s, optional=True)
+
+    @property
+    def bytes_per_s(self) -> float | None:
+        """What it can send to all others together."""
+        return None if self.mbit_per_s is None else MEGABIT * self.mbit_per_s
 
 
 @dataclass(frozen=True)

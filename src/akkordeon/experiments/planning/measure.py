@@ -215,6 +215,8 @@ def _memory(gates: Iterable[Gate], x: Payload) -> Iterable[tuple[int, int, int]]
         keep = partial(_kept, saved)
         with torch.random.fork_rng(), torch.autograd.graph.saved_tensors_hooks(keep, itself):
             y = module(x)
+        if gate.recompute:
+            saved = dict(map(_memory_of, (*tensors(x), *tensors(y))))
         kept = sum(size for place, size in saved.items() if place not in weights)
         yield kept, _bytes(gate.module.parameters()), _state_bytes(gate)
         x = map_tensors(_needing_gradient, y)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -26,7 +26,7 @@ from akkordeon.pipeline.learning.optimizer import OptimizerFactory
 from akkordeon.pipeline.network import Network
 from akkordeon.sentinels.loss import Loss
 
-__all__ = ["Plan", "plan"]
+__all__ = ["Plan", "auto", "plan"]
 
 MEASURED = 50
 """Batches that costs are measured on, at the most."""
@@ -55,8 +55,18 @@ class Plan:
 
     def __repr__(self) -> str:
         """What it would take."""
+        if not self._may_be_taken:
+            return f"<Plan: none of {len(self.layouts)} layouts>"
         best = self.best
         return f"<Plan: {best.layout}, {best.samples_per_s:,.0f} samples/s, of {len(self.layouts)} layouts>"
+
+    @property
+    def _may_be_taken(self) -> list[Forecast]:
+        return [
+            each
+            for each in self.layouts
+            if each.fits and (each.layout.replicas or each.staleness <= self.staleness_max)
+        ]
 
     @cached_property
     def best(self) -> Forecast:
@@ -65,11 +75,7 @@ class Plan:
         Raises:
             RecipeError: none fits into the memory of the hosts, or all are too stale.
         """
-        fit = [
-            each
-            for each in self.layouts
-            if each.fits and (each.layout.replicas or each.staleness <= self.staleness_max)
-        ]
+        fit = self._may_be_taken
         if not fit:
             raise RecipeError(
                 f"no layout fits into the memory of the hosts with a mean τ of at most {self.staleness_max:g}"
@@ -84,7 +90,7 @@ class Plan:
         best = self.best
         simplest = min(self.layouts, key=lambda each: _effort(each.layout))
         if best is simplest:
-            return f"{best.layout}: no other layout would be more than 5 % faster."
+            return f"{best.layout}: none that may be taken would be more than 5 % faster."
         return (
             f"{best.layout}: {best.samples_per_s / simplest.samples_per_s:.2f} times as fast as "
             f"{simplest.layout}; of all within 5 % of the fastest, the simplest of the least stale (mean τ "
@@ -128,6 +134,7 @@ def plan(
     hosts: Machines | str | Path | None = None,
     costs: ModelCosts | str | Path | None = None,
     staleness_max: float = 4.0,
+    tie: bool = True,
 ) -> Plan:
     """Find how to lay a model out: measure its blocks here, propose layouts, run each dry.
 
@@ -142,6 +149,7 @@ def plan(
         costs: measured on another machine, or the file that they are in; measured here if not given.
         staleness_max: rows with a larger mean τ are listed, but not taken. It is not asked of replicas, whose
             shards take but a share of each push.
+        tie: whether a module may be cut where gates then use one weight.
 
     Raises:
         RecipeError: something is missing or contradicts another, or no layout can be taken.
@@ -152,7 +160,7 @@ def plan(
     machines = hosts if isinstance(hosts, Machines) else load_machines(hosts) if hosts else Machines.here()
     if isinstance(costs, str | Path):
         costs = load_costs(costs)
-    blocks = _blocks(model, pairs[0][0], optimizer, None if costs is None else costs.cuts)
+    blocks = _blocks(model, pairs[0][0], optimizer, None if costs is None else costs.cuts, tie)
     if costs is None:
         costs = measured(blocks, pairs, loss)
     elif tuple(costs.cuts) != blocks.cuts:
@@ -163,6 +171,22 @@ def plan(
     forecasts = [dry_run(layout, costs, machines) for layout in proposed(costs, machines, blocks.may_merge)]
     forecasts.sort(key=lambda each: -each.samples_per_s)
     return Plan(forecasts, costs, blocks, machines, staleness_max)
+
+
+def auto(
+    module: nn.Module, example: Payload, optimizer: OptimizerFactory | None = None, tie: bool = False
+) -> tuple[str, ...]:
+    """Where to cut a module into as many gates as pay on this machine: for ``Network.from_module(gates=…)``.
+
+    Args:
+        module: any that can be cut.
+        example: a batch of inputs.
+        optimizer: of the gates.
+        tie: whether gates may use one weight.
+    """
+    found = plan(module, example=example, optimizer=optimizer, tie=tie)
+    rows = replace(found, layouts=[each for each in found.layouts if not each.layout.replicas])
+    return found.blocks.cuts_after(rows.best.layout.ends)
 
 
 def _batches(
@@ -197,9 +221,10 @@ def _blocks(
     example: Payload,
     optimizer: OptimizerFactory | None,
     cuts: Sequence[str] | None,
+    tie: bool,
 ) -> Blocks:
     if isinstance(model, nn.Module):
-        return blocks_of_module(model, example, optimizer, cuts)
+        return blocks_of_module(model, example, optimizer, cuts, tie)
     network = model.network if isinstance(model, Task) else model
     if optimizer is not None:
         network = network.replacing(optimizer=optimizer)

@@ -11,7 +11,7 @@ import akkordeon as ak
 from akkordeon.core.errors import RecipeError, TaskError
 from akkordeon.experiments.build import build_network, build_recipe, in_flight_of
 from akkordeon.experiments.config import TrainConfig
-from akkordeon.experiments.planning.auto import as_planned, plan_task, with_best
+from akkordeon.experiments.planning.settings import as_planned, plan_task, with_best
 
 DIGITS = TrainConfig("digits")
 
@@ -47,7 +47,7 @@ def test_a_network_that_is_best_as_it_is_is_not_cut_anew():
 
 
 def test_replicas_that_are_best_become_settings_of_downpour():
-    costs = costs_of([0.01, 0.03, 0.01])
+    costs = costs_of([0.01, 0.03, 0.01], replicas=True)
     costs = replace(costs, blocks=[costs.blocks[0], replace(costs.blocks[1], update_s=0.2), costs.blocks[2]])
     config = with_best(DIGITS, planned(costs))
     assert config.downpour is not None
