@@ -152,6 +152,8 @@ class Stage(RefusingActor):
         autocast: what the module runs under; that of whoever staged the network if None.
     """
 
+    shares_fairly = True
+
     def __init__(
         self,
         module: nn.Module,
@@ -163,7 +165,7 @@ class Stage(RefusingActor):
         autocast: torch.dtype | None = None,
     ) -> None:
         super().__init__(position.address, position.max_in_flight, position.max_payload_bytes)
-        self.shares_fairly = position.previous is None
+        self.shares_fairly = True  # the batches that wait may do so at any gate
         self.position = position
         self.label = name or position.address
         self.module = _ready(copied(module))
