@@ -35,6 +35,11 @@ def test_recovery_keeps_its_promises_in_a_hundred_worlds():
         assert seen.faults[f"lost: {who}"] > WORLDS / 10, who
 
 
+def test_a_shard_that_was_made_anew_answers_a_push_that_asks_for_weights():
+    """It had lent nothing yet, and dropped the push and the question with it: the gate waited on."""
+    assert violations(6359) == []
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_recovery_keeps_its_promises_in_ten_thousand_worlds():

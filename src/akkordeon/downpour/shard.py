@@ -195,6 +195,8 @@ class ShardActor(Stage):
             yield from self._apply(message, gradients, then)
         if message.fetch and self._merger.knows(message.asker):
             yield self._lend(message.asker)
+        elif message.fetch:  # a shard that was made anew has lent nobody anything yet
+            yield from self._fetch(Fetch(message.asker))
         if (message.asker, None) in self._forgotten:  # it died after it had pushed
             yield from self._is_gone(message.asker)
         if self._warm_start.waiting and self._warm_start.is_over(self.version):
