@@ -340,7 +340,10 @@ def test_arguments_of_another_kind_are_refused_where_the_sentinel_is_made(mistak
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda: ak.Network.from_module(nn.Sequential(nn.ReLU()), "2", SGD), "gates is at least 1, got '2'"),
+        (
+            lambda: ak.Network.from_module(nn.Sequential(nn.ReLU()), "2", SGD),
+            "gates is a number, or a function that names where to cut, as ak.auto; got '2'",
+        ),
         (lambda: replace(small_network(), max_staleness="3"), "max_staleness is at least 0, got '3'"),
         (lambda: replace(small_network(), max_in_flight=1.5), "max_in_flight is a whole number, got 1.5"),
         (lambda: ak.Threads(workers="2"), "workers is at least 1, got '2'"),

@@ -152,8 +152,6 @@ class Stage(RefusingActor):
         autocast: what the module runs under; that of whoever staged the network if None.
     """
 
-    shares_fairly = True
-
     def __init__(
         self,
         module: nn.Module,
