@@ -97,6 +97,38 @@ def test_a_model_cut_by_an_example_trains_as_the_whole_under_autocast(gates):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=0 if gates == 1 else 5e-3)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_sum_over_several_gates_is_cut_under_autocast_and_in_types_of_few_bits(dtype):
+    """It was refused for gradients that were rounded in another order."""
+    torch.manual_seed(0)
+    model, example = Residual(), torch.randn(8, 6)
+    with torch.autocast("cpu", dtype):
+        assert len(ak.Network.from_module(model, 3, sgd, example=example).gates) == 3
+    few = ak.Network.from_module(model.to(dtype), 3, sgd, example=example.to(dtype))
+    assert len(few.gates) == 3
+
+
+@pytest.mark.parametrize("engine", [lambda: ak.Threads(workers=1), ak.Simulator])
+def test_under_autocast_of_the_caller_weights_that_are_updated_in_place_are_cast_anew(engine):
+    """In the simulator, which works in the caller's thread, PyTorch kept what it had cast until the outermost
+    autocast was over: such weights computed as they were at first, and of others all versions were kept.
+    """
+    batches = batches_of(10)
+    row = ak.Network.from_module(made(), 2, sgd, ak.Latest())
+    with torch.autocast("cpu", torch.bfloat16):
+        ours, _ = trained(row, batches, engine=engine())
+    expected = made()
+    optimizer = sgd(expected.parameters())
+    for x, y in batches:
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            outputs = expected(x)
+        loss(outputs, y).backward()
+        optimizer.step()
+    for mine, theirs in zip(ours.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
 def test_another_type_is_refused_in_a_sentence():
     with pytest.raises(
         RecipeError, match=r"autocast is torch\.bfloat16, torch\.float16 or None, got torch\.int8"

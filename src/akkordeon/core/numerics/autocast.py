@@ -34,8 +34,13 @@ class Autocast:
         return bool(self.modes)
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
-        """The function's result, computed under it."""
+        """The function's result, computed under it.
+
+        Of the weights it leaves no casts behind: PyTorch drops them with the outermost autocast, and where
+        the caller's is around this one, as in the simulator, it would keep those of all versions.
+        """
         with ExitStack() as stack:
+            stack.callback(torch.clear_autocast_cache)
             for device, dtype in self.modes:
                 stack.enter_context(torch.autocast(device, dtype))
             return function(*args)

@@ -22,6 +22,9 @@ CLOSE, LEAST = 1e-3, 1e-6
 """Gradients are summed up in another order: they may differ by this share of a weight's largest, or by that
 share of the largest of all."""
 
+ROUNDINGS = 8
+"""What is half as precise is rounded so often, one time this way and one time that."""
+
 
 def verify(whole: nn.Module, parts: Sequence[Part], example: Payload) -> None:
     """Refuse parts that do not give what the whole does, to the bit, or other gradients.
@@ -36,7 +39,7 @@ def verify(whole: nn.Module, parts: Sequence[Part], example: Payload) -> None:
         with torch.random.fork_rng(), torch.enable_grad():
             for again in (False, True):  # a second time, as they may keep something of the first
                 gave = _alike(name, plain, twins, example, again)
-        _compare_buffers(name, plain, twins)
+        _compare_buffers(whole, plain, twins)
         if training:
             _compare_gradients(name, plain, twins, *gave)
 
@@ -131,14 +134,15 @@ def _each_once(leaves: Sequence[Tensor]) -> list[Tensor | None]:
     return [left.pop(id(leaf), None) for leaf in leaves]
 
 
-def _compare_buffers(name: str, plain: nn.Module, parts: Sequence[Part]) -> None:
-    found: dict[str, Tensor] = {}
+def _compare_buffers(whole: nn.Module, plain: nn.Module, parts: Sequence[Part]) -> None:
+    found = dict(whole.named_buffers())  # those of blocks that any gate may call are in none
     for part in parts:  # the last one that has it counts, as in Network.module
         found |= part.of_whole(dict(part.named_buffers()))
     for buffer, expected in plain.named_buffers():
         if buffer not in found or not _same(found[buffer], expected):
             raise RecipeError(
-                f"{name} cannot be cut so: its buffer {buffer!r} has other values in a gate; {_KEPT}"
+                f"{type(whole).__name__} cannot be cut so: its buffer {buffer!r} has other values in a gate; "
+                f"{_KEPT}"
             )
 
 
@@ -163,20 +167,27 @@ def _compare_gradients(
     largest = max(
         (float(g.abs().max()) for g in expected.values() if g is not None and g.numel()), default=0.0
     )
+    share = _share((*gave, *leaves_in([given for given, _ in steps])))
     for weight, gradient in expected.items():
-        if weight not in found or not _close(found[weight], gradient, LEAST * largest):
+        if weight not in found or not _close(found[weight], gradient, share, LEAST * largest):
             raise RecipeError(
                 f"{name} cannot be cut so: its weight {weight!r} has another gradient in a gate; {_WHY}"
             )
 
 
-def _close(one: Tensor | None, other: Tensor | None, least: float) -> bool:
+def _share(travel: Iterable[Tensor]) -> float:
+    """By which share of its largest a weight's gradient may differ, if these tensors go from gate to gate."""
+    types = {tensor.dtype for tensor in travel if tensor.requires_grad}
+    return max([CLOSE, *(ROUNDINGS * torch.finfo(dtype).eps for dtype in types)])
+
+
+def _close(one: Tensor | None, other: Tensor | None, share: float, least: float) -> bool:
     if one is None or other is None:
         return one is other
     one, other = one.to_dense(), other.to_dense()
     if not one.numel():
         return True
-    return torch.allclose(one, other, CLOSE, max(least, CLOSE * float(other.abs().max())), equal_nan=True)
+    return torch.allclose(one, other, share, max(least, share * float(other.abs().max())), equal_nan=True)
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
