@@ -344,6 +344,45 @@ def test_a_block_that_cannot_be_cut_into_stays_whole():
     assert_same(in_gates(network, batches), plainly(model, batches))
 
 
+class Rotates(nn.Module):
+    """Has no weights, and a buffer that stays as it is."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("angles", torch.linspace(0.5, 1.5, WIDTH))
+
+    def forward(self, x):
+        return x * torch.cos(self.angles)
+
+
+def test_a_block_with_a_buffer_that_stays_may_be_called_in_several_gates():
+    """It was refused, as if the buffer had other values there: no gate had it for its own."""
+    assert_four_gates_are_the_plain_loop(SharesOne(shared=Rotates()), features(WIDTH))
+
+
+class ThreeTimes(nn.Module):
+    """A block with a skip connection that is called again and again."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.again, self.d = nn.Linear(WIDTH, WIDTH), Layer(nn.LayerNorm(WIDTH)), nn.Linear(WIDTH, 3)
+
+    def forward(self, x):
+        x = self.a(x)
+        for _ in range(3):
+            x = self.again(x)
+        return self.d(x)
+
+
+def test_a_block_that_is_called_again_and_again_is_closed_when_no_cut_lies_in_it():
+    """It stayed open, as it costs most: all terms of its sum travelled, and their gradients were rounded
+    in another order.
+    """
+    model, batches = ThreeTimes(), features(WIDTH)
+    network = ak.Network.from_module(model, 3, adamw, example=batches[0][0])
+    assert_same(in_gates(network, batches), plainly(model, batches))
+
+
 class Remembers(nn.Module):
     def __init__(self):
         super().__init__()

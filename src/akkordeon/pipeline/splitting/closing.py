@@ -28,10 +28,11 @@ def closed_again(layout: Layout, places: Sequence[int], example: Payload) -> tup
     if not whole:
         return layout, places
     closed = Layout(layout.whole, layout.opened - whole, example, layout.spread)
-    groups = list(_groups(layout, whole & closed.blocks.keys()))
-    if [name for name, _ in groups] != [call.block for call in closed.calls]:
-        return layout, places  # as where one module is called several times in a row
-    number_of = {first: number for number, (_, first) in enumerate(groups)}
+    blocks = whole & closed.blocks.keys()
+    groups, theirs = list(_groups(layout, blocks)), list(_groups(closed, blocks))
+    if [name for name, _ in groups] != [name for name, _ in theirs]:
+        return layout, places  # as where a layer in one of them is called elsewhere as well
+    number_of = {first: number for (_, first), (_, number) in zip(groups, theirs, strict=True)}
     found = [number_of[place] for place in places]
     if any(closed.cut_cost(place, tie=True) is None for place in found):
         return layout, places  # as where what it gives cannot be sent on
@@ -44,11 +45,11 @@ def _is_in_one_part(layout: Layout, module: str, places: Sequence[int]) -> bool:
 
 
 def _groups(layout: Layout, closed: set[str]) -> Iterator[tuple[str, int]]:
-    """The calls of a layout in which some modules are closed: names, and the first call in each."""
+    """The calls of a layout, those of a closed module in a row together: names, and the first of each."""
 
     def around(number: int) -> tuple[str, int]:
         name = layout.calls[number].block
-        module = next((module for module in closed if name.startswith(f"{module}.")), None)
+        module = next((module for module in closed if f"{name}.".startswith(f"{module}.")), None)
         return (name, number) if module is None else (module, -1)
 
     for (name, _), numbers in groupby(range(len(layout.calls)), around):
