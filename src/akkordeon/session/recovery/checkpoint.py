@@ -11,6 +11,7 @@ from akkordeon.core.reports import CheckpointTaken
 from akkordeon.downpour.recipe import Downpour
 from akkordeon.pipeline.module_state import Outline, outline_of
 from akkordeon.pipeline.network import Network
+from akkordeon.pipeline.splitting.part import Part
 from akkordeon.session.attachment import Attachment
 from akkordeon.session.recovery.recut import recut, refuse_others
 from akkordeon.session.registry import Registry
@@ -41,7 +42,8 @@ class Checkpoint:
             RecipeError: it is another network.
         """
         if not isinstance(network, Downpour):
-            return recut(self.stages, _outlines(network))
+            of_one_module = all(isinstance(gate.module, Part) for gate in network.gates)
+            return recut(self.stages, _outlines(network), of_one_module=of_one_module)
         self._refuse_other_row(network.row())
         kept = network.by_gate({address: stage.tensors for address, stage in self.stages.items()})
         refuse_others(kept, _outlines(network.network))

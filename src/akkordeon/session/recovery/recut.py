@@ -4,7 +4,7 @@
     here    gate/0: layers 0 1    gate/1: layers 2 3    gate/2: layer 4
 
 What has the same gates goes by gate and name, and what has names that are unique in the row by these, as the
-gates of ``Network.from_module`` have. All else goes by the order of the layers in the row: in a gate of an
+weights of ``Network.from_module`` have. All else goes by the order of the layers in the row: in a gate of an
 ``nn.Sequential`` with numbered children each child that has a state is one, any other gate is one as a whole.
 """
 
@@ -38,25 +38,29 @@ class _Place:
         return self.name.partition(".")[0]
 
 
-_Keyed = Mapping[Hashable, _Place]
-"""Places by what is the same in the checkpoint and here."""
+_Keyed = Mapping[_Place, Hashable]
+"""Of places, what is the same in the checkpoint and here."""
 
 _Move = tuple[str, str, str]
 """Of a tensor, the gate it was in, its name there and its name here."""
 
 
-def recut(stages: Mapping[str, StageState], wanted: Mapping[str, Outline]) -> dict[str, StageState]:
+def recut(
+    stages: Mapping[str, StageState], wanted: Mapping[str, Outline], *, of_one_module: bool = False
+) -> dict[str, StageState]:
     """Deal the stages of a checkpoint out to other gates.
 
     Args:
         stages: of the checkpoint, head first.
         wanted: what each gate of the network has by name, head first.
+        of_one_module: the gates run one module's own forward: what has the same name in several of them is
+            the same buffer, and the last one's counts.
 
     Raises:
         RecipeError: it has other layers; the first that differs.
     """
     tensors = {gate: stage.tensors for gate, stage in stages.items()}
-    kept, here = _paired(_places(_outlines(tensors)), _places(wanted))
+    kept, here = _paired(_places(_outlines(tensors)), _places(wanted), of_one_module)
     _refuse_others(kept, here)
     moves: dict[str, list[_Move]] = {gate: [] for gate in wanted}
     for gate, old, mine in _moved(stages, kept, here):
@@ -79,8 +83,7 @@ def refuse_others(gates: Mapping[str, Mapping[str, Tensor]], wanted: Mapping[str
     Raises:
         RecipeError: the first that differs.
     """
-    theirs, mine = _places(_outlines(gates)), _places(wanted)
-    _refuse_others(_by_gate(theirs), _by_gate(mine))
+    _refuse_others(_by_gate(_places(_outlines(gates))), _by_gate(_places(wanted)))
 
 
 def _outlines(gates: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Outline]:
@@ -98,45 +101,52 @@ def _places(gates: Mapping[str, Outline]) -> list[_Place]:
 # ── what is the same ─────────────────────────────────────────────────────────────────────────────────
 
 
-def _paired(kept: Sequence[_Place], here: Sequence[_Place]) -> tuple[_Keyed, _Keyed]:
+def _paired(kept: Sequence[_Place], here: Sequence[_Place], of_one_module: bool) -> tuple[_Keyed, _Keyed]:
     """Both by the first key under which they have the same; by layers, if there is none."""
     for keyed in (_by_gate, _by_name):
         theirs, mine = keyed(kept), keyed(here)
-        optional = {each for each, place in mine.items() if place.shape is None}
-        is_unique = len(theirs) == len(kept) and len(mine) == len(here)
-        if is_unique and theirs.keys() | optional == mine.keys():
+        optional = {key for place, key in mine.items() if place.shape is None}
+        is_unique = len(set(theirs.values())) == len(kept) and len(set(mine.values())) == len(here)
+        has_same = {*theirs.values()} | optional == {*mine.values()}
+        if has_same and (is_unique or of_one_module):
             return theirs, mine
     return _by_layer(kept), _by_layer(here)
 
 
 def _by_gate(places: Sequence[_Place]) -> _Keyed:
-    return {(place.gate, place.name): place for place in places}
+    return {place: (place.gate, place.name) for place in places}
 
 
 def _by_name(places: Sequence[_Place]) -> _Keyed:
-    return {place.name: place for place in places}
+    return {place: place.name for place in places}
 
 
 def _by_layer(places: Sequence[_Place]) -> _Keyed:
     """By the number of the layer in the row, and the name in it."""
-    keyed: dict[Hashable, _Place] = {}
+    keyed: dict[_Place, Hashable] = {}
     number = 0
     for gate in dict.fromkeys(place.gate for place in places):
         own = [place for place in places if place.gate == gate]
         if all(place.head.isdecimal() for place in own):
             heads = sorted({place.head for place in own}, key=int)
             for place in own:
-                keyed[number + heads.index(place.head), place.name.partition(".")[2]] = place
+                keyed[place] = number + heads.index(place.head), place.name.partition(".")[2]
             number += len(heads)
         else:
-            keyed |= {(number, place.name): place for place in own}
+            keyed |= {place: (number, place.name) for place in own}
             number += 1
     return keyed
 
 
+def _by_key(keyed: _Keyed) -> dict[Hashable, _Place]:
+    """The place with each key; of several the last."""
+    return {key: place for place, key in keyed.items()}
+
+
 def _refuse_others(kept: _Keyed, here: _Keyed) -> None:
-    for key in sorted(kept.keys() | here.keys()):  # type: ignore[type-var]  # all of one kind
-        theirs, mine = kept.get(key), here.get(key)
+    all_theirs, all_mine = _by_key(kept), _by_key(here)
+    for key in sorted(all_theirs.keys() | all_mine.keys()):  # type: ignore[type-var]  # all of one kind
+        theirs, mine = all_theirs.get(key), all_mine.get(key)
         if mine is not None and mine.shape is None:
             continue
         if theirs is None or mine is None or theirs.shape != mine.shape:
@@ -157,10 +167,16 @@ def _shown(place: _Place | None) -> str:
 
 def _moved(stages: Mapping[str, StageState], kept: _Keyed, here: _Keyed) -> Iterator[tuple[str, str, _Place]]:
     """Of every tensor the gate it was in, its name there, and where it goes."""
-    goes_to = {(theirs.gate, theirs.name): here[key] for key, theirs in kept.items()}
+    names: dict[tuple[str, str], list[str]] = {}
     for gate, stage in stages.items():
         for name in stage.tensors:
-            yield gate, name, goes_to[gate, owner_of(name)]
+            names.setdefault((gate, owner_of(name)), []).append(name)
+    theirs = _by_key(kept)
+    for mine, key in here.items():
+        place = theirs.get(key)
+        if place is not None:  # else it may be missing
+            for name in names[place.gate, place.name]:
+                yield place.gate, name, mine
 
 
 def _version(gate: str, stages: Mapping[str, StageState], moves: Iterable[_Move]) -> int:
@@ -170,11 +186,15 @@ def _version(gate: str, stages: Mapping[str, StageState], moves: Iterable[_Move]
 
 
 def _learner(stages: Mapping[str, StageState], moves: Sequence[_Move]) -> LearnerState | None:
-    """What a gate learns with, of those that its layers were in; settings are those of the first."""
+    """What a gate learns with, of those that its weights were in; settings are those of the first."""
     learners = {gate: stages[gate].learner for gate in dict.fromkeys(gate for gate, _, _ in moves)}
-    with_optimizer = {gate: learner for gate, learner in learners.items() if learner and learner["optimizer"]}
+    with_optimizer = {
+        gate: learner
+        for gate, learner in learners.items()
+        if learner and any(old in _learned(learner) for each, old, _ in moves if each == gate)
+    }
     if not with_optimizer:
-        return next(iter(learners.values()), None)
+        return next((each for each in learners.values() if not (each and each["optimizer"])), None)
     first = next(iter(with_optimizer.values()))
     state: dict[str, Any] = {}
     rule: dict[str, Tensor] = {}
@@ -192,6 +212,12 @@ def _learner(stages: Mapping[str, StageState], moves: Sequence[_Move]) -> Learne
             if old in theirs["params"]:
                 mine["params"].append(new)
     return {**first, "optimizer": {"state": state, "groups": groups}, "rule": rule, **gathered}
+
+
+def _learned(learner: LearnerState) -> set[str]:
+    """The names of the weights that its optimizer has."""
+    optimizer = learner["optimizer"]
+    return set() if optimizer is None else {name for group in optimizer["groups"] for name in group["params"]}
 
 
 def _gathered(learners: Mapping[str, LearnerState], moves: Sequence[_Move]) -> dict[str, Any]:
