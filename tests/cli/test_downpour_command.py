@@ -69,7 +69,7 @@ def test_what_it_records_is_replayed(tmp_path):
         ["--staleness", "dc-adaptive", "--no-local-step", "--server-optimizer", "sgd"],
         ["--staleness", "inverse", "--max-staleness", "5", "--fetch", "wait", "--compression", "int8"],
         ["--push", "differences", "--server-optimizer", "nesterov", "--steps-by-speed", "--warm-start", "3"],
-        ["--max-shard-bytes", "4000", "--server-optimizer", "momentum"],
+        ["--max-shard-bytes", "4000", "--fetch-compression", "int8"],
     ],
     ids=" ".join,
 )

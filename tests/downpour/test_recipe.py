@@ -183,6 +183,8 @@ def test_the_master_weights_get_the_sum_of_all_pushes_when_nobody_fetches():
             partial(ak.DelayedNesterov, lr=0.7, momentum=0.5, buffer=3), "steps_by_speed": True},
         {"compression": "int8", "push_every": 2},
         {"compression": "bf16", "push_every": 2},
+        {"compression": "int8", "fetch_compression": "int8"},
+        {"fetch_compression": "bf16", "staleness": ak.DelayCompensation(), "local_step": False},
     ],
     ids=str,
 )  # fmt: skip
@@ -551,6 +553,7 @@ def test_an_embedding_that_keeps_its_norm_can_be_pushed_as_differences():
         ({"fetch": "never"}, "'background' or 'wait'"),
         ({"push": "weights"}, "'gradients' or 'differences'"),
         ({"compression": "zip"}, "compression is"),
+        ({"fetch_compression": 8}, "fetch_compression is None, 'bf16' or 'int8', got 8"),
         ({"server_optimizer": 0.1}, "server_optimizer is a function"),
         ({"staleness": "latest"}, r"staleness is a rule such as Stash\(\), got 'latest'"),
         ({"staleness": ak.DelayCompensation()}, "push_every=1 and local_step=False"),
@@ -581,6 +584,7 @@ WORLDS = st.fixed_dictionaries(
         "local_step": st.booleans(),
         "warm_start": st.integers(0, 5),
         "max_staleness": st.none() | st.integers(0, 3),
+        "fetch_compression": st.sampled_from([None, "int8"]),
     }
 )
 
@@ -616,7 +620,8 @@ def test_the_simulator_gives_the_same_bits_for_the_same_seed():
 @pytest.mark.parametrize("engine", LOCAL)
 @pytest.mark.parametrize("push", ["gradients", "differences"])
 def test_a_recorded_downpour_is_replayed_to_the_same_bits(engine, push, tmp_path):
-    recipe = downpour(replicas=3, push_every=2, push=push, compression="int8")
+    both = {"compression": "int8", "fetch_compression": "int8"}
+    recipe = downpour(replicas=3, push_every=2, push=push, **both)
     check_replays_to_the_same_bits(recipe, ENGINES[engine](), tmp_path)
 
 

@@ -390,6 +390,7 @@ def test_what_comes_late_from_one_shard_holds_up_the_next_forward():
         {"push": "differences", "push_every": 4, "fetch": "wait", "server_optimizer":
             partial(ak.DelayedNesterov, lr=0.7, momentum=0.5, buffer=3), "steps_by_speed": True},
         {"compression": "int8", "push_every": 2, "staleness": ak.InverseStaleness()},
+        {"compression": "int8", "fetch_compression": "int8"},
     ],
     ids=str,
 )  # fmt: skip
@@ -543,7 +544,8 @@ def test_in_any_world_batches_and_pushes_are_conserved_and_nothing_hangs(world, 
 @pytest.mark.parametrize("engine", LOCAL)
 @pytest.mark.parametrize("push", ["gradients", "differences"])
 def test_a_record_is_replayed_to_the_same_bits(engine, push, tmp_path):
-    recipe = downpour(replicas=3, push_every=2, push=push, compression="int8")
+    both = {"compression": "int8", "fetch_compression": "int8"}
+    recipe = downpour(replicas=3, push_every=2, push=push, **both)
     check_replays_to_the_same_bits(recipe, ENGINES[engine](), tmp_path)
 
 

@@ -709,7 +709,7 @@ def test_labels_stay_in_the_home_and_sources_that_cannot_travel_in_this_process(
 
 
 def test_a_downpour_trains_with_its_replicas_and_shards_in_hosts(warm):
-    recipe = ak.Downpour(three_gates(), replicas=2)
+    recipe = ak.Downpour(three_gates(), replicas=2, compression="int8", fetch_compression="int8")
     with ak.run(recipe, engine=warm) as session:
         training = session.attach(ak.Sentinel.train(problem(), F.cross_entropy, epochs=2)).wait(timeout=60)
         assert session.predict(torch.randn(4, 6), timeout=30).shape == (4, 3)

@@ -83,6 +83,7 @@ def of_a_downpour() -> dict[str, Traffic]:
         push_every=2,
         warm_start=2,
         max_shard_bytes=100,
+        fetch_compression="int8",
         server_optimizer=sgd,
     )
     return _recorded(ak.run(downpour, engine=engine), engine)

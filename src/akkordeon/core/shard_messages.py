@@ -38,6 +38,8 @@ class Parameters(Message, kind=Kind.BACKWARD):
     Where a position is split, also part to front, with every ``cut``: no weights if the front has them.
     ``push_every``: updates between two pushes from now on, where the shard is the one to say so.
     ``buffers``: the shard's, with the first weights that a gate is lent.
+    ``since``: not the weights but what to add, compressed, to those of this version, which came last.
+    ``scales``: as those of a push.
     """
 
     shard: str
@@ -46,6 +48,8 @@ class Parameters(Message, kind=Kind.BACKWARD):
     push_every: int | None = None
     buffers: dict[str, Any] = field(default_factory=dict)
     cut: CutId | None = None
+    since: int | None = None
+    scales: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

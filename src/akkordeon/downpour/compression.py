@@ -1,4 +1,4 @@
-"""Smaller pushes: bf16, or int8 with one scale per tensor; what was lost is added to the next push.
+"""Tensors packed as bf16, or int8 with one scale per tensor; of pushes, what was lost is added to the next.
 
 Error feedback (Seide et al. 2014; Karimireddy et al. 2019, arXiv:1901.09847), for each tensor::
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from akkordeon.core.payload import all_finite
 
-__all__ = ["COMPRESSIONS", "Compressor", "Packed", "unpacked"]
+__all__ = ["COMPRESSIONS", "Compressor", "Packed", "can_be_packed", "packed", "unpacked"]
 
 COMPRESSIONS = (None, "bf16", "int8")
 
@@ -53,16 +53,29 @@ class Compressor:
         dense = [None if t is None else t.to_dense() if t.is_sparse else t for t in gathered]
         wanted = [_sum(tensor, error) for tensor, error in zip(dense, self._errors, strict=True)]
         if not all_finite(wanted):
-            return self._packed(dense)
-        packed = self._packed(wanted)
+            return packed(dense, self._kind)
+        sent = packed(wanted, self._kind)
         self._errors = [
-            error if x is None or sent is None else x - sent
-            for x, sent, error in zip(wanted, unpacked(packed, wanted), self._errors, strict=True)
+            error if x is None or arrives is None else x - arrives
+            for x, arrives, error in zip(wanted, unpacked(sent, wanted), self._errors, strict=True)
         ]
-        return packed
+        return sent
 
-    def _packed(self, tensors: Sequence[Tensor | None]) -> Packed:
-        return _as_bf16(tensors) if self._kind == "bf16" else _as_int8(tensors)
+
+def packed(tensors: Sequence[Tensor | None], kind: str) -> Packed:
+    """Dense tensors as they are to travel: ``"bf16"`` or ``"int8"``."""
+    return _as_bf16(tensors) if kind == "bf16" else _as_int8(tensors)
+
+
+def can_be_packed(some: Packed, like: Sequence[Tensor]) -> bool:
+    """Whether these can be what is packed of such tensors; their dtypes may be others."""
+    tensors, scales = some
+    if len(tensors) != len(like) or (scales is not None and len(scales) != len(like)):
+        return False
+    return all(
+        t is None or (t.shape == model.shape and t.is_complex() == model.is_complex())
+        for t, model in zip(tensors, like, strict=True)
+    )
 
 
 def unpacked(packed: Packed, like: Sequence[Tensor | None]) -> list[Tensor | None]:

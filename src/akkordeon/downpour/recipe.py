@@ -68,6 +68,8 @@ class Downpour:
         steps_by_speed: slower replicas push after fewer steps, the fastest every ``push_every``
             (dynamic local updates, arXiv:2401.09135).
         compression: of pushes: None, ``"bf16"`` or ``"int8"``, with error feedback.
+        fetch_compression: of fetched weights, likewise: after the first they come as differences from what
+            the replica has, of which its shard keeps a copy.
         max_shard_bytes: a position whose trainable weights weigh more is split over several shards, each
             with an optimizer of its own; a single tensor is never cut. None has one shard for each.
 
@@ -88,6 +90,7 @@ class Downpour:
     push: Literal["gradients", "differences"] = "gradients"
     steps_by_speed: bool = False
     compression: Literal["bf16", "int8"] | None = None
+    fetch_compression: Literal["bf16", "int8"] | None = None
     max_shard_bytes: int | None = None
 
     def __post_init__(self) -> None:
@@ -145,6 +148,7 @@ class Downpour:
             local_step=self.local_step,
             differences=self.push == "differences",
             compression=self.compression,
+            fetch_compression=self.fetch_compression,
         )
 
     # ── as a network ─────────────────────────────────────────────────────────────────────────────────
@@ -237,6 +241,7 @@ class Downpour:
             name=gate.name,
             device=gate.device,
             autocast=gate.autocast,
+            compression=self.fetch_compression,
         )
 
     def replica_spawns(self, replica: int, seed: int) -> Iterator[Spawn]:

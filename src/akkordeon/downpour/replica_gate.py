@@ -132,8 +132,11 @@ class ReplicaGate(GateActor):
 
     def _parameters(self, message: Parameters) -> Iterator[Effect]:
         client, payload, buffers = self._clients.get(message.shard), message.payload, message.buffers
-        if client is None or not (client.fits(payload) and are_alike(buffers, self.buffers.now)):
+        if client is None or not (client.fits(message) and are_alike(buffers, self.buffers.now)):
             yield from self._refuse_message(message, f"weights of {message.shard} that are none of this gate")
+            return
+        if not client.is_next(message):
+            yield from client.fetch_whole()
             return
         if self.device is not None:
             payload = tuple(tensor.to(self.device) for tensor in payload)

@@ -26,7 +26,8 @@ from akkordeon.core.plain_state import LearnerState, StageState
 from akkordeon.core.reports import ShardStatus
 from akkordeon.core.shard_messages import Dropped, Fetch, Left, Parameters, Push, Settle, Settled
 from akkordeon.downpour.buffer_merger import BufferMerger, are_alike, on_device
-from akkordeon.downpour.compression import unpacked
+from akkordeon.downpour.compression import can_be_packed, unpacked
+from akkordeon.downpour.differences import Lending
 from akkordeon.downpour.pacing import StepsBySpeed, WarmStart
 from akkordeon.pipeline.learning.optimizer import OptimizerFactory
 from akkordeon.pipeline.refusals.actor import keep
@@ -64,6 +65,7 @@ class ParameterShard:
         name: for reports; the position if not given.
         device: where the weights live.
         autocast: what evaluations run under; that of whoever staged the network if None.
+        compression: of the weights that are lent; see differences.py.
         held_elsewhere: the weights that other shards of the position lend, learn and hand out.
     """
 
@@ -76,6 +78,7 @@ class ParameterShard:
     name: str | None = None
     device: Any = None
     autocast: torch.dtype | None = None
+    compression: str | None = None
     held_elsewhere: WeightIndices = ()
 
 
@@ -115,6 +118,7 @@ class ShardActor(Stage):
             self._updater.load(restored.learner)
         self._keeps_lent = shard.staleness.uses_old_weights
         self._lent: dict[str, dict[int, Snapshot]] = {}  # by replica's gate and version
+        self._lending = Lending(shard.compression)
         self._merger = BufferMerger(self.buffers.now)
         self._warm_start = WarmStart(0 if anew else shard.warm_start)
         self._since = self.version if anew else 0
@@ -157,19 +161,26 @@ class ShardActor(Stage):
             waiting.append(message.asker)
 
     def _lend(self, asker: str) -> Effect:
+        pinned = self.weights.pin()
+        now = tuple(pinned[i].detach() for i in self.weights.trainable)
+        (payload, scales), since = self._lending.pack(asker, self.version, now)
         if self._keeps_lent:
-            self._lent.setdefault(asker, {})[self.version] = self.weights.now
-        lent = self.weights.pin()
-        now = tuple(lent[i].detach() for i in self.weights.trainable)
+            self._lent.setdefault(asker, {})[self.version] = self._has(asker, now)
         self._counts["fetches"] += 1
         buffers: dict[str, Any] = {}
         if not self._merger.knows(asker):
             buffers = self.buffers.now
             self._merger.lend(asker, buffers)
-        lent = (*now, *(buffer for buffer in buffers.values() if isinstance(buffer, Tensor)))
-        self._counts["bytes_out"] += sum(map(nbytes, lent))
+        sent = (*payload, *(buffer for buffer in buffers.values() if isinstance(buffer, Tensor)))
+        self._counts["bytes_out"] += sum(map(nbytes, tensors(sent)))
         steps = self._steps_by_speed.steps_of(asker)
-        return Send(asker, Parameters(self.address, self.version, now, steps, buffers))
+        fetched = Parameters(self.address, self.version, payload, steps, buffers, since=since, scales=scales)
+        return Send(asker, fetched)
+
+    def _has(self, asker: str, lent: tuple[Tensor, ...]) -> Snapshot:
+        """All weights as a gate has them that was just lent these."""
+        has = dict(zip(self.weights.trainable, self._lending.lent(asker, lent), strict=True))
+        return tuple(has.get(i, weight) for i, weight in enumerate(self.weights.now))
 
     def _release_waiting(self) -> Iterator[Effect]:
         waiting = self._warm_start.waiting
@@ -259,15 +270,10 @@ class ShardActor(Stage):
     def _gradients(self, message: Push) -> list[Tensor | None] | None:
         """One for each parameter, as the updater wants them; None if they do not fit."""
         like = [self.weights.now[i] for i in self.weights.trainable]
-        if len(message.payload) != len(like):
+        pushed = message.payload, message.scales
+        if not (can_be_packed(pushed, like) and are_alike(message.buffers, self.buffers.now)):
             return None
-        if message.scales is not None and len(message.scales) != len(like):
-            return None
-        if not all(map(_fits, message.payload, like)):
-            return None
-        if not are_alike(message.buffers, self.buffers.now):
-            return None
-        found = unpacked((message.payload, message.scales), like)
+        found = unpacked(pushed, like)
         if self.device is not None:
             found = [None if tensor is None else tensor.to(self.device) for tensor in found]
         if not self._updater.spares_gradients:  # what is in the message is not ours to write to
@@ -313,6 +319,7 @@ class ShardActor(Stage):
 
     def _drop_what_is_kept_of(self, who: str) -> None:
         self._lent.pop(who, None)
+        self._lending.remove(who)
         self._dropped.pop(who, None)
         self._merger.remove(who)
         self._steps_by_speed.remove(who)
@@ -341,8 +348,3 @@ class ShardActor(Stage):
                 bytes_out=self._counts["bytes_out"],
             )
         )
-
-
-def _fits(pushed: Tensor | None, weight: Tensor) -> bool:
-    """Whether a tensor of a push can be one of a weight; its dtype may be another, as in a compressed one."""
-    return pushed is None or (pushed.shape == weight.shape and pushed.is_complex() == weight.is_complex())

@@ -16,7 +16,8 @@ from akkordeon.core.actor import Effect, Send
 from akkordeon.core.messages import Batch
 from akkordeon.core.shard_messages import Fetch, Parameters, Push, Settle
 from akkordeon.downpour.accumulators import Accumulator, GradientSum, WeightDelta
-from akkordeon.downpour.compression import Compressor
+from akkordeon.downpour.compression import Compressor, can_be_packed
+from akkordeon.downpour.differences import Received
 from akkordeon.downpour.sync_policy import SyncPolicy
 from akkordeon.pipeline.weights import Weights
 
@@ -58,6 +59,7 @@ class ShardClient:
         self._since_push: list[Batch] = []
         self._since_fetch = 0
         self._oldest: int | None = None  # the shard's version that the oldest gradient gathered goes back to
+        self._received: Received | None = None  # what the next difference is from, where such come
         self._lent: deque[tuple[int, int]] = deque()  # (arrival, the shard's version), oldest first
         self._asked = 0  # fetches not answered yet
         self._late = False  # whether the next one fell due before that
@@ -91,11 +93,27 @@ class ShardClient:
             self._asked, self._late = 0, False
             yield self.fetch()
 
-    def fits(self, payload: Sequence[Tensor]) -> bool:
-        """Whether these can be weights of the shard."""
-        return self._weights.can_adopt(payload, self._indices)
+    def fits(self, message: Parameters) -> bool:
+        """Whether these can be weights of the shard, or a difference of such."""
+        if message.since is None:
+            return self._weights.can_adopt(message.payload, self._indices)
+        like = [self._weights.now[i] for i in self._indices]
+        return can_be_packed((message.payload, message.scales), like)
 
-    def install(self, message: Parameters, payload: Sequence[Tensor], arrival: int) -> Iterator[Effect]:
+    def is_next(self, message: Parameters) -> bool:
+        """Whether it can be taken in: a difference can where it is from the weights that came last."""
+        since = message.since
+        return since is None or (self._received is not None and self._received.version == since)
+
+    def fetch_whole(self) -> Iterator[Effect]:
+        """Ask once more, as what came was a difference from what the gate does not have.
+
+        It was on its way when the gate or the shard was made anew. A gate that has nothing yet will ask.
+        """
+        if self._lent:
+            yield Send(self._shard, Fetch(self._gate, is_first=True))
+
+    def install(self, message: Parameters, payload: tuple[Tensor, ...], arrival: int) -> Iterator[Effect]:
         """Have the gate go on with weights that came; ask for the next if they are due already.
 
         Args:
@@ -105,11 +123,22 @@ class ShardClient:
         """
         self._asked = max(0, self._asked - 1)
         self._push_every = message.push_every or self._push_every
-        self._weights.adopt(self._accumulator.continue_from(payload, self._now()), self._indices)
+        came = self._received_with(message, payload)
+        self._weights.adopt(self._accumulator.continue_from(came, self._now()), self._indices)
         self._lent.append((arrival, message.version))
         if self._late:
             self._late = False
             yield self.fetch()
+
+    def _received_with(self, message: Parameters, payload: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The weights that are meant; kept where the next may be a difference from them."""
+        if self._policy.fetch_compression is None:
+            return payload
+        received = Received(message.version, payload)
+        if message.since is not None and self._received is not None:
+            received = self._received.plus((payload, message.scales), message.version)
+        self._received = received
+        return received.weights
 
     def drop_before(self, arrival: int) -> None:
         """Keep what batches that began with this arrival or later may go back to."""

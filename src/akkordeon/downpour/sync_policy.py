@@ -22,6 +22,7 @@ class SyncPolicy:
         local_step: whether the gate's own optimizer makes a step with each gradient.
         differences: push how far the weights have come instead of the sum of gradients.
         compression: of pushes: None, ``"bf16"`` or ``"int8"``.
+        fetch_compression: of what is fetched, likewise.
 
     Raises:
         RecipeError: a number out of range, or differences without local steps, which would be zero.
@@ -33,13 +34,15 @@ class SyncPolicy:
     local_step: bool = True
     differences: bool = False
     compression: str | None = None
+    fetch_compression: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse what could only fail later."""
         require_whole("push_every", self.push_every)
         require_whole("fetch_every", self.fetch_every, optional=True)
-        if self.compression not in COMPRESSIONS:
-            raise RecipeError(f"compression is None, 'bf16' or 'int8', got {self.compression!r}")
+        for name in ("compression", "fetch_compression"):
+            if getattr(self, name) not in COMPRESSIONS:
+                raise RecipeError(f"{name} is None, 'bf16' or 'int8', got {getattr(self, name)!r}")
         if self.differences and not self.local_step:
             raise RecipeError(
                 "without local steps the weights of a replica do not move, so there is no difference to "

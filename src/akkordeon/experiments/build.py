@@ -73,9 +73,14 @@ def build_downpour(network: Network, config: DownpourConfig) -> Downpour:
         | {
             "server_optimizer": server_optimizer_named(optimizer, lr, config.replicas),
             "staleness": server_rule_named(config.staleness),
-            "compression": None if config.compression == "none" else config.compression,
+            "compression": _compression_named(config.compression),
+            "fetch_compression": _compression_named(config.fetch_compression),
         },
     )
+
+
+def _compression_named(name: str) -> str | None:
+    return None if name == "none" else name
 
 
 def in_flight_of(task: Task, config: TrainConfig) -> int:

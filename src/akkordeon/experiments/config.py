@@ -99,6 +99,7 @@ class DownpourConfig(Settings):
         bool, Option("--steps-by-speed", help="Let slower replicas push after fewer steps.")
     ] = False
     compression: Annotated[CompressionName, Option(help="Of pushes, with error feedback.")] = "none"
+    fetch_compression: Annotated[CompressionName, Option(help="Of what is fetched, likewise.")] = "none"
     max_shard_bytes: Annotated[
         int | None, Option(min=1, metavar="BYTES", help="Split a larger position over several shards.")
     ] = None

@@ -63,6 +63,16 @@ def test_a_part_or_a_front_of_a_split_position_comes_back(who, at_s):
     assert vdp.rounds[-1].loss < vdp.rounds[0].loss
 
 
+@pytest.mark.parametrize("who", ["shard/0", "shard/1.1", "replica/0/gate/1", "replica/1/gate/2"])
+def test_replicas_that_fetch_differences_go_on_from_whole_weights_when_somebody_comes_back(who):
+    recipe = downpour(compression="int8", fetch_compression="int8", fetch="wait", max_shard_bytes=200)
+    tdp, vdp, restarts, _ = trained(recipe, simulator(Crash(who=who, at_s=0.25)))
+    assert [r.address for r in restarts] == [who]
+    assert tdp.batches.trained > 120
+    assert_sums(tdp.batches)
+    assert vdp.rounds[-1].loss < vdp.rounds[0].loss
+
+
 def test_local_sgd_goes_on_when_a_shard_comes_back():
     recipe = downpour(
         network(recovery=ak.Recovery(snapshot_every=5, restarts=100)),

@@ -266,7 +266,7 @@ def test_under_way_nothing_is_trained_twice_or_left_out(engine, in_flight):
 
 def test_a_downpour_goes_on_with_its_shards_and_its_places():
     def downpour():
-        return ak.Downpour(_network(), replicas=2, server_optimizer=_sgd)
+        return ak.Downpour(_network(), replicas=2, server_optimizer=_sgd, fetch_compression="int8")
 
     loss = nn.CrossEntropyLoss()
     with ak.run(downpour(), ak.Threads(2)) as session:
