@@ -2,6 +2,7 @@
 
 from akkordeon.core import errors
 from akkordeon.core.errors import AkkordeonError
+from akkordeon.core.streams.messages import Answer, Question
 from akkordeon.data.batches import Batches
 from akkordeon.downpour.delayed_nesterov import DelayedNesterov
 from akkordeon.downpour.recipe import Downpour
@@ -28,6 +29,7 @@ from akkordeon.session.session import Session
 
 __all__ = [
     "AkkordeonError",
+    "Answer",
     "Attachment",
     "Attachments",
     "Batches",
@@ -43,6 +45,7 @@ __all__ = [
     "Machines",
     "Network",
     "Plan",
+    "Question",
     "Ray",
     "Recovery",
     "Rule",

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 PUBLIC = [
     "AkkordeonError",
+    "Answer",
     "Attachment",
     "Attachments",
     "Batches",
@@ -31,6 +32,7 @@ PUBLIC = [
     "Machines",
     "Network",
     "Plan",
+    "Question",
     "Ray",
     "Recovery",
     "Rule",

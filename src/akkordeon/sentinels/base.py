@@ -10,9 +10,10 @@ from typing import Any, Generic, TypeVar
 
 from akkordeon.core.actor import Actor, Effect, Report, Send, Stop
 from akkordeon.core.checkpoint_messages import GoOn, Locate, Located
-from akkordeon.core.messages import Batch, Close, EpochEnd, Item, Message, Probe, SourceFailed
+from akkordeon.core.messages import Batch, Close, EpochEnd, Item, Message, Probe
 from akkordeon.core.plain_state import PlainState
 from akkordeon.core.reports import BatchCount, MessageRefused, SentinelEnded, SentinelStatus
+from akkordeon.core.streams.messages import Event
 from akkordeon.core.well_formed import malformed
 from akkordeon.sentinels.roles import Role
 
@@ -52,7 +53,7 @@ class SentinelActor(Actor, Generic[Flight]):
         self._reader = reader
         self._role = role
         self._in_flight = in_flight
-        self._waiting: deque[Item | EpochEnd | SourceFailed] = deque()
+        self._waiting: deque[Event] = deque()
         self._flights: dict[Batch, Flight] = {}
         self._numbers = 0
         self._rounds = 0  # that are over; of one that trains, epochs
@@ -122,7 +123,7 @@ class SentinelActor(Actor, Generic[Flight]):
     def _begin_again(self, now_s: float) -> Iterator[Effect]:
         """The rest is over."""
 
-    def _read(self, message: Item | EpochEnd | SourceFailed, now_s: float) -> Iterator[Effect]:
+    def _read(self, message: Event, now_s: float) -> Iterator[Effect]:
         self._waiting.append(message)
         yield from self._send(now_s)
 

@@ -27,7 +27,6 @@ from akkordeon.core.messages import (
     CutId,
     Detach,
     Due,
-    EpochEnd,
     Evaluate,
     Export,
     Exported,
@@ -45,6 +44,7 @@ from akkordeon.core.payload import Payload, rebuilt, samples
 from akkordeon.core.plain_state import PlainState
 from akkordeon.core.recovery.messages import ForgetBefore, Restarted, Rewind, Rewound
 from akkordeon.core.reports import BestKept, LastKept, RoundDone
+from akkordeon.core.streams.messages import Event
 from akkordeon.sentinels.base import START, SentinelActor
 from akkordeon.sentinels.loss import LossInputs, loss_of, to_targets_device
 from akkordeon.sentinels.recipes import Evaluation
@@ -164,7 +164,7 @@ class Evaluator(SentinelActor[tuple[Any, int]]):
         self._is_reading = True
         yield Send(self._reader, Pull(self._in_flight, self._rounds))
 
-    def _read(self, message: Item | EpochEnd | SourceFailed, now_s: float) -> Iterator[Effect]:
+    def _read(self, message: Event, now_s: float) -> Iterator[Effect]:
         if not self._rewinds:
             yield from super()._read(message, now_s)
 

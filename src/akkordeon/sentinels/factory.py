@@ -23,7 +23,9 @@ from akkordeon.data.sources import as_batches, gives_new_tensors, has_length, is
 from akkordeon.sentinels.checkpointer import Checkpointer
 from akkordeon.sentinels.evaluator import Evaluator
 from akkordeon.sentinels.reader import Reader
-from akkordeon.sentinels.recipes import Evaluation, Sentinel, Training
+from akkordeon.sentinels.recipes import Evaluation, Sentinel, Streaming, Training
+from akkordeon.sentinels.streaming.reader import StreamReader
+from akkordeon.sentinels.streaming.streamer import Streamer
 from akkordeon.sentinels.trainer import Trainer
 
 __all__ = ["make_actors"]
@@ -54,7 +56,9 @@ def make_actors(
     source = _source_of(sentinel, name, seed)
     recipe = _under_autocast(replace(sentinel, batches=()))  # data is read once
     own: Callable[[], Actor]
-    if isinstance(recipe, Training):
+    if isinstance(recipe, Streaming):
+        own = partial(Streamer, address, name, row, reader, recipe, start)
+    elif isinstance(recipe, Training):
         own = partial(Trainer, address, name, row, reader, recipe, not has_length(source), start)
     elif recipe.role.keeps:
         own = partial(Checkpointer, address, name, row, reader, recipe, start)
@@ -68,7 +72,8 @@ def _source_of(sentinel: Training | Evaluation, name: str, seed: int) -> Any:
     try:
         if sentinel.loss is None:
             return _inputs(sentinel)
-        return as_batches(sentinel.batches, sentinel.batch_size, seed, pairs=sentinel.split is None)
+        pairs = sentinel.split is None and not isinstance(sentinel, Streaming)
+        return as_batches(sentinel.batches, sentinel.batch_size, seed, pairs)
     except DataError as error:
         raise DataError(f"sentinel {name!r} has nothing to read: {error}") from error
 
@@ -91,8 +96,11 @@ def _reader_of(
         rounds = SourcePosition(Place(start.get("rounds", 0), 0))
         position = SourcePosition.from_plain(start["position"]) if is_training else rounds
         mark = start.get("source") if has_state(source) else None
+    kind: Callable[..., Reader] = Reader
+    if isinstance(sentinel, Streaming):
+        kind = partial(StreamReader, acknowledge=getattr(source, "acknowledge", None))
     return partial(
-        Reader,
+        kind,
         address,
         reads_for,
         _Opened(source, position, mark),

@@ -8,19 +8,19 @@ from typing import Any
 from akkordeon.core.actor import Actor, Effect, Send, Stop
 from akkordeon.core.checkpoint_messages import AllRead, Locate
 from akkordeon.core.errors import DataError, ProtocolError
-from akkordeon.core.messages import Close, EpochEnd, Item, SourceFailed
+from akkordeon.core.messages import Close, EpochEnd, Item, Message, SourceFailed
 from akkordeon.core.payload import Payload, itself, map_tensors, tensors
 from akkordeon.core.plain_state import PlainState
 from akkordeon.core.recovery.messages import Rewind, Rewound
 from akkordeon.data.position import Place, SourcePosition, unmoved_generator
 from akkordeon.data.sources import copied
 
-__all__ = ["Reader"]
+__all__ = ["END", "Reader"]
 
 STATE_EVERY = 16
 """Batches from one state of a source that has one to the next; those since are read again."""
 
-_END = object()
+END = object()
 """Stands for the end of an epoch: a StopIteration that anything but the source raises is an error."""
 
 
@@ -106,7 +106,9 @@ class Reader(Actor):
                 if self._batches is None:
                     self._open()
                 item, state = self._next_item()
-                message = None if item is _END else self._item(item, state)
+                message = None
+                if item is not END:
+                    message = self._message(item if self._split is None else self._split(item), state)
             except Exception as error:
                 self._over = True
                 yield Send(self._sentinel, SourceFailed(error))
@@ -125,7 +127,7 @@ class Reader(Actor):
         self._batches = iter(self._open_epoch(self._epoch))
         if self._here < self._start.place:
             with unmoved_generator():
-                while self._here < self._start.place and next(self._batches, _END) is not _END:
+                while self._here < self._start.place and next(self._batches, END) is not END:
                     self._read += 1
 
     @property
@@ -139,8 +141,8 @@ class Reader(Actor):
             state = None
             if self._state_of is not None and self._read % STATE_EVERY == 0:
                 state = self._state_of()
-            item = next(self._batches, _END)
-            if item is _END or not self._start.done or self._here not in self._start.done:
+            item = next(self._batches, END)
+            if item is END or not self._start.done or self._here not in self._start.done:
                 return item, state
             self._read += 1
 
@@ -158,16 +160,14 @@ class Reader(Actor):
         if not was_done:
             yield Send(self._sentinel, EpochEnd(last=self._over))
 
-    def _item(self, item: Any, state: PlainState | None) -> Item:
+    def _message(self, item: Any, state: PlainState | None) -> Message:
+        """What it sends of an item, which was split."""
         if not self._labelled:
             return Item(self._own(self._checked(item)), None, state)
-        if self._split is not None:
-            item, source = self._split(item), "split must give a pair (x, y)"
-        else:
-            source = "its source must give (x, y) pairs"
         if not isinstance(item, tuple | list) or len(item) != 2:
+            must = "split must give a pair (x, y)" if self._split else "its source must give (x, y) pairs"
             hint = "" if self._split else "; for batches of another form give split=, a function to (x, y)"
-            raise DataError(f"{source}, got {_what(item)} as batch {self._read}{hint}")
+            raise DataError(f"{must}, got {_what(item)} as batch {self._read}{hint}")
         x, y = item
         return Item(self._own(self._checked(x)), self._own(y), state)
 

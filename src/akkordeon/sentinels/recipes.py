@@ -13,39 +13,16 @@ from akkordeon.core.checks import require_above, require_whole
 from akkordeon.core.errors import RecipeError
 from akkordeon.core.payload import Payload
 from akkordeon.sentinels.loss import OWN_WEIGHTS, Loss, check_loss
-from akkordeon.sentinels.roles import CHECKPOINT, PREDICT, TEST, TRAIN, VALIDATE, Role
-from akkordeon.sentinels.scores import Score, StreamingScore
+from akkordeon.sentinels.roles import CHECKPOINT, PREDICT, STREAM, TEST, TRAIN, VALIDATE, Role
+from akkordeon.sentinels.scores import Best, Score, StreamingScore, scores_by_name
 
-__all__ = ["Best", "Evaluation", "Sentinel", "Split", "Training", "require_recipes"]
+__all__ = ["Best", "Delay", "Evaluation", "Sentinel", "Split", "Streaming", "Training", "require_recipes"]
 
 Split = Callable[[Any], tuple[Any, Any]]
 """From a batch, as its source gives it, to (x, y)."""
 
-
-@dataclass(frozen=True)
-class Best:
-    """Keep the weights of the best validation round, and stop training when none was better for long.
-
-    Args:
-        score: name of a score, or ``"loss"``.
-        higher_is_better: None means: lower for the loss, higher for anything else.
-        patience: rounds without a better one before training stops; None never stops it.
-    """
-
-    score: str = "loss"
-    higher_is_better: bool | None = None
-    patience: int | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse what would never stop, or at once."""
-        require_whole("patience", self.patience, optional=True)
-
-    def is_better(self, value: float, than: float | None) -> bool:
-        """Whether a value beats the best so far; NaN beats nothing."""
-        if than is None:
-            return value == value
-        higher = self.score != "loss" if self.higher_is_better is None else self.higher_is_better
-        return value > than if higher else value < than
+Delay = int | Callable[[Any, Any], int | None] | None
+"""How many examples later a label comes, or a function of (x, y) that says so; None for at once, or never."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,12 +96,72 @@ class Sentinel:
             epochs=epochs,
             samples=samples,
             seconds=seconds,
-            scores=_by_name(scores),
+            scores=scores_by_name(scores),
             report_every=report_every,
             split=split,
             batch_size=batch_size,
             name=name,
             replica=replica,
+        )
+
+    @staticmethod
+    def stream(
+        source: Any,
+        loss: Loss,
+        *,
+        scores: Mapping[str, Score] | None = None,
+        delay: Delay = None,
+        window: int = 1000,
+        fading: float = 0.999,
+        max_waiting: int = 10_000,
+        in_flight: int = 1,
+        samples: int | None = None,
+        seconds: float | None = None,
+        report_every: float | None = 10.0,
+        split: Split | None = None,
+        batch_size: int = 1,
+        name: str | None = None,
+    ) -> Streaming:
+        """A sentinel that predicts each example of a stream before it learns from it.
+
+        Args:
+            source: (x, y) batches, mostly of one example, or a pair of tensors, or :class:`Question` and
+                :class:`Answer` where labels come by themselves. No more is read than ``in_flight`` allows.
+            loss: from (outputs, y) to one number.
+            scores: what else to report, by name: functions of (outputs, y).
+            delay: how many examples after its own the label of an example comes, at least before the next
+                is predicted; or a function of (x, y) that says so, with None for a label that never comes.
+            window: examples in the sliding window of the scores.
+            fading: what the weight of an example is multiplied by for every one after it.
+            max_waiting: predictions that wait for their label; of more the oldest is dropped, and counted.
+            in_flight: how many may be under way at once, to be predicted or learned from. One gives the
+                scores and weights of a plain loop.
+            samples: end after the batch with which so many examples were learned from.
+            seconds: end after this time.
+            report_every: seconds (a float) or trained batches (an int) from one report to the next.
+            split: from what the source gives to (x, y), :class:`Question` or :class:`Answer`.
+            batch_size: for a pair of tensors.
+            name: for reports and ``detach``.
+
+        Raises:
+            RecipeError: a number out of range, or a score that is no function.
+        """
+        return Streaming(
+            batches=source,
+            loss=loss,
+            scores=scores_by_name(scores),
+            delay=delay,
+            window=window,
+            fading=fading,
+            max_waiting=max_waiting,
+            in_flight=in_flight,
+            epochs=1,
+            samples=samples,
+            seconds=seconds,
+            report_every=report_every,
+            split=split,
+            batch_size=batch_size,
+            name=name,
         )
 
     @staticmethod
@@ -173,7 +210,7 @@ class Sentinel:
             role=VALIDATE,
             batches=batches,
             loss=loss,
-            scores=_by_name(scores),
+            scores=scores_by_name(scores),
             every_s=every_s,
             every_epoch=every_epoch,
             every_updates=every_updates,
@@ -202,7 +239,7 @@ class Sentinel:
             role=TEST,
             batches=batches,
             loss=loss,
-            scores=_by_name(scores),
+            scores=scores_by_name(scores),
             split=split,
             in_flight=in_flight,
             batch_size=batch_size,
@@ -285,6 +322,33 @@ class Training(Sentinel):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Streaming(Training):
+    """The recipe of a sentinel that learns from a stream; see :meth:`Sentinel.stream`."""
+
+    role: Role = field(default=STREAM, init=False)
+    delay: Delay = None
+    window: int = 1000
+    fading: float = 0.999
+    max_waiting: int = 10_000
+
+    def __post_init__(self) -> None:
+        """Refuse what could only fail later."""
+        Training.__post_init__(self)
+        require_whole("window", self.window)
+        require_whole("max_waiting", self.max_waiting)
+        if not callable(self.delay):
+            require_whole("delay", self.delay, 0, optional=True)
+        if not 0 < self.fading <= 1:
+            raise RecipeError(f"fading is above 0 and at most 1, got {self.fading}")
+        for name, score in self.scores.items():
+            if isinstance(score, StreamingScore):
+                raise RecipeError(
+                    f"the score {name!r} of a stream is a function of (outputs, y), which is averaged over "
+                    f"examples; got the metric {type(score).__name__}"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation(Sentinel):
     """The recipe of a sentinel that works on cuts; see :meth:`Sentinel.validate`.
 
@@ -322,23 +386,6 @@ class Evaluation(Sentinel):
     def rounds(self) -> int | None:
         """How many rounds there will be; None if nobody knows."""
         return None if self.role.repeats else 1
-
-
-def _by_name(scores: Mapping[str, Score] | None) -> dict[str, Score]:
-    if scores is None:
-        return {}
-    if not hasattr(scores, "keys"):  # a MetricCollection is no Mapping, but has names
-        got = getattr(scores, "__name__", type(scores).__name__)
-        raise RecipeError(
-            "scores is a dict from names to functions of (outputs, y) or torchmetrics metrics, "
-            f'as in {{"accuracy": akkordeon.accuracy}}; got {got}'
-        )
-    for name, score in scores.items():
-        if not isinstance(name, str):
-            raise RecipeError(f"the name of a score is a string, got {name!r}")
-        if not (callable(score) or isinstance(score, StreamingScore)):
-            raise RecipeError(f"the score {name!r} is a function of (outputs, y) or a metric, got {score!r}")
-    return dict(scores)
 
 
 def require_recipes(taker: str, sentinels: object) -> None:

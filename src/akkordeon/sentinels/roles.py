@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from typing import Self
 
-__all__ = ["CHECKPOINT", "EXPORT", "KEEP", "KEEPERS", "PREDICT", "TEST", "TRAIN", "VALIDATE", "Role"]
+__all__ = [
+    "CHECKPOINT",
+    "EXPORT",
+    "KEEP",
+    "KEEPERS",
+    "PREDICT",
+    "STREAM",
+    "TEST",
+    "TRAIN",
+    "VALIDATE",
+    "Role",
+]
 
 
 class Role(str):
@@ -45,6 +56,7 @@ class Role(str):
 
 
 TRAIN = Role("train", trains=True)
+STREAM = Role("stream", trains=True)
 VALIDATE = Role("validate", repeats=True)
 TEST = Role("test")
 PREDICT = Role("predict", answers=True)

@@ -10,9 +10,10 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from akkordeon.core.checks import require_whole
 from akkordeon.core.errors import RecipeError
 
-__all__ = ["Score", "ScoreBoard", "StreamingScore", "accuracy"]
+__all__ = ["Best", "Score", "ScoreBoard", "StreamingScore", "accuracy", "numbers_of", "scores_by_name"]
 
 
 @runtime_checkable
@@ -33,6 +34,32 @@ Score = StreamingScore | Callable[[Any, Any], Any]
 """A torchmetrics metric or collection, or a function of (outputs, targets) that is averaged over samples."""
 
 
+@dataclass(frozen=True)
+class Best:
+    """Keep the weights of the best validation round, and stop training when none was better for long.
+
+    Args:
+        score: name of a score, or ``"loss"``.
+        higher_is_better: None means: lower for the loss, higher for anything else.
+        patience: rounds without a better one before training stops; None never stops it.
+    """
+
+    score: str = "loss"
+    higher_is_better: bool | None = None
+    patience: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what would never stop, or at once."""
+        require_whole("patience", self.patience, optional=True)
+
+    def is_better(self, value: float, than: float | None) -> bool:
+        """Whether a value beats the best so far; NaN beats nothing."""
+        if than is None:
+            return value == value
+        higher = self.score != "loss" if self.higher_is_better is None else self.higher_is_better
+        return value > than if higher else value < than
+
+
 def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
     """The share of samples whose largest output is at the target.
 
@@ -41,6 +68,28 @@ def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
         targets: (N, …) class numbers, int64.
     """
     return (outputs.argmax(1) == targets).float().mean()
+
+
+def scores_by_name(scores: Mapping[str, Score] | None) -> dict[str, Score]:
+    """What a user gave as scores, as a dict.
+
+    Raises:
+        RecipeError: it is none.
+    """
+    if scores is None:
+        return {}
+    if not hasattr(scores, "keys"):  # a MetricCollection is no Mapping, but has names
+        got = getattr(scores, "__name__", type(scores).__name__)
+        raise RecipeError(
+            "scores is a dict from names to functions of (outputs, y) or torchmetrics metrics, "
+            f'as in {{"accuracy": akkordeon.accuracy}}; got {got}'
+        )
+    for name, score in scores.items():
+        if not isinstance(name, str):
+            raise RecipeError(f"the name of a score is a string, got {name!r}")
+        if not (callable(score) or isinstance(score, StreamingScore)):
+            raise RecipeError(f"the score {name!r} is a function of (outputs, y) or a metric, got {score!r}")
+    return dict(scores)
 
 
 class ScoreBoard:
@@ -72,7 +121,7 @@ class ScoreBoard:
         for score in self._streaming.values():
             score.update(outputs, targets)
         for name, function in self._functions.items():
-            self._sums.add(_numbers(name, function(outputs, targets)), samples)
+            self._sums.add(numbers_of(name, function(outputs, targets)), samples)
 
     @property
     def samples(self) -> int:
@@ -127,7 +176,7 @@ class ScoreBoard:
     def _computed(self) -> dict[str, float]:
         scores: dict[str, float] = {}
         for name, metric in self._streaming.items():
-            scores |= _numbers(name, metric.compute())
+            scores |= numbers_of(name, metric.compute())
         return scores
 
 
@@ -150,7 +199,7 @@ class _Sums:
         return _Sums(self.samples, self.loss, self.scores.copy())
 
 
-def _numbers(name: str, score: Any) -> dict[str, float]:
+def numbers_of(name: str, score: Any) -> dict[str, float]:
     """A score, or, of a collection of metrics, its scores as NAME/METRIC."""
     if isinstance(score, Mapping):
         return {f"{name}/{part}": _number(f"{name}/{part}", value) for part, value in score.items()}

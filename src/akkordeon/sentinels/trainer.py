@@ -131,7 +131,7 @@ class Trainer(SentinelActor[Flight]):
                     self._waiting.popleft()
                     yield Send(self.address, item)
                 break
-            elif len(self._flights) < self._in_flight:
+            elif isinstance(item, Item) and len(self._flights) < self._in_flight:
                 self._waiting.popleft()
                 yield self._launch(item)
                 if self._is_last():

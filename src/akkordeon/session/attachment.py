@@ -12,6 +12,7 @@ from akkordeon.core.errors import ActorFailedError, SessionError, again
 from akkordeon.core.messages import Detach, Message
 from akkordeon.core.plain_state import PlainState
 from akkordeon.core.reports import BatchCount, BatchRefused, BestKept, EpochDone, RoundDone, TrainingProgress
+from akkordeon.core.streams.reports import StreamReport
 from akkordeon.sentinels.recipes import Sentinel
 from akkordeon.sentinels.roles import Role
 
@@ -20,7 +21,7 @@ __all__ = ["KEPT_MAX", "Attachment", "ParentSession"]
 KEPT_MAX = 1000
 """Records of epochs, rounds and refusals kept of each sentinel."""
 
-SentinelReport = EpochDone | RoundDone | TrainingProgress | BestKept | BatchRefused
+SentinelReport = EpochDone | RoundDone | TrainingProgress | StreamReport | BestKept | BatchRefused
 """What a sentinel reports of its work, and its attachment keeps."""
 
 
@@ -52,11 +53,12 @@ class Attachment:
     Attributes:
         name: as in reports.
         row: whom it talks to, head first.
-        role: what it is for; a string, ``train``, ``validate``, ``test`` or ``predict``.
+        role: what it is for; a string, ``train``, ``stream``, ``validate``, ``test`` or ``predict``.
         recipe: the sentinel; without its batches once it has ended, if it cannot be restarted.
         epochs: of a training sentinel, one record each; the latest 1000.
         rounds: of a validation or test sentinel, one record each; likewise.
         progress: of a training sentinel, the latest report from within an epoch.
+        stream: of a sentinel that learns from a stream, how well that was predicted; the latest 1000 reports.
         refusals: the first 1000.
         epochs_done: of a training sentinel, how many there were.
         rounds_done: of a validation or test sentinel, likewise.
@@ -76,6 +78,7 @@ class Attachment:
     epochs: list[EpochDone] = field(default_factory=list)
     rounds: list[RoundDone] = field(default_factory=list)
     progress: TrainingProgress | None = None
+    stream: list[StreamReport] = field(default_factory=list)
     refusals: list[BatchRefused] = field(default_factory=list)
     epochs_done: int = 0
     rounds_done: int = 0
@@ -180,6 +183,8 @@ class Attachment:
             self.rounds_done += 1
         elif isinstance(record, TrainingProgress):
             self.progress = record
+        elif isinstance(record, StreamReport):
+            _append(self.stream, record)
         elif isinstance(record, BestKept):
             self.best = record
         elif len(self.refusals) < KEPT_MAX:

@@ -36,6 +36,7 @@ from akkordeon.core.reports import (
     TrainingProgress,
     Undelivered,
 )
+from akkordeon.core.streams.reports import StreamReport
 from akkordeon.engines.base import Engine
 from akkordeon.pipeline.recovery.recipe import Recovery
 from akkordeon.session.attachment import Attachment, SentinelReport
@@ -354,6 +355,7 @@ class Supervisor:
     _HANDLERS: ClassVar[dict[type, Callable[[Any, Any], None]]] = {
         EpochDone: _epoch_done,
         TrainingProgress: _note,
+        StreamReport: _note,
         RoundDone: _round_done,
         BatchRefused: _note,
         BestKept: _note,

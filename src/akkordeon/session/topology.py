@@ -21,7 +21,7 @@ from akkordeon.data.sources import as_batches
 from akkordeon.data.split import deal_data
 from akkordeon.downpour.recipe import Downpour
 from akkordeon.pipeline.network import Network
-from akkordeon.sentinels.recipes import Evaluation, Sentinel, Training
+from akkordeon.sentinels.recipes import Evaluation, Sentinel, Streaming, Training
 
 __all__ = ["ReplicaTopology", "RowTopology", "topology_of"]
 
@@ -158,9 +158,12 @@ class ReplicaTopology(RowTopology):
 
         Raises:
             DataError: the batches cannot be dealt out.
+            RecipeError: it is a stream.
         """
         if not isinstance(sentinel, Training) or sentinel.replica is not None:
             return [sentinel]
+        if isinstance(sentinel, Streaming):
+            raise RecipeError("a stream trains one row of gates, and no replicas: attach it to a Network")
         batches = as_batches(sentinel.batches, sentinel.batch_size, seed, pairs=sentinel.split is None)
         samples = None if sentinel.samples is None else math.ceil(sentinel.samples / len(replicas))
         common = replace(sentinel, samples=samples, dealt_to=replicas)

@@ -63,7 +63,39 @@ SENTINEL = {
     "data": {str: object},
     "best_kept": Maybe({"round": COUNT, "value": float, "states": {str: {str: Tensor}}}),
 }
-ROLES = {"train": TRAINER, "validate": VALIDATOR, "checkpoint": KEEPER}
+EXAMPLE = {
+    "number": COUNT,
+    "x": object,
+    "key": Maybe(object),
+    "y": object,
+    "is_labelled": bool,
+    "is_predicted": bool,
+    "outputs": object,
+    "due": Maybe(COUNT),
+}
+SCORES = {
+    "examples": COUNT,
+    "unscored": COUNT,
+    "sums": {str: float},
+    "window": [(COUNT, {str: float})],
+    "faded": {str: float},
+    "weight": float,
+}
+LABELS = {"waiting": [EXAMPLE], "keys": [(object, bool)], "count": (COUNT,) * 3}
+STREAM = TRAINER | {
+    "stream": {
+        "over": bool,
+        "examples": COUNT,
+        "time": COUNT,
+        "cuts": COUNT,
+        "scores": SCORES,
+        "labels": LABELS,
+        "to_predict": [EXAMPLE],
+        "to_train": [EXAMPLE],
+        "events": [list],
+    }
+}
+ROLES = {"train": TRAINER, "stream": STREAM, "validate": VALIDATOR, "checkpoint": KEEPER}
 
 SESSION = {"seed": int, "epochs_done": COUNT, "random": Maybe(Tensor)}
 LEARNER = {

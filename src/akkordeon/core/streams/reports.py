@@ -1,0 +1,51 @@
+"""What a sentinel that learns from a stream tells of its predictions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+__all__ = ["LabelCount", "StreamReport"]
+
+
+@dataclass
+class LabelCount:
+    """What became of labels, in examples as they came: a small batch counts once.
+
+    Attributes:
+        waiting: predictions whose label is still to come.
+        dropped: predictions whose label had not come when there were too many, or when the stream ended.
+        unmatched: labels for which there was no prediction (any more).
+        duplicates: questions that came under a key again, and were left out.
+    """
+
+    waiting: int = 0
+    dropped: int = 0
+    unmatched: int = 0
+    duplicates: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StreamReport:
+    """How well a stream was predicted, always before it was learned from.
+
+    Attributes:
+        sentinel: its name.
+        overall: the loss, under ``"loss"``, and the scores over all predictions whose label has come; NaN
+            before the first.
+        window: likewise over the latest ones.
+        fading: likewise with weights that fade with age.
+        examples: in ``overall``.
+        unscored: examples left out of all of these, as the gates refused to predict them, or their loss or a
+            score was not finite.
+        labels: what became of them.
+        seconds: since the sentinel began.
+    """
+
+    sentinel: str
+    overall: dict[str, float]
+    window: dict[str, float]
+    fading: dict[str, float]
+    examples: int
+    unscored: int
+    labels: LabelCount = field(default_factory=LabelCount)
+    seconds: float = 0.0

@@ -1,0 +1,140 @@
+"""A trainer that predicts its examples before it learns from them, and scores the predictions.
+
+    [to predict] ─▶ Cut ─▶ …row… ─▶ Cut ─▶ Evaluate ─▶ …row… ─▶ Evaluate ─┬─▶ scores, [ready] ─▶ Forward …
+                                                            its label ────┘
+
+One prediction is one evaluation, on a cut of its own.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+
+import torch
+
+from akkordeon.core.actor import Effect, Send
+from akkordeon.core.messages import Batch, Cut, CutId, Evaluate, Forget, Refused, Release
+from akkordeon.core.payload import Payload, samples
+from akkordeon.core.recovery.messages import Restarted
+from akkordeon.sentinels.loss import LossInputs, loss_of, to_targets_device
+from akkordeon.sentinels.recipes import Streaming
+from akkordeon.sentinels.scores import StreamingScore, numbers_of
+from akkordeon.sentinels.streaming.prequential import Prequential
+from akkordeon.sentinels.streaming.unlabelled import Example
+from akkordeon.sentinels.trainer import Trainer
+
+__all__ = ["PredictingTrainer"]
+
+PREDICTIONS = 2**62
+"""Predictions are numbered from here, and training batches from 0: a refusal tells nothing but the number."""
+
+AT_ONCE_MAX = 8
+"""Predictions under way at once; each has a cut of its own, of which gates keep a few for one sentinel."""
+
+
+class PredictingTrainer(Trainer):
+    """What a :class:`Streamer <akkordeon.sentinels.streaming.streamer.Streamer>` has of this.
+
+    Args:
+        address: its own.
+        name: what reports call it.
+        row: addresses of the gates, head first.
+        reader: address of its reader.
+        recipe: the sentinel.
+    """
+
+    def __init__(self, address: str, name: str, row: tuple[str, ...], reader: str, recipe: Streaming) -> None:
+        super().__init__(address, name, row, reader, recipe, endless=True)
+        self._to_predict: deque[Example] = deque()
+        self._predicting: dict[int, Example] = {}  # by the number of the cut
+        self._cuts = 0
+        self._ready: deque[Example] = deque()  # predicted and labelled
+        self._prequential = Prequential(recipe.window, recipe.fading)
+        self._handlers |= {Cut: self._pinned, Evaluate: self._predicted}
+
+    @property
+    def _at_the_gates(self) -> int:
+        return len(self._flights) + len(self._predicting)
+
+    def _not_predicted(self) -> tuple[Example, ...]:
+        return (*self._predicting.values(), *self._to_predict)
+
+    def _predict_next(self) -> Iterator[Effect]:
+        while self._to_predict and self._at_the_gates < self._in_flight and not self._all_sent:
+            if len(self._predicting) >= AT_ONCE_MAX:
+                return
+            yield self._predict(self._to_predict.popleft())
+
+    def _predict(self, example: Example) -> Effect:
+        cut = CutId(self.address, self._cuts)
+        self._cuts += 1
+        self._predicting[cut.number] = example
+        return Send(self._row[-1], Cut(cut))
+
+    def _pinned(self, message: Cut, now_s: float) -> Iterator[Effect]:
+        cut = message.cut
+        if not message.versions:
+            yield from self._refuse_message(f"cut {cut.number}, which no gate has pinned")
+        elif cut.asker == self.address and cut.number in self._predicting:
+            batch = Batch(self.address, PREDICTIONS + cut.number)
+            yield Send(self._row[0], Evaluate(batch, self._predicting[cut.number].x, cut))
+
+    def _predicted(self, message: Evaluate, now_s: float) -> Iterator[Effect]:
+        yield from self._has_predicted(message.batch.number - PREDICTIONS, message.payload, now_s)
+
+    def _refused(self, message: Refused, now_s: float) -> Iterator[Effect]:
+        """A prediction that is refused is not scored; its training will be refused likewise, and counted."""
+        if message.batch.number < PREDICTIONS:
+            yield from super()._refused(message, now_s)
+        else:
+            yield from self._has_predicted(message.batch.number - PREDICTIONS, None, now_s)
+
+    def _has_predicted(self, number: int, outputs: Payload | None, now_s: float) -> Iterator[Effect]:
+        example = self._predicting.pop(number, None)
+        if example is None:
+            return
+        yield from self._to_all(Release(CutId(self.address, number)))
+        example.is_predicted, example.outputs = True, outputs
+        if example.is_labelled:
+            self._labelled(example)
+        yield from self._send(now_s)
+
+    def _labelled(self, example: Example) -> None:
+        """Its label is there: once it is predicted it can be scored and learned from."""
+        if example.is_predicted:
+            self._score(example)
+            self._ready.append(example)
+
+    def _score(self, example: Example) -> None:
+        outputs, example.outputs = example.outputs, None
+        size = samples(example.x)
+        if outputs is None:
+            self._prequential.unscored += size
+            return
+        targets = to_targets_device(example.y, outputs)
+        with torch.no_grad():
+            given = LossInputs(outputs, self._recipe.loss)
+            values = {"loss": loss_of(self._recipe.loss, given.payload, targets).item()}
+            for name, score in self._recipe.scores.items():
+                assert not isinstance(score, StreamingScore), "the recipe has refused those"
+                values |= numbers_of(name, score(given.unchanged(), targets))
+        self._prequential.add(values, size)
+
+    def _restarted(self, message: Restarted, now_s: float) -> Iterator[Effect]:
+        """As any trainer; predictions under way are made again."""
+        self._numbers = self._cuts = max(self._numbers, self._cuts)  # gates forget both below one number
+        self._give_up_predictions()
+        yield from super()._restarted(message, now_s)
+
+    def _give_up_predictions(self) -> None:
+        """Those under way are to be made again."""
+        again, self._predicting = list(self._predicting.values()), {}
+        self._to_predict.extendleft(reversed(again))
+
+    def _drop(self) -> Iterator[Effect]:
+        if self._predicting:
+            self._give_up_predictions()
+            if not self._flights:
+                yield from self._to_all(Forget(self.address))
+        yield from super()._drop()

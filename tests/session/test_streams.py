@@ -1,0 +1,162 @@
+"""Streams on every engine: scores and weights of a plain loop, labels that come late, and going on."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tests.support.engines import ALL_ENGINES, ENGINES, NAMES
+from tests.support.harness import WAIT_S, same_bits
+from torch import nn
+from torch.nn import functional as F
+
+import akkordeon as ak
+from akkordeon.core.errors import RecipeError
+from akkordeon.session.recovery.checkpoint_files import CheckpointFolder
+
+N = 60
+X = torch.randn(N, 6, generator=torch.Generator().manual_seed(1))
+Y = X.sum(1).gt(0).long()
+
+
+def sgd(parameters):
+    return torch.optim.SGD(parameters, lr=0.1, momentum=0.5)
+
+
+def network():
+    torch.manual_seed(3)
+    modules = nn.Sequential(nn.Linear(6, 8), nn.ReLU()), nn.Linear(8, 8), nn.Linear(8, 2)
+    return ak.Network([ak.Gate(module, sgd) for module in modules])
+
+
+def plain_loop(delay):
+    """Test then train as anybody would write it: the model, and whether each prediction was right."""
+    model, right, waiting = network().module(), [], []
+    optimizer = sgd(model.parameters())
+
+    def learn():
+        i = waiting.pop(0)
+        optimizer.zero_grad()
+        F.cross_entropy(model(X[i : i + 1]), Y[i : i + 1]).backward()
+        optimizer.step()
+
+    for i in range(N):
+        while waiting and waiting[0] + delay <= i:
+            learn()
+        with torch.no_grad():
+            right.append(model(X[i : i + 1]).argmax(1).eq(Y[i]).item())
+        waiting.append(i)
+    while waiting:
+        learn()
+    return model, right
+
+
+def stream(source=(X, Y), **options):
+    return ak.Sentinel.stream(source, F.cross_entropy, **({"scores": {"accuracy": ak.accuracy}} | options))
+
+
+def run(engine, *sentinels, **options):
+    with ak.run(network(), engine, **options) as session:
+        attached = session.attach_all(sentinels)
+        session.wait(WAIT_S)
+        return session.module(), attached[0]
+
+
+@pytest.mark.parametrize("delay", [None, 0, 1, 7])
+@pytest.mark.parametrize("name", ENGINES)
+def test_with_one_in_flight_scores_and_weights_are_those_of_a_plain_loop(name, delay):
+    model, attached = run(ENGINES[name](), stream(delay=delay))
+    expected, right = plain_loop(delay or 0)
+    assert same_bits(model, expected)
+    report = attached.stream[-1]
+    assert report.overall["accuracy"] == sum(right) / N
+    assert report.examples == N
+    assert attached.batches.as_tuple() == (N, N, 0, 0)
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_with_several_in_flight_all_are_predicted_and_learned(name):
+    _, attached = run(ENGINES[name](), stream(in_flight=4, delay=lambda x, y: int(y) * 9, report_every=10))
+    assert attached.stream[-1].examples == N
+    assert attached.batches.as_tuple() == (N, N, 0, 0)
+    assert len(attached.stream) == N // 10
+
+
+def questions_and_answers():
+    """Every third label never comes, the others in pairs the wrong way round."""
+    for i in range(0, N, 3):
+        for j in range(i, i + 3):
+            yield ak.Question(f"no. {j}", X[j : j + 1])
+        for j in (i + 2, i + 1):
+            yield ak.Answer(f"no. {j}", Y[j : j + 1])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_labels_that_come_by_themselves_are_matched_by_key(name):
+    model, attached = run(ALL_ENGINES[name](), stream(questions_and_answers(), max_waiting=8))
+    expected, _ = run(ak.Simulator(), stream(questions_and_answers(), max_waiting=8))
+    assert same_bits(model, expected)
+    report = attached.stream[-1]
+    assert (report.examples, attached.batches.trained) == (2 * N // 3, 2 * N // 3)
+    assert (report.labels.dropped, report.labels.unmatched) == (N // 3, 0)
+
+
+def test_a_stream_that_fits_no_gate_fails_with_the_reason():
+    with ak.run(network(), ak.Threads(2)) as session:
+        attached = session.attach(stream((torch.randn(40, 5), Y[:40])))
+        with pytest.raises(ak.AkkordeonError, match="all 10 of its batches were refused"):
+            attached.wait(WAIT_S)
+
+
+def test_a_record_of_a_stream_is_replayed_to_the_same_bits(tmp_path):
+    model, _ = run(ak.Threads(2), stream(delay=3, name="s"), record=tmp_path / "record")
+    again = ak.replay(tmp_path / "record", network(), [stream(delay=3, name="s")])
+    assert same_bits(again.module(), model)
+
+
+def test_replicas_have_no_streams():
+    with ak.run(ak.Downpour(network(), replicas=2)) as session, pytest.raises(RecipeError, match="one row"):
+        session.attach(stream())
+
+
+@pytest.mark.parametrize("sources", ["pairs", "keys"])
+@pytest.mark.parametrize("engine", [ak.Simulator, lambda: ak.Threads(1)], ids=["simulator", "1 worker"])
+def test_a_resumed_stream_has_the_bits_and_scores_of_one_that_never_stopped(engine, sources, tmp_path):
+    def sentinel():
+        source = {"source": questions_and_answers()} if sources == "keys" else {"delay": 5}
+        return stream(**source, max_waiting=6, window=9, name="s")
+
+    kept = []
+    with ak.run(network(), engine()) as session:
+        session.subscribe(lambda r: kept.append(r) if hasattr(r, "sentinels") else None)
+        whole = session.attach_all([sentinel(), ak.Sentinel.checkpoint(every_updates=13)])[0]
+        session.wait(WAIT_S)
+        model = session.module()
+    folder = CheckpointFolder(tmp_path)
+    for checkpoint in kept[:3]:
+        folder.write(checkpoint)
+        checkpoint = folder.latest()
+        again, attached = run(engine(), sentinel(), resume=checkpoint)
+        assert same_bits(again, model)
+        one, other = attached.stream[-1], whole.stream[-1]
+        assert (one.overall, one.window, one.fading) == (other.overall, other.window, other.fading)
+        assert (one.labels, attached.batches) == (other.labels, whole.batches)
+
+
+def test_under_way_nothing_is_learned_twice_or_left_out():
+    def sentinel():
+        return stream((torch.cat([torch.arange(N)[:, None], X[:, 1:]], 1), Y), delay=5, in_flight=4, name="s")
+
+    with ak.run(network(), ak.Threads(4)) as session:
+        attached = session.attach(sentinel())
+        checkpoint = session.checkpoint(timeout=WAIT_S)
+        attached.wait(WAIT_S)
+    state = checkpoint.sentinels["s"]
+    not_done = [int(e["x"][0, 0]) for e in state["stream"]["to_train"] + state["stream"]["to_predict"]]
+    not_done += [int(e["x"][0, 0]) for e in state["stream"]["labels"]["waiting"]]
+    not_done += [int(x[0, 0]) for kind, x, *_ in (e for e in state["stream"]["events"] if e[0] == "pair")]
+    read = state["position"]["place"][1]
+    assert sorted(not_done) == sorted(set(not_done))
+    assert state["batches"][1] == read - len(not_done)
+    _, attached = run(ak.Threads(2), sentinel(), resume=checkpoint)
+    assert attached.batches.as_tuple() == (N, N, 0, 0)
+    assert attached.stream[-1].examples == N
