@@ -4,6 +4,9 @@ from akkordeon.core import errors
 from akkordeon.core.errors import AkkordeonError
 from akkordeon.core.streams.messages import Answer, Question
 from akkordeon.data.batches import Batches
+from akkordeon.data.streams.columns import Columns
+from akkordeon.data.streams.growing import GrowingFile
+from akkordeon.data.streams.lines import Lines
 from akkordeon.downpour.delayed_nesterov import DelayedNesterov
 from akkordeon.downpour.recipe import Downpour
 from akkordeon.engines.ray import Ray
@@ -34,13 +37,16 @@ __all__ = [
     "Attachments",
     "Batches",
     "Best",
+    "Columns",
     "DelayCompensation",
     "DelayedNesterov",
     "Downpour",
     "DownpourSession",
     "Gate",
+    "GrowingFile",
     "InverseStaleness",
     "Latest",
+    "Lines",
     "Machine",
     "Machines",
     "Network",

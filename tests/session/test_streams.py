@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from dataclasses import replace
+
 import pytest
 import torch
 from tests.support.engines import ALL_ENGINES, ENGINES, NAMES
@@ -11,6 +14,9 @@ from torch.nn import functional as F
 
 import akkordeon as ak
 from akkordeon.core.errors import RecipeError
+from akkordeon.core.reports import TrainingProgress
+from akkordeon.data.streams.columns import Columns
+from akkordeon.data.streams.growing import GrowingFile
 from akkordeon.session.recovery.checkpoint_files import CheckpointFolder
 
 N = 60
@@ -160,3 +166,54 @@ def test_under_way_nothing_is_learned_twice_or_left_out():
     _, attached = run(ak.Threads(2), sentinel(), resume=checkpoint)
     assert attached.batches.as_tuple() == (N, N, 0, 0)
     assert attached.stream[-1].examples == N
+
+
+def test_a_file_is_followed_and_a_resumed_stream_goes_on_at_its_place(tmp_path):
+    path = tmp_path / "data.csv"
+    names = [f"x{i}" for i in range(6)]
+    rows = [",".join(map(repr, [*x.tolist(), float(y)])) + "\n" for x, y in zip(X, Y, strict=True)]
+    path.write_text(",".join([*names, "y"]) + "\n" + "".join(rows[:20]))
+
+    def sentinel(source):
+        return stream(source, split=Columns(names, "y", classes=[0, 1]), name="s")
+
+    source = GrowingFile(path, poll_s=0.001)
+    with ak.run(network(), ak.Threads(2)) as session:
+        twenty = threading.Event()
+        session.subscribe(lambda record: twenty.set() if isinstance(record, TrainingProgress) else None)
+        session.attach(replace(sentinel(source), report_every=20))
+        assert twenty.wait(WAIT_S)
+        checkpoint = session.checkpoint(timeout=WAIT_S)  # while the reader waits for the file
+    with path.open("a") as file:
+        file.writelines(rows[20:])
+    model, attached = run(ak.Threads(2), sentinel(GrowingFile(path, follow=False)), resume=checkpoint)
+    expected, right = plain_loop(0)
+    assert same_bits(model, expected)
+    assert attached.stream[-1].overall["accuracy"] == sum(right) / N
+
+
+class Queue:
+    """A source that gives what was not acknowledged again to whoever comes next."""
+
+    def __init__(self, questions):
+        self.left = dict(questions)
+
+    def __iter__(self):
+        for key, (x, y) in list(self.left.items()):
+            yield ak.Question(key, x)
+            yield ak.Answer(key, y)
+
+    def acknowledge(self, key):
+        del self.left[key]
+
+
+def test_what_was_learned_is_acknowledged_and_nothing_else():
+    queue = Queue({i: (X[i : i + 1], Y[i : i + 1]) for i in range(N)})
+    with ak.run(network(), ak.Threads(2)) as session:
+        first = session.attach(stream(queue, samples=20))
+        first.wait(WAIT_S)
+    assert first.batches.trained == 20
+    assert len(queue.left) >= N - 20
+    _, second = run(ak.Threads(2), stream(queue))
+    assert not queue.left
+    assert second.batches.trained >= N - 20

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from akkordeon.core.errors import RecipeError
 
-__all__ = ["DropConnectLinear", "Dropout", "Marks", "Seeded"]
+__all__ = ["DropConnectLinear", "Dropout", "Marks", "Seeded", "Standardize"]
 
 Marks = tuple[str, ...]
 """What each call was called with, in a few numbers; empty where there was one call at most."""
@@ -201,3 +201,47 @@ class DropConnectLinear(Seeded):
         """What ``print(module)`` shows."""
         out_features, in_features = self.weight.shape
         return f"in_features={in_features}, out_features={out_features}, p={self.p}"
+
+
+class Standardize(nn.Module):
+    """Brings every feature to mean 0 and variance 1, by all examples that it was trained with so far.
+
+    It goes before the first layer of a network that learns from a stream, whose scale nobody knows
+    beforehand. Mean and variance are those of Welford's method, as Chan et al. 1979 have it for batches; they
+    are buffers, and so are part of cuts and checkpoints.
+
+    Args:
+        features: size of the last dimension of the input.
+        limit: what comes out is cut to this size, as a feature may be far off where few examples were seen.
+    """
+
+    mean: Tensor
+    squares: Tensor
+    count: Tensor
+
+    def __init__(self, features: int, limit: float = 10.0) -> None:
+        super().__init__()
+        self.limit = limit
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("squares", torch.zeros(features))  # the sum of squared differences from the mean
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, features) to the same; in training the input is taken in first."""
+        if self.training:
+            self._take_in(x.detach().reshape(-1, x.shape[-1]))
+        variance = self.squares / self.count.clamp(min=1)
+        scale = torch.where(variance > 0, variance, 1).rsqrt()
+        return ((x - self.mean) * scale).clamp(-self.limit, self.limit)
+
+    def _take_in(self, x: Tensor) -> None:
+        before = self.count.clone()
+        self.count += len(x)
+        mean = x.mean(0)
+        difference = mean - self.mean
+        self.squares += (x - mean).square().sum(0) + difference.square() * before * (len(x) / self.count)
+        self.mean += difference * (len(x) / self.count)
+
+    def extra_repr(self) -> str:
+        """What ``print(module)`` shows."""
+        return f"{len(self.mean)}, limit={self.limit}"

@@ -1,0 +1,1 @@
+"""Sources without an end, which a stream is read from."""
