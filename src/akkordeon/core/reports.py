@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from akkordeon.core.messages import Batch
+from akkordeon.core.messages import Batch, Signed
 from akkordeon.core.plain_state import PlainState, StageState
 
 __all__ = [
@@ -239,7 +239,7 @@ class SentinelEnded:
 class SentinelStatus:
     """A sentinel, asked how it is."""
 
-    probe: int
+    probe: Signed
     address: str
     name: str
     role: str
@@ -254,7 +254,7 @@ class SentinelStatus:
 class GateStatus:
     """A gate, asked how it is. ``staleness``: how often each τ was seen."""
 
-    probe: int
+    probe: Signed
     address: str
     name: str
     index: int

@@ -1,4 +1,4 @@
-"""Whether a message is what its class says, which an actor asks before it handles one.
+"""Whether a message or a record is what its class says, which one asks before one handles it.
 
 What an engine carries may come from another machine, and from a program that is not ours. The checks of a
 class are made from the types of its fields when its first message comes.
@@ -7,13 +7,14 @@ class are made from the types of its fields when its first message comes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import is_dataclass
 from itertools import islice
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from torch import Tensor
 
-from akkordeon.core.messages import Batch, CutId, Message, Signed
+from akkordeon.core.messages import Batch, CutId, Signed
 from akkordeon.core.payload import Payload
 from akkordeon.core.plain_state import Applied
 
@@ -38,7 +39,7 @@ _checks: dict[type, tuple[tuple[str, Check], ...]] = {}
 
 
 def malformed(message: Any) -> str | None:
-    """Which field of a message is not what its class says, in words; None where all are."""
+    """Which field of a message or record is not what its class says, in words; None where all are."""
     checks = _checks.get(type(message))
     if checks is None:
         checks = _checks[type(message)] = _checks_of(type(message))
@@ -69,8 +70,8 @@ def _shown(name: str, value: Any) -> str:
 
 
 def _checks_of(kind: type) -> tuple[tuple[str, Check], ...]:
-    """The fields of a class of messages that can be wrong, each with its check."""
-    if not issubclass(kind, Message):
+    """The fields of a class that can be wrong, each with its check."""
+    if not is_dataclass(kind):
         return ()
     hints = get_type_hints(kind, include_extras=True)
     checks = {name: _check_of(hint) for name, hint in hints.items() if name != "kind"}
@@ -89,8 +90,8 @@ def _check_of(hint: Any) -> Check | None:
     if origin is tuple:
         return _tuple_of(inside[0])
     if origin is not None and issubclass(origin, Mapping):
-        return _mapping_of(inside[1])
-    if isinstance(hint, type) and issubclass(hint, Message):
+        return _mapping_of(*inside)
+    if isinstance(hint, type) and is_dataclass(hint):
         return lambda value: isinstance(value, hint) and malformed(value) is None
     return lambda value: isinstance(value, hint)
 
@@ -110,15 +111,12 @@ def _tuple_of(hint: Any) -> Check:
     return are_right
 
 
-def _mapping_of(hint: Any) -> Check:
+def _mapping_of(key: Any, hint: Any) -> Check:
+    check_key: Check = _check_of(key) or _anything
     check: Check = _check_of(hint) or _anything
 
     def is_right(value: Any) -> bool:
-        return (
-            isinstance(value, Mapping)
-            and all(type(name) is str for name in value)
-            and all(map(check, value.values()))
-        )
+        return isinstance(value, Mapping) and all(map(check_key, value)) and all(map(check, value.values()))
 
     return is_right
 
@@ -197,7 +195,7 @@ _CHECKS: dict[Any, Check] = {
     int: _is_number,
     Signed: _is_signed,
     bool: lambda value: type(value) is bool,
-    float: lambda value: type(value) in (float, int),
+    float: lambda value: isinstance(value, float) or type(value) is int,
     NoneType: lambda value: value is None,
     Batch: is_identity,
     CutId: lambda value: is_identity(value, CutId),

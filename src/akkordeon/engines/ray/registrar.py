@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import ray
@@ -42,6 +43,7 @@ from akkordeon.engines.ray.serialization import (
     deserialize,
     serialize,
     serialize_message,
+    understood,
 )
 from akkordeon.engines.ray.snapshots import REGISTRAR, Snapshots
 
@@ -258,20 +260,17 @@ class Registrar:
     @ray.method(num_returns=0)
     def enqueue(self, serialized: SerializedMessage) -> None:
         """Take in what a gate sends to the registrar: its part of a cut."""
+        message = understood(lambda: Envelope(serialized, writable=True).message(), self._note)
         if self._snapshots is not None:
-            self._snapshots.hear(Envelope(serialized, writable=True).message())
+            self._snapshots.hear(message)
 
     @ray.method(num_returns=0)
     def report(self, serialized: Serialized) -> None:
         """Remember what a gate or a sentinel tells."""
-        try:
-            record = deserialize(serialized, writable=True)
-        except Exception as error:
-            self._note(f"a report could not be read: {explain(error)}")
-            return
+        record = understood(partial(deserialize, serialized, writable=True), self._note)
         if self._restarts is not None and self._restarts.hear(record):
             return
-        if isinstance(record, GateStatus):
+        if isinstance(record, GateStatus) and self._info is not None and record.address in self._info.places:
             self._hear(record)
         elif isinstance(record, EpochDone | RoundDone):
             self._members.note(record)

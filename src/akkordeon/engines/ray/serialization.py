@@ -30,8 +30,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from akkordeon.core.errors import explain
 from akkordeon.core.messages import Backward, Evaluate, Forward, Message
 from akkordeon.core.shard_messages import Fetch, Parameters, Push
+from akkordeon.core.well_formed import malformed
 
 __all__ = [
     "Envelope",
@@ -42,6 +44,7 @@ __all__ = [
     "serialize",
     "serialize_message",
     "tolerate_read_only",
+    "understood",
 ]
 
 Serialized = tuple[bytes, list[NDArray[np.uint8]]]
@@ -81,6 +84,19 @@ def deserialize(serialized: Serialized, writable: bool = False) -> Any:
     """What was serialized. Its tensors may be written to only if it is deserialized ``writable``."""
     head, buffers = serialized
     return pickle.loads(head, buffers=[buffer.copy() for buffer in buffers] if writable else buffers)
+
+
+def understood(read: Callable[[], Any], refuse: Callable[[str], None]) -> Any:
+    """What ``read`` gives, if it is what its class says; else None, and ``refuse`` is told why it is not."""
+    try:
+        thing = read()
+    except Exception as error:
+        refuse(f"what came could not be read: {explain(error)}")
+        return None
+    wrong = malformed(thing)
+    if wrong is not None:
+        refuse(f"what came was refused: {wrong}")
+    return thing if wrong is None else None
 
 
 # ── messages ─────────────────────────────────────────────────────────────────────────────────────────

@@ -73,11 +73,15 @@ class Snapshots:
             self._changed.notify_all()
 
     def hear(self, message: Message) -> None:
-        """Take in what the gates answer; answers to cuts given up are dropped."""
-        if isinstance(message, Cut) and message.cut.number == self._number:
+        """Take in what the gates answer; dropped are answers to cuts given up, and of others than the row."""
+        if not isinstance(message, Cut | Exported) or message.cut != (REGISTRAR, self._number):
+            return
+        if isinstance(message, Cut):
+            if len(message.versions) != len(self._row) or self._versions:
+                return
             self._versions = dict(zip(reversed(self._row), message.versions, strict=True))
             self._to_all(Export(message.cut))
-        elif isinstance(message, Exported) and message.cut.number == self._number:
+        elif message.gate in self._versions and message.gate not in self._states:
             with self._changed:
                 self._states[message.gate] = message.state
                 if len(self._states) < len(self._row):
@@ -92,7 +96,8 @@ class Snapshots:
     def keep(self, left: GateLeft) -> None:
         """A gate has ended and left its weights."""
         with self._changed:
-            self._left[left.address] = left
+            if left.address in self._row:
+                self._left[left.address] = left
             self._changed.notify_all()
 
     def wait_for(self, number: int, timeout_s: float) -> bool:
