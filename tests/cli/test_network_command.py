@@ -133,6 +133,13 @@ def test_of_two_who_start_ray_at_one_address_the_second_finds_that_of_the_first(
         assert (first.result(10), second.result(10)) == (True, False)
 
 
+def test_activations_are_sent_as_one_dtype_and_two_are_refused():
+    words = ["network", "start", "mlp", "--listen", "127.0.0.1:1234", "--name", "net", "--bf16", "--int8"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code != 0
+    assert "give --bf16 or --int8" in result.output
+
+
 def test_a_machine_outside_the_cluster_is_told_to_join_at_once(monkeypatch):
     """Ray looks for a minute, and does not say for what."""
     import psutil

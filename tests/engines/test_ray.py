@@ -688,8 +688,9 @@ def test_training_on_ray_with_one_batch_in_flight_gives_the_bits_of_threads(warm
         assert all(torch.equal(state[name], states[1][gate][name]) for name in state)
 
 
-def test_activations_travel_as_bfloat16_where_that_is_asked(warm):
-    warm.wire_dtype = torch.bfloat16
+@pytest.mark.parametrize("wire_dtype", [torch.bfloat16, torch.int8])
+def test_activations_travel_in_fewer_bits_where_that_is_asked(warm, wire_dtype):
+    warm.wire_dtype = wire_dtype
     with ak.run(three_gates(), engine=warm) as session:
         training = session.attach(ak.Sentinel.train(problem(), F.cross_entropy, epochs=3)).wait(timeout=30)
     assert training.batches.trained == 120
@@ -769,9 +770,9 @@ def test_a_gate_that_cannot_travel_is_refused_by_name(warm):
 # ── what is refused ──────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_wire_dtype_that_is_no_floating_point_type_is_refused():
-    with pytest.raises(RecipeError, match=r"torch.bfloat16 or torch.float16, got torch.int8"):
-        ak.Ray(wire_dtype=torch.int8)
+def test_a_wire_dtype_that_nothing_is_narrowed_to_is_refused():
+    with pytest.raises(RecipeError, match=r"torch.float16 or torch.int8, got torch.int16"):
+        ak.Ray(wire_dtype=torch.int16)
     with pytest.raises(RecipeError, match="got 'bf16'"):
         ak.Ray(wire_dtype="bf16")
 

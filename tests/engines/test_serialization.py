@@ -23,6 +23,7 @@ from akkordeon.core.reports import ActorFailed
 from akkordeon.core.shard_messages import Push
 from akkordeon.engines.ray.placement import check_row, host_of, sum_of_resources
 from akkordeon.engines.ray.serialization import Envelope, deserialize, serialize, serialize_message
+from akkordeon.engines.wire import carried
 
 DTYPES = [
     torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool,
@@ -184,6 +185,17 @@ def test_messages_are_narrowed_where_that_is_asked():
     assert torch.equal(found.payload, x.bfloat16().float())
     evaluation = Evaluate(BATCH, x, CutId("sentinel/v#1", 1))
     assert torch.equal(opened(serialize_message("gate/0", evaluation, torch.bfloat16))[1].payload, x)
+
+
+@pytest.mark.parametrize("samples", [10, 1000])
+def test_int8_takes_a_quarter_and_arrives_as_it_does_in_the_simulator(samples):
+    message = Backward(BATCH, (torch.randn(samples, 1000), torch.arange(samples), None))
+    serialized = serialize_message("gate/0", message, torch.int8)
+    head, buffers = (serialized, []) if isinstance(serialized, bytes) else serialized
+    assert len(head) + sum(buffer.nbytes for buffer in buffers) < samples * (1000 + 4 + 8) + 400
+    _, found = opened(serialized)
+    expected, _ = carried(message, torch.int8)
+    assert all(map(torch.equal, found.payload[:2], expected.payload[:2]))
 
 
 def test_a_message_that_cannot_be_read_still_says_for_whom_it_is():

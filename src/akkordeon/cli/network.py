@@ -15,7 +15,7 @@ import typer
 from akkordeon.cli.cluster import cluster_at, detached_networks
 from akkordeon.cli.options import Address, Patience, Target
 from akkordeon.cli.signals import EndingSignals
-from akkordeon.core.errors import AkkordeonError, ClusterError
+from akkordeon.core.errors import AkkordeonError, ClusterError, RecipeError
 from akkordeon.core.plain_state import StageState
 from akkordeon.engines.ray.cluster import processes
 from akkordeon.engines.ray.cluster.connection import join as join_cluster
@@ -51,6 +51,7 @@ def start(
         int, typer.Option(min=1, help="Wait until so many have joined, and only then place the gates.")
     ] = 1,
     bf16: Annotated[bool, typer.Option(help="Send activations and gradients as bfloat16.")] = False,
+    int8: Annotated[bool, typer.Option(help="Send them as int8, with a scale for each sample.")] = False,
     seed: Annotated[int, typer.Option(help="Of the first weights.")] = 0,
     start_from: Annotated[
         Path | None,
@@ -61,6 +62,8 @@ def start(
     """Start a network, and Ray if none runs at that address. It goes on when this command has ended."""
     if not name or set(name) & set("/:"):
         raise ClusterError(f"a network's name has no '/' and no ':' and is not empty, got {name!r}")
+    if bf16 and int8:
+        raise RecipeError("activations and gradients travel as one of the two: give --bf16 or --int8")
     processes.check_listen(listen)
     require_ray()
     made = load_network(recipe, seed).replacing(None if staleness is None else rule_named(staleness))
@@ -77,7 +80,7 @@ def start(
             made.spawns(seed, states=stages),
             seed=seed,
             placement=_placement(placement),
-            wire_dtype=torch.bfloat16 if bf16 else None,
+            wire_dtype=torch.int8 if int8 else torch.bfloat16 if bf16 else None,
             recovery=None if made.recovery is None else partial(GateRecovery, made.recovery),
             stages=stages,
             description=TrainConfig(task="mnist" if recipe == "mlp" else recipe, seed=seed).as_plain(),

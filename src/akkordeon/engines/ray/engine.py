@@ -15,7 +15,7 @@ import torch
 from akkordeon.core.actor import Spawn
 from akkordeon.core.addresses import reader_of
 from akkordeon.core.checks import require_whole
-from akkordeon.core.errors import ClusterError, RecipeError, SessionError, explain
+from akkordeon.core.errors import ClusterError, SessionError, explain
 from akkordeon.core.messages import Message
 from akkordeon.core.reports import ActorFailed, ActorLost, ClusterLost, SentinelEnded, Undelivered
 from akkordeon.engines.base import Engine, Load, ProcessState, bounded
@@ -25,6 +25,7 @@ from akkordeon.engines.ray.cluster.waits import FETCH_S, within
 from akkordeon.engines.ray.host_pool import READY_S, SESSION_HOST, HostPool, shipped
 from akkordeon.engines.ray.placement import Placement, check_row, is_visitor, require_placement
 from akkordeon.engines.timers import Timers
+from akkordeon.engines.wire import require_wire_dtype
 
 if TYPE_CHECKING:
     from akkordeon.engines.ray.hosts import Dispatcher
@@ -53,8 +54,8 @@ class Ray(Engine):
             is connected to, or starts a local one that ends with the session.
         placement: which gates share a host: ``"spread"`` gives each its own, ``"pack"`` puts all into
             one, ``[[0, 1], [2]]`` has gates 0 and 1 share one.
-        wire_dtype: what float32 activations and gradients are narrowed to between hosts, such as
-            ``torch.bfloat16``; None sends them as they are.
+        wire_dtype: what float32 activations and gradients are narrowed to between hosts: ``torch.bfloat16``,
+            ``torch.float16``, or ``torch.int8`` with a scale for each sample; None sends them as they are.
         workers: threads at work in each host; as the threads engine has it if not given, and one for a
             replica.
 
@@ -71,15 +72,13 @@ class Ray(Engine):
         wire_dtype: torch.dtype | None = None,
         workers: int | None = None,
     ) -> None:
-        if wire_dtype not in (None, torch.bfloat16, torch.float16):
-            raise RecipeError(f"wire_dtype is torch.bfloat16 or torch.float16, got {wire_dtype!r}")
         if address is not None:
             parse_address(address)
         require_placement(placement)
         require_whole("workers", workers, optional=True)
         self.address = address
         self.placement = placement
-        self.wire_dtype = wire_dtype
+        self.wire_dtype = require_wire_dtype(wire_dtype)
         self.workers = workers
         self._reported = threading.Condition(threading.RLock())
         self._timers = Timers(self._reported)

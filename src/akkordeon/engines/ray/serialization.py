@@ -34,6 +34,7 @@ from akkordeon.core.errors import explain
 from akkordeon.core.messages import Backward, Evaluate, Forward, Message
 from akkordeon.core.shard_messages import Fetch, Parameters, Push
 from akkordeon.core.well_formed import malformed
+from akkordeon.engines.wire import narrowed, widened
 
 __all__ = [
     "Envelope",
@@ -182,9 +183,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # which has no types
 def _reduced(tensor: Tensor, wire_dtype: torch.dtype | None) -> tuple[Any, ...]:
     """A tensor as its bytes, whatever its dtype (NumPy has no bfloat16), and what they mean."""
     sent = tensor.detach().cpu()
-    if wire_dtype is not None and sent.dtype is torch.float32:
-        sent = sent.to(wire_dtype)
-    sent = sent.contiguous().resolve_conj().resolve_neg()
+    sent = narrowed(sent, wire_dtype).contiguous().resolve_conj().resolve_neg()
     array: Any = sent.reshape(-1).view(torch.uint8).numpy()
     leaf = tensor.requires_grad and tensor.is_leaf
     return _tensor, (pickle.PickleBuffer(array), sent.dtype, tuple(tensor.shape), tensor.dtype, leaf)
@@ -197,7 +196,7 @@ def _tensor(
         tensor = torch.empty(shape, dtype=dtype)
     else:
         flat = torch.from_numpy(np.frombuffer(buffer, np.uint8))
-        tensor = flat.view(sent).reshape(shape).to(dtype)
+        tensor = widened(flat.view(sent), shape, dtype)
     return tensor.requires_grad_() if requires_grad else tensor
 
 

@@ -38,6 +38,7 @@ from akkordeon.engines.simulator.links import HERE, Link, Links, Shipment, Wire
 from akkordeon.engines.simulator.outages import Outages
 from akkordeon.engines.simulator.sites import Site, SiteCell
 from akkordeon.engines.simulator.timeline import Timeline
+from akkordeon.engines.wire import require_wire_dtype
 
 __all__ = ["Simulator"]
 
@@ -52,6 +53,7 @@ class Simulator(Engine, Interpreter[SiteCell]):
         faults: what goes wrong.
         hosts: which actors share a machine; those not named have one each.
         timeline: keep what everybody did when, for :attr:`timeline`.
+        wire_dtype: of what float32 activations and gradients are sent as between hosts; see ``ak.Ray``.
 
     Attributes:
         timeline: what everybody did when, if that was asked for.
@@ -67,6 +69,7 @@ class Simulator(Engine, Interpreter[SiteCell]):
         faults: Sequence[SimulatedFault] = (),
         hosts: Sequence[Host] = (),
         timeline: bool = False,
+        wire_dtype: torch.dtype | None = None,
     ) -> None:
         self.seed = seed
         self.timeline = Timeline() if timeline else None
@@ -75,6 +78,7 @@ class Simulator(Engine, Interpreter[SiteCell]):
         self._compute = compute or Compute()
         self._faults = tuple(faults)
         self._hosts = tuple(hosts)
+        self._wire_dtype = require_wire_dtype(wire_dtype)
         self._lock = threading.RLock()
         self._sites: dict[str, Site] = {}
         self._cells: dict[str, SiteCell] = {}
@@ -244,8 +248,8 @@ class Simulator(Engine, Interpreter[SiteCell]):
         rng = Random(f"{self._seeded} wire {here.host.name} {there.host.name}")
         keep_s = self._outages.keep_s
         ports = (*here.departures, *there.arrivals)
-        laid = even_if_free or link != HERE or keep_s > 0 or ports
-        wire = here.wires[there] = Wire(link, rng, keep_s, ports) if laid else None
+        laid = even_if_free or link != HERE or keep_s > 0 or ports or self._wire_dtype is not None
+        wire = here.wires[there] = Wire(link, rng, keep_s, ports, self._wire_dtype) if laid else None
         return wire
 
     def _arrive(self, wire: Wire, shipment: Shipment) -> None:

@@ -20,9 +20,13 @@ from fnmatch import fnmatchcase
 from random import Random
 from typing import Any, NamedTuple
 
+import torch
+
 from akkordeon.core.errors import RecipeError
+from akkordeon.core.messages import Backward, Forward
 from akkordeon.core.payload import nbytes, tensors
 from akkordeon.engines.simulator.distributions import Distribution, LogNormal, as_distribution
+from akkordeon.engines.wire import carried
 
 __all__ = ["HERE", "PRESETS", "Ghost", "Link", "Links", "Port", "Shipment", "Wire", "size_bytes"]
 
@@ -99,12 +103,13 @@ class Links:
 
 
 class Shipment(NamedTuple):
-    """A message on a wire: its number there, when it arrives, and for whom it is."""
+    """A message on a wire: its number there, when it arrives, for whom it is, and its bytes."""
 
     number: int
     arrival_s: float
     cell: Any
     message: Any
+    size: int
 
 
 class Port:
@@ -135,6 +140,7 @@ class Wire:
         rng: for its latencies and losses alone.
         keep_s: how long what has arrived is kept, as it may have to be sent again.
         ports: that it goes through, in their order.
+        wire_dtype: what float32 activations and gradients are narrowed to on the way.
 
     Attributes:
         repeated: messages that came again, and were dropped.
@@ -151,17 +157,26 @@ class Wire:
         "_latest",
         "_ports",
         "_rng",
+        "_wire_dtype",
         "busy_s",
         "bytes",
         "messages",
         "repeated",
     )
 
-    def __init__(self, link: Link, rng: Random, keep_s: float = 0.0, ports: Sequence[Port] = ()) -> None:
+    def __init__(
+        self,
+        link: Link,
+        rng: Random,
+        keep_s: float = 0.0,
+        ports: Sequence[Port] = (),
+        wire_dtype: torch.dtype | None = None,
+    ) -> None:
         self._latency = as_distribution(link.latency_s)
         self._bytes_per_s = link.bytes_per_s
         self._again = link.loss
         self._rng = rng
+        self._wire_dtype = wire_dtype
         self._free_s = 0.0  # when the link can take the next message
         self._last_s = 0.0  # when the last message arrives
         self._ports = tuple(ports)
@@ -201,19 +216,27 @@ class Wire:
 
     def ship(self, cell: Any, message: Any, now_s: float) -> Shipment:
         """Send a message now."""
-        arrival_s = self.arrival_s(size_bytes(message), now_s)
-        shipment = Shipment(self.messages, arrival_s, cell, message)
+        message, size = self._sent(message)
+        arrival_s = self.arrival_s(size, now_s)
+        shipment = Shipment(self.messages, arrival_s, cell, message, size)
         if self._keep_s:
             while self._kept and self._kept[0].arrival_s < now_s - self._keep_s:
                 self._kept.popleft()
             self._kept.append(shipment)
         return shipment
 
+    def _sent(self, message: Any) -> tuple[Any, int]:
+        """The message as it arrives, and its bytes."""
+        narrows = self._wire_dtype is not None and isinstance(message, Forward | Backward)
+        if not narrows or message.payload is None or type(message.payload) is Ghost:
+            return message, size_bytes(message)
+        return carried(message, self._wire_dtype)
+
     def ship_again(self, since_s: float, now_s: float, healed_s: float) -> Iterator[Shipment]:
         """Send again, once healed, what has arrived since then."""
         for shipment in tuple(self._kept):
             if since_s <= shipment.arrival_s <= now_s:
-                yield shipment._replace(arrival_s=self.arrival_s(size_bytes(shipment.message), healed_s))
+                yield shipment._replace(arrival_s=self.arrival_s(shipment.size, healed_s))
 
     def is_new(self, shipment: Shipment) -> bool:
         """Whether what arrives has not arrived before."""
