@@ -281,6 +281,26 @@ def test_a_downpour_goes_on_with_its_shards_and_its_places():
         assert trainers.batches.as_tuple() == (360, 360, 0, 0)
 
 
+def test_other_shares_of_a_downpour_are_refused_and_begin_anew_under_another_name():
+    """Its promises said that they were dealt out anew."""
+
+    def downpour(replicas):
+        return ak.Downpour(_network(), replicas=replicas, server_optimizer=_sgd)
+
+    loss = nn.CrossEntropyLoss()
+    with ak.run(downpour(2), ak.Simulator()) as session:
+        session.attach(ak.Sentinel.train(_batches(), loss, name="a")).wait(60)
+        kept = session.checkpoint()
+    version = kept.stages["shard/0"].version
+    with ak.run(downpour(3), ak.Simulator(), resume=kept) as session:
+        with pytest.raises(DataError, match="other data than 'a-0' has now: their samples was"):
+            session.attach(ak.Sentinel.train(_batches(), loss, name="a"))
+        trainers = session.attach(ak.Sentinel.train(_batches(), loss, name="b"))
+        session.wait(60)
+        assert trainers.batches.trained == 12
+        assert session.checkpoint().stages["shard/0"].version == version + 12
+
+
 def test_a_recorded_run_with_checkpoints_replays_to_the_same_bits(tmp_path):
     loss = nn.CrossEntropyLoss()
     trainer = ak.Sentinel.train(_batches(), loss, epochs=2, in_flight=2, name="a")
