@@ -450,6 +450,14 @@ def test_an_example_stays_as_it_is():
     assert torch.equal(example, before)
 
 
+def test_measuring_blocks_leaves_the_generator_where_it_was():
+    """Dropout drew as often as there was time for, so that all that was drawn later differed each time."""
+    model, x = nn.Sequential(nn.Linear(WIDTH, 8), nn.Dropout(), nn.Linear(8, 3)), torch.randn(5, WIDTH)
+    drawn = torch.get_rng_state()
+    ak.Network.from_module(model, 2, adamw, example=x)
+    assert torch.equal(drawn, torch.get_rng_state())
+
+
 def test_a_schedule_of_a_few_steps_is_not_used_up_by_measuring():
     """``OneCycleLR`` raises after its last step, and measuring an update takes hundreds of them."""
 

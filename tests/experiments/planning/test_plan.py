@@ -33,8 +33,10 @@ def planned(costs: ModelCosts, cores: int = 2, **settings) -> ak.Plan:
 
 @pytest.mark.slow
 def test_a_module_is_measured_planned_and_built():
-    x, y = torch.randn(16, 8), torch.randint(3, (16,))
-    plan = ak.plan(mlp(), example=x, targets=y, loss=F.cross_entropy, optimizer=sgd)
+    x, y, model = torch.randn(16, 8), torch.randint(3, (16,)), nn.Sequential(nn.Dropout(0.1), *mlp())
+    drawn = torch.get_rng_state()
+    plan = ak.plan(model, example=x, targets=y, loss=F.cross_entropy, optimizer=sgd)
+    assert torch.equal(drawn, torch.get_rng_state())
     assert plan.best in plan.layouts
     assert repr(plan).startswith(f"<Plan: {plan.best.layout}")
     network = plan.network()

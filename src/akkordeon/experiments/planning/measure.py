@@ -115,13 +115,14 @@ def measured(blocks: Blocks, batches: Pairs, loss: Loss, workers: int | None = N
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        batches = batches[: _enough(_Measurement(blocks.network, batches[: WARM + 2], loss).take())]
-        alone = _Measurement(blocks.network, batches, loss).take()
-        crowding = _crowding(lambda: _Measurement(blocks.network, batches, loss), workers)
-        payload = max(alone.sizes[gate, "Forward"] for gate in alone.row)
-        gate_s = _empty_gate_s(payload, len(batches))
-        memory = list(_memory(blocks.network.gates, batches[0][0]))
-        pushes = _pushes(blocks.network, batches, loss, alone)
+        with torch.random.fork_rng():  # how often modules draw depends on the time that they take
+            batches = batches[: _enough(_Measurement(blocks.network, batches[: WARM + 2], loss).take())]
+            alone = _Measurement(blocks.network, batches, loss).take()
+            crowding = _crowding(lambda: _Measurement(blocks.network, batches, loss), workers)
+            payload = max(alone.sizes[gate, "Forward"] for gate in alone.row)
+            gate_s = _empty_gate_s(payload, len(batches))
+            memory = list(_memory(blocks.network.gates, batches[0][0]))
+            pushes = _pushes(blocks.network, batches, loss, alone)
     finally:
         torch.set_num_threads(threads)
     return ModelCosts(
@@ -213,7 +214,7 @@ def _memory(gates: Iterable[Gate], x: Payload) -> Iterable[tuple[int, int, int]]
         weights = {_memory_of(parameter)[0] for parameter in module.parameters()}
         saved = dict(map(_memory_of, tensors(x)))
         keep = partial(_kept, saved)
-        with torch.random.fork_rng(), torch.autograd.graph.saved_tensors_hooks(keep, itself):
+        with torch.autograd.graph.saved_tensors_hooks(keep, itself):
             y = module(x)
         if gate.recompute:
             saved = dict(map(_memory_of, (*tensors(x), *tensors(y))))

@@ -61,7 +61,8 @@ class BlockCosts:
 
     def _once(self, key: object, measure: Callable[[], float]) -> float:
         if key not in self._known:
-            self._known[key] = measure()
+            with torch.random.fork_rng():  # how often it draws depends on the time that it takes
+                self._known[key] = measure()
         return self._known[key]
 
 
