@@ -44,5 +44,5 @@ clean: ## remove what these commands made
 	@touch $@
 
 .venv/.ready-dev: .venv/.made pyproject.toml constraints.txt
-	$(INSTALL) '.[dev,ray]'
+	$(INSTALL) '.[dev,ray,river]'
 	@touch .venv/.ready $@

@@ -1,5 +1,7 @@
 """Trains PyTorch models with actors: a row of gates, each with its own optimizer; nobody waits."""
 
+import typing
+
 from akkordeon.core import errors
 from akkordeon.core.errors import AkkordeonError
 from akkordeon.core.streams.messages import Answer, Question
@@ -72,3 +74,15 @@ __all__ = [
     "resume",
     "run",
 ]
+
+if typing.TYPE_CHECKING:
+    from akkordeon import river as river
+else:
+
+    def __getattr__(name: str) -> object:
+        """``akkordeon.river`` is loaded when it is asked for, as it needs the extra of that name."""
+        if name == "river":
+            from importlib import import_module
+
+            return import_module("akkordeon.river")
+        raise AttributeError(f"module 'akkordeon' has no attribute {name!r}")

@@ -1,0 +1,150 @@
+"""A row of gates at work in the thread that calls: for those who learn and predict one after the other.
+
+The messages are those of a sentinel with one batch in flight; no engine carries them.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from akkordeon.core.actor import Actor, Send
+from akkordeon.core.errors import DataError
+from akkordeon.core.messages import (
+    Backward,
+    Batch,
+    Cut,
+    CutId,
+    Evaluate,
+    Export,
+    Exported,
+    Forget,
+    Forward,
+    Message,
+    Refused,
+    Release,
+)
+from akkordeon.core.numerics.autograd import with_gradients
+from akkordeon.core.payload import Payload, map_tensors
+from akkordeon.core.plain_state import StageState
+from akkordeon.pipeline.network import Network
+from akkordeon.sentinels.loss import Loss, gradient_of, leaf_of, loss_of
+
+__all__ = ["LiveRow"]
+
+ME = "caller"
+
+
+class LiveRow:
+    """Gates that learn and predict when they are asked to, one batch at a time.
+
+    Args:
+        network: the recipe; it is copied.
+        seed: of what is random in the gates.
+        states: what the gates go on from, by address; the recipe's weights if not given.
+        batches: that they were given before.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        seed: int = 0,
+        states: Mapping[str, StageState] | None = None,
+        batches: int = 0,
+    ) -> None:
+        self._row = network.row()
+        self._gates: dict[str, Actor] = {
+            spawn.address: spawn.make() for spawn in network.spawns(seed, states=states)
+        }
+        self._network = network
+        self._cuts = 0
+        self.batches = batches
+
+    def learn(self, x: Payload, y: Any, loss: Loss) -> float:
+        """Have all gates learn from a batch; its loss, before that.
+
+        Raises:
+            DataError: a gate refused it.
+        """
+        batch = Batch(ME, self.batches)
+        self.batches += 1
+        leaves = map_tensors(leaf_of, self._asked(Forward, self._row[0], Forward(batch, x)).payload)
+        try:
+            value = with_gradients(loss_of, loss, leaves, y)
+            gradient = gradient_of(value, leaves)
+        except BaseException:
+            self._tell_all(Forget(*batch))
+            raise
+        self._asked(Backward, self._row[-1], Backward(batch, gradient))
+        return value.item()
+
+    def predict(self, x: Payload) -> Payload:
+        """The outputs of the gates as they are.
+
+        Raises:
+            DataError: a gate refused it.
+        """
+        cut = self._pin()
+        try:
+            asked = Evaluate(Batch(ME, self.batches), x, cut)
+            outputs: Payload = self._asked(Evaluate, self._row[0], asked).payload
+            return outputs
+        finally:
+            self._tell_all(Release(cut))
+
+    def states(self) -> dict[str, StageState]:
+        """What another row can go on from."""
+        cut = self._pin(whole=True)
+        try:
+            return {gate: _state_of(self._asked(Exported, gate, Export(cut))) for gate in self._row}
+        finally:
+            self._tell_all(Release(cut))
+
+    def module(self) -> nn.Module:
+        """The network as a plain module with the weights that it has now."""
+        return self._network.module({gate: state.tensors for gate, state in self.states().items()})
+
+    def _pin(self, whole: bool = False) -> CutId:
+        cut = CutId(ME, self._cuts)
+        self._cuts += 1
+        self._asked(Cut, self._row[-1], Cut(cut, whole=whole))
+        return cut
+
+    def _asked(self, kind: type, to: str, message: Message) -> Any:
+        """What comes back for a message."""
+        for answer in self._answers(to, message):
+            if isinstance(answer, Refused):
+                self._tell_all(Forget(*answer.batch))
+                raise DataError(f"{answer.gate} refused it: {answer.reason}") from answer.error
+            if isinstance(answer, kind):
+                return answer
+        raise AssertionError(f"{to} has answered {message} with nothing")
+
+    def _tell_all(self, message: Message) -> None:
+        for gate in self._row:
+            for _ in self._answers(gate, message):
+                pass
+
+    def _answers(self, to: str, message: Message) -> list[Message]:
+        """Carry a message and all that follow from it, and keep what comes back."""
+        waiting, answers = deque([Send(to, message)]), []
+        while waiting:
+            to, message = waiting.popleft()
+            if to == ME:
+                answers.append(message)
+                continue
+            with torch.no_grad():
+                effects = list(self._gates[to].receive(message, 0.0))
+            waiting.extend(effect for effect in effects if isinstance(effect, Send))
+        return answers
+
+
+def _state_of(exported: Exported) -> StageState:
+    if isinstance(exported.learner, Exception):
+        raise exported.learner
+    tensors = {name: tensor.clone() for name, tensor in exported.state.items()}
+    return StageState(0, tensors, exported.learner)
