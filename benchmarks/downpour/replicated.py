@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -16,16 +15,15 @@ import akkordeon as ak
 
 sys.path.append(str(Path(__file__).parents[1] / "throughput"))
 
-from settings import Setting, build, gates
+from settings import MakeOptimizer, Setting, build, gates
 
 TWO_WORKERS = partial(ak.Threads, 2)
 
 
 def recipe(
-    model: nn.Sequential, lr: float, push_every: int, per_linear: bool, replicas: int = 2
+    model: nn.Sequential, sgd: MakeOptimizer, push_every: int, per_linear: bool, replicas: int = 2
 ) -> ak.Downpour:
     """Hogwild's arithmetic at ``push_every=1``; with local steps where pushes are rare."""
-    sgd = partial(torch.optim.SGD, lr=lr)
     parts = gates(model) if per_linear else [model]
     network = ak.Network([ak.Gate(part, sgd) for part in parts])
     return ak.Downpour(
@@ -38,7 +36,7 @@ def ours(
     x: Tensor,
     y: Tensor,
     epochs: int,
-    lr: float,
+    sgd: MakeOptimizer,
     *,
     push_every: int = 1,
     per_linear: bool = False,
@@ -50,7 +48,7 @@ def ours(
     whole = ak.Batches(x[:samples], y[:samples], setting.batch)
     in_flight = 3 if per_linear else 1
     train = partial(ak.Sentinel.train, loss=F.cross_entropy, in_flight=in_flight)
-    downpour = recipe(build(setting, seed=0), lr, push_every, per_linear, replicas)
+    downpour = recipe(build(setting, seed=0), sgd, push_every, per_linear, replicas)
     with ak.run(downpour, engine=engine()) as session:
         session.attach(train(whole.take(8 * setting.batch), name="warm")).wait()
         training = session.attach(train(whole, name="train", epochs=epochs)).wait()

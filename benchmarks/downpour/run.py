@@ -27,9 +27,7 @@ sys.path.append(str(Path(__file__).parents[1] / "throughput"))
 
 from peers import ddp, hogwild, plain
 from replicated import ours
-from settings import SETTINGS, Setting, dataset
-
-LR = 0.01
+from settings import OPTIMIZERS, SETTINGS, Setting, dataset
 
 TRIES = 3
 """gloo's processes now and then abort while they leave; that is no measurement, so it is made again."""
@@ -58,7 +56,7 @@ def measured(
     for number in range(rounds):
         for setting in settings:
             for name, peer in PEERS.items():
-                found[setting.name][name] += tried(peer, setting, x, y, epochs, LR)
+                found[setting.name][name] += tried(peer, setting, x, y, epochs, OPTIMIZERS["sgd"])
                 seconds = found[setting.name][name][-1]
                 print(f"round {number + 1}, {setting.name}: {name} {seconds:.3f} s", file=sys.stderr)
     return {

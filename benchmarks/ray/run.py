@@ -23,27 +23,18 @@ import peers
 import ray
 import rings
 import torch
-import torch.nn.functional as F
-from settings import SETTINGS, Setting, build, dataset
+from settings import OPTIMIZERS, SETTINGS, MakeOptimizer, Setting, build, dataset
 from torch import Tensor
 
 import akkordeon as ak
 from akkordeon.engines.ray.cluster.connection import join
 
-LR = 0.01
 
-
-def ours_on_ray(setting: Setting, x: Tensor, y: Tensor, epochs: int, lr: float) -> list[float]:
+def ours_on_ray(setting: Setting, x: Tensor, y: Tensor, epochs: int, optimizer: MakeOptimizer) -> list[float]:
     """Seconds per epoch with two gates, a process each; the loss is in a third, as the sentinel's is."""
-    samples = len(x) // setting.batch * setting.batch
     gates = peers.stages(build(setting, seed=0), 2)
-    row = ak.Network([ak.Gate(part, lambda params: torch.optim.SGD(params, lr=lr)) for part in gates])
-    with ak.run(row, engine=ak.Ray()) as session:
-        warm = ak.Batches(x[: 4 * setting.batch], y[: 4 * setting.batch], setting.batch)
-        session.attach(ak.Sentinel.train(warm, F.cross_entropy, in_flight=ours.IN_FLIGHT)).wait()
-        data = ak.Batches(x[:samples], y[:samples], setting.batch)
-        training = ak.Sentinel.train(data, F.cross_entropy, in_flight=ours.IN_FLIGHT, epochs=epochs)
-        return [epoch.seconds for epoch in session.attach(training).wait().epochs]
+    row = ak.Network([ak.Gate(part, optimizer) for part in gates])
+    return ours.seconds_per_epoch(row, ours.IN_FLIGHT, ak.Ray(), setting, x, y, epochs)
 
 
 PEERS: dict[str, Callable[..., list[float]]] = {
@@ -63,7 +54,7 @@ def throughput(
     for number in range(rounds):
         for setting in settings:
             for name, peer in PEERS.items():
-                found[setting.name][name] += peer(setting, x, y, epochs, LR)
+                found[setting.name][name] += peer(setting, x, y, epochs, OPTIMIZERS["sgd"])
                 last = found[setting.name][name][-1]
                 print(f"round {number + 1}, {setting.name}: {name} {last:.3f} s", file=sys.stderr)
     return {s: {peer: statistics.median(v) for peer, v in by.items()} for s, by in found.items()}

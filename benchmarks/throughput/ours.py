@@ -1,18 +1,20 @@
-"""Ours: one gate per Linear, five batches in flight, stashing, with all checks and reports on."""
+"""Ours, with all checks and reports on: one gate per Linear and five batches in flight, or as planned."""
 
 from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
+from functools import cache
 from itertools import islice
 
 import accuracy
-import torch
 import torch.nn.functional as F
-from settings import Setting, build, gates
+from settings import OPTIMIZERS, MakeOptimizer, Setting, build, dataset, gates
 from torch import Tensor, nn
 
 import akkordeon as ak
+from akkordeon.engines.base import Engine
 
 IN_FLIGHT = 5
 """In the throughput runs."""
@@ -21,10 +23,15 @@ RACING = 3
 """In the race: as many as gates, the default; what comes after that costs more updates than it saves time."""
 
 
-def network(
-    model: nn.Sequential, optimizer: type[torch.optim.Optimizer], lr: float, rule: ak.Rule
-) -> ak.Network:
-    return ak.Network([ak.Gate(part, lambda params: optimizer(params, lr=lr), rule) for part in gates(model)])
+def network(model: nn.Sequential, optimizer: MakeOptimizer, rule: ak.Rule | None = None) -> ak.Network:
+    return ak.Network([ak.Gate(part, optimizer, rule or ak.Stash()) for part in gates(model)])
+
+
+@cache
+def plan_of(setting: Setting, optimizer: MakeOptimizer) -> ak.Plan:
+    """What the planner finds for a model and its batches, on this machine."""
+    x, y = dataset(setting.batch)
+    return ak.plan(build(setting, 0), example=x, targets=y, loss=F.cross_entropy, optimizer=optimizer)
 
 
 def ours(
@@ -32,23 +39,41 @@ def ours(
     x: Tensor,
     y: Tensor,
     epochs: int,
-    lr: float,
+    optimizer: MakeOptimizer,
     *,
     workers: int = 2,
     rule: ak.Rule | None = None,
-    model: nn.Sequential | None = None,
 ) -> list[float]:
-    """Seconds per epoch; the first epoch of all is the warm-up and not among them."""
+    """Seconds per epoch."""
+    row = network(build(setting, seed=0), optimizer, rule)
+    return seconds_per_epoch(row, IN_FLIGHT, ak.Threads(workers), setting, x, y, epochs)
+
+
+def as_planned(
+    setting: Setting, x: Tensor, y: Tensor, epochs: int, optimizer: MakeOptimizer, *, workers: int = 2
+) -> list[float]:
+    """Seconds per epoch of the layout that the planner takes."""
+    plan, engine = plan_of(setting, optimizer), ak.Threads(workers)
+    return seconds_per_epoch(plan.network(), plan.best.layout.in_flight, engine, setting, x, y, epochs)
+
+
+def seconds_per_epoch(
+    recipe: ak.Network | ak.Downpour,
+    in_flight: int,
+    engine: Engine,
+    setting: Setting,
+    x: Tensor,
+    y: Tensor,
+    epochs: int,
+) -> list[float]:
+    """Of training; a few batches before are the warm-up and not among them."""
     samples = len(x) // setting.batch * setting.batch
-    row = network(model or build(setting, seed=0), torch.optim.SGD, lr, rule or ak.Stash())
-    with ak.run(row, engine=ak.Threads(workers)) as session:
+    with ak.run(recipe, engine) as session:
         warm = ak.Batches(x[: 4 * setting.batch], y[: 4 * setting.batch], setting.batch)
-        session.attach(ak.Sentinel.train(warm, F.cross_entropy, in_flight=IN_FLIGHT)).wait()
+        session.attach(ak.Sentinel.train(warm, F.cross_entropy, in_flight=in_flight)).wait()
         data = ak.Batches(x[:samples], y[:samples], setting.batch)
-        training = session.attach(
-            ak.Sentinel.train(data, F.cross_entropy, in_flight=IN_FLIGHT, epochs=epochs)
-        ).wait()
-        return [epoch.seconds for epoch in training.epochs]
+        training = ak.Sentinel.train(data, F.cross_entropy, in_flight=in_flight, epochs=epochs)
+        return [epoch.seconds for epoch in session.attach(training).wait().epochs]
 
 
 def race(
@@ -59,23 +84,36 @@ def race(
     workers: int = 2,
     target: float = accuracy.TARGET,
     rule: ak.Rule | None = None,
+    plan: ak.Plan | None = None,
 ) -> float:
     """Seconds of training until the test accuracy is reached.
 
     Every 100 updates all batches in flight come home and the clock stops for the evaluation, so the row
     runs empty and fills again each time: that is inside our time.
+
+    Args:
+        rule: of gates that are not as planned.
+        plan: has gates and batches in flight; one gate for each Linear and three in flight if not given.
     """
     x, y = train
     order = accuracy.batches(len(x), seed)
-    row = network(build(accuracy.SETTING, seed), torch.optim.Adam, accuracy.LR, rule or ak.Stash())
-    with ak.run(row, engine=ak.Threads(workers), seed=seed) as session:
+    model, adam = build(accuracy.SETTING, seed), OPTIMIZERS["adam"]
+    recipe = network(model, adam, rule) if plan is None else planned(plan, model)
+    in_flight = RACING if plan is None else plan.best.layout.in_flight
+    with ak.run(recipe, engine=ak.Threads(workers), seed=seed) as session:
         accuracy.warm_up(build(accuracy.SETTING, seed), train)
         seconds = 0.0
         for _ in range(accuracy.UPDATES_MAX // accuracy.EVERY):
             batches = ((x[index], y[index]) for index in islice(order, accuracy.EVERY))
             began_s = time.perf_counter()
-            session.attach(ak.Sentinel.train(batches, F.cross_entropy, in_flight=RACING)).wait()
+            session.attach(ak.Sentinel.train(batches, F.cross_entropy, in_flight=in_flight)).wait()
             seconds += time.perf_counter() - began_s
             if accuracy.accuracy(session.module(), test) >= target:
                 return seconds
     return math.inf
+
+
+def planned(plan: ak.Plan, model: nn.Module) -> ak.Network | ak.Downpour:
+    """What a plan takes, with the weights of another model of that form."""
+    blocks = replace(plan.blocks, network=plan.blocks.network.starting_from(model))
+    return replace(plan, blocks=blocks).network(plan.best)

@@ -2,37 +2,29 @@
 
     python benchmarks/throughput/peers.py --check
 
-Every peer is `peer(setting, x, y, epochs, lr) -> seconds per epoch`. It trains a given `model=` in place,
-so that a check can look at the weights afterwards; without one it builds `build(setting, seed=0)`.
+Every peer is `peer(setting, x, y, epochs, optimizer) -> seconds per epoch`. It trains a given `model=` in
+place, so that a check can look at the weights afterwards; without one it builds `build(setting, seed=0)`.
 """
 
 from __future__ import annotations
 
 import copy
-import os
 import sys
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
+from functools import partial
 from itertools import combinations, pairwise
-from multiprocessing.synchronize import Barrier
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
-from settings import Setting, build, dataset, gates, slices
+from processes import PATIENCE_S, Meeting, gloo, gloo_store, intra_op_threads, launch
+from settings import MakeOptimizer, Setting, build, dataset, gates, slices
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 WARM_UP = 4  # batches before the clock: thread pools, DDP's buckets, the pipeline's buffers
-PATIENCE_S = 120.0  # for a start-up, for one epoch, for one wait on another process
-HOST = "127.0.0.1"
 
 Step = Callable[[slice], None]
 
@@ -45,25 +37,25 @@ def plain(
     x: Tensor,
     y: Tensor,
     epochs: int,
-    lr: float,
+    optimizer: MakeOptimizer,
     *,
     threads: int = 1,
     model: nn.Sequential | None = None,
 ) -> list[float]:
     """Seconds per epoch of the usual loop in this process."""
-    step = update_of(model or build(setting, seed=0), x, y, lr)
+    step = update_of(model or build(setting, seed=0), x, y, optimizer)
     with intra_op_threads(threads):
         return timed(step, slices(len(x), setting.batch), epochs)
 
 
-def update_of(model: nn.Module, x: Tensor, y: Tensor, lr: float) -> Step:
-    """The usual loop's body: one SGD update on one slice of the data."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+def update_of(model: nn.Module, x: Tensor, y: Tensor, optimizer: MakeOptimizer) -> Step:
+    """The usual loop's body: one update on one slice of the data."""
+    updater = optimizer(model.parameters())
 
     def step(part: slice) -> None:
-        optimizer.zero_grad()
+        updater.zero_grad()
         F.cross_entropy(model(x[part]), y[part]).backward()
-        optimizer.step()
+        updater.step()
 
     return step
 
@@ -83,17 +75,6 @@ def timed(step: Step, parts: list[slice], epochs: int, meet: Callable[[], Any] =
     return seconds
 
 
-@contextmanager
-def intra_op_threads(count: int) -> Iterator[None]:
-    """Run with so many intra-op threads, then put the old number back."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 # -- peers of several processes ------------------------------------------------------------------------------
 
 
@@ -105,11 +86,9 @@ class Job:
     x: Tensor
     y: Tensor
     epochs: int
-    lr: float
-    processes: int
+    optimizer: MakeOptimizer
+    meeting: Meeting
     model: nn.Sequential
-    meet: Barrier
-    port: int = 0
     micro_batches: int = 1
     seconds: Tensor = field(init=False)
 
@@ -121,33 +100,14 @@ class Job:
 
     def time(self, rank: int, step: Step, parts: list[slice]) -> None:
         """Run the epochs; the first process writes down how long they took."""
-        seconds = timed(step, parts, self.epochs, lambda: self.meet.wait(PATIENCE_S))
+        seconds = timed(step, parts, self.epochs, self.meeting.wait)
         if rank == 0:
             self.seconds.copy_(torch.tensor(seconds))
 
 
-def barrier(processes: int) -> Barrier:
-    """A barrier that spawned processes can be given."""
-    return mp.get_context("spawn").Barrier(processes)
-
-
-def launch(worker: Callable[..., None], processes: int, limit_s: float, *args: Any) -> None:
-    """Run worker(rank, *args) in fresh processes; a child's error is raised here, none outlives the limit."""
-    children = mp.spawn(worker, args, nprocs=processes, join=False, daemon=True)
-    deadline = time.monotonic() + limit_s
-    try:
-        while not children.join(timeout=1.0, grace_period=2.0):
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"{worker.__name__}: not finished after {limit_s:.0f} s")
-    finally:
-        for process in children.processes:
-            process.kill()
-            process.join()
-
-
 def run_job(worker: Callable[[int, Job], None], job: Job) -> list[float]:
     """Launch the processes of one peer and hand back what they measured."""
-    launch(worker, job.processes, PATIENCE_S * (1 + job.epochs), job)
+    launch(worker, job.meeting.processes, PATIENCE_S * (1 + job.epochs), job)
     return job.seconds.tolist()
 
 
@@ -159,44 +119,30 @@ def hogwild(
     x: Tensor,
     y: Tensor,
     epochs: int,
-    lr: float,
+    optimizer: MakeOptimizer,
     *,
     processes: int = 2,
     model: nn.Sequential | None = None,
 ) -> list[float]:
     """Seconds per epoch of processes that split the batches and share the parameters without locks."""
     model = model or build(setting, seed=0)
-    return run_job(hogwild_worker, Job(setting, x, y, epochs, lr, processes, model, barrier(processes)))
+    return run_job(hogwild_worker, Job(setting, x, y, epochs, optimizer, Meeting(processes), model))
 
 
 def hogwild_worker(rank: int, job: Job) -> None:
     """Every processes-th batch of the epoch, on the shared parameters, with gradients of its own."""
     torch.set_num_threads(1)
-    parts = slices(len(job.x), job.setting.batch)[rank :: job.processes]
-    job.time(rank, update_of(job.model, job.x, job.y, job.lr), parts)
+    parts = slices(len(job.x), job.setting.batch)[rank :: job.meeting.processes]
+    job.time(rank, update_of(job.model, job.x, job.y, job.optimizer), parts)
 
 
 # -- torch.distributed over gloo -----------------------------------------------------------------------------
 
 
 def run_gloo_job(worker: Callable[[int, Job], None], job: Job) -> list[float]:
-    """Like run_job, with the processes' meeting point held open here, on a port that the system chose."""
-    store = dist.TCPStore(HOST, 0, is_master=True, wait_for_workers=False)
-    job.port = store.port
-    return run_job(worker, job)
-
-
-@contextmanager
-def gloo(rank: int, job: Job) -> Iterator[None]:
-    """A process group over the loopback interface; one intra-op thread each."""
-    torch.set_num_threads(1)
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo0" if sys.platform == "darwin" else "lo"
-    store = dist.TCPStore(HOST, job.port, is_master=False)
-    patience = timedelta(seconds=PATIENCE_S)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=job.processes, timeout=patience)
-    yield
-    job.meet.wait(PATIENCE_S)
-    dist.destroy_process_group()
+    """Like run_job, of processes that are a group of gloo's."""
+    with gloo_store(job.meeting):
+        return run_job(worker, job)
 
 
 def ddp(
@@ -204,7 +150,7 @@ def ddp(
     x: Tensor,
     y: Tensor,
     epochs: int,
-    lr: float,
+    optimizer: MakeOptimizer,
     *,
     processes: int = 2,
     model: nn.Sequential | None = None,
@@ -213,17 +159,17 @@ def ddp(
     if setting.batch % processes:
         raise ValueError(f"a batch of {setting.batch} does not split into {processes} equal shares")
     model = model or build(setting, seed=0)
-    return run_gloo_job(ddp_worker, Job(setting, x, y, epochs, lr, processes, model, barrier(processes)))
+    return run_gloo_job(ddp_worker, Job(setting, x, y, epochs, optimizer, Meeting(processes), model))
 
 
 def ddp_worker(rank: int, job: Job) -> None:
     """The rank-th share of every batch, gradients averaged between the processes."""
-    share = job.setting.batch // job.processes
-    parts = slices(len(job.x), share)[: len(slices(len(job.x), job.setting.batch)) * job.processes]
-    with gloo(rank, job):
+    share = job.setting.batch // job.meeting.processes
+    parts = slices(len(job.x), share)[: len(slices(len(job.x), job.setting.batch)) * job.meeting.processes]
+    with gloo(rank, job.meeting):
         model = copy.deepcopy(job.model)  # out of shared memory: every replica has its own parameters
         replica = nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
-        job.time(rank, update_of(replica, job.x, job.y, job.lr), parts[rank :: job.processes])
+        job.time(rank, update_of(replica, job.x, job.y, job.optimizer), parts[rank :: job.meeting.processes])
         if rank == 0:
             job.model.load_state_dict(model.state_dict())
 
@@ -233,7 +179,7 @@ def one_f_one_b(
     x: Tensor,
     y: Tensor,
     epochs: int,
-    lr: float,
+    optimizer: MakeOptimizer,
     *,
     processes: int = 2,
     micro_batches: int = 4,
@@ -245,7 +191,7 @@ def one_f_one_b(
             f"a batch of {setting.batch} does not split into {micro_batches} equal micro-batches"
         )
     model = model or build(setting, seed=0)
-    job = Job(setting, x, y, epochs, lr, processes, model, barrier(processes), micro_batches=micro_batches)
+    job = Job(setting, x, y, epochs, optimizer, Meeting(processes), model, micro_batches=micro_batches)
     return run_gloo_job(one_f_one_b_worker, job)
 
 
@@ -254,12 +200,12 @@ def one_f_one_b_worker(rank: int, job: Job) -> None:
     # here and not above: only this peer needs it, and it takes long to import
     from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 
-    with gloo(rank, job):
-        shared = stages(job.model, job.processes)[rank]
+    with gloo(rank, job.meeting):
+        shared = stages(job.model, job.meeting.processes)[rank]
         own = copy.deepcopy(shared)
-        stage = PipelineStage(own, rank, job.processes, torch.device("cpu"))
+        stage = PipelineStage(own, rank, job.meeting.processes, torch.device("cpu"))
         schedule = Schedule1F1B(stage, job.micro_batches, loss_fn=F.cross_entropy)
-        optimizer = torch.optim.SGD(own.parameters(), lr=job.lr)
+        optimizer = job.optimizer(own.parameters())
 
         def step(part: slice) -> None:
             optimizer.zero_grad()
@@ -288,11 +234,12 @@ def stages(model: nn.Sequential, count: int) -> list[nn.Sequential]:
 
 def check_peers() -> None:
     """Assert that all learn, that the synchronous ones do plain's arithmetic, that errors come through."""
-    setting, epochs, lr = Setting("check", (784, 64, 32, 10), 64), 2, 0.1
+    setting, epochs = Setting("check", (784, 64, 32, 10), 64), 2
+    sgd = partial(torch.optim.SGD, lr=0.1)
     x, y = learnable(2_000)  # 31 full batches and a rest: unequal halves for Hogwild
     reference = build(setting, seed=0)
     before = loss_of(reference, x, y)
-    plain(setting, x, y, epochs, lr, model=reference)
+    plain(setting, x, y, epochs, sgd, model=reference)
     for name, peer, options, same in (
         ("plain, 2 threads", plain, {"threads": 2}, True),
         ("Hogwild, 1 process", hogwild, {"processes": 1}, True),
@@ -301,7 +248,7 @@ def check_peers() -> None:
         ("1F1B, 2 processes", one_f_one_b, {}, True),
     ):
         model = build(setting, seed=0)
-        seconds = peer(setting, x, y, epochs, lr, model=model, **options)
+        seconds = peer(setting, x, y, epochs, sgd, model=model, **options)
         after, apart = loss_of(model, x, y), distance(model, reference)
         print(f"{name:22} loss {before:.3f} -> {after:.3f}, {apart:.1e} from plain")
         assert len(seconds) == epochs, (name, seconds)
@@ -316,7 +263,7 @@ def check_peers() -> None:
 def check_error_surfaces(peer: Callable[..., Any], setting: Setting, x: Tensor, wrong: Tensor) -> None:
     """Assert that labels out of range, which fail in a child, raise here."""
     try:
-        peer(setting, x, wrong, 1, 0.01)
+        peer(setting, x, wrong, 1, partial(torch.optim.SGD, lr=0.01))
     except mp.ProcessRaisedException as error:
         assert "Target 99 is out of bounds" in str(error), error  # noqa: PT017 - no pytest here
     else:

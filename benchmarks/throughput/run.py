@@ -1,6 +1,6 @@
 """Everybody in turn, in one run: throughput, time to accuracy, and the bare engine.
 
-python benchmarks/throughput/run.py [--quick] [--json FILE] [--data-dir DIR] [--only PART]
+python benchmarks/throughput/run.py [--optimizer sgd|adam] [--quick] [--json FILE] [--data-dir DIR]
 """
 
 from __future__ import annotations
@@ -22,12 +22,11 @@ import ours
 import peers
 import ring
 import torch
-from settings import SETTINGS, Setting, dataset
+from settings import OPTIMIZERS, SETTINGS, Setting, dataset
 
 import akkordeon as ak
 from akkordeon.data.datasets import mnist
 
-LR = 0.01
 PEERS: dict[str, Callable[..., list[float]]] = {
     "plain, 1 thread": partial(peers.plain, threads=1),
     "plain, 2 threads": partial(peers.plain, threads=2),
@@ -35,12 +34,15 @@ PEERS: dict[str, Callable[..., list[float]]] = {
     "DDP gloo, 2 processes": peers.ddp,
     "1F1B gloo, 2 processes": partial(peers.one_f_one_b, micro_batches=2),
     "ours, 2 workers": ours.ours,
+    "ours, as planned": ours.as_planned,
     "ours, 1 worker": partial(ours.ours, workers=1),
     "ours, 2 workers, DC-ASGD-a": partial(ours.ours, rule=ak.DelayCompensation("adaptive")),
 }
 
 
-def throughput(rounds: int, epochs: int, samples: int, settings: tuple[Setting, ...]) -> dict[str, Any]:
+def throughput(
+    rounds: int, epochs: int, samples: int, settings: tuple[Setting, ...], optimizer: str
+) -> dict[str, dict[str, float]]:
     """Median seconds per epoch of every setting and peer; the peers take turns within each round."""
     x, y = dataset(samples)
     found: dict[str, dict[str, list[float]]] = {s.name: {peer: [] for peer in PEERS} for s in settings}
@@ -50,7 +52,9 @@ def throughput(rounds: int, epochs: int, samples: int, settings: tuple[Setting, 
             for name, peer in PEERS.items():
                 if large and name == "ours, 1 worker":  # says nothing new, and takes half a minute
                     continue
-                found[setting.name][name] += peer(setting, x, y, 1 if large else epochs, LR)
+                found[setting.name][name] += peer(
+                    setting, x, y, 1 if large else epochs, OPTIMIZERS[optimizer]
+                )
                 print(
                     f"round {number + 1}, {setting.name}: {name} {found[setting.name][name][-1]:.3f} s",
                     file=sys.stderr,
@@ -67,34 +71,47 @@ def print_throughput(medians: dict[str, dict[str, float]]) -> None:
     print(f"{'':28s}" + "".join(f"{setting:>22s}" for setting in medians))
     for name in PEERS:
         print(f"{name:28s}" + "".join(f"{medians[setting].get(name, nan):22.3f}" for setting in medians))
-    print("\nours, 2 workers, in samples per second against …")
-    for label, rivals in {
-        "the best peer": names,
-        "plain, 1 thread": ["plain, 1 thread"],
-        "plain, 2 threads": ["plain, 2 threads"],
-        "the best of plain": ["plain, 1 thread", "plain, 2 threads"],
-    }.items():
-        ratios = [min(by[r] for r in rivals) / by["ours, 2 workers"] for by in medians.values()]
-        print(f"{label:28s}" + "".join(f"{ratio:20.2f} ×" for ratio in ratios))
+    for mine in ("ours, 2 workers", "ours, as planned"):
+        print(f"\n{mine}, in samples per second against …")
+        for label, rivals in {
+            "the best peer": names,
+            "plain, 1 thread": ["plain, 1 thread"],
+            "plain, 2 threads": ["plain, 2 threads"],
+            "the best of plain": ["plain, 1 thread", "plain, 2 threads"],
+        }.items():
+            ratios = [min(by[r] for r in rivals) / by[mine] for by in medians.values()]
+            print(f"{label:28s}" + "".join(f"{ratio:20.2f} ×" for ratio in ratios))
     ratios = [by["ours, 2 workers, DC-ASGD-a"] / by["ours, 2 workers"] for by in medians.values()]
     print(f"{'DC-ASGD-a / stash, time':28s}" + "".join(f"{ratio:20.2f} ×" for ratio in ratios))
+
+
+def layouts(settings: tuple[Setting, ...], optimizer: str) -> dict[str, str]:
+    """What the planner took for each setting."""
+    taken = {s.name: str(ours.plan_of(s, OPTIMIZERS[optimizer]).best.layout) for s in settings}
+    print("\nas planned")
+    for setting, layout in taken.items():
+        print(f"{setting:28s}{layout}")
+    return taken
 
 
 def races(data_dir: Path, seeds: int) -> dict[str, list[float]]:
     """Seconds to 97.5 % test accuracy, seed by seed, the racers in turn."""
     data = mnist(data_dir)
+    plan = ours.plan_of(accuracy.SETTING, OPTIMIZERS["adam"])
+    print(f"\nas planned: {plan.best.layout}")
     racers = {
         "plain, 2 threads": accuracy.plain,
         "Hogwild, 2 processes": accuracy.hogwild,
         "ours, 2 workers": ours.race,
         "ours, 2 workers, DC-ASGD-a": partial(ours.race, rule=ak.DelayCompensation("adaptive")),
+        "ours, as planned": partial(ours.race, plan=plan),
     }
     found: dict[str, list[float]] = {name: [] for name in racers}
     for seed in range(seeds):
         for name, racer in racers.items():
             found[name].append(racer(data.train, data.test, seed))
             print(f"seed {seed}: {name} {found[name][-1]:.2f} s", file=sys.stderr)
-    print("\nseconds to 97.5 % on MNIST, 784-512-512-10, Adam 1e-3, batch 128")
+    print("\nseconds to 97.5 % on MNIST, 784-512-512-10, fused Adam 1e-3, batch 128")
     for name, seconds in found.items():
         ratio = statistics.mean(seconds) / statistics.mean(found["plain, 2 threads"])
         each = ", ".join(f"{s:.2f}" for s in seconds)
@@ -127,6 +144,7 @@ def main() -> None:
     )
     parser.add_argument("--only", choices=["throughput", "race", "ring"], help="one part alone")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--optimizer", choices=list(OPTIMIZERS), default="sgd", help="of the throughput")
     given = parser.parse_args()
     python, cores = platform.python_version(), os.cpu_count()
     machine = f"{platform.machine()}, {cores} cores, Python {python}, torch {torch.__version__}"
@@ -137,7 +155,8 @@ def main() -> None:
     if given.only in (None, "throughput"):
         settings = SETTINGS[:4] if given.quick else SETTINGS
         samples, rounds, epochs = (12_288, 1, 1) if given.quick else (60_000, given.rounds, 2)
-        report["throughput"] = throughput(rounds, epochs, samples, settings)
+        report["throughput"] = throughput(rounds, epochs, samples, settings, given.optimizer)
+        report |= {"optimizer": given.optimizer, "planned": layouts(settings, given.optimizer)}
         print_throughput(report["throughput"])
     if given.only in (None, "race"):
         if given.data_dir is None:

@@ -1,0 +1,168 @@
+"""A character GPT of 4 and of 25 million weights, and a CNN: how fast everybody trains, and how well.
+
+python benchmarks/models/run.py --data-dir DIR [--only "MODEL;…"] [--seeds 3] [--quick] [--json FILE]
+
+DIR has tiny Shakespeare as ``tinyshakespeare/input.txt``, and the files of MNIST in ``mnist``. Run it on a
+quiet machine: plans and figures are seconds of the same cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+import torch
+from in_gates import exact, on_ray, on_threads, plan_of
+from race import Curve, Run, loss_after, units_per_s
+from synchronous import ddp, one_f_one_b, plain
+from work import Images, Text, Work
+
+import akkordeon as ak
+
+PLAIN = "plain, 2 threads"
+VALIDATED = 10
+"""Batches, or thousands of images, of which a loss is taken."""
+
+Ways = dict[str, Callable[[Run], Curve]]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A model, and how long everybody trains it.
+
+    Args:
+        work: made from the folder of the data.
+        speed: batches of the warm-up and of what is timed.
+        rounds: of which the median is taken.
+        learning: batches of each part of the runs that are judged; none where none is.
+    """
+
+    work: Callable[[Path], Work]
+    speed: tuple[int, int]
+    rounds: int
+    learning: tuple[int, ...] = ()
+
+    def shortened(self) -> Study:
+        """A look: a few batches of each."""
+        return Study(self.work, (2, 4), 1, (4, 4) if self.learning else ())
+
+
+def text(width: int, data: Path) -> Work:
+    return Text.of((data / "tinyshakespeare" / "input.txt").read_text("utf-8"), width, VALIDATED)
+
+
+def images(data: Path) -> Work:
+    return Images.of(data / "mnist", 1000 * VALIDATED)
+
+
+STUDIES = {
+    "char-GPT, 4 M": Study(partial(text, 208), (5, 25), 3, (20,) * 5),
+    "char-GPT, 25 M": Study(partial(text, 512), (3, 10), 1),
+    "CNN": Study(images, (50, 500), 3, (150,) * 6),
+}
+
+
+def ways_of(plan: ak.Plan) -> Ways:
+    """Everybody who takes part."""
+    compensated = partial(on_threads, plan=plan, rule=ak.DelayCompensation("adaptive"))
+    stale_row = plan.best.layout.in_flight > 1 and not plan.best.layout.replicas
+    return {
+        PLAIN: plain,
+        "DDP gloo, 2 processes": ddp,
+        "1F1B gloo, 2 processes": one_f_one_b,
+        "ours, as planned": partial(on_threads, plan=plan),
+        **({"ours, as planned, DC-ASGD-a": compensated} if stale_row else {}),
+        "ours, 1 in flight": partial(on_threads, plan=exact(plan)),
+        "ours on Ray, as planned": partial(on_ray, plan=plan),
+    }
+
+
+def studied(name: str, study: Study, data: Path, seeds: int) -> dict[str, Any]:
+    """Everybody in turn: first only timed, then judged with every seed."""
+    work = study.work(data)
+    plan = plan_of(work)
+    layouts = {"as planned": str(plan.best.layout), "1 in flight": str(exact(plan).best.layout)}
+    print(f"{name}: {layouts}", file=sys.stderr)
+    ways = ways_of(plan)
+    timed = Run(work, 0, study.speed, judges=False)
+    speeds = _in_turn(name, ways, [timed] * study.rounds)
+    judged = [Run(work, seed, study.learning, judges=True) for seed in range(seeds)]
+    curves = _in_turn(name, ways, judged if study.learning else [])
+    return {
+        "weights": sum(weight.numel() for weight in work.model(0).parameters()),
+        "unit": work.unit,
+        "layouts": layouts,
+        "table": {way: row(speeds[way], curves, way) for way in ways},
+        "curves": {way: [[asdict(point) for point in curve] for curve in curves[way]] for way in ways},
+    }
+
+
+def _in_turn(name: str, ways: Ways, runs: list[Run]) -> dict[str, list[Curve]]:
+    found: dict[str, list[Curve]] = {way: [] for way in ways}
+    for run in runs:
+        for way, follow in ways.items():
+            found[way].append(follow(run))
+            last = found[way][-1][-1]
+            print(f"{name}, seed {run.seed}: {way} {last}", file=sys.stderr, flush=True)
+    return found
+
+
+def row(speeds: list[Curve], curves: dict[str, list[Curve]], way: str) -> dict[str, float]:
+    """A way's figures: medians of the rounds, and means of the seeds."""
+    figures = {"units_per_s": median(map(units_per_s, speeds))}
+    if curves[way]:
+        fastest_s = [
+            min(curve[-1].seconds for curve in of_seed) for of_seed in zip(*curves.values(), strict=True)
+        ]
+        figures["loss at equal units"] = mean(loss_after(c, c[-1].seconds) for c in curves[way])
+        figures["loss at equal seconds"] = mean(
+            loss_after(c, s) for c, s in zip(curves[way], fastest_s, strict=True)
+        )
+    return figures
+
+
+def print_table(name: str, found: dict[str, Any]) -> None:
+    unit, table = found["unit"], found["table"]
+    print(f"\n{name}, {found['weights']:,} weights; as planned: {found['layouts']['as planned']};", end=" ")
+    print(f"of one in flight: {found['layouts']['1 in flight']}\n")
+    columns = [f"loss at equal {unit}", "loss at equal seconds"] if len(table[PLAIN]) > 1 else []
+    print(f"| | {' | '.join([f'{unit}/s', 'against plain', *columns])} |")
+    print("|---|" + "---:|" * (2 + len(columns)))
+    for way, figures in table.items():
+        rate, *losses = figures.values()
+        cells = [f"{rate:,.0f}", f"{rate / table[PLAIN]['units_per_s']:.2f} ×", *(f"{x:.4f}" for x in losses)]
+        print(f"| {way} | {' | '.join(cells)} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data-dir", type=Path, required=True)
+    parser.add_argument("--only", help="names of models, separated by semicolons")
+    parser.add_argument("--seeds", type=int, default=3, help="of the losses")
+    parser.add_argument("--quick", action="store_true", help="a look: a few batches of each, one seed")
+    parser.add_argument("--json", type=Path, help="write all figures here")
+    given = parser.parse_args()
+    machine = f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}"
+    print(machine)
+    found: dict[str, Any] = {"machine": machine}
+    for name in given.only.split(";") if given.only else STUDIES:
+        study, seeds = STUDIES[name], given.seeds
+        if given.quick:
+            study, seeds = study.shortened(), 1
+        found[name] = studied(name, study, given.data_dir, seeds)
+        print_table(name, found[name])
+    if given.json:
+        given.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
