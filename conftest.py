@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 from sybil import Sybil
-from sybil.parsers.markdown import PythonCodeBlockParser
+from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 
-pytest_collect_file = Sybil(parsers=[PythonCodeBlockParser()], patterns=["README.md", "docs/*.md"]).pytest()
+pytest_collect_file = Sybil(
+    parsers=[PythonCodeBlockParser(), SkipParser()], patterns=["README.md", "docs/*.md"]
+).pytest()
 
 RAY = re.compile(r"test_ray|test_network_command|\[ray\b|(on|of)_a_cluster")
 """Tests that need the Ray cluster which they share; to start another takes as long as ten of them."""

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from tests.data.test_datasets import IDX_FILES, write
 from tests.support.examples import EXAMPLES, example
 
@@ -149,3 +150,27 @@ def test_without_transformers_its_example_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(SystemExit, match="needs Hugging Face's transformers: pip install transformers"):
         example("hugging_face")
+
+
+def test_the_electricity_example_prints_a_table_and_writes_curves(tmp_path, capsys):
+    electricity = example("electricity")
+    rows = [f"{i % 48 / 48},{i % 7 / 7},0.4,0.0,0.4,0.4,{i // 2 % 2}" for i in range(90)]
+    (tmp_path / "elec.csv").write_text("\n".join([",".join([*electricity.COLUMNS, "class"]), *rows, ""]))
+    electricity.WINDOW = 30
+    electricity.main(tmp_path, width=16, river=False, curves=tmp_path / "curves.csv")
+    same, ours = capsys.readouterr().out.splitlines()[1:]
+    assert same.startswith("the label does not change         51.11%")
+    assert ours.startswith("three gates, seed 0")
+    curves = (tmp_path / "curves.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in curves] == ["examples", "30", "60", "90"]
+
+
+def test_the_electricity_example_shows_learners_of_river_beside_ours():
+    pytest.importorskip("river.base")
+    electricity = example("electricity")
+    x, y = torch.rand(20, 7), torch.arange(20) % 2
+    assert [each.name.partition(", ")[2] for each in electricity.of_river((x, y))] == [
+        "logistic regression",
+        "Hoeffding tree",
+        "adaptive random forest",
+    ]
