@@ -17,6 +17,8 @@ from akkordeon.core.errors import RecipeError
 from akkordeon.core.reports import TrainingProgress
 from akkordeon.data.streams.columns import Columns
 from akkordeon.data.streams.growing import GrowingFile
+from akkordeon.engines.simulator.compute import Compute, Cost
+from akkordeon.engines.simulator.faults import Crash
 from akkordeon.session.recovery.checkpoint_files import CheckpointFolder
 
 N = 60
@@ -217,3 +219,72 @@ def test_what_was_learned_is_acknowledged_and_nothing_else():
     _, second = run(ak.Threads(2), stream(queue))
     assert not queue.left
     assert second.batches.trained >= N - 20
+
+
+class Failing:
+    """A source that is out of reach once."""
+
+    def __init__(self, at):
+        self._pairs = iter([(X[i : i + 1], Y[i : i + 1]) for i in range(N)])
+        self._left = at
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        self._left -= 1
+        if self._left == -1:
+            raise OSError("out of reach")
+        return next(self._pairs)
+
+
+def test_a_stream_whose_source_was_out_of_reach_goes_on_where_it_was():
+    with ak.run(network(), ak.Threads(2)) as session:
+        attached = session.attach(stream(Failing(at=17), delay=5))
+        with pytest.raises(ak.AkkordeonError, match="out of reach"):
+            attached.wait(WAIT_S)
+        attached.restart().wait(WAIT_S)
+        model = session.module()
+    expected, right = plain_loop(5)
+    assert same_bits(model, expected)
+    assert attached.stream[-1].overall["accuracy"] == sum(right) / N
+
+
+def test_a_stream_that_was_detached_while_its_source_stalled_goes_on_where_it_was():
+    twenty, go_on = threading.Event(), threading.Event()
+
+    def stalling():
+        for i in range(N):
+            if i == 20:
+                twenty.set()
+                go_on.wait(WAIT_S)
+            yield X[i : i + 1], Y[i : i + 1]
+
+    with ak.run(network(), ak.Threads(2)) as session:
+        first = session.attach(stream(stalling(), delay=5, name="s"))
+        assert twenty.wait(WAIT_S)
+        first.detach()
+        first.wait(WAIT_S)
+        checkpoint = session.checkpoint(timeout=WAIT_S)
+        go_on.set()
+    assert first.stopped
+    assert first.stream[-1].labels.waiting == 5
+    model, attached = run(ak.Threads(2), stream(stalling(), delay=5, name="s"), resume=checkpoint)
+    expected, right = plain_loop(5)
+    assert same_bits(model, expected)
+    assert attached.stream[-1].overall["accuracy"] == sum(right) / N
+
+
+@pytest.mark.parametrize("gate", ["gate/0", "gate/2"])
+def test_a_gate_that_crashes_comes_back_and_every_example_is_accounted_for(gate):
+    gates = network().gates
+    row = ak.Network(gates, recovery=ak.Recovery(snapshot_every=5))
+    costs = {"*gate/*": Cost(forward_s=0.01, backward_s=0.01), "*": Cost(message_s=0.001)}
+    engine = ak.Simulator(compute=Compute(costs), faults=[Crash(who=gate, at_s=0.4, back_after_s=0.2)])
+    with ak.run(row, engine) as session:
+        attached = session.attach(stream(delay=3, in_flight=2))
+        session.wait(WAIT_S)
+    sent, trained, refused, lost = attached.batches.as_tuple()
+    assert sent == trained + refused + lost == N
+    assert lost + refused <= 4
+    assert attached.stream[-1].examples == N

@@ -12,7 +12,8 @@ from akkordeon.core.reports import (
     TrainingProgress,
     Undelivered,
 )
-from akkordeon.watch.lines import WARNINGS_MAX, Lines, line_of
+from akkordeon.core.streams.reports import LabelCount, StreamReport
+from akkordeon.watch.lines import WARNINGS_MAX, Lines, line_of, line_of_stream
 
 EPOCH = EpochDone("tdp", 3, 0.5, {"accuracy": 0.875}, 6000, 0.25, 1.5, 4)
 ROUND = RoundDone("vdp", "validate", 2, 0.25, {"accuracy": 0.9375}, 1000, 0.5, 135)
@@ -81,3 +82,15 @@ def test_a_gate_that_came_back_is_told_with_what_it_cost():
     warned = []
     Lines(print, warned.append).tell(GateRestarted("gate/1", "is lost: it crashed", 2, 57, 50, 58))
     assert warned == ["warning: gate/1 is lost: it crashed; it was made anew, 7 updates back"]
+
+
+def test_a_stream_is_told_with_its_scores_of_late_and_over_all_and_labels_that_are_missing():
+    scores = {"loss": 0.5, "accuracy": 0.9}
+    report = StreamReport("s", scores, {**scores, "accuracy": 1.0}, scores, 1200, 0, LabelCount(3, 0, 1))
+    assert line_of_stream(report) == (
+        "s              1,200 predicted, of late  loss 0.5000  accuracy 1.0000,"
+        "  over all  loss 0.5000  accuracy 0.9000  waiting 3  unmatched 1"
+    )
+    told = []
+    Lines(told.append).tell(report)
+    assert told == [line_of_stream(report)]

@@ -15,9 +15,10 @@ from akkordeon.core.reports import (
     RoundDone,
     TrainingProgress,
 )
+from akkordeon.core.streams.reports import StreamReport
 from akkordeon.watch.view import View
 
-__all__ = ["Lines", "line_of", "scores_in_words"]
+__all__ = ["Lines", "line_of", "line_of_stream", "scores_in_words"]
 
 WARNINGS_MAX = 5
 """So many refused batches are told one by one; the others are counted."""
@@ -45,6 +46,16 @@ def line_of(record: EpochDone | RoundDone | TrainingProgress) -> str:
     return f"{record.sentinel:<10} {what}  loss {record.loss:.4f}{scores}  {speed}  {end}"
 
 
+def line_of_stream(record: StreamReport) -> str:
+    """How well a stream was predicted, over the window and over all, in one line."""
+    window = scores_in_words(record.window)
+    overall = scores_in_words(record.overall)
+    line = f"{record.sentinel:<10} {record.examples:>9,} predicted, of late{window},  over all{overall}"
+    count = record.labels
+    told = {"waiting": count.waiting, "dropped": count.dropped, "unmatched": count.unmatched}
+    return line + "".join(f"  {what} {number:,}" for what, number in told.items() if number)
+
+
 class Lines(View):
     """Tells records as plain lines.
 
@@ -68,6 +79,8 @@ class Lines(View):
         """Write the line of a record that has one."""
         if isinstance(record, EpochDone | RoundDone | TrainingProgress):
             self._write(line_of(record))
+        elif isinstance(record, StreamReport) and record.examples:
+            self._write(line_of_stream(record))
         elif isinstance(record, BatchRefused):
             self._refused += 1
             if self._refused <= WARNINGS_MAX:
