@@ -20,6 +20,7 @@ from akkordeon.core.checks import require_whole
 from akkordeon.core.errors import SessionError
 from akkordeon.core.messages import Message
 from akkordeon.engines.base import Engine, Load, ProcessState, bounded
+from akkordeon.engines.threads.allocator import keep_freed_memory
 from akkordeon.engines.threads.workers import WorkerCell, WorkerPool
 from akkordeon.engines.timers import Timers
 
@@ -59,6 +60,7 @@ class Threads(Engine):
         if self._process is not None:
             raise SessionError("this engine carries a session already; give each session one of its own")
         self._process = ProcessState()
+        keep_freed_memory()
         torch.manual_seed(seed)
         self._pool = WorkerPool(on_report, self._reported, self._post, self.recorder)
         self._pool.open(self.workers)
