@@ -108,3 +108,8 @@ def test_bytes_are_those_of_pushes_and_of_the_weights_that_come_back():
     assert often.bytes_per_sample == pytest.approx(20_000 / 10 / 2, rel=0.1)
     assert seldom.bytes_per_sample == pytest.approx(20_000 / 160 / 2, rel=0.2)
     assert packed.bytes_per_sample == pytest.approx(12_500 / 10 / 2, rel=0.1)
+
+
+def test_a_forecast_is_counted_from_one_batch_that_comes_back_to_another():
+    forecast = dry_run(row("h0", in_flight=1), costs_of([0.01]), machines(1, cores=1))
+    assert forecast.samples_per_s == pytest.approx(10 / 0.03, rel=1e-9)

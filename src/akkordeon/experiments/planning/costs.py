@@ -81,8 +81,8 @@ class ModelCosts:
 
     Args:
         blocks: of each block.
-        gate_s: what a gate takes for a (forward, backward), whatever its module does.
-        sentinel_s: what a trainer and its reader take for a batch: (its loss, all else).
+        gate_s: what a gate takes for a (forward, backward), whatever its module does, its engine included.
+        sentinel_s: what a trainer and its reader take for a batch: (its loss, all else), likewise.
         input_bytes: of a batch of inputs.
         samples: in a batch.
         workers: that were at work at once when

@@ -47,6 +47,11 @@ class DryLayout:
         """Batches so far."""
         return sum(trainer.batches.trained for trainer in self.trainers.values())
 
+    @property
+    def latest_s(self) -> float:
+        """When a batch last came back to a trainer."""
+        return max(trainer.latest_s for trainer in self.trainers.values())
+
     def spawns(self) -> Iterator[Spawn]:
         """What an engine needs to make them all."""
         for i, host in enumerate(self._layout.shard_hosts):

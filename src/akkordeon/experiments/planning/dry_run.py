@@ -110,15 +110,15 @@ class _Run:
             self._engine.send(trainer, Attach())
         more, trainers = self._layout.push_every or 0, len(self._actors.trainers)
         self._until(WARM_BATCHES + trainers * more)
-        began_s, before, bytes_before = self._engine.now_s(), self._actors.trained, self._bytes_sent()
+        began_s, before, bytes_before = self._actors.latest_s, self._actors.trained, self._bytes_sent()
         self._until(before + MEASURED_BATCHES + trainers * more)
-        self._seconds = self._engine.now_s() - began_s
+        self._seconds = self._actors.latest_s - began_s
         self._samples = (self._actors.trained - before) * self._costs.samples
         self._bytes = self._bytes_sent() - bytes_before
         self.busy = self._mean_busy()
 
     def _until(self, trained: int) -> None:
-        """Go on until so many batches are trained, in steps that grow."""
+        """Go on until so many batches are trained, in steps that grow; or a few more."""
         seconds = max(self._costs.batch_s, 1e-6)
         while self._actors.trained < trained:
             self._engine.wait_until(lambda: False, seconds)

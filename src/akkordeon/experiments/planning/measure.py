@@ -20,8 +20,10 @@ from akkordeon.core.payload import Payload, itself, map_tensors, nbytes, samples
 from akkordeon.downpour.recipe import Downpour
 from akkordeon.engines.interpreter import Cell
 from akkordeon.engines.simulator.links import size_bytes
+from akkordeon.engines.threads import Threads
 from akkordeon.experiments.planning.blocks import Blocks, averaging
 from akkordeon.experiments.planning.costs import COMPRESSIONS, BlockCost, ModelCosts, PushCost
+from akkordeon.experiments.run import run
 from akkordeon.experiments.schedules.measure_costs import Stopwatch
 from akkordeon.pipeline.gate import Gate
 from akkordeon.pipeline.module_copy import copied
@@ -97,6 +99,11 @@ class _Measurement(Stopwatch):
         return loss_s, sum(others) / self._batches
 
     @property
+    def messages_of_sentinel(self) -> float:
+        """That a trainer and its reader handle for a batch."""
+        return sum(len(each) for (to, _), each in self.times.items() if to not in self.row) / self._batches
+
+    @property
     def batch_s(self) -> float:
         """Of the gates for a batch, all together."""
         return sum(sum(self.seconds(gate, name)) for gate in self.row for name in ("Forward", "Backward"))
@@ -121,17 +128,19 @@ def measured(blocks: Blocks, batches: Pairs, loss: Loss, workers: int | None = N
             crowding = _crowding(lambda: _Measurement(blocks.network, batches, loss), workers)
             payload = max(alone.sizes[gate, "Forward"] for gate in alone.row)
             gate_s = _empty_gate_s(payload, len(batches))
+            message_s = _message_s(blocks.network, batches, loss, workers, alone)
             memory = list(_memory(blocks.network.gates, batches[0][0]))
             pushes = _pushes(blocks.network, batches, loss, alone)
     finally:
         torch.set_num_threads(threads)
+    loss_s, rest_s = alone.sentinel_s
     return ModelCosts(
         blocks=tuple(
             replace(_block_cost(alone, gate, gate_s, kept), pushes=its)
             for gate, kept, its in zip(alone.row, memory, pushes, strict=True)
         ),
-        gate_s=gate_s,
-        sentinel_s=alone.sentinel_s,
+        gate_s=(gate_s[0] + message_s, gate_s[1] + message_s),
+        sentinel_s=(loss_s + message_s, rest_s + (alone.messages_of_sentinel - 1) * message_s),
         input_bytes=_bytes(tensors(batches[0][0])),
         samples=samples(batches[0][0]),
         workers=workers,
@@ -169,6 +178,19 @@ def _empty_gate_s(payload_bytes: int, batches: int) -> tuple[float, float]:
     x = torch.zeros(1, max(1, payload_bytes // 4))
     taken = _Measurement(row, [(x, x)] * batches, lambda outputs, y: outputs.sum()).take()
     return sum(taken.seconds("gate/1", "Forward")), sum(taken.seconds("gate/1", "Backward"))
+
+
+def _message_s(network: Network, batches: Pairs, loss: Loss, workers: int, alone: _Measurement) -> float:
+    """What threads take for each message beside the actors, where one batch follows the other.
+
+    Mailboxes and turns are the least of it: a worker must wake up, and finds nothing in its core's caches.
+    """
+    recipe = Sentinel.train(batches, loss, in_flight=1, epochs=3)
+    with run(network, Threads(workers)) as session:
+        epochs = session.attach(recipe).wait().epochs
+    batch_s = min(epoch.seconds for epoch in epochs) / len(batches)
+    messages = 2 * len(alone.row) + alone.messages_of_sentinel
+    return max(0.0, batch_s - alone.batch_s - sum(alone.sentinel_s)) / messages
 
 
 def _crowding(make: Callable[[], _Measurement], workers: int) -> float:

@@ -107,6 +107,7 @@ class DryTrainer(Actor):
         self._input = Ghost(forward_bytes)
         self._gradient = Ghost(backward_bytes)
         self.batches = BatchCount()
+        self.latest_s = 0.0  # when a batch last came back
         self.ended = False
 
     def receive(self, message: Any, now_s: float) -> Iterator[Effect]:
@@ -121,6 +122,7 @@ class DryTrainer(Actor):
                 return
             self._flights.remove(message.batch)
             self.batches.trained += 1
+            self.latest_s = now_s
         elif kind is Restart:
             self.batches.lost += len(self._flights)
             self._flights.clear()
