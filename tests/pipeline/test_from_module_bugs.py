@@ -470,3 +470,25 @@ def test_a_schedule_of_a_few_steps_is_not_used_up_by_measuring():
         trainer = session.attach(ak.Sentinel.train(features(WIDTH), F.cross_entropy))
         session.wait(timeout=60)
     assert trainer.batches.as_tuple() == (12, 12, 0, 0)
+
+
+@pytest.mark.parametrize("cuts", [["b", "d"], []], ids=["cuts", "even"])
+def test_an_optimizer_function_gets_the_names_of_the_whole_module(cuts):
+    """They began with ``whole.``, so that groups by how names begin were others than in the plain loop; where
+    blocks were measured, they were those in the block.
+    """
+    rates = {"a": 0.1, "b": 0.01, "c": 0.2, "d": 0.02, "table": 0.1}
+
+    def by_name(named_parameters):
+        groups = [{"params": [p], "lr": rates[name.split(".")[0]]} for name, p in named_parameters]
+        return torch.optim.SGD(groups)
+
+    model, batches = Four(), features(WIDTH)
+    gates = None if cuts else 3
+    network = ak.Network.from_module(model, gates, by_name, example=batches[0][0], cut_before=cuts)
+    ours, optimizer = in_gates(network, batches), by_name(model.named_parameters())
+    for x, y in batches:
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    assert_same(ours, model)

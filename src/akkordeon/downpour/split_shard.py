@@ -57,6 +57,7 @@ def part_of(module: nn.Module, indices: WeightIndices) -> nn.Module:
     named = list(module.named_parameters())
     part = nn.Module()
     part._parameters.update(named[i] for i in indices)  # not registered: a name with a dot would be refused
+    vars(part)["weights_begin_with"] = getattr(module, "weights_begin_with", "")
     return part
 
 

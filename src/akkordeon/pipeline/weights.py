@@ -41,11 +41,17 @@ class Weights:
         module: its parameters become the masters; from here on it computes on aliases of them.
         keep: give every version memory of its own. Without it updates happen in place, also for
             batches in flight.
+
+    Attributes:
+        names: in the module.
+        known_as: the names by which an optimizer function knows them: in the whole module, for a part of one.
     """
 
     def __init__(self, module: nn.Module, keep: bool = True) -> None:
         self.masters: list[nn.Parameter] = list(module.parameters())
         self.names: list[str] = [name for name, _ in module.named_parameters()]
+        prefix: Any = getattr(module, "weights_begin_with", "")
+        self.known_as = [name.removeprefix(prefix) for name in self.names]
         self.trainable: list[int] = [i for i, p in enumerate(self.masters) if p.requires_grad]
         self.keep = keep
         place = {id(master): i for i, master in enumerate(self.masters)}

@@ -95,7 +95,7 @@ def _as_asked(factory: OptimizerFactory, weights: Weights) -> list[Any]:
     except (TypeError, ValueError):  # what is not written in Python may have none
         wants_names = False
     if wants_names:
-        return list(zip(weights.names, weights.masters, strict=True))
+        return list(zip(weights.known_as, weights.masters, strict=True))
     return list(weights.masters)
 
 

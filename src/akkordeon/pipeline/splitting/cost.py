@@ -44,7 +44,7 @@ class BlockCosts:
             costs.append(self._call_s(call, blocks[call.block]))
             if call.block not in updated:
                 updated.add(call.block)
-                costs[-1] += self._update_s(blocks[call.block])
+                costs[-1] += self._update_s(call.block, blocks[call.block])
         return costs
 
     def _call_s(self, call: Call, block: nn.Module) -> float:
@@ -53,11 +53,11 @@ class BlockCosts:
             lambda: _call_s(block, call),
         )
 
-    def _update_s(self, block: nn.Module) -> float:
+    def _update_s(self, name: str, block: nn.Module) -> float:
         optimizer = self._optimizer
         if optimizer is None or not any(weight.requires_grad for weight in block.parameters()):
             return 0.0
-        return self._once(("update", _built(block)), lambda: _seconds(_update(block, optimizer)))
+        return self._once(("update", _built(block)), lambda: _seconds(_update(name, block, optimizer)))
 
     def _once(self, key: object, measure: Callable[[], float]) -> float:
         if key not in self._known:
@@ -122,9 +122,10 @@ def _training(block: nn.Module, call: Call) -> Callable[[], object]:
     return work
 
 
-def _update(block: nn.Module, optimizer: OptimizerFactory) -> Callable[[], object]:
-    """An update of a copy's weights."""
+def _update(name: str, block: nn.Module, optimizer: OptimizerFactory) -> Callable[[], object]:
+    """An update of the weights of a copy, by the names that they have in the whole."""
     weights = Weights(copied(block))
+    weights.known_as = [f"{name}.{own}" for own in weights.names]
     updater = Updater(weights, _without_scheduler(optimizer), Stash(), None, "a block")
 
     def work() -> None:

@@ -37,7 +37,12 @@ class Part(nn.Module):
         everywhere: the names of those that any gate may call.
         parameters: the names in the whole of the parameters that are this gate's.
         piece: what it does.
+
+    Attributes:
+        weights_begin_with: what is before the names that its weights have in the whole.
     """
+
+    weights_begin_with = WHOLE
 
     def __init__(
         self,
