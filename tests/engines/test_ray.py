@@ -273,11 +273,18 @@ def test_a_replica_that_fails_gives_its_process_back_and_a_new_one_gets_all_its_
 # ── networks on their own, without the command line ──────────────────────────────────────────────────
 
 
+@pytest.fixture(scope="module")
+def orphan(cluster):
+    """A network of the shared cluster, for several tests; the last stops it. How it is started again."""
+    with pytest.MonkeyPatch.context() as patch, starting(patch, "orphan", row(nn.Linear(6, 3))) as (_, start):
+        patch.undo()
+        yield start
+
+
 @pytest.fixture
-def started(monkeypatch):
-    """A network of the shared cluster: its address, its name and how to start it again."""
-    with starting(monkeypatch, "orphan", row(nn.Linear(6, 3))) as (address, start):
-        yield address, "orphan", start
+def started(orphan, starting_at):
+    """Its address, its name and how to start it again."""
+    return starting_at, "orphan", orphan
 
 
 @pytest.fixture
@@ -311,21 +318,6 @@ def starting(monkeypatch, name, network, recovery=None):
     start()
     yield address, start
     with contextlib.suppress(ClusterError):
-        networks.stop(address, name)
-
-
-def test_a_network_whose_registrar_was_killed_can_be_stopped_and_started_again(started):
-    import ray
-
-    from akkordeon.engines.ray import detached as networks
-
-    address, name, start = started
-    ray.kill(networks.registrar_of(address, name))
-    start()  # in the place of what was left
-    ray.kill(networks.registrar_of(address, name))
-    networks.stop(address, name)
-    assert networks._leftovers(name) == []
-    with pytest.raises(ClusterError, match="no network 'orphan'"):
         networks.stop(address, name)
 
 
@@ -618,6 +610,21 @@ def test_a_sentinel_of_a_network_on_its_own_that_failed_goes_on_after_the_batch(
         with pytest.raises(SentinelFailedError, match="99 is out of bounds"):
             training.wait(timeout=60)
         assert training.restart().wait(timeout=60).batches.as_tuple() == (10, 9, 0, 1)
+
+
+def test_a_network_whose_registrar_was_killed_can_be_stopped_and_started_again(started):
+    import ray
+
+    from akkordeon.engines.ray import detached as networks
+
+    address, name, start = started
+    ray.kill(networks.registrar_of(address, name))
+    start()  # in the place of what was left
+    ray.kill(networks.registrar_of(address, name))
+    networks.stop(address, name)
+    assert networks._leftovers(name) == []
+    with pytest.raises(ClusterError, match="no network 'orphan'"):
+        networks.stop(address, name)
 
 
 def ended(pid):

@@ -32,12 +32,14 @@ def _trainer():
 
 @pytest.mark.timeout(120)
 def test_a_checkpoint_goes_on_under_another_engine():
+    from tests.support.warm import LendingRay
+
     with ak.run(_network(), ak.Threads(1)) as session:
         session.attach(_trainer())
         session.wait(60)
         whole = session.states()
     kept = None
-    for number, engine in enumerate([ak.Threads(2), ak.Ray()], 1):
+    for number, engine in enumerate([ak.Threads(2), LendingRay()], 1):
         with ak.run(_network(), engine, resume=kept) as session:
             trainer = session.attach(_trainer())
             assert engine.wait_until(lambda trainer=trainer, n=number: trainer.epochs_done >= 4 * n, 60)
