@@ -21,7 +21,6 @@ FORKS.set_forkserver_preload(
         "sklearn.datasets",
         "torch._dynamo",
         "tests.support.forks",
-        *(["akkordeon.engines.ray.joined"] if "ray" in sys.modules else []),
     ]
 )
 

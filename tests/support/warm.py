@@ -12,6 +12,7 @@ from typing import Any
 
 import cloudpickle
 import ray
+from tests.support.workers import forked_workers
 
 import akkordeon as ak
 from akkordeon.engines.ray import hosts
@@ -33,7 +34,7 @@ def start_cluster() -> None:
     """Be connected to the shared cluster; it is started by whoever needs it first."""
     if ray.is_initialized():
         return
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), forked_workers():
         warnings.simplefilter("ignore")  # about things of Ray's own
         join(None)
     for module in list(sys.modules.values()):  # hosts do not have the tests
