@@ -54,16 +54,12 @@ def test_sentinels_train_and_validate_a_network_that_outlives_them(terminals, tm
     assert re.search(r"export RAY_AUTH_TOKEN=\w{64}\n", start)
     assert "Ray listens on all interfaces of this machine" in start
 
-    one = ("--in-flight", "1")  # with 15 in all under way, Adam now and then loses what it had learned
+    one = ("--in-flight", "1")  # with ten in all under way, Adam now and then loses what it had learned
     killed = terminals("sentinel", "train", *feed, *one, "--epochs", "100000", "--name", "killed")
-    ended = terminals("sentinel", "train", *feed, *one, "--epochs", "100000", "--name", "ended")
     validator = terminals("sentinel", "validate", *feed, "--every", "1", "--name", "vdp")
     trainer = terminals("sentinel", "train", *feed, *one, "--take", "1000", "--epochs", "12", "--name", "tdp")
     killed.until("epoch +1 ")
     killed.process.send_signal(signal.SIGKILL)
-    ended.until("epoch +1 ")
-    ended.process.send_signal(signal.SIGTERM)
-    assert re.search(r"ended: ([\d,]+) batches sent, \1 trained, .*\nended by SIGTERM\n", ended.end(143))
     assert re.search(r"tdp: ([\d,]+) batches sent, \1 trained, 0 refused, 0 lost", trainer.end())
     validator.until(r"accuracy (0\.9[5-9]|1\.)")
 

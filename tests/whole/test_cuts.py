@@ -16,8 +16,8 @@ from akkordeon.sentinels.trainer import Trainer
 
 GATES = 3
 SEEDS = [
-    pytest.param(range(500), id="500 seeds"),
-    pytest.param(range(500, 2000), id="1,500 more", marks=pytest.mark.slow),
+    pytest.param(range(200), id="200 seeds"),
+    pytest.param(range(200, 2000), id="1,800 more", marks=pytest.mark.slow),
 ]
 X = torch.ones(1, 1)
 
