@@ -108,6 +108,28 @@ def test_labels_that_come_by_themselves_are_matched_by_key(name):
     assert (report.labels.dropped, report.labels.unmatched) == (N // 3, 0)
 
 
+@pytest.mark.parametrize("in_flight", [1, 3])
+def test_the_source_is_held_up_until_what_was_read_is_learned(in_flight):
+    losses, early = [], []
+
+    def loss(outputs, y):
+        losses.append(y)
+        return F.cross_entropy(outputs, y)
+
+    def source():
+        for i in range(N):
+            learned = (
+                i + 1 - in_flight
+            )  # each was given its loss when it was predicted, and when it was trained
+            if len(losses) < 2 * learned:
+                early.append(i)
+            yield X[i : i + 1], Y[i : i + 1]
+
+    run(ak.Threads(2), ak.Sentinel.stream(source(), loss, in_flight=in_flight))
+    assert len(losses) == 2 * N
+    assert not early
+
+
 def test_a_stream_that_fits_no_gate_fails_with_the_reason():
     with ak.run(network(), ak.Threads(2)) as session:
         attached = session.attach(stream((torch.randn(40, 5), Y[:40])))

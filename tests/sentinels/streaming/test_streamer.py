@@ -8,6 +8,7 @@ from tests.support.harness import do, reports, sends, stops
 from torch.nn import functional as F
 
 import akkordeon as ak
+from akkordeon.core.checkpoint_messages import GoOn
 from akkordeon.core.errors import RecipeError
 from akkordeon.core.messages import (
     Attach,
@@ -221,3 +222,20 @@ def test_a_delay_that_is_no_number_is_refused_with_what_it_is():
     streamer = streamer_of(delay=lambda x, y: 0.5)
     with pytest.raises(RecipeError, match=r"delay gives a whole number .* got 0\.5"):
         do(streamer, Attach(), pair())
+
+
+def test_one_that_was_killed_without_a_word_begins_its_source_again():
+    told = {"number": 7, "position": {"place": [0, 0], "done": []}, "source": None, "batches": [7, 6, 0, 1]}
+    told |= {
+        "samples_sent": 6,
+        "samples_trained": 6,
+        "epochs": 0,
+        "epoch": None,
+        "seconds": 1.0,
+        "left": None,
+    }
+    streamer = streamer_of(start=told)
+    assert sends(do(streamer, Attach())) == []
+    assert sends(do(streamer, GoOn())) == [Pull(1)]
+    do(streamer, pair())
+    assert sends(predict(streamer, 0), Forward) == [Forward(Batch(ME, 7), X)]
