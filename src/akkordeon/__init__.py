@@ -76,7 +76,7 @@ __all__ = [
 ]
 
 if typing.TYPE_CHECKING:
-    from akkordeon import river as river
+    from akkordeon.session import river as river
 else:
 
     def __getattr__(name: str) -> object:
@@ -84,5 +84,5 @@ else:
         if name == "river":
             from importlib import import_module
 
-            return import_module("akkordeon.river")
+            return import_module("akkordeon.session.river")
         raise AttributeError(f"module 'akkordeon' has no attribute {name!r}")

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 import akkordeon as ak
 from akkordeon.watch.display import show, view_for
-from akkordeon.watch.lines import Lines
+from akkordeon.watch.lines import LineView
 
 
 def test_where_there_is_no_terminal_a_session_is_shown_in_lines(capsys):
@@ -53,9 +53,9 @@ def test_on_a_terminal_it_is_shown_live_unless_that_would_change_the_run(monkeyp
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys, "stdout", Terminal())
     assert isinstance(view_for(print, print), LiveView)
-    assert isinstance(view_for(print, print, live=False), Lines)
+    assert isinstance(view_for(print, print, live=False), LineView)
     monkeypatch.setenv("TERM", "dumb")
-    assert isinstance(view_for(print, print), Lines)
+    assert isinstance(view_for(print, print), LineView)
 
 
 def test_a_session_is_shown_live_until_it_is_closed(monkeypatch):

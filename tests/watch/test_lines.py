@@ -13,7 +13,7 @@ from akkordeon.core.reports import (
     Undelivered,
 )
 from akkordeon.core.streams.reports import LabelCount, StreamReport
-from akkordeon.watch.lines import WARNINGS_MAX, Lines, line_of, line_of_stream
+from akkordeon.watch.lines import WARNINGS_MAX, LineView, line_of, line_of_stream
 
 EPOCH = EpochDone("tdp", 3, 0.5, {"accuracy": 0.875}, 6000, 0.25, 1.5, 4)
 ROUND = RoundDone("vdp", "validate", 2, 0.25, {"accuracy": 0.9375}, 1000, 0.5, 135)
@@ -44,13 +44,13 @@ def test_progress_within_an_epoch_is_a_line_with_the_batches_it_is_of():
     )
     assert line_of(progress) == line
     written = []
-    Lines(written.append).tell(progress)
+    LineView(written.append).tell(progress)
     assert written == [line]
 
 
 def test_lines_are_written_for_epochs_and_rounds_alone():
     written, warned = [], []
-    with Lines(written.append, warned.append) as lines:
+    with LineView(written.append, warned.append) as lines:
         for record in (EPOCH, Undelivered("nobody", None), ROUND, BatchCount()):
             lines.tell(record)
         lines.note("by the way")
@@ -60,7 +60,7 @@ def test_lines_are_written_for_epochs_and_rounds_alone():
 
 def test_a_handful_of_refused_batches_is_told_and_the_others_are_counted():
     warned = []
-    with Lines(print, warned.append) as lines:
+    with LineView(print, warned.append) as lines:
         for number in range(WARNINGS_MAX + 20):
             lines.tell(BatchRefused("tdp", number, "gate/1", "not_finite", "its output is not finite"))
     assert warned[0] == "warning: gate/1 refused batch 0 of tdp: its output is not finite"
@@ -72,7 +72,7 @@ def test_a_handful_of_refused_batches_is_told_and_the_others_are_counted():
 
 def test_a_sentinel_that_fails_while_others_go_on_is_told_at_once():
     warned = []
-    lines = Lines(print, warned.append)
+    lines = LineView(print, warned.append)
     lines.tell(ActorFailed("sentinel/tdp#1", "a batch", ValueError("no such label")))
     lines.tell(ActorFailed("gate/1", "a batch", ValueError("ends the session, which says so")))
     assert warned == ["warning: sentinel/tdp#1 has failed; why is told when the others have ended"]
@@ -80,7 +80,7 @@ def test_a_sentinel_that_fails_while_others_go_on_is_told_at_once():
 
 def test_a_gate_that_came_back_is_told_with_what_it_cost():
     warned = []
-    Lines(print, warned.append).tell(GateRestarted("gate/1", "is lost: it crashed", 2, 57, 50, 58))
+    LineView(print, warned.append).tell(GateRestarted("gate/1", "is lost: it crashed", 2, 57, 50, 58))
     assert warned == ["warning: gate/1 is lost: it crashed; it was made anew, 7 updates back"]
 
 
@@ -92,5 +92,5 @@ def test_a_stream_is_told_with_its_scores_of_late_and_over_all_and_labels_that_a
         "  over all  loss 0.5000  accuracy 0.9000  waiting 3  unmatched 1"
     )
     told = []
-    Lines(told.append).tell(report)
+    LineView(told.append).tell(report)
     assert told == [line_of_stream(report)]

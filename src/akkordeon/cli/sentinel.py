@@ -127,10 +127,10 @@ def _attach(
         Signalled: it was ended so; what it came to is told by then.
     """
     from akkordeon.session.remote_session import connect
-    from akkordeon.watch.lines import Lines
+    from akkordeon.watch.lines import LineView
 
     echo: Callable[[str], None] = typer.echo
-    view = Lines(echo, partial(typer.echo, err=True))
+    view = LineView(echo, partial(typer.echo, err=True))
     address, _ = parse_target(target)
     with EndingSignals() as signals:
         probe(address)  # before the data are loaded

@@ -10,6 +10,7 @@ from akkordeon.core.addresses import free_name
 from akkordeon.core.checks import require_timeout
 from akkordeon.core.errors import ActorFailedError, NameTakenError, RecipeError
 from akkordeon.core.reports import BatchCount, BatchRefused, BestKept, EpochDone, RoundDone, TrainingProgress
+from akkordeon.core.streams.reports import StreamReport
 from akkordeon.downpour.recipe import Downpour
 from akkordeon.sentinels.recipes import Evaluation, Training
 from akkordeon.sentinels.roles import TRAIN
@@ -33,6 +34,7 @@ class Attachments(Sequence[Attachment]):
 
     role = TRAIN
     rounds: Sequence[RoundDone] = ()
+    stream: Sequence[StreamReport] = ()
     rounds_done = 0
     best: BestKept | None = None
     result = None

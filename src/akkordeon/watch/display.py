@@ -9,7 +9,7 @@ from importlib.util import find_spec
 
 from akkordeon.session.session import Session
 from akkordeon.watch.follower import BackgroundFollower
-from akkordeon.watch.lines import Lines
+from akkordeon.watch.lines import LineView
 from akkordeon.watch.view import View
 
 __all__ = ["show", "view_for"]
@@ -33,7 +33,7 @@ def view_for(write: Callable[[str], None], warn: Callable[[str], None], live: bo
             console.is_jupyter and find_spec("ipywidgets") is not None
         ):
             return LiveView(console)
-    return Lines(write, warn)
+    return LineView(write, warn)
 
 
 def show(session: Session, live: bool = True) -> BackgroundFollower:

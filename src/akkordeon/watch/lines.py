@@ -18,7 +18,7 @@ from akkordeon.core.reports import (
 from akkordeon.core.streams.reports import StreamReport
 from akkordeon.watch.view import View
 
-__all__ = ["Lines", "line_of", "line_of_stream", "scores_in_words"]
+__all__ = ["LineView", "line_of", "line_of_stream", "scores_in_words"]
 
 WARNINGS_MAX = 5
 """So many refused batches are told one by one; the others are counted."""
@@ -56,7 +56,7 @@ def line_of_stream(record: StreamReport) -> str:
     return line + "".join(f"  {what} {number:,}" for what, number in told.items() if number)
 
 
-class Lines(View):
+class LineView(View):
     """Tells records as plain lines.
 
     Args:

@@ -25,7 +25,7 @@ from akkordeon.data.sources import samples_of
 from akkordeon.session.attachment import Attachment
 from akkordeon.session.session import Session
 from akkordeon.session.status import Status
-from akkordeon.watch.lines import Lines
+from akkordeon.watch.lines import LineView
 from akkordeon.watch.rate import Rate
 from akkordeon.watch.shard_table import ShardTable
 from akkordeon.watch.view import View
@@ -54,7 +54,9 @@ class LiveView(View):
     def __init__(self, console: Console, now_s: Callable[[], float] = time.monotonic) -> None:
         self._now_s = now_s
         self._looked_s = float("-inf")
-        self._lines = Lines(lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True))
+        self._lines = LineView(
+            lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True)
+        )
         self._live = Live(console=console, auto_refresh=False)
         self._bars: dict[str, _Bar] = {}
         self._busy: dict[str, Rate] = {}

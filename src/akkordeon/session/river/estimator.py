@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from akkordeon.core.checks import require_whole
 from akkordeon.core.errors import RecipeError
 from akkordeon.pipeline.network import Network
-from akkordeon.river.features import Features, inputs_of
-from akkordeon.river.row import LiveRow
 from akkordeon.sentinels.loss import Loss
+from akkordeon.session.river.features import Features, inputs_of
+from akkordeon.session.river.row import LiveRow
 
 __all__ = ["NetworkEstimator"]
 

@@ -6,9 +6,9 @@ It needs river: ``pip install 'akkordeon[river]'``.
 try:
     import river.base  # noqa: F401 - to say at once that it is missing
 except ModuleNotFoundError as error:
-    raise ModuleNotFoundError("akkordeon.river needs river: pip install 'akkordeon[river]'") from error
+    raise ModuleNotFoundError("ak.river needs river: pip install 'akkordeon[river]'") from error
 
-from akkordeon.river.classifier import Classifier
-from akkordeon.river.regressor import Regressor
+from akkordeon.session.river.classifier import Classifier
+from akkordeon.session.river.regressor import Regressor
 
 __all__ = ["Classifier", "Regressor"]

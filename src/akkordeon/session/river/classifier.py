@@ -13,10 +13,10 @@ from torch.nn import functional as F
 
 from akkordeon.core.errors import DataError
 from akkordeon.pipeline.network import Network
-from akkordeon.river.estimator import NetworkEstimator
-from akkordeon.river.features import Row
-from akkordeon.river.frames import frame_like, labels_of, rows_of, series_like
 from akkordeon.sentinels.loss import Loss
+from akkordeon.session.river.estimator import NetworkEstimator
+from akkordeon.session.river.features import Row
+from akkordeon.session.river.frames import frame_like, labels_of, rows_of, series_like
 
 __all__ = ["Classifier"]
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from river.utils import dataframe
 
-from akkordeon.river.features import Row
+from akkordeon.session.river.features import Row
 
 __all__ = ["frame_like", "labels_of", "rows_of", "series_like"]
 
