@@ -128,6 +128,42 @@ def test_killed_processes_are_told_of_and_nothing_hangs():
             session.attach(ak.Sentinel.test(problem(), F.cross_entropy))
 
 
+class Counts(nn.Module):
+    """Counts in its weights how often it has learned from each sample, which are one-hot rows."""
+
+    def __init__(self):
+        super().__init__()
+        self.times = nn.Parameter(torch.zeros(32))
+
+    def forward(self, x):
+        counted = x.detach() * self.times
+        return x + counted - counted.detach()
+
+
+@pytest.mark.slow
+def test_a_sentinel_whose_process_was_killed_goes_on_at_its_exact_place():
+    """It went on after the last epoch it had told of, and trained again what came after that."""
+    epochs, engine = 10, lending()
+    gates = [ak.Gate(Counts(), lambda p: torch.optim.SGD(p, lr=1.0)) for _ in range(2)]
+    batches = ak.Batches(torch.eye(32), torch.arange(32), 1, shuffle=True)
+    with ak.run(ak.Network(gates), engine=engine) as session:
+        training = session.attach(
+            ak.Sentinel.train(batches, lambda outputs, y: outputs.sum(), epochs=epochs, in_flight=3)
+        )
+        assert engine.wait_until(lambda: training.epochs_done > 1, 30)
+        os.kill(engine._pool.locations[SESSION_HOST][1], signal.SIGKILL)
+        with pytest.raises(SentinelFailedError, match="is lost"):
+            training.wait(timeout=20)
+        at = training.batches
+        assert 0 < at.trained < epochs * 32
+        assert at.in_flight == 0
+        training.restart().wait(timeout=60)
+        assert training.batches.as_tuple() == (epochs * 32, epochs * 32, 0, 0)
+        states = session.states(timeout=30)
+    for state in states.values():
+        assert state["times"].tolist() == [-epochs] * 32
+
+
 def test_a_process_that_is_stopped_counts_as_lost_after_a_while(monkeypatch):
     """Nothing had a deadline: of a process that hung nobody was told, ever."""
     engine = lending()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -21,6 +21,35 @@ class Applied(NamedTuple):
     def __contains__(self, number: object) -> bool:
         """Whether a batch of this number is one of them."""
         return isinstance(number, int) and number < self.next and number not in self.missing
+
+    def renumbered(self, again: Sequence[int], number: int) -> Applied:
+        """The same batches as somebody else numbers them, who begins where ``number`` had come.
+
+        Args:
+            again: numbers below ``number`` of the batches that he reads first, in that order.
+            number: of the batch that he reads after those; he calls the first one so.
+        """
+        missing = {number + i for i, each in enumerate(again) if each not in self}
+        missing.update(each + len(again) for each in self.missing if each >= number)
+        return Applied(max(self.next, number) + len(again), frozenset(missing))
+
+    def union(self, other: Applied) -> Applied:
+        """The batches that are in one of both."""
+        missing = {each for each in self.missing | other.missing if each not in self and each not in other}
+        return Applied(max(self.next, other.next), frozenset(missing))
+
+    def count(self, start: int) -> int:
+        """How many of them have at least the number ``start``."""
+        return max(0, self.next - start) - sum(each >= start for each in self.missing)
+
+    def as_plain(self) -> dict[str, Any]:
+        """It as plain data."""
+        return {"next": self.next, "missing": sorted(self.missing)}
+
+    @classmethod
+    def from_plain(cls, plain: PlainState | None) -> Applied:
+        """Make it again; None where there are none."""
+        return cls() if plain is None else cls(plain["next"], frozenset(plain["missing"]))
 
 
 LearnerState = Mapping[str, Any]

@@ -8,7 +8,7 @@ epoch 1  ■ ■ □ ■ □ · ·      □ under way, or refused nowhere: to be
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -66,19 +66,57 @@ class Places:
     Args:
         start: where reading begins.
         number: of the first batch.
+        source: a state of the source before that.
+        known: of the batches that will be read, those that another has trained, if any.
     """
 
-    def __init__(self, start: SourcePosition = SourcePosition(), number: int = 0) -> None:
+    def __init__(
+        self,
+        start: SourcePosition = SourcePosition(),
+        number: int = 0,
+        source: PlainState | None = None,
+        known: Applied | None = None,
+    ) -> None:
+        self.known = known or Applied()
+        self._marks = SourceMarks(source)
         self._start = start
         self._first = number
         self._next = start.place
         self._recent: OrderedDict[int, tuple[Place, int]] = OrderedDict()
         self._skip_done()
 
+    @classmethod
+    def from_plain(cls, plain: PlainState) -> Places:
+        """Go on from what :meth:`as_plain` gave."""
+        position, known = SourcePosition.from_plain(plain["position"]), Applied.from_plain(plain.get("known"))
+        return cls(position, plain["number"], plain["source"], known)
+
+    def as_plain(self, not_done: Sequence[int], until: int) -> dict[str, Any]:
+        """Where to go on, as plain data, if some batches are to be read again.
+
+        Args:
+            not_done: their numbers.
+            until: the number of the next batch.
+        """
+        position = self.position(not_done)
+        again = self.in_order(not_done)
+        known = self.known.renumbered(again, until) if self.known.next > until else None
+        return {
+            "number": until,
+            "position": position.as_plain(),
+            "source": self._marks.before(position.place),
+            "again": again,
+            "known": None if known is None else known.as_plain(),
+        }
+
     @property
     def next(self) -> Place:
         """Of the next batch that will be read."""
         return self._next
+
+    def mark(self, source: PlainState, under_way: Iterable[int]) -> None:
+        """The source had this state before the next batch; batches of these numbers may be read again."""
+        self._marks.add(self._next, source, self.position(under_way).place)
 
     def add(self, number: int, samples: int) -> None:
         """The next batch read was sent under this number."""
@@ -113,6 +151,10 @@ class Places:
         numbers = [number for number in sorted(applied.missing) if number >= self._first]
         numbers += range(max(applied.next, self._first), until)
         return [number for number in numbers if number not in refused and number in self._recent]
+
+    def in_order(self, numbers: Iterable[int]) -> list[int]:
+        """The numbers of batches in the order in which they would be read again."""
+        return sorted((n for n in numbers if n in self._recent), key=lambda n: self._recent[n][0])
 
     def samples_of(self, numbers: Iterable[int]) -> int:
         """How many samples are in some batches."""

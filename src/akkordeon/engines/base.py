@@ -51,9 +51,11 @@ class Engine(ABC):
 
     Attributes:
         recorder: hears of every message that is handled; set before :meth:`start`.
+        may_lose: an actor may be gone without last words.
     """
 
     recorder: Listener | None = None
+    may_lose: bool = True
 
     @property
     def is_repeatable(self) -> bool:

@@ -15,7 +15,7 @@ from weakref import ref
 import torch
 from torch import Tensor
 
-from akkordeon.core.actor import Effect, Send
+from akkordeon.core.actor import Effect, Report, Send
 from akkordeon.core.errors import RecipeError, explain
 from akkordeon.core.forms import same_form, signature
 from akkordeon.core.messages import Backward, Batch, Fault, Forget, Forward, Scored
@@ -32,7 +32,8 @@ from akkordeon.core.payload import (
     tensors,
 )
 from akkordeon.core.plain_state import Applied, LearnerState, StageState
-from akkordeon.core.recovery.messages import ForgetBefore
+from akkordeon.core.recovery.messages import ForgetBefore, SentinelLost
+from akkordeon.core.recovery.reports import Learned
 from akkordeon.core.shard_messages import Settle, Settled
 from akkordeon.pipeline.forward.compiled import compile_forward
 from akkordeon.pipeline.forward.recomputed import Recomputed
@@ -105,6 +106,7 @@ class GateActor(Stage):
             Backward: self._backward,
             Settle: self._settle,
             Scored: self._scored,
+            SentinelLost: self._sentinel_lost,
         }
 
     # ── training ─────────────────────────────────────────────────────────────────────────────────────
@@ -338,6 +340,15 @@ class GateActor(Stage):
         if self._ledger is not None:
             self._ledger.forget_before(message.sender, message.number)
         return super()._forget_before(message)
+
+    def _sentinel_lost(self, message: SentinelLost) -> Iterator[Effect]:
+        """Take nothing more of it. All that the last gate had learned from has been here by now."""
+        applied = message.applied if self._ledger is None else self._ledger.of(message.sentinel)
+        yield from self._forget(Forget(message.sentinel))
+        if self.position.previous is not None:
+            yield Send(self.position.previous, SentinelLost(message.sentinel, applied))
+        elif applied is not None:
+            yield Report(Learned(message.sentinel, applied))
 
     def _learner_state(self) -> LearnerState:
         return self._updater.state()

@@ -12,6 +12,7 @@ from akkordeon.core.actor import Actor, Effect, Report, Send, Stop
 from akkordeon.core.checkpoint_messages import GoOn, Locate, Located
 from akkordeon.core.messages import Batch, Close, EpochEnd, Item, Message, Probe
 from akkordeon.core.plain_state import PlainState
+from akkordeon.core.recovery.reports import SentinelSaved
 from akkordeon.core.reports import BatchCount, MessageRefused, SentinelEnded, SentinelStatus
 from akkordeon.core.streams.messages import Event
 from akkordeon.core.well_formed import malformed
@@ -41,10 +42,18 @@ class SentinelActor(Actor, Generic[Flight]):
         reader: address of its reader.
         role: what it is for.
         in_flight: how many of its batches may be under way at once.
+        saves: it tells now and then where it is.
     """
 
     def __init__(
-        self, address: str, name: str, row: tuple[str, ...], reader: str, role: Role, in_flight: int
+        self,
+        address: str,
+        name: str,
+        row: tuple[str, ...],
+        reader: str,
+        role: Role,
+        in_flight: int,
+        saves: bool = False,
     ) -> None:
         self.address = address
         self.name = name
@@ -53,6 +62,7 @@ class SentinelActor(Actor, Generic[Flight]):
         self._reader = reader
         self._role = role
         self._in_flight = in_flight
+        self._saves = saves
         self._waiting: deque[Event] = deque()
         self._flights: dict[Batch, Flight] = {}
         self._numbers = 0
@@ -93,6 +103,11 @@ class SentinelActor(Actor, Generic[Flight]):
     def _state(self, asked: Locate) -> PlainState:
         """What another like it could go on from."""
 
+    def _save(self, **more: object) -> Iterator[Effect]:
+        """Tell where it is, and more, if anybody wants to know."""
+        if self._saves:
+            yield Report(SentinelSaved(self.address, {**self._state(Locate(self.address)), **more}))
+
     @abstractmethod
     def _come_to_rest(self, now_s: float) -> Iterator[Effect]:
         """See whether nothing is under way any more, and :meth:`_tell_at_rest` then."""
@@ -119,9 +134,9 @@ class SentinelActor(Actor, Generic[Flight]):
         if not self._rest:
             yield from self._begin_again(now_s)
 
-    @abstractmethod
     def _begin_again(self, now_s: float) -> Iterator[Effect]:
         """The rest is over."""
+        yield from self._send(now_s)
 
     def _read(self, message: Event, now_s: float) -> Iterator[Effect]:
         self._waiting.append(message)

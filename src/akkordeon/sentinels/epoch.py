@@ -103,6 +103,10 @@ class Epoch:
         for tau in staleness:
             self._window.staleness.add(tau)
 
+    def count_known(self, samples: int) -> None:
+        """A batch was trained by another sentinel, in whose place this one goes on."""
+        self._samples += samples
+
     def count_refused(self) -> None:
         """A batch will not come back."""
         self.under_way -= 1

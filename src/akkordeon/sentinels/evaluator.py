@@ -67,6 +67,7 @@ class Evaluator(SentinelActor[tuple[Any, int]]):
         reader: address of its reader.
         recipe: the sentinel; one to export only fetches the weights of a cut.
         start: what it goes on from, as it said itself; it stays at rest until it is told to go on.
+        saves: somebody may have another go on where it is told of last, if this one is lost.
     """
 
     def __init__(
@@ -77,8 +78,9 @@ class Evaluator(SentinelActor[tuple[Any, int]]):
         reader: str,
         recipe: Evaluation,
         start: PlainState | None = None,
+        saves: bool = False,
     ) -> None:
-        super().__init__(address, name, row, reader, recipe.role, recipe.in_flight or IN_FLIGHT)
+        super().__init__(address, name, row, reader, recipe.role, recipe.in_flight or IN_FLIGHT, saves)
         self._recipe = recipe
         self._cuts = 0
         self._cut: CutId | None = None
@@ -135,6 +137,7 @@ class Evaluator(SentinelActor[tuple[Any, int]]):
             yield from self._begin(now_s)
         elif not self._ending and (self._due is None or message.last):
             self._due = message
+            yield from self._save_round()
 
     # ── a round ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -144,6 +147,7 @@ class Evaluator(SentinelActor[tuple[Any, int]]):
         self._began_s = now_s
         self._is_reading = False
         self._best_before = self._best, self._without_better
+        yield from self._save_round()
         yield Send(self._row[-1], Cut(self._cut))
 
     def _pinned(self, message: Cut, now_s: float) -> Iterator[Effect]:
@@ -262,6 +266,10 @@ class Evaluator(SentinelActor[tuple[Any, int]]):
     def _release(self) -> Iterator[Effect]:
         yield from self._to_all(Release(self._current))
         self._cut = None
+        yield from self._save_round()
+
+    def _save_round(self) -> Iterator[Effect]:
+        yield from self._save(last=self._ending or (self._due is not None and self._due.last))
 
     def _go_on(self, now_s: float) -> Iterator[Effect]:
         """Begin the round that fell due meanwhile, or end if it is time."""

@@ -38,6 +38,7 @@ def make_actors(
     row: tuple[str, ...],
     seed: int,
     start: PlainState | None = None,
+    saves: bool = False,
 ) -> tuple[Spawn, Spawn]:
     """What an engine needs to make the actors of a sentinel: its reader and itself.
 
@@ -48,6 +49,7 @@ def make_actors(
         row: whom it talks to, head first.
         seed: of the session.
         start: what it goes on from.
+        saves: whether it tells now and then where it is, if it has a place.
 
     Raises:
         DataError: there is nothing it could read.
@@ -59,11 +61,11 @@ def make_actors(
     if isinstance(recipe, Streaming):
         own = partial(Streamer, address, name, row, reader, recipe, start)
     elif isinstance(recipe, Training):
-        own = partial(Trainer, address, name, row, reader, recipe, not has_length(source), start)
+        own = partial(Trainer, address, name, row, reader, recipe, not has_length(source), start, saves)
     elif recipe.role.keeps:
         own = partial(Checkpointer, address, name, row, reader, recipe, start)
     else:
-        own = partial(Evaluator, address, name, row, reader, recipe, start)
+        own = partial(Evaluator, address, name, row, reader, recipe, start, saves and recipe.role.has_place)
     return Spawn(reader, _reader_of(sentinel, source, reader, address, start)), Spawn(address, own)
 
 

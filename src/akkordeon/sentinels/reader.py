@@ -15,10 +15,13 @@ from akkordeon.core.recovery.messages import Rewind, Rewound
 from akkordeon.data.position import Place, SourcePosition, unmoved_generator
 from akkordeon.data.sources import copied
 
-__all__ = ["END", "Reader"]
+__all__ = ["END", "READ_AHEAD", "Reader"]
 
 STATE_EVERY = 16
 """Batches from one state of a source that has one to the next; those since are read again."""
+
+READ_AHEAD = 2
+"""Batches are asked for in blocks of as many as may be in flight; so many blocks lie ahead at most."""
 
 END = object()
 """Stands for the end of an epoch: a StopIteration that anything but the source raises is an error."""

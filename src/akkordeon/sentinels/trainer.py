@@ -34,17 +34,15 @@ from akkordeon.core.plain_state import Applied, PlainState
 from akkordeon.core.recovery.messages import ForgetBefore, Restarted
 from akkordeon.core.reports import BatchCount
 from akkordeon.core.shard_messages import Settle, Settled
-from akkordeon.data.position import Places, SourceMarks, SourcePosition
+from akkordeon.data.position import Places
 from akkordeon.sentinels.base import START, SentinelActor
 from akkordeon.sentinels.epoch import Epoch, Flight
 from akkordeon.sentinels.loss import GraphCheck, LossInputs, gradient_of, leaf_of, loss_of, to_targets_device
+from akkordeon.sentinels.reader import READ_AHEAD
 from akkordeon.sentinels.recipes import Training
 from akkordeon.sentinels.refusals import Refusals, record_of
 
 __all__ = ["Trainer"]
-
-READ_AHEAD = 2
-"""Batches are asked for in blocks of as many as may be in flight; so many blocks lie ahead at most."""
 
 
 class Trainer(SentinelActor[Flight]):
@@ -58,6 +56,7 @@ class Trainer(SentinelActor[Flight]):
         recipe: the sentinel.
         endless: nobody knows whether its source ends; scores keep no batch beyond a report of progress.
         start: what it goes on from, as it said itself; it stays at rest until it is told to go on.
+        saves: somebody may have another go on where it is told of last, if this one is lost.
     """
 
     def __init__(
@@ -69,21 +68,18 @@ class Trainer(SentinelActor[Flight]):
         recipe: Training,
         endless: bool = False,
         start: PlainState | None = None,
+        saves: bool = False,
     ) -> None:
-        super().__init__(address, name, row, reader, recipe.role, recipe.in_flight)
-        self._recipe = recipe
-        self._endless = endless
+        super().__init__(address, name, row, reader, recipe.role, recipe.in_flight, saves)
+        self._recipe, self._endless = recipe, endless
         self._places = Places()
-        self._marks = SourceMarks()
         self._epoch = self._new_epoch(1)
-        self._epoch_began_s = self._reported_s = 0.0
         self._samples_sent = self._samples_trained = 0
         self._in_all: int | None = None  # batches that it is to send, once that is known
-        self._all_sent = self._cut_short = False
-        self._graph_check = GraphCheck()
-        self._refusals = Refusals(name, recipe.in_flight)
+        self._all_sent = self._cut_short = self._reader_asked = False
+        self._graph_check, self._refusals = GraphCheck(), Refusals(name, recipe.in_flight)
         self._unsettled: set[str] = set()
-        self._began_s, self._latest_s, self._reader_asked = 0.0, 0.0, False
+        self._began_s = self._latest_s = self._epoch_began_s = self._reported_s = 0.0
         if start is not None:
             self._go_on_from(start)
         self._handlers |= {
@@ -103,6 +99,7 @@ class Trainer(SentinelActor[Flight]):
     def _attach(self, message: Attach, now_s: float) -> Iterator[Effect]:
         self._latest_s = self._epoch_began_s = self._reported_s = now_s
         self._began_s += now_s  # of one that goes on, so many seconds ago
+        yield from self._save()
         if self._all_sent:
             yield from self._end()
             return
@@ -133,7 +130,7 @@ class Trainer(SentinelActor[Flight]):
                 break
             elif isinstance(item, Item) and len(self._flights) < self._in_flight:
                 self._waiting.popleft()
-                yield self._launch(item)
+                yield from self._launch(item)
                 if self._is_last():
                     yield from self._all_of_epoch_sent(True, now_s)
                 elif self.batches.sent % self._in_flight == 0:
@@ -144,22 +141,28 @@ class Trainer(SentinelActor[Flight]):
             self._raise_if_too_many()
             yield from self._end()
 
-    def _launch(self, item: Item) -> Effect:
+    def _launch(self, item: Item) -> Iterator[Effect]:
+        """Send a batch, or count it where it was trained before."""
         size = samples(item.x)
         if item.source is not None:
-            earliest = self._places.position(batch.number for batch in self._flights).place
-            self._marks.add(self._places.next, item.source, earliest)
+            self._places.mark(item.source, [batch.number for batch in self._flights])
         self._places.add(self._numbers, size)
-        batch = self._number(Flight(item.y, size, self._epoch, item.x))
-        self._epoch.under_way += 1
         self._samples_sent += size
         self.batches.sent += 1
-        return Send(self._row[0], Forward(batch, item.x))
+        if self._numbers in self._places.known:
+            self._refusals.remember(self._numbers)
+            self._numbers += 1
+            self.batches.trained += 1
+            self._samples_trained += size
+            self._epoch.count_known(size)
+            return
+        batch = self._number(Flight(item.y, size, self._epoch, item.x))
+        self._epoch.under_way += 1
+        yield Send(self._row[0], Forward(batch, item.x))
 
     def _is_last(self) -> bool:
         """Whether the batch just sent was the last, whatever else there is to read."""
-        enough = self._recipe.samples is not None and self._samples_sent >= self._recipe.samples
-        return enough or self.batches.sent == self._in_all
+        return self.batches.sent == self._in_all or self._samples_sent >= (self._recipe.samples or math.inf)
 
     def _all_of_epoch_sent(self, last: bool, now_s: float) -> Iterator[Effect]:
         epoch, self._epoch = self._epoch, self._new_epoch(self._epoch.number + 1)
@@ -171,11 +174,6 @@ class Trainer(SentinelActor[Flight]):
 
     def _new_epoch(self, number: int) -> Epoch:
         return Epoch(number, self._recipe.scores, self._endless)
-
-    # ── coming to rest, and going on from there ──────────────────────────────────────────────────────
-
-    def _begin_again(self, now_s: float) -> Iterator[Effect]:
-        yield from self._send(now_s)
 
     def _come_to_rest(self, now_s: float) -> Iterator[Effect]:
         """With nothing under way, wait for all that was asked for to be read: so it is where one begins."""
@@ -191,24 +189,23 @@ class Trainer(SentinelActor[Flight]):
     def _state(self, asked: Locate) -> PlainState:
         """What it goes on from, if the weights are those of the batches applied."""
         under_way = {batch.number for batch in self._flights}
-        if asked.applied is None:  # nobody knows: those that are back
-            not_done = sorted(under_way)
-        else:
+        not_done = sorted(under_way)
+        if asked.applied is not None:  # else nobody knows: those that are back
             not_done = self._places.not_in(asked.applied, self._numbers, self._refusals)
-        position, batches, samples_of = self._places.position(not_done), self.batches, self._places.samples_of
+        batches, samples_of = self.batches, self._places.samples_of
+        place = self._places.as_plain(not_done, self._numbers)
+        begun = place["position"]["place"][0]
         sent = batches.sent - len(not_done)
         back, known = set(not_done) - under_way, under_way - set(not_done)
         left = None if self._in_all is None else self._in_all - sent
         return {
             "role": str(self._role),
-            "number": self._numbers,
-            "position": position.as_plain(),
-            "source": self._marks.before(position.place),
+            **place,
             "batches": [sent, sent - batches.refused - batches.lost, batches.refused, batches.lost],
             "samples_sent": self._samples_sent - samples_of(not_done),
             "samples_trained": self._samples_trained + samples_of(known) - samples_of(back),
             # One broken off was told of, and goes on; one that is whole will not be told of.
-            "epochs": max(self._rounds, self._epoch.number - 1) if left == 0 else position.place.epoch,
+            "epochs": max(self._rounds, self._epoch.number - 1) if left == 0 else begun,
             "epoch": None if not_done else self._epoch.sums(),
             "seconds": self._latest_s - self._began_s,
             "left": left,
@@ -217,14 +214,13 @@ class Trainer(SentinelActor[Flight]):
     def _go_on_from(self, start: PlainState) -> None:
         """Be where another one was that said this of itself."""
         self._rest[START], self._numbers = True, start["number"]
-        position = SourcePosition.from_plain(start["position"])
-        self._places, self._marks = Places(position, self._numbers), SourceMarks(start["source"])
+        self._places = Places.from_plain(start)
         self.batches = BatchCount(*start["batches"])
         self._samples_sent, self._samples_trained = start["samples_sent"], start["samples_trained"]
         self._rounds, left = start["epochs"], start["left"]
         self._in_all, self._all_sent = None if left is None else self.batches.sent + left, left == 0
         self._began_s = -start["seconds"]
-        self._epoch = self._new_epoch(position.place.epoch + 1)
+        self._epoch = self._new_epoch(self._places.next.epoch + 1)
         if start["epoch"] is not None:
             self._epoch.go_on_from(start["epoch"])
 
@@ -240,9 +236,10 @@ class Trainer(SentinelActor[Flight]):
         given = LossInputs(leaves, self._recipe.loss)
         loss = with_gradients(loss_of, self._recipe.loss, given.payload, targets)
         if not math.isfinite(value := loss.item()):
-            reason = f"its loss is {value}, expected a finite number"
-            refused = Refused(batch, self.name, Fault.NOT_FINITE, reason)
-            yield from self._count_refused(refused, self._row, now_s)
+            why = Refused(
+                batch, self.name, Fault.NOT_FINITE, f"its loss is {value}, expected a finite number"
+            )
+            yield from self._count_refused(why, self._row, now_s)
             return
         self._graph_check.look(loss, leaves)
         gradient = gradient_of(loss, leaves)
@@ -273,6 +270,7 @@ class Trainer(SentinelActor[Flight]):
         if message.fault is Fault.LOST:
             if flight is not None:
                 yield from self._lose(message.batch.number, self._flights.pop(message.batch), now_s)
+                yield from self._save()
                 yield from self._to_all(Forget(*message.batch))
                 yield from self._send(now_s)
         elif flight is not None:
@@ -305,13 +303,12 @@ class Trainer(SentinelActor[Flight]):
 
     def _tell_refused(self, why: Refused) -> Iterator[Effect]:
         yield Report(record_of(self.name, why))
+        yield from self._save()
         if why.fault is not Fault.TOO_STALE:
             self._raise_if_too_many()
 
     def _raise_if_too_many(self) -> None:
         self._refusals.raise_if_too_many(self.batches, over=self._all_sent and not self._flights)
-
-    # ── a gate that was made anew ────────────────────────────────────────────────────────────────────
 
     def _restarted(self, message: Restarted, now_s: float) -> Iterator[Effect]:
         """Send again what no gate has learned from; the rest is lost, and refused what the gate raised on."""
@@ -327,6 +324,7 @@ class Trainer(SentinelActor[Flight]):
             else:
                 self._places.renumber(batch.number, self._numbers)
                 yield Send(self._row[0], Forward(self._number(flight), flight.x))
+        yield from self._save()
         if refused is not None and refused.batch.sentinel == self.address:
             yield from self._refused(refused, now_s)
         yield from self._send(now_s)
@@ -347,10 +345,12 @@ class Trainer(SentinelActor[Flight]):
         self._epoch_began_s = self._reported_s = now_s
         self._rounds += 1
         yield Report(epoch.done(self.name, seconds, replace(self.batches)))
+        yield from self._save()
 
     def _report_progress(self, epoch: Epoch, now_s: float) -> Iterator[Effect]:
         seconds, self._reported_s = now_s - self._reported_s, now_s
         yield Report(epoch.progress(self.name, seconds))
+        yield from self._save()
 
     def _samples(self) -> tuple[int, int]:
         return self._samples_trained, self._epoch.samples

@@ -92,6 +92,7 @@ class Attachment:
     _data: PlainState = field(default_factory=dict)  # their fingerprint
     _epochs_before: int = 0  # that others had read of its data
     _state: PlainState | None = None  # what another could go on from, once it has ended
+    _saved: PlainState | None = None  # likewise, as it was told last
     _told_to_end: bool = False
     _cut_short: bool = False
     _error_is_known: bool = False
@@ -132,8 +133,8 @@ class Attachment:
         """Have it go on where it was, if it trains or validates and has failed.
 
         Batches that were under way when it failed are lost; all others of its data are trained as often as
-        if nothing had happened. One that was killed had no time to say where it was: it goes on after the
-        last epoch that it had told of.
+        if nothing had happened. Of one that was killed the gates know what they have learned from: all else
+        is trained, what was under way too.
 
         Raises:
             SessionError: it is at work, or ended well, or has another role, or the run is recorded.

@@ -128,7 +128,8 @@ class Launcher:
         self, sentinel: Training | Evaluation, attachment: Attachment, start: PlainState | None
     ) -> None:
         """Have the actors of a sentinel made, the reader first."""
-        what = attachment.address, attachment.name, attachment.row, self._seed, start
+        saves = self._engine.may_lose and self._recorder is None  # in a record nobody goes on
+        what = attachment.address, attachment.name, attachment.row, self._seed, start, saves
         for spawn in make_actors(sentinel, *what):
             self._engine.spawn(spawn, beside=self._topology.place_beside(sentinel))
 

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 from akkordeon.core.errors import RecipeError
-from akkordeon.core.recovery.reports import StageSaved
+from akkordeon.core.recovery.reports import RecoveryReport
 
 __all__ = ["Subscription", "Watchers"]
 
@@ -134,7 +134,7 @@ class Watchers:
         Raises:
             KeyboardInterrupt: Ctrl-C, which broke into a watcher on the main thread.
         """
-        if isinstance(record, StageSaved):  # is the supervisor's alone: a slow watcher would keep old weights
+        if isinstance(record, RecoveryReport):  # the supervisor's alone: a slow watcher would keep weights
             return
         for subscription in list(self._subscriptions):
             subscription.put(record)

@@ -17,7 +17,7 @@ from akkordeon.core.addresses import reader_of
 from akkordeon.core.checkpoint_messages import Locate, Parted
 from akkordeon.core.errors import GateFailedError, SentinelFailedError, WaitTimeoutError, explain
 from akkordeon.core.messages import Close, Detach, Due, Forget, Message, batch_of
-from akkordeon.core.recovery.reports import StageSaved
+from akkordeon.core.recovery.reports import Learned, SentinelSaved, StageSaved
 from akkordeon.core.reports import (
     ActorFailed,
     ActorLost,
@@ -42,6 +42,7 @@ from akkordeon.pipeline.recovery.recipe import Recovery
 from akkordeon.session.attachment import Attachment, SentinelReport
 from akkordeon.session.recovery.checkpoint import Checkpoint
 from akkordeon.session.recovery.gates import GateRecovery
+from akkordeon.session.recovery.lost import LostSentinels
 from akkordeon.session.registry import Registry
 from akkordeon.session.topology import RowTopology
 
@@ -92,6 +93,7 @@ class Supervisor:
         self._registry = registry
         self._send = send
         self._retire = engine.retire
+        self._lost_sentinels = LostSentinels(engine, send, self._mark_ended)
         self.recovery = GateRecovery(
             recovery,
             topology.row,
@@ -146,6 +148,7 @@ class Supervisor:
     def close_actors(self) -> None:
         """Have everybody end who ends with the session."""
         self.lost.update(self.recovery.stop())
+        self._lost_sentinels.give_up()
         for address in self._who_ends():
             self._send(address, Close())
 
@@ -334,17 +337,28 @@ class Supervisor:
         if address != attachment.address:
             self._send(attachment.address, Close())
             return
-        self._mark_ended(attachment)
         self._send(reader_of(address), Close())
+        if attachment.role.trains and attachment._saved is not None:
+            self._lost_sentinels.lost(attachment)
+            return
+        self._mark_ended(attachment)
         for gate in attachment.row:
             self._send(gate, Forget(address))
 
-    def _mark_ended(self, attachment: Attachment) -> None:
-        """It will say nothing more."""
+    def _sentinel_saved(self, record: SentinelSaved) -> None:
+        attachment = self._registry.by_address.get(record.address)
+        if attachment is not None:
+            attachment._saved = record.state
+
+    def _learned(self, record: Learned) -> None:
+        self._lost_sentinels.learned(record)
+
+    def _mark_ended(self, attachment: Attachment, batches: BatchCount | None = None) -> None:
+        """It will say nothing more; ``batches``: where they went, if that is known."""
         self.recovery.departed(attachment.address)
         self.sentinels.pop(attachment.address, None)
         self.answered.pop(attachment.address, None)
-        self._registry.mark_ended(attachment)
+        self._registry.mark_ended(attachment, batches)
         self._tell_keepers(attachment)
 
     def _tell_keepers(self, ended: Attachment) -> None:
@@ -368,6 +382,8 @@ class Supervisor:
         ActorLost: _actor_lost,
         ClusterLost: _cluster_lost,
         StageSaved: _stage_saved,
+        SentinelSaved: _sentinel_saved,
+        Learned: _learned,
         PeerRefused: _peer_refused,
         Undelivered: _undelivered,
     }

@@ -9,8 +9,6 @@ import torch
 from torch import nn
 
 import akkordeon as ak
-from akkordeon.engines.simulator.compute import Compute, Cost
-from akkordeon.engines.simulator.faults import Crash
 from akkordeon.sentinels.roles import TEST
 
 SAMPLES, EPOCHS = 20, 3
@@ -118,21 +116,6 @@ def test_a_validator_makes_the_round_again_in_which_it_failed():
         session.wait(1000)
     assert [each.round for each in validator.rounds] == [1, 2]
     assert validator.rounds[-1].version == SAMPLES
-
-
-def test_one_that_was_killed_goes_on_after_the_epochs_it_had_told_of():
-    costs = {"*gate/*": Cost(forward_s=0.01, backward_s=0.01)}
-    simulator = ak.Simulator(compute=Compute(costs), faults=[Crash(who="sentinel/a*", at_s=1.0)])
-    loss = FailsOnce(0)
-    with ak.run(network(), simulator) as session:
-        trainer = session.attach(ak.Sentinel.train(batches(), loss, epochs=EPOCHS, name="a"))
-        with pytest.raises(ak.errors.SentinelFailedError, match="is lost"):
-            trainer.wait(1000)
-        assert trainer.epochs_done == 1
-        trainer.restart().wait(1000)
-    assert trainer.epochs_done == EPOCHS
-    assert trainer.batches.as_tuple() == (EPOCHS * SAMPLES, EPOCHS * SAMPLES, 0, 0)
-    assert set(loss.seen.values()) == {EPOCHS, EPOCHS + 1}
 
 
 def test_one_that_was_restarted_is_in_checkpoints():

@@ -3,6 +3,10 @@
 session ──Restarted──▶ trainer ──ForgetBefore──▶ every gate;    Forward, with a new number ──▶ first gate
 session ──Restarted──▶ evaluator ──ForgetBefore──▶ every gate;  Rewind ──▶ reader ──Rewound──▶ evaluator
 session ──Restarted──▶ a replica's gate, where it is a shard;   Fetch ──▶ the shard
+
+And when a sentinel is lost, behind the gradients that are on their way:
+
+session ──SentinelLost──▶ last gate ──SentinelLost──▶ … ──SentinelLost──▶ first gate, which reports Learned
 """
 
 from __future__ import annotations
@@ -10,8 +14,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from akkordeon.core.messages import Kind, Message, Refused
+from akkordeon.core.plain_state import Applied
 
-__all__ = ["ForgetBefore", "Restarted", "Rewind", "Rewound", "Save"]
+__all__ = ["ForgetBefore", "Restarted", "Rewind", "Rewound", "Save", "SentinelLost"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,3 +56,14 @@ class Rewind(Message):
 @dataclass(frozen=True, slots=True)
 class Rewound(Message, kind=Kind.FORWARD):
     """What I read from here on is from the beginning. Reader to evaluator."""
+
+
+@dataclass(frozen=True, slots=True)
+class SentinelLost(Message, kind=Kind.BACKWARD):
+    """A sentinel is gone without last words: forget it once what the last gate has learned from is through.
+
+    ``applied``: which of its batches that gate had learned from, and so all others will have.
+    """
+
+    sentinel: str
+    applied: Applied | None = None

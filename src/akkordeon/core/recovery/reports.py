@@ -1,12 +1,12 @@
-"""The record of what a gate would be made anew from; those who look on do not see it."""
+"""The records of what actors would be made anew from; those who look on do not see them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from akkordeon.core.plain_state import StageState
+from akkordeon.core.plain_state import Applied, PlainState, StageState
 
-__all__ = ["StageSaved"]
+__all__ = ["Learned", "RecoveryReport", "SentinelSaved", "StageSaved"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,3 +15,22 @@ class StageSaved:
 
     address: str
     state: StageState
+
+
+@dataclass(frozen=True, slots=True)
+class SentinelSaved:
+    """Where a sentinel is, for whoever would have it go on if it were lost."""
+
+    address: str
+    state: PlainState
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """The batches of a sentinel that is lost which every gate has learned from."""
+
+    sentinel: str
+    applied: Applied
+
+
+RecoveryReport = StageSaved | SentinelSaved | Learned

@@ -76,7 +76,7 @@ class Simulator(Engine, Interpreter[SiteCell]):
         self.events = 0
         self._links = links if isinstance(links, Links) else Links(links or HERE)
         self._compute = compute or Compute()
-        self._faults = tuple(faults)
+        self._faults, self.may_lose = tuple(faults), bool(faults)
         self._hosts = tuple(hosts)
         self._wire_dtype = require_wire_dtype(wire_dtype)
         self._lock = threading.RLock()

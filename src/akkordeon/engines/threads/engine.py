@@ -38,6 +38,8 @@ class Threads(Engine):
         RecipeError: fewer than one worker.
     """
 
+    may_lose = False  # whoever is in this process ends with it
+
     def __init__(self, workers: int | None = None) -> None:
         require_whole("workers", workers, optional=True)
         self.workers = workers or max(2, os.cpu_count() or 2)

@@ -21,6 +21,9 @@ LISTED_MAX = 1024
 SENTINELS_MAX = 4096
 """So many that were heard of last are known at least, and twice as many at most."""
 
+GONE_MAX = 64
+"""Sentinels of which nothing will come any more that are kept, in case somebody asks."""
+
 
 @dataclass(slots=True)
 class _Account:
@@ -28,6 +31,9 @@ class _Account:
 
     next: int = 0
     missing: dict[int, None] = field(default_factory=dict)
+
+    def as_applied(self) -> Applied:
+        return Applied(self.next, frozenset(self.missing))
 
 
 class Ledger:
@@ -43,6 +49,7 @@ class Ledger:
             for sentinel, each in applied.items()
         }
         self._earlier: dict[str, _Account] = {}
+        self._gone: dict[str, _Account] = {}
 
     def _account(self, sentinel: str) -> _Account:
         """The account of a sentinel; of those that were not heard of for long it is given up."""
@@ -76,8 +83,11 @@ class Ledger:
     def forget(self, sentinel: str, number: int | None) -> None:
         """A batch will not come; with ``None`` nothing of the sentinel will."""
         if number is None:
-            self._recent.pop(sentinel, None)
-            self._earlier.pop(sentinel, None)
+            account = self._recent.pop(sentinel, None) or self._earlier.pop(sentinel, None)
+            if account is not None and sentinel not in self._gone:
+                self._gone[sentinel] = account
+                if len(self._gone) > GONE_MAX:
+                    del self._gone[next(iter(self._gone))]
             return
         account = self._account(sentinel)
         if number == account.next:
@@ -91,9 +101,13 @@ class Ledger:
         account.next = max(account.next, number)
         account.missing.clear()
 
+    def of(self, sentinel: str) -> Applied:
+        """What there is to tell of one, which may be gone."""
+        account = self._gone.get(sentinel) or self._recent.get(sentinel) or self._earlier.get(sentinel)
+        return Applied() if account is None else account.as_applied()
+
     def applied(self) -> dict[str, Applied]:
-        """What there is to tell."""
+        """What there is to tell of those that are not gone."""
         return {
-            sentinel: Applied(account.next, frozenset(account.missing))
-            for sentinel, account in (self._earlier | self._recent).items()
+            sentinel: account.as_applied() for sentinel, account in (self._earlier | self._recent).items()
         }

@@ -2,8 +2,7 @@
 
     it is lost ─▶ the sentinels close, and say where they are ─▶ leave ─▶ … ─▶ join ─▶ they go on
 
-What was under way counts as lost. Of a sentinel whose process died it is known how many epochs it had told
-of, and it goes on after those.
+What was under way counts as lost. A sentinel whose process died goes on where it had told last that it was.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from akkordeon.core.errors import AkkordeonError, explain
 from akkordeon.core.messages import Close, Detach, Message
 from akkordeon.core.plain_state import PlainState
 from akkordeon.core.reports import ActorFailed, ActorLost, ClusterLost, SentinelEnded, Undelivered
-from akkordeon.data.position import Place, SourcePosition
+from akkordeon.data.position import SourcePosition
 from akkordeon.session.attachment import Attachment
 from akkordeon.session.registry import Registry
 
@@ -161,35 +160,15 @@ class Absence:
 
 
 def start_of(attachment: Attachment, left: PlainState | None) -> PlainState | None:
-    """What a sentinel goes on from: what it said in the end, else all that it had told of."""
-    if left is not None:
-        start = dict(left)
-    elif attachment.role.trains:
-        start = _told(attachment)
-    else:
+    """What a sentinel goes on from: what it said in the end, else what it had told last."""
+    told = left or attachment._saved
+    if told is None:
         return None
+    start = dict(told)
     if isinstance(attachment.recipe.batches, Iterator):  # it is where it is, and cannot be read again
-        start |= {"position": SourcePosition().as_plain(), "source": None}
+        start |= {"position": SourcePosition().as_plain(), "source": None, "known": None}
+        start["batches"] = list(attachment._batches.as_tuple())
     return start
-
-
-def _told(attachment: Attachment) -> dict[str, Any]:
-    """What it goes on from after the epochs it has told of."""
-    known, done = attachment._batches, attachment.epochs_done
-    lost = known.sent - known.trained - known.refused
-    return {
-        "role": str(attachment.role),
-        "number": known.sent,
-        "position": SourcePosition(Place(done, 0)).as_plain(),
-        "source": None,
-        "batches": [known.sent, known.trained, known.refused, lost],
-        "samples_sent": attachment.samples,
-        "samples_trained": attachment.samples,
-        "epochs": done,
-        "epoch": None,
-        "seconds": attachment.seconds,
-        "left": 0 if done == getattr(attachment.recipe, "epochs", None) else None,
-    }
 
 
 def _why(record: ActorLost | ActorFailed | ClusterLost) -> str:

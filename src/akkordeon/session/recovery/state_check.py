@@ -46,6 +46,9 @@ TRAINER = {
     "seconds": float,
     "left": Maybe(COUNT),
 }
+KNOWN = {"next": COUNT, "missing": [COUNT]}
+"""Batches ahead of a trainer that another has trained."""
+
 VALIDATOR = {
     "rounds": COUNT,
     "cuts": COUNT,
@@ -120,6 +123,7 @@ def require_whole(checkpoint: Checkpoint) -> None:
     _require(checkpoint.sentinels, {str: SENTINEL}, "the sentinels")
     for name, state in checkpoint.sentinels.items():
         _require(state, ROLES.get(state["role"], {}), name)
+        _require(state.get("known"), Maybe(KNOWN), f"what is known of {name}")
         if not state["address"].rpartition("#")[2].isdecimal():
             raise DataError(f"the address of {name} has no number")
     for address, stage in checkpoint.stages.items():
