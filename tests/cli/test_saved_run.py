@@ -54,6 +54,16 @@ def test_the_best_weights_are_kept_too(kept):
     assert found["scores"]["accuracy"] == pytest.approx(best)
 
 
+def test_where_weights_are_averaged_the_average_is_validated_and_kept(tmp_path):
+    summary = outcome_of(
+        akkordeon("train", *QUICK, "--ema", "0.5", "--workers", 1, "--out", tmp_path, "--json")
+    )
+    weights = outcome_of(akkordeon("train", *QUICK, "--workers", 1, "--json"))["sentinels"]["validate"]
+    found = outcome_of(akkordeon("test", tmp_path, "--json"))
+    assert found["loss"] == pytest.approx(summary["sentinels"]["validate"]["loss"])
+    assert found["loss"] != pytest.approx(weights["loss"])
+
+
 def test_best_weights_of_an_earlier_run_do_not_stay(tmp_path):
     first = akkordeon("train", *QUICK, "--keep-best", "loss", "--out", tmp_path)
     assert "replaced" not in first.stderr

@@ -27,15 +27,15 @@ class Weighed:
     def __init__(self):
         self.network, self.asked = self, 0
 
-    def module(self, states=None):
-        return states or "last"
+    def module(self, states=None, ema=False):
+        return states or ("averaged" if ema else "last")
 
     def best_states(self):
         return "best"
 
-    def states(self, timeout):
+    def states(self, timeout, ema=False):
         self.asked += 1
-        return f"asked {self.asked}"
+        return f"{'averaged' if ema else 'asked'} {self.asked}"
 
 
 @pytest.fixture
@@ -97,3 +97,11 @@ def test_a_session_without_rounds_is_asked_for_its_weights_unless_the_run_is_to_
     silent.look(saving.session)
     silent.look(saving.session)
     assert saving.disk.saved[1:] == [("weights.safetensors", "asked 2")]
+
+
+def test_where_weights_are_averaged_it_is_the_average_that_is_kept(saving):
+    saver = WeightSaver(saving.disk, saving.session, lambda: True, False, print, lambda: 0.0, ema=True)
+    saver.look(saving.session)
+    saver.finish()
+    averaged = [("weights.safetensors", "averaged 1"), ("weights.safetensors", "averaged")]
+    assert saving.disk.saved[:2] == averaged

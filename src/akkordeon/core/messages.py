@@ -188,12 +188,14 @@ class Cut(Message, kind=Kind.BACKWARD):
         whole: pin also what the stage learns with, to make it again from.
         applied: of each sentinel's batches, which the gates have learned from: of a whole one the last gate
             says so, and shards do not know.
+        averaged: of stages that keep an average of their weights, pin that in their place.
     """
 
     cut: CutId
     versions: tuple[int, ...] = ()
     whole: bool = False
     applied: Mapping[str, Applied] | None = None
+    averaged: bool = False
 
 
 @dataclass(frozen=True, slots=True)

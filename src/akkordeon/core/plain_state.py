@@ -58,7 +58,8 @@ LearnerState = Mapping[str, Any]
 ``optimizer`` (``state`` by the weight's name, and ``groups`` with the names of theirs) and ``scheduler``,
 None where there is none; ``rule``, of the staleness rule, by the weight's name; ``updates``, their number;
 ``kinds``, the classes of these, by which another recipe is known. A gate that accumulates has ``gathered``:
-``sums`` of gradients by the weight's name, and their ``batches``.
+``sums`` of gradients by the weight's name, and their ``batches``; one that averages its weights ``average``:
+the averaged ``weights`` by name, and the ``updates`` in them.
 """
 
 

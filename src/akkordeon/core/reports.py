@@ -297,12 +297,13 @@ class ShardStatus(GateStatus):
 
 @dataclass(frozen=True, slots=True)
 class GateLeft:
-    """The weights and buffers with which a gate ended."""
+    """The weights and buffers with which a gate ended; ``averaged``: with the average, where it keeps one."""
 
     address: str
     index: int
     version: int
     state: dict[str, Tensor]
+    averaged: dict[str, Tensor] | None = None
 
 
 @dataclass(frozen=True, slots=True)

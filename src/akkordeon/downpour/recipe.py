@@ -117,6 +117,11 @@ class Downpour:
                     f"gate {i} has accumulate={gate.accumulate}, and the gates of replicas step with every "
                     "batch; to have pushes of several, say push_every=… and local_step=False instead"
                 )
+            if gate.ema is not None and self.max_shard_bytes is not None:
+                raise RecipeError(
+                    f"gate {i} has ema={gate.ema}, and a position on several shards keeps no average; leave "
+                    "out ema, or max_shard_bytes"
+                )
 
     def _check_module(self, i: int, module: nn.Module) -> None:
         for name, part in module.named_modules():
@@ -242,6 +247,7 @@ class Downpour:
             device=gate.device,
             autocast=gate.autocast,
             compression=self.fetch_compression,
+            ema=gate.ema,
         )
 
     def replica_spawns(self, replica: int, seed: int) -> Iterator[Spawn]:

@@ -84,7 +84,7 @@ class ReplicaGate(GateActor):
         parts: Mapping[str, tuple[int, ...]] | None = None,
         restored: StageState | None = None,
     ) -> None:
-        own = gate if policy.local_step else replace(gate, optimizer=None)
+        own = replace(gate, optimizer=gate.optimizer if policy.local_step else None, ema=None)
         super().__init__(own, position, restored, anew=restored is not None)
         self._policy = policy
         self._learns = gate.optimizer is not None

@@ -66,6 +66,7 @@ class ParameterShard:
         device: where the weights live.
         autocast: what evaluations run under; that of whoever staged the network if None.
         compression: of the weights that are lent; see differences.py.
+        ema: keep an average of the weights beside them, with this decay, renewed by each push applied.
         held_elsewhere: the weights that other shards of the position lend, learn and hand out.
     """
 
@@ -79,6 +80,7 @@ class ParameterShard:
     device: Any = None
     autocast: torch.dtype | None = None
     compression: str | None = None
+    ema: float | None = None
     held_elsewhere: WeightIndices = ()
 
 
@@ -113,7 +115,7 @@ class ShardActor(Stage):
             shard.module, position, shard.name, shard.device, restored=restored, autocast=shard.autocast
         )
         self._recipe = shard
-        self._updater = Updater(self.weights, shard.optimizer, shard.staleness, None, self.label)
+        self._updater = Updater(self.weights, shard.optimizer, shard.staleness, None, self.label, shard.ema)
         if restored is not None and restored.learner is not None:
             self._updater.load(restored.learner)
         self._keeps_lent = shard.staleness.uses_old_weights

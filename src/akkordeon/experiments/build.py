@@ -47,6 +47,8 @@ def build_network(task: Task, config: TrainConfig) -> Network:
         network = with_lr(network, config.lr)
     if config.accumulate is not None:
         network = network.replacing(accumulate=config.accumulate)
+    if config.ema is not None:
+        network = network.replacing(ema=config.ema)
     if config.max_staleness is not None:
         network = replace(network, max_staleness=config.max_staleness)
     in_flight = in_flight_of(task, config) * config.sentinels
@@ -130,5 +132,6 @@ def build_validator(task: Task, config: TrainConfig) -> Evaluation:
         every_epoch=config.trainers if config.validate_every is None else None,
         best=best,
         keep_last=config.keep_last,
+        ema=config.ema is not None,
         name="validate",
     )

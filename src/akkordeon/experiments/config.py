@@ -138,6 +138,15 @@ class TrainConfig(Settings):
     staleness: GateRule = None
     max_staleness: Annotated[int | None, Option(min=0, help="Refuse older gradients.")] = None
     accumulate: Annotated[int | None, Option(min=1, help="Batches for one update of a gate.")] = None
+    ema: Annotated[
+        float | None,
+        Option(
+            min=0,
+            max=1,
+            metavar="DECAY",
+            help="Average the weights, as with 0.999; the average is what is validated, and kept in --out.",
+        ),
+    ] = None
     optimizer: Annotated[OptimizerName | None, Option(help="The optimizer of all gates.")] = None
     lr: Annotated[
         float | None, Option(min=0, help="Its learning rate, or that of the task's own optimizers.")

@@ -147,7 +147,9 @@ class _RunFiles:
         kept = config.checkpoints_kept
         self._folder = RunFolder(path, description, warn, checkpoints_kept=kept, goes_on=goes_on)
         asks = config.workers != 1  # or no two runs would be alike
-        self._saver = WeightSaver(self._folder, session, lambda: signals.count > 0, asks, warn)
+        self._saver = WeightSaver(
+            self._folder, session, lambda: signals.count > 0, asks, warn, ema=config.ema is not None
+        )
         self._checkpoints = _CheckpointSaver(self._folder, warn)
         self._journal = Journal(path, goes_on)
         if start is not None:

@@ -42,6 +42,7 @@ class WeightSaver(View):
         asks: whether the session may be asked for weights between rounds, which no two runs do alike.
         warn: takes a sentence.
         now_s: the clock.
+        ema: keep the average of the weights, which is what the validator brings then, in their place.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class WeightSaver(View):
         asks: bool,
         warn: Callable[[str], None],
         now_s: Callable[[], float] = time.monotonic,
+        ema: bool = False,
     ) -> None:
         self._folder = folder
         self._session = session
@@ -59,6 +61,7 @@ class WeightSaver(View):
         self._asks = asks
         self._warn = warn
         self._now_s = now_s
+        self._ema = ema
         self._due: dict[str, Mapping[str, Mapping[str, Tensor]]] = {}
         self._came_s = self._free_s = now_s()
         self._stopped = self._warned = False
@@ -88,7 +91,7 @@ class WeightSaver(View):
             AkkordeonError: they cannot be had or written; what was written so far is there still.
         """
         try:
-            self._folder.save(WEIGHTS, self._session.module())
+            self._folder.save(WEIGHTS, self._session.module(ema=self._ema))
         finally:
             best = self._session.best_states()
             if best is not None:
@@ -97,7 +100,7 @@ class WeightSaver(View):
     def _ask(self) -> None:
         self._came_s = self._now_s()
         try:
-            self._due[WEIGHTS] = self._session.states(ASK_S)
+            self._due[WEIGHTS] = self._session.states(ASK_S, ema=self._ema)
         except AkkordeonError:
             return  # they are too busy, or it is over: then there is finish()
 

@@ -27,6 +27,7 @@ class GateSettings(TypedDict, total=False):
     recompute: bool
     compile: bool | Mapping[str, Any]
     autocast: torch.dtype | None
+    ema: float | None
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class Gate:
         autocast: ``torch.bfloat16`` or ``torch.float16``, to run the module under ``torch.autocast``; None
             leaves it under that of whoever runs the network.
         compile: True, or arguments of ``torch.compile``, to have it compile the module's forward.
+        ema: the decay of an average of the weights that the gate keeps beside them, as in 0.999; that of
+            ``torch.optim.swa_utils.AveragedModel`` with ``get_ema_multi_avg_fn``, renewed by each update.
         name: for reports; the position if not given.
         device: where the module and its work live, as in ``"cuda:0"``.
         resources: what a host must offer, for engines that place gates on hosts.
@@ -69,6 +72,7 @@ class Gate:
     recompute: bool = False
     compile: bool | Mapping[str, Any] = False
     autocast: torch.dtype | None = None
+    ema: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse what could only fail later."""
@@ -97,6 +101,8 @@ class Gate:
             raise RecipeError(
                 f"a gate's autocast is torch.bfloat16, torch.float16 or None, got {self.autocast!r}"
             )
+        if self.ema is not None and not (is_number(self.ema) and 0 <= self.ema < 1):
+            raise RecipeError(f"a gate's ema is at least 0 and below 1, as in 0.999, got {self.ema!r}")
         if self.name is not None and not (isinstance(self.name, str) and self.name):
             raise RecipeError(f"a gate's name is a string and not empty, got {self.name!r}")
         if self.device is not None:

@@ -36,12 +36,13 @@ from akkordeon.core.recovery.messages import ForgetBefore, SentinelLost
 from akkordeon.core.recovery.reports import Learned
 from akkordeon.core.shard_messages import Settle, Settled
 from akkordeon.pipeline.forward.compiled import compile_forward
+from akkordeon.pipeline.forward.output import output_of
 from akkordeon.pipeline.forward.recomputed import Recomputed
 from akkordeon.pipeline.gate import Gate
 from akkordeon.pipeline.learning.gradient_forms import differentiable, own, requires_grad, same_storage
 from akkordeon.pipeline.learning.ledger import Ledger
 from akkordeon.pipeline.module_state import BufferState
-from akkordeon.pipeline.stage import Position, Stage, Stashed, output_of
+from akkordeon.pipeline.stage import Position, Stage, Stashed
 from akkordeon.pipeline.updater import Updater
 
 __all__ = ["GateActor"]
@@ -84,7 +85,9 @@ class GateActor(Stage):
         super().__init__(
             gate.module, position, gate.name, gate.device, keeps_weights, restored, gate.autocast
         )
-        self._updater = Updater(self.weights, gate.optimizer, gate.staleness, gate.clip_norm, self.label)
+        self._updater = Updater(
+            self.weights, gate.optimizer, gate.staleness, gate.clip_norm, self.label, gate.ema
+        )
         if restored is not None and restored.learner is not None:
             self._updater.load(restored.learner)
         compile_forward(self.module, gate.compile)

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from akkordeon.core.actor import Effect, Report, Send, Stop
-from akkordeon.core.errors import ProtocolError, RecipeError, explain
+from akkordeon.core.errors import RecipeError, explain
 from akkordeon.core.forms import Forms, signature
 from akkordeon.core.messages import (
     Batch,
@@ -33,12 +33,13 @@ from akkordeon.core.messages import (
     Watch,
 )
 from akkordeon.core.numerics.autocast import Autocast, autocast_here, autocast_of
-from akkordeon.core.payload import Payload, map_tensors, tensors
+from akkordeon.core.payload import Payload, map_tensors
 from akkordeon.core.plain_state import Applied, LearnerState, StageState
 from akkordeon.core.recovery.messages import ForgetBefore, Save
 from akkordeon.core.recovery.reports import StageSaved
 from akkordeon.core.reports import GateLeft, GateStatus
 from akkordeon.core.well_formed import malformed
+from akkordeon.pipeline.forward.output import OutputError, output_of
 from akkordeon.pipeline.input_guard import InputGuard
 from akkordeon.pipeline.module_copy import copied
 from akkordeon.pipeline.module_state import BufferState, Statistics, as_tensors, evaluating, write
@@ -47,7 +48,7 @@ from akkordeon.pipeline.recovery.rhythm import Rhythm
 from akkordeon.pipeline.refusals.actor import RefusingActor, keep
 from akkordeon.pipeline.weights import Snapshot, Weights
 
-__all__ = ["Position", "Stage", "Stashed", "output_of"]
+__all__ = ["Position", "Stage", "Stashed"]
 
 PINS_MAX, PINS_OF_ONE_MAX, WATCHERS_MAX = 1024, 16, 4096
 """Cuts that a stage keeps weights for at once, those of one who asked, and whom it tells of its updates."""
@@ -109,25 +110,6 @@ def _move(module: nn.Module, device: torch.device, label: str) -> None:
         raise RecipeError(
             f"the module of {label} cannot be moved to its device '{device}': {explain(error)}"
         ) from error
-
-
-class _OutputError(ProtocolError):
-    """A module gave something that cannot travel."""
-
-
-def output_of(y: Any, function: Callable[[Tensor], Tensor]) -> Payload:
-    """What a module gave, as a payload of its own with ``function`` applied to every tensor.
-
-    Raises:
-        ProtocolError: it is no payload, or there is no tensor in it.
-    """
-    try:
-        payload = map_tensors(function, y)
-    except ProtocolError as error:
-        raise _OutputError(str(error)) from None
-    if not isinstance(payload, Tensor) and next(tensors(payload), None) is None:
-        raise _OutputError("there is no tensor in it")
-    return payload
 
 
 @dataclass(slots=True)
@@ -219,7 +201,7 @@ class Stage(RefusingActor):
 
     def _cannot(self, do: str, payload: Payload, error: Exception) -> str:
         """Why the module cannot do something with a payload, and what it has worked on before."""
-        if isinstance(error, _OutputError):
+        if isinstance(error, OutputError):
             return f"the output of its module for {signature(payload)} cannot travel: {error}"
         known = str(self._accepted)
         accepts = f"; it has worked on {known}" if known else ""
@@ -264,12 +246,13 @@ class Stage(RefusingActor):
         given_up = cut.number < self._forgotten_before.get(cut.asker, 0)
         if not given_up and (cut.asker, None) not in self._forgotten:
             learner = self._learner_to_pin() if message.whole else None
-            self.pins[cut] = _Pin(self.weights.pin(), self.buffers.now, learner)
+            self.pins[cut] = _Pin(self.weights.pin(message.averaged), self.buffers.now, learner)
         versions = (*message.versions, self.version)
         applied = message.applied
         if message.whole and self.position.next is None:
             applied = self._applied()
-        yield Send(self.position.previous or cut.asker, Cut(cut, versions, message.whole, applied))
+        passed = replace(message, versions=versions, applied=applied)
+        yield Send(self.position.previous or cut.asker, passed)
 
     def _learner_to_pin(self) -> LearnerState | Exception | None:
         """What it learns with, or why that cannot be had, which is for whoever asked."""
@@ -395,5 +378,8 @@ class Stage(RefusingActor):
     def last_words(self) -> Iterator[Effect]:
         """The weights as they are, and what there was to tell."""
         yield from self._probe(Probe(0))
-        state = self._state(self.weights.now, self.buffers.now)
-        yield Report(GateLeft(self.address, self.position.index, self.version, state))
+        buffers, averaged = self.buffers.now, None
+        state = self._state(self.weights.now, buffers)
+        if self.weights.average is not None:
+            averaged = self._state(self.weights.pin(averaged=True), buffers)
+        yield Report(GateLeft(self.address, self.position.index, self.version, state, averaged))

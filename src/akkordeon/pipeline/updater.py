@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from akkordeon.core.errors import RecipeError
 from akkordeon.core.plain_state import LearnerState
+from akkordeon.pipeline.learning.average import Average
 from akkordeon.pipeline.learning.optimizer import (
     OptimizerFactory,
     bare_step,
@@ -24,6 +25,9 @@ from akkordeon.pipeline.staleness import Rule
 from akkordeon.pipeline.weights import Snapshot, Weights
 
 __all__ = ["Updater", "clipped"]
+
+AVERAGE = "average"
+"""Where the state has the averaged weights; gates that keep none have none."""
 
 UPDATES_WITHOUT_SCORE = 1000
 """After so many it is said that a scheduler waits for a score."""
@@ -41,6 +45,7 @@ class Updater:
         rule: what to do with stale gradients.
         clip_norm: largest norm of the gradient; None for any.
         label: whose weights these are, for errors.
+        ema: have the weights averaged, with this decay.
 
     Raises:
         ForeignParameterError: the optimizer holds parameters that are not these.
@@ -54,6 +59,7 @@ class Updater:
         rule: Rule,
         clip_norm: float | None,
         label: str,
+        ema: float | None = None,
     ) -> None:
         self._weights = weights
         self._rule = rule
@@ -62,6 +68,7 @@ class Updater:
         self._scheduler: LRScheduler | None = None
         if optimizer is not None and weights.masters:
             self._optimizer, self._scheduler = built(optimizer, weights, label)
+            weights.average = None if ema is None else Average(ema, weights.now)
         self._bare_step = None if self._optimizer is None else bare_step(self._optimizer)
         plateau = isinstance(self._scheduler, ReduceLROnPlateau)
         self._wanted_score = _WantedScore(label) if plateau else None
@@ -176,7 +183,7 @@ class Updater:
         Raises:
             RecipeError: the optimizer or the scheduler keeps what is no plain data.
         """
-        optimizer, scheduler = self._optimizer, self._scheduler
+        optimizer, scheduler, average = self._optimizer, self._scheduler, self._weights.average
         return {
             "optimizer": None
             if optimizer is None
@@ -187,6 +194,7 @@ class Updater:
             "rule": {name: tensor.clone() for name, tensor in self._rule_tensors().items()},
             "updates": self._updates,
             "kinds": self._kinds(),
+            **({} if average is None else {AVERAGE: average.state(self._weights.names)}),
         }
 
     def load(self, state: LearnerState) -> None:
@@ -212,6 +220,8 @@ class Updater:
         for name, tensor in own.items():
             tensor.copy_(state["rule"][name])
         self._updates = state["updates"]
+        if self._weights.average is not None and state.get(AVERAGE):
+            self._weights.average.load(state[AVERAGE], self._weights.names)
 
     def _kinds(self) -> dict[str, str | None]:
         """The classes of what it learns with."""

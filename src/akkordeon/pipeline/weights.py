@@ -27,6 +27,7 @@ from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_h
 
 from akkordeon.core.errors import RecipeError
 from akkordeon.core.payload import all_finite
+from akkordeon.pipeline.learning.average import Average
 from akkordeon.pipeline.module_copy import in_fresh_memory, overlapping
 
 __all__ = ["Snapshot", "Weights"]
@@ -45,6 +46,7 @@ class Weights:
     Attributes:
         names: in the module.
         known_as: the names by which an optimizer function knows them: in the whole module, for a part of one.
+        average: of the versions that updates have made, where one is kept.
     """
 
     def __init__(self, module: nn.Module, keep: bool = True) -> None:
@@ -54,6 +56,7 @@ class Weights:
         self.known_as = [name.removeprefix(prefix) for name in self.names]
         self.trainable: list[int] = [i for i, p in enumerate(self.masters) if p.requires_grad]
         self.keep = keep
+        self.average: Average | None = None
         place = {id(master): i for i, master in enumerate(self.masters)}
         self._slots: list[tuple[dict[str, nn.Parameter | None], str, int]] = [
             (owner._parameters, name, place[id(parameter)])
@@ -106,8 +109,10 @@ class Weights:
             module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]
         self._installed = snapshot
 
-    def pin(self) -> Snapshot:
-        """The weights as they are now, safe from any later update."""
+    def pin(self, averaged: bool = False) -> Snapshot:
+        """The weights as they are now, or their average where one is kept, safe from any later update."""
+        if averaged and self.average is not None:
+            return self._as_weights(self.average.pin())
         self._pinned.update(self.trainable)
         return self.now if self.keep else tuple(weight.detach().clone() for weight in self.now)
 
@@ -182,6 +187,8 @@ class Weights:
         if self.keep or self._have_moved():
             self.now = self._aliases()
             self.install(self.now)
+        if self.average is not None:
+            self.average.add(self.now)
 
     def _have_moved(self) -> bool:
         """Whether the optimizer gave a master other memory (``p.data = …``), which aliases do not follow."""

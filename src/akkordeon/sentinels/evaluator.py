@@ -148,7 +148,7 @@ class Evaluator(SentinelActor[tuple[Any, int]]):
         self._is_reading = False
         self._best_before = self._best, self._without_better
         yield from self._save_round()
-        yield Send(self._row[-1], Cut(self._cut))
+        yield Send(self._row[-1], Cut(self._cut, averaged=self._recipe.ema))
 
     def _pinned(self, message: Cut, now_s: float) -> Iterator[Effect]:
         if message.cut != self._cut:  # it was given up

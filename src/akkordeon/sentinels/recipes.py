@@ -14,7 +14,7 @@ from akkordeon.core.errors import RecipeError
 from akkordeon.core.payload import Payload
 from akkordeon.sentinels.loss import OWN_WEIGHTS, Loss, check_loss
 from akkordeon.sentinels.roles import CHECKPOINT, PREDICT, STREAM, TEST, TRAIN, VALIDATE, Role
-from akkordeon.sentinels.scores import Best, Score, StreamingScore, scores_by_name
+from akkordeon.sentinels.scores import Best, Score, require_functions, require_known, scores_by_name
 
 __all__ = ["Best", "Delay", "Evaluation", "Sentinel", "Split", "Streaming", "Training", "require_recipes"]
 
@@ -180,6 +180,7 @@ class Sentinel:
         in_flight: int | None = None,
         batch_size: int = 1024,
         name: str | None = None,
+        ema: bool = False,
     ) -> Evaluation:
         """A sentinel that validates while others train, each round on one consistent cut.
 
@@ -202,6 +203,7 @@ class Sentinel:
             in_flight: evaluation batches under way at once.
             batch_size: for a pair of tensors.
             name: for reports and ``detach``.
+            ema: on the average of the weights that gates with ``ema`` keep, and not on the weights.
 
         Raises:
             RecipeError: a number out of range, or ``best`` names a score that is not there.
@@ -221,6 +223,7 @@ class Sentinel:
             in_flight=in_flight,
             batch_size=batch_size,
             name=name,
+            ema=ema,
         )
 
     @staticmethod
@@ -233,8 +236,9 @@ class Sentinel:
         in_flight: int | None = None,
         batch_size: int = 1024,
         name: str | None = None,
+        ema: bool = False,
     ) -> Evaluation:
-        """A sentinel that makes one round at once, on one cut, and ends."""
+        """A sentinel that makes one round at once, on one cut, and ends; see :meth:`validate`."""
         return Evaluation(
             role=TEST,
             batches=batches,
@@ -244,6 +248,7 @@ class Sentinel:
             in_flight=in_flight,
             batch_size=batch_size,
             name=name,
+            ema=ema,
         )
 
     @staticmethod
@@ -253,18 +258,25 @@ class Sentinel:
         in_flight: int | None = None,
         batch_size: int = 1024,
         name: str | None = None,
+        ema: bool = False,
     ) -> Evaluation:
         """A sentinel that sends inputs through on one cut and ends with the outputs.
 
         Args:
-            inputs: a tensor (or tuple or dict of tensors), cut into batches; or an iterator or list of
-                batches.
+            inputs: a tensor, or a tuple or dict of such, cut into batches; or a list or iterator of batches.
             in_flight: batches under way at once.
             batch_size: for tensors.
             name: for reports.
+            ema: on the average of the weights; see :meth:`validate`.
         """
         return Evaluation(
-            role=PREDICT, batches=inputs, loss=None, in_flight=in_flight, batch_size=batch_size, name=name
+            role=PREDICT,
+            batches=inputs,
+            loss=None,
+            in_flight=in_flight,
+            batch_size=batch_size,
+            name=name,
+            ema=ema,
         )
 
     @staticmethod
@@ -340,12 +352,7 @@ class Streaming(Training):
             require_whole("delay", self.delay, 0, optional=True)
         if not 0 < self.fading <= 1:
             raise RecipeError(f"fading is above 0 and at most 1, got {self.fading}")
-        for name, score in self.scores.items():
-            if isinstance(score, StreamingScore):
-                raise RecipeError(
-                    f"the score {name!r} of a stream is a function of (outputs, y), which is averaged over "
-                    f"examples; got the metric {type(score).__name__}"
-                )
+        require_functions(self.scores)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -364,6 +371,7 @@ class Evaluation(Sentinel):
     schedule_by: str | None = None
     keep_last: bool = False
     at_rest: bool = False
+    ema: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what could only fail later."""
@@ -372,15 +380,7 @@ class Evaluation(Sentinel):
             check_loss(self.loss)
         for what in ("every_s", "every_epoch", "every_updates"):
             require_above(what, getattr(self, what), optional=True)
-        if not isinstance(self.best, Best | None):
-            raise RecipeError(f"best is a Best, as in Best('loss', patience=5), got {self.best!r}")
-        by: list[tuple[str, str]] = [("best", self.best.score)] if self.best is not None else []
-        if self.schedule_by is not None:
-            by.append(("schedule_by", self.schedule_by))
-        for what, score in by:
-            if str(score).partition("/")[0] not in {"loss", *self.scores}:
-                known = ", ".join(["loss", *self.scores])
-                raise RecipeError(f"{what} is by {score!r}, but the scores are {known}")
+        require_known(self.best, self.schedule_by, self.scores)
 
     @property
     def rounds(self) -> int | None:

@@ -13,7 +13,17 @@ from torch import Tensor
 from akkordeon.core.checks import require_whole
 from akkordeon.core.errors import RecipeError
 
-__all__ = ["Best", "Score", "ScoreBoard", "StreamingScore", "accuracy", "numbers_of", "scores_by_name"]
+__all__ = [
+    "Best",
+    "Score",
+    "ScoreBoard",
+    "StreamingScore",
+    "accuracy",
+    "numbers_of",
+    "require_functions",
+    "require_known",
+    "scores_by_name",
+]
 
 
 @runtime_checkable
@@ -90,6 +100,27 @@ def scores_by_name(scores: Mapping[str, Score] | None) -> dict[str, Score]:
         if not (callable(score) or isinstance(score, StreamingScore)):
             raise RecipeError(f"the score {name!r} is a function of (outputs, y) or a metric, got {score!r}")
     return dict(scores)
+
+
+def require_known(best: Best | None, schedule_by: str | None, scores: Mapping[str, Score]) -> None:
+    """Refuse to go by a score that is not there."""
+    if not isinstance(best, Best | None):
+        raise RecipeError(f"best is a Best, as in Best('loss', patience=5), got {best!r}")
+    by = {"best": None if best is None else best.score, "schedule_by": schedule_by}
+    for what, score in by.items():
+        if score is not None and str(score).partition("/")[0] not in {"loss", *scores}:
+            known = ", ".join(["loss", *scores])
+            raise RecipeError(f"{what} is by {score!r}, but the scores are {known}")
+
+
+def require_functions(scores: Mapping[str, Score]) -> None:
+    """Refuse metrics where each example has a score."""
+    for name, score in scores.items():
+        if isinstance(score, StreamingScore):
+            raise RecipeError(
+                f"the score {name!r} of a stream is a function of (outputs, y), which is averaged over "
+                f"examples; got the metric {type(score).__name__}"
+            )
 
 
 class ScoreBoard:

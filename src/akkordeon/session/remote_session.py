@@ -158,10 +158,13 @@ class JoinedSession(Session):
         else:
             self._joined.detach(name, drop)
 
-    def states(self, timeout: float | None = None, *, partial: bool = False) -> dict[str, dict[str, Tensor]]:
+    def states(
+        self, timeout: float | None = None, *, partial: bool = False, ema: bool = False
+    ) -> dict[str, dict[str, Tensor]]:
         """Weights and buffers of one consistent cut; see :meth:`Session.states`.
 
-        When a gate has failed: those that the network knows of, of the gates' ends or of a cut before.
+        When a gate has failed: those that the network knows of, of the gates' ends or of a cut before; of the
+        average nothing is known then.
 
         Raises:
             SessionClosedError: the session has ended; the gates went on without it.
@@ -169,8 +172,8 @@ class JoinedSession(Session):
             WaitTimeoutError: they did not come in time.
         """
         require_timeout(timeout)
-        if self._error is not None and not self._closed:
+        if self._error is not None and not self._closed and not ema:
             states: dict[str, dict[str, Tensor]] = self._joined.last_states(timeout or LAST_S)
             return states
         self._check_open()
-        return super().states(timeout, partial=partial)
+        return super().states(timeout, partial=partial, ema=ema)

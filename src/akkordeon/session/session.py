@@ -77,8 +77,8 @@ class Session:
             self._topology, self._registry, engine, self._send, self._watchers.tell, network.recovery, resume
         )
         stages = None if resume is None else resume.stages_for(network)
-        place = engine, self._topology, self._registry, self._outbox, recorder, seed
-        self._launcher = Launcher(*place, resume)
+        place = engine, self._topology, self._registry, self._outbox, recorder, seed, resume
+        self._launcher = Launcher(*place)
         self._probes = Probes(engine, self._outbox, self._supervisor, self._topology.row)
         of_another, engine.recorder = engine.recorder, recorder
         try:
@@ -224,17 +224,13 @@ class Session:
         require_timeout(timeout)
         return self._result(Sentinel.predict(inputs, batch_size=batch_size), timeout)
 
-    def module(self, timeout: float | None = None) -> nn.Module:
-        """A plain copy of the network with the weights of one consistent cut.
+    def module(self, timeout: float | None = None, *, ema: bool = False) -> nn.Module:
+        """A plain copy of the network with the weights, or their average, of one cut; see :meth:`states`."""
+        return self.network.module(self.states(timeout, ema=ema))
 
-        After the session has ended: with the weights it ended with.
-
-        Raises:
-            WaitTimeoutError: the weights did not come in time.
-        """
-        return self.network.module(self.states(timeout))
-
-    def states(self, timeout: float | None = None, *, partial: bool = False) -> dict[str, dict[str, Tensor]]:
+    def states(
+        self, timeout: float | None = None, *, partial: bool = False, ema: bool = False
+    ) -> dict[str, dict[str, Tensor]]:
         """Weights and buffers of one consistent cut, by gate address and name in the gate's module.
 
         After the session has ended, or a gate has failed: those that every gate had last.
@@ -242,18 +238,20 @@ class Session:
         Args:
             timeout: seconds; None waits as long as it takes, and for those of a session that has ended 10 s.
             partial: do without gates that are lost, or still at work though the session has ended.
+            ema: with the average of the weights, of gates that keep one.
 
         Raises:
             GateFailedError: a gate is lost with its weights.
+            RecipeError: no gate keeps an average.
             WaitTimeoutError: they did not come in time.
         """
         require_timeout(timeout)
         if self._closed or self._error is not None:
             patience_s = CLOSE_S if timeout is None else timeout
             self._engine.wait_until(lambda: not self._supervisor.missing(), patience_s)
-            states = self._supervisor.states_left(patience_s, partial=partial)
+            states = self._supervisor.states_left(patience_s, partial=partial, ema=ema)
         else:
-            states = self._result(Evaluation(role=EXPORT, batches=(), loss=None), timeout)
+            states = self._result(Evaluation(role=EXPORT, batches=(), loss=None, ema=ema), timeout)
         return self._topology.by_gate(states)
 
     def best_states(self, name: str | None = None) -> dict[str, dict[str, Tensor]] | None:

@@ -121,17 +121,23 @@ class Supervisor:
         owned = self._topology.owned
         return [address for address in owned if address not in self.left and address not in self.lost]
 
-    def states_left(self, waited_s: float, *, partial: bool) -> dict[str, dict[str, Tensor]]:
+    def states_left(
+        self, waited_s: float, *, partial: bool, ema: bool = False
+    ) -> dict[str, dict[str, Tensor]]:
         """The weights and buffers that the gates left when they ended.
 
         Args:
             waited_s: how long they had the time.
             partial: do without those that are lost, or still at work.
+            ema: with the average of the weights, of those that keep one.
 
         Raises:
             GateFailedError: a gate is lost with its weights.
+            RecipeError: no gate keeps an average.
             WaitTimeoutError: a gate has not left them yet.
         """
+        if ema:
+            self._topology.require_average()
         others = "session.states(partial=True) gives the weights of the other gates"
         late = ", ".join(self.missing())
         if late and not partial:
@@ -143,7 +149,8 @@ class Supervisor:
             away = f"{', '.join(sorted(self.lost))} was gone when the session ended, and left no weights"
             cause = None if self.error is None else self.error.__cause__
             raise GateFailedError(f"{self.error or away}; {others}") from cause
-        return {address: self.left[address].state for address in self._row if address in self.left}
+        left = [self.left[address] for address in self._row if address in self.left]
+        return {each.address: (each.averaged if ema else None) or each.state for each in left}
 
     def close_actors(self) -> None:
         """Have everybody end who ends with the session."""

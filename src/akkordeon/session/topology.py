@@ -56,11 +56,28 @@ class RowTopology:
         """Whom a sentinel talks to, head first.
 
         Raises:
-            RecipeError: it is to train a replica.
+            RecipeError: it is to train a replica, or asks for an average of weights that nobody keeps.
         """
+        self._refuse_missing_average(sentinel)
         if isinstance(sentinel, Training) and sentinel.replica is not None:
             raise _no_replica(sentinel.replica)
         return self.row
+
+    def _refuse_missing_average(self, sentinel: Sentinel) -> None:
+        if isinstance(sentinel, Evaluation) and sentinel.ema:
+            self.require_average()
+
+    def require_average(self) -> None:
+        """Refuse what asks for an average of weights where no gate keeps one.
+
+        Raises:
+            RecipeError: none does.
+        """
+        if all(gate.ema is None or gate.optimizer is None for gate in self._network.gates):
+            raise RecipeError(
+                "there is no average of weights to be had: no gate that learns keeps one; give gates "
+                "ema=0.999, as in Network.replacing(ema=0.999)"
+            )
 
     def place_beside(self, sentinel: Sentinel) -> str | None:
         """The actor whose place a sentinel shares; None leaves it with the process that attaches it."""
@@ -137,8 +154,9 @@ class ReplicaTopology(RowTopology):
         """Whom a sentinel talks to: one that trains to a replica, all others to the shards.
 
         Raises:
-            RecipeError: it trains, and nobody says which replica.
+            RecipeError: it trains, and nobody says which replica; or as :meth:`RowTopology.row_for`.
         """
+        self._refuse_missing_average(sentinel)
         if not isinstance(sentinel, Training):
             return self.row
         if sentinel.replica is None:

@@ -198,7 +198,7 @@ def _learner(stages: Mapping[str, StageState], moves: Sequence[_Move]) -> Learne
     first = next(iter(with_optimizer.values()))
     state: dict[str, Any] = {}
     rule: dict[str, Tensor] = {}
-    gathered = _gathered(with_optimizer, moves)
+    others = {**_gathered(with_optimizer, moves), **_average(with_optimizer, moves)}
     groups: list[dict[str, Any]] = [{**group, "params": []} for group in first["optimizer"]["groups"]]
     for gate, old, new in moves:
         learner = with_optimizer.get(gate)
@@ -211,7 +211,7 @@ def _learner(stages: Mapping[str, StageState], moves: Sequence[_Move]) -> Learne
         for mine, theirs in zip(groups, learner["optimizer"]["groups"], strict=False):
             if old in theirs["params"]:
                 mine["params"].append(new)
-    return {**first, "optimizer": {"state": state, "groups": groups}, "rule": rule, **gathered}
+    return {**first, "optimizer": {"state": state, "groups": groups}, "rule": rule, **others}
 
 
 def _learned(learner: LearnerState) -> set[str]:
@@ -232,3 +232,16 @@ def _gathered(learners: Mapping[str, LearnerState], moves: Sequence[_Move]) -> d
         if gate in their and their[gate]["batches"] == batches and old in their[gate]["sums"]
     }
     return {"gathered": {"sums": sums, "batches": batches}}
+
+
+def _average(learners: Mapping[str, LearnerState], moves: Sequence[_Move]) -> dict[str, Any]:
+    """The averaged weights, of those gates that keep them; the number of updates is that of the first."""
+    their = {gate: learner["average"] for gate, learner in learners.items() if learner.get("average")}
+    if not their:
+        return {}
+    weights = {
+        new: their[gate]["weights"][old]
+        for gate, old, new in moves
+        if gate in their and old in their[gate]["weights"]
+    }
+    return {"average": {"weights": weights, "updates": next(iter(their.values()))["updates"]}}

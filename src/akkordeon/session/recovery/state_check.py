@@ -110,6 +110,8 @@ LEARNER = {
 }
 GATHERED = {"sums": {str: Tensor}, "batches": [(str, COUNT)]}
 """Of gates that accumulate; the others have none."""
+AVERAGE = {"weights": {str: Tensor}, "updates": COUNT}
+"""Of gates that average their weights; the others have none."""
 
 
 def require_whole(checkpoint: Checkpoint) -> None:
@@ -129,8 +131,9 @@ def require_whole(checkpoint: Checkpoint) -> None:
     for address, stage in checkpoint.stages.items():
         _require(stage.version, COUNT, f"the version of {address}")
         _require(stage.learner, Maybe(LEARNER), f"what {address} learns with")
-        if stage.learner is not None and "gathered" in stage.learner:
-            _require(stage.learner["gathered"], GATHERED, f"what {address} has gathered")
+        learner = stage.learner or {}
+        _require(learner.get("gathered"), Maybe(GATHERED), f"what {address} has gathered")
+        _require(learner.get("average"), Maybe(AVERAGE), f"the average of {address}")
 
 
 def _require(value: Any, form: Form, what: str) -> None:
