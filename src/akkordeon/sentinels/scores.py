@@ -106,9 +106,11 @@ def require_known(best: Best | None, schedule_by: str | None, scores: Mapping[st
     """Refuse to go by a score that is not there."""
     if not isinstance(best, Best | None):
         raise RecipeError(f"best is a Best, as in Best('loss', patience=5), got {best!r}")
-    by = {"best": None if best is None else best.score, "schedule_by": schedule_by}
+    by: dict[str, str] = {} if best is None else {"best": best.score}
+    if schedule_by is not None:
+        by["schedule_by"] = schedule_by
     for what, score in by.items():
-        if score is not None and str(score).partition("/")[0] not in {"loss", *scores}:
+        if str(score).partition("/")[0] not in {"loss", *scores}:
             known = ", ".join(["loss", *scores])
             raise RecipeError(f"{what} is by {score!r}, but the scores are {known}")
 
