@@ -161,6 +161,7 @@ class TrainConfig(Settings):
         int, Option(min=-(2**63), max=2**63 - 1, help="Of weights, masks and the order of samples.")
     ] = 0
     workers: Annotated[int | None, Option(min=1, help="Threads at work; one makes a run repeatable.")] = None
+    intra_op_threads: Annotated[int, Option(min=1, help="Threads that each may use for one operation.")] = 1
     checkpoint_every: Annotated[
         str | None,
         Option(

@@ -87,7 +87,8 @@ def train_task(
     if folder is not None:
         config = replace(config, keep_last=True)
     sentinels = build_sentinels(task, config)
-    recipe, engine, check = build_recipe(task, config), Threads(config.workers), TrainingCheck()
+    recipe, check = build_recipe(task, config), TrainingCheck()
+    engine = Threads(config.workers, config.intra_op_threads)
     unsaved: list[str] = []
     with (
         SignalCounter() as signals,

@@ -33,15 +33,19 @@ class Threads(Engine):
     Args:
         workers: how many; as many as cores, and at least two, if not given. One worker makes a run
             repeatable.
+        intra_op_threads: of each worker, for one operation of PyTorch. More pay where one gate has all the
+            work: one worker with as many as there are cores is about as fast as a plain loop.
 
     Raises:
-        RecipeError: fewer than one worker.
+        RecipeError: fewer than one worker, or than one thread.
     """
 
     may_lose = False  # whoever is in this process ends with it
 
-    def __init__(self, workers: int | None = None) -> None:
+    def __init__(self, workers: int | None = None, intra_op_threads: int = 1) -> None:
         require_whole("workers", workers, optional=True)
+        require_whole("intra_op_threads", intra_op_threads)
+        self.intra_op_threads = intra_op_threads
         self.workers = workers or max(2, os.cpu_count() or 2)
         self._reported = threading.Condition(threading.RLock())
         self._timers = Timers(self._reported)
@@ -65,7 +69,7 @@ class Threads(Engine):
         keep_freed_memory()
         torch.manual_seed(seed)
         self._pool = WorkerPool(on_report, self._reported, self._post, self.recorder)
-        self._pool.open(self.workers)
+        self._pool.open(self.workers, self.intra_op_threads)
         atexit.register(self.stop)  # a thread that is inside of PyTorch when Python ends aborts the process
 
     def _post(self, to: str, message: Message) -> bool:

@@ -92,11 +92,11 @@ class WorkerPool(Interpreter[WorkerCell]):
 
     # ── the engine's side ────────────────────────────────────────────────────────────────────────────
 
-    def open(self, workers: int) -> None:
-        """Start the workers."""
+    def open(self, workers: int, intra_op_threads: int) -> None:
+        """Start the workers, each with so many threads for one operation of PyTorch."""
         for i in range(workers):
-            thread = threading.Thread(target=self._work_on_ready, name=f"akkordeon-worker-{i}", daemon=True)
-            self.workers.add(thread)
+            name, given = f"akkordeon-worker-{i}", (intra_op_threads,)
+            self.workers.add(threading.Thread(target=self._work_on_ready, args=given, name=name, daemon=True))
         for thread in self.workers:
             thread.start()
 
@@ -177,8 +177,8 @@ class WorkerPool(Interpreter[WorkerCell]):
 
     # ── the workers' side ────────────────────────────────────────────────────────────────────────────
 
-    def _work_on_ready(self) -> None:
-        torch.set_num_threads(1)
+    def _work_on_ready(self, intra_op_threads: int) -> None:
+        torch.set_num_threads(intra_op_threads)
         cell: WorkerCell | None = None
         while True:
             with self._lock:
