@@ -84,7 +84,9 @@ def test_a_replay_ends_with_the_bits_of_the_run(name, tmp_path):
     assert_equal_bits(ak.replay(tmp_path / "r", network(), sentinels()).states, states)
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize(
+    "seed", [*range(6), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(6, 20))]
+)
 def test_two_workers_two_trainers_a_validator_and_dropout_replay_to_the_bit(seed, tmp_path):
     states = recorded(tmp_path / "r", ak.Threads(2), seed)
     again = ak.replay(tmp_path / "r", network(), sentinels())
