@@ -3,8 +3,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable
-# In two processes; conftest.py says which tests stay together.
-TEST := $(BIN)/python -m pytest -n 2
+# In three processes: on two cores, as tests on Ray mostly wait.
+TEST := $(BIN)/python -m pytest -n 3
 
 .DEFAULT_GOAL := help
 .PHONY: help train test slow check clean
