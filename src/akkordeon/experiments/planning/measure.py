@@ -21,6 +21,7 @@ from akkordeon.downpour.recipe import Downpour
 from akkordeon.engines.interpreter import Cell
 from akkordeon.engines.simulator.links import size_bytes
 from akkordeon.engines.threads import Threads
+from akkordeon.engines.threads.allocator import keep_freed_memory
 from akkordeon.experiments.planning.blocks import Blocks, averaging
 from akkordeon.experiments.planning.costs import COMPRESSIONS, BlockCost, ModelCosts, PushCost
 from akkordeon.experiments.run import run
@@ -121,6 +122,7 @@ def measured(blocks: Blocks, batches: Pairs, loss: Loss, workers: int | None = N
     workers = workers or os.cpu_count() or 1
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    keep_freed_memory()  # as the engine does that will run it
     try:
         with torch.random.fork_rng():  # how often modules draw depends on the time that they take
             batches = batches[: _enough(_Measurement(blocks.network, batches[: WARM + 2], loss).take())]
@@ -131,12 +133,13 @@ def measured(blocks: Blocks, batches: Pairs, loss: Loss, workers: int | None = N
             message_s = _message_s(blocks.network, batches, loss, workers, alone)
             memory = list(_memory(blocks.network.gates, batches[0][0]))
             pushes = _pushes(blocks.network, batches, loss, alone)
+            apart = _apart(blocks, batches, loss, alone, gate_s)
     finally:
         torch.set_num_threads(threads)
     loss_s, rest_s = alone.sentinel_s
     return ModelCosts(
         blocks=tuple(
-            replace(_block_cost(alone, gate, gate_s, kept), pushes=its)
+            replace(_block_cost(alone, gate, gate_s, kept, apart), pushes=its)
             for gate, kept, its in zip(alone.row, memory, pushes, strict=True)
         ),
         gate_s=(gate_s[0] + message_s, gate_s[1] + message_s),
@@ -156,20 +159,37 @@ def _enough(first: _Measurement) -> int:
 
 
 def _block_cost(
-    taken: _Measurement, gate: str, gate_s: tuple[float, float], memory: tuple[int, int, int]
+    taken: _Measurement,
+    gate: str,
+    gate_s: tuple[float, float],
+    memory: tuple[int, int, int],
+    apart: float,
 ) -> BlockCost:
     forward_s, (backward_s, update_s) = sum(taken.seconds(gate, "Forward")), taken.seconds(gate, "Backward")
     saved, weights, state = memory
     return BlockCost(
-        forward_s=max(0.0, forward_s - gate_s[0]),
-        backward_s=max(0.0, backward_s - gate_s[1]),
-        update_s=update_s,
+        forward_s=max(0.0, forward_s - gate_s[0]) / apart,
+        backward_s=max(0.0, backward_s - gate_s[1]) / apart,
+        update_s=update_s / apart,
         output_bytes=taken.sizes[gate, "Forward"],
         gradient_bytes=taken.sizes[gate, "Backward"],
         saved_bytes=saved,
         weight_bytes=weights,
         state_bytes=state,
     )
+
+
+def _apart(
+    blocks: Blocks, batches: Pairs, loss: Loss, alone: _Measurement, gate_s: tuple[float, float]
+) -> float:
+    """How many times longer the blocks take than the same in one gate, which computes nothing twice.
+
+    What lies between blocks, such as sums of what was skipped, each gate computes again.
+    """
+    if not blocks.may_merge:
+        return 1.0
+    whole = _Measurement(blocks.cut((len(blocks),)), batches, loss).take()
+    return max(1.0, (alone.batch_s - len(alone.row) * sum(gate_s)) / (whole.batch_s - sum(gate_s)))
 
 
 def _empty_gate_s(payload_bytes: int, batches: int) -> tuple[float, float]:
