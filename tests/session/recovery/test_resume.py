@@ -249,7 +249,7 @@ def test_under_way_nothing_is_trained_twice_or_left_out(engine, in_flight):
 
     with ak.run(network(), engine(), seed=1) as session:
         begun = session.attach_all([trainer("a"), trainer("b")])
-        assert session._engine.wait_until(lambda: begun[0].epochs_done == 1, 60)
+        assert session._engine.wait_until(lambda: begun[0].epochs_done >= 1, 60)
         kept = session.checkpoint()
     counts = [kept.sentinels[name]["batches"] for name in ("a", "b")]
     assert all(sent == trained + refused + lost for sent, trained, refused, lost in counts)

@@ -42,14 +42,6 @@ class Classifier(NetworkEstimator, base.MiniBatchClassifier):
     def _multiclass(self) -> bool:
         return True
 
-    def learn_one(self, x: Row, y: ClfTarget) -> None:
-        """Learn from one example.
-
-        Raises:
-            DataError: there are more features or classes than the network has inputs and outputs for.
-        """
-        self.learn_many([x], [y])
-
     def learn_many(self, X: Any, y: Any) -> None:  # noqa: N803 - river's name
         """Learn from a mini-batch, in one update of each gate.
 
@@ -58,7 +50,7 @@ class Classifier(NetworkEstimator, base.MiniBatchClassifier):
             y: a list of labels, or a series.
 
         Raises:
-            DataError: as of :meth:`learn_one`.
+            DataError: there are more features or classes than the network has inputs and outputs for.
         """
         x = self._features.tensor(rows_of(X), learn=True)
         self._gates.learn(x, self._numbers_of(labels_of(y), x), self.loss)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 from river import base
@@ -11,7 +12,7 @@ from akkordeon.core.checks import require_whole
 from akkordeon.core.errors import RecipeError
 from akkordeon.pipeline.network import Network
 from akkordeon.sentinels.loss import Loss
-from akkordeon.session.river.features import Features, inputs_of
+from akkordeon.session.river.features import Features, Row, inputs_of
 from akkordeon.session.river.row import LiveRow
 
 __all__ = ["NetworkEstimator"]
@@ -38,6 +39,14 @@ class NetworkEstimator(base.Estimator):
         self.seed = seed
         self._features = Features(inputs_of(network))
         self._gates = LiveRow(network, seed)
+
+    @abstractmethod
+    def learn_many(self, X: Any, y: Any) -> None:  # noqa: N803 - river's name
+        """Learn from a mini-batch, in one update of each gate."""
+
+    def learn_one(self, x: Row, y: Any) -> None:
+        """Learn from one example; see :meth:`learn_many`."""
+        self.learn_many([x], [y])
 
     def module(self) -> nn.Module:
         """The network as a plain module with the weights that it has now."""

@@ -34,14 +34,6 @@ class Regressor(NetworkEstimator, base.MiniBatchRegressor):
     def __init__(self, network: Network, loss: Loss | None = None, seed: int = 0) -> None:
         super().__init__(network, loss or F.mse_loss, seed)
 
-    def learn_one(self, x: Row, y: float) -> None:
-        """Learn from one example.
-
-        Raises:
-            DataError: there are more features than the network has inputs for.
-        """
-        self.learn_many([x], [y])
-
     def learn_many(self, X: Any, y: Any) -> None:  # noqa: N803 - river's name
         """Learn from a mini-batch, in one update of each gate.
 
@@ -50,7 +42,7 @@ class Regressor(NetworkEstimator, base.MiniBatchRegressor):
             y: a list of numbers, or a series.
 
         Raises:
-            DataError: as of :meth:`learn_one`.
+            DataError: there are more features than the network has inputs for.
         """
         targets = torch.tensor([[float(value)] for value in labels_of(y)])
         self._gates.learn(self._features.tensor(rows_of(X), learn=True), targets, self.loss)
