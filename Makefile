@@ -3,8 +3,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable
-# In three processes: on two cores, as tests on Ray mostly wait.
-TEST := $(BIN)/python -m pytest -n 3
+# In two processes: with three, real clusters come up too slowly where a machine has other work.
+TEST := $(BIN)/python -m pytest -n 2
 
 .DEFAULT_GOAL := help
 .PHONY: help train test slow check clean
