@@ -44,5 +44,5 @@ clean: ## remove what these commands made
 	@touch $@
 
 .venv/.ready-dev: .venv/.made pyproject.toml constraints.txt
-	$(INSTALL) '.[dev,ray,river]'
+	$(INSTALL) '.[dev,ray,river,serve,streams]'
 	@touch .venv/.ready $@
