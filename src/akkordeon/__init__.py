@@ -26,6 +26,7 @@ from akkordeon.pipeline.recovery.recipe import Recovery
 from akkordeon.pipeline.staleness import DelayCompensation, InverseStaleness, Latest, Rule, Stash
 from akkordeon.sentinels.recipes import Best, Sentinel
 from akkordeon.sentinels.scores import accuracy
+from akkordeon.sentinels.streaming.drift import Drift
 from akkordeon.session.attachment import Attachment
 from akkordeon.session.downpour_session import Attachments, DownpourSession
 from akkordeon.session.records.replay import replay
@@ -44,6 +45,7 @@ __all__ = [
     "DelayedNesterov",
     "Downpour",
     "DownpourSession",
+    "Drift",
     "Gate",
     "GrowingFile",
     "InverseStaleness",

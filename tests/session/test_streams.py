@@ -15,6 +15,7 @@ from torch.nn import functional as F
 import akkordeon as ak
 from akkordeon.core.errors import RecipeError
 from akkordeon.core.reports import TrainingProgress
+from akkordeon.core.streams.reports import DriftAlarm
 from akkordeon.data.streams.columns import Columns
 from akkordeon.data.streams.growing import GrowingFile
 from akkordeon.engines.simulator.compute import Compute, Cost
@@ -310,3 +311,52 @@ def test_a_gate_that_crashes_comes_back_and_every_example_is_accounted_for(gate)
     assert sent == trained + refused + lost == N
     assert lost + refused <= 4
     assert attached.stream[-1].examples == N
+
+
+class Threshold:
+    """Sees a change where the mean of ten losses is twice that of the first hundred."""
+
+    def __init__(self):
+        self.losses = []
+
+    @property
+    def drift_detected(self):
+        first, last = self.losses[:100], self.losses[-10:]
+        found = len(self.losses) > 110 and sum(last) / 10 > 2 * sum(first) / 100
+        if found:
+            self.losses = []
+        return found
+
+    def update(self, x):
+        self.losses.append(x)
+
+
+def turned(**options):
+    """After 130 examples the labels are the other way round."""
+    y = Y.repeat(4)
+    y[130:] = 1 - y[130:]
+    return stream((X.repeat(4, 1), y), drift=ak.Drift(Threshold()), name="s", **options)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_alarm_is_reported_at_once_and_listed_by_the_number_of_its_example(name):
+    alarms = []
+    with ak.run(network(), ALL_ENGINES[name]()) as session:
+        session.subscribe(lambda record: alarms.append(record) if isinstance(record, DriftAlarm) else None)
+        attached = session.attach(turned())
+        session.wait(WAIT_S)
+    (alarm,) = alarms
+    assert (alarm.sentinel, alarm.on) == ("s", "loss")
+    assert 130 < alarm.examples < 150
+    assert attached.stream[-1].alarms == (alarm.examples,)
+
+
+def test_a_resumed_stream_has_the_alarms_of_before():
+    kept = []
+    with ak.run(network(), ak.Simulator()) as session:
+        session.subscribe(lambda r: kept.append(r) if hasattr(r, "sentinels") else None)
+        first = session.attach_all([turned(), ak.Sentinel.checkpoint(every_updates=150)])[0]
+        session.wait(WAIT_S)
+    _, again = run(ak.Simulator(), turned(), resume=kept[0])
+    assert first.stream[-1].alarms == again.stream[-1].alarms != ()
+    assert again.stream[-1].examples == 4 * N

@@ -34,9 +34,11 @@ from akkordeon.core.messages import (
 from akkordeon.core.plain_state import Applied
 from akkordeon.core.recovery.messages import Restarted, Rewound, Save
 from akkordeon.core.shard_messages import Dropped, Fetch, Left, Settle, Settled
+from akkordeon.core.streams.messages import Acknowledge, Answer, Question
 
 OF_THE_SESSION = (
-    Attach, Close, Detach, Due, EpochEnd, Item, Joined, Parted, Restarted, Rewound, SourceFailed,
+    Answer, Attach, Close, Detach, Due, EpochEnd, Item, Joined, Parted, Question, Restarted, Rewound,
+    SourceFailed,
 )  # fmt: skip
 """What a session or a reader tells, and begins, feeds or ends an actor with."""
 
@@ -106,6 +108,7 @@ class Fuzz:
         name, fault = self._name(), self._random.choice(list(Fault))
         return self._random.choice(
             [
+                Acknowledge(name),
                 Refused(batch, name, fault, "why"),
                 Dropped(name, (batch,), fault, "why", 1),
                 Forget(*batch),

@@ -69,7 +69,31 @@ def of_a_row() -> dict[str, Traffic]:
     fault = Crash(who="gate/1", at_s=0.3, back_after_s=0.0)
     engine = ak.Simulator(links=Link(0.001), faults=[fault])
     recovery = ak.Recovery(snapshot_every=3, backoff_s=0.0)
-    return _recorded(ak.run(_network(recovery), engine=engine), engine)
+    return _recorded(ak.run(_network(recovery), engine=engine), engine, _trainers)
+
+
+@cache
+def of_a_stream() -> dict[str, Traffic]:
+    """Streams of pairs with late labels, and of questions and answers; the middle gate dies once."""
+    fault = Crash(who="gate/1", at_s=0.3, back_after_s=0.0)
+    engine = ak.Simulator(links=Link(0.001), faults=[fault])
+    recovery = ak.Recovery(snapshot_every=3, backoff_s=0.0)
+    return _recorded(ak.run(_network(recovery), engine=engine), engine, _streams)
+
+
+def _streams() -> list[ak.Sentinel]:
+    return [
+        ak.Sentinel.stream(_batches(60), F.cross_entropy, delay=7, in_flight=3, name="pairs"),
+        ak.Sentinel.stream(_questions(60), F.cross_entropy, max_waiting=9, in_flight=3, name="keys"),
+    ]
+
+
+def _questions(n: int) -> list[ak.Question | ak.Answer]:
+    """Every third label never comes."""
+    events: list[ak.Question | ak.Answer] = []
+    for i, (x, y) in enumerate(_batches(n)):
+        events += [ak.Question(i, x), *([ak.Answer(i, y)] if i % 3 else [])]
+    return events
 
 
 @cache
@@ -86,19 +110,25 @@ def of_a_downpour() -> dict[str, Traffic]:
         fetch_compression="int8",
         server_optimizer=sgd,
     )
-    return _recorded(ak.run(downpour, engine=engine), engine)
+    return _recorded(ak.run(downpour, engine=engine), engine, _trainers)
 
 
-def _recorded(session: ak.Session, engine: ak.Simulator) -> dict[str, Traffic]:
+def _trainers() -> list[ak.Sentinel]:
+    return [
+        ak.Sentinel.train(_batches(40), F.cross_entropy, in_flight=3, epochs=2, name=name)
+        for name in ("a", "b")
+    ]
+
+
+def _recorded(
+    session: ak.Session, engine: ak.Simulator, make: Callable[[], list[ak.Sentinel]]
+) -> dict[str, Traffic]:
     torch.manual_seed(0)
     tap = Tap(engine)
     with session:
         for network in session._topology.spawns(session.seed):
             tap.traffic[network.address] = Traffic(network.make)
-        trainers = [
-            ak.Sentinel.train(_batches(40), F.cross_entropy, in_flight=3, epochs=2, name=name)
-            for name in ("a", "b")
-        ]
+        trainers = make()
         validator = ak.Sentinel.validate(
             _batches(3), F.cross_entropy, every_updates=5, keep_last=True, name="v"
         )

@@ -12,7 +12,7 @@ from akkordeon.core.reports import (
     TrainingProgress,
     Undelivered,
 )
-from akkordeon.core.streams.reports import LabelCount, StreamReport
+from akkordeon.core.streams.reports import DriftAlarm, LabelCount, StreamReport
 from akkordeon.watch.lines import WARNINGS_MAX, LineView, line_of, line_of_stream
 
 EPOCH = EpochDone("tdp", 3, 0.5, {"accuracy": 0.875}, 6000, 0.25, 1.5, 4)
@@ -94,3 +94,9 @@ def test_a_stream_is_told_with_its_scores_of_late_and_over_all_and_labels_that_a
     told = []
     LineView(told.append).tell(report)
     assert told == [line_of_stream(report)]
+
+
+def test_an_alarm_for_drift_is_told():
+    warned = []
+    LineView(print, warned.append).tell(DriftAlarm("s", "accuracy", 1200))
+    assert warned == ["warning: s: its accuracy is worse than before, after 1,200 examples"]

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.fuzz import Fuzz
 from tests.support.harness import WAIT_S, do, forward, gate_alone, stops
-from tests.support.traffic import of_a_downpour, of_a_row
+from tests.support.traffic import of_a_downpour, of_a_row, of_a_stream
 from torch import nn
 from torch.nn import functional as F
 
@@ -40,6 +40,7 @@ ATTACKED = {
     "part of a split shard": (of_a_downpour, ("shard/0.1", "shard/1.2")),
     "trainer": (of_a_row, (ME, "sentinel/b#1")),
     "trainer of a replica": (of_a_downpour, ("sentinel/a-0#1",)),
+    "streamer": (of_a_stream, ("sentinel/pairs#1", "sentinel/keys#1")),
     "validator": (of_a_row, ("sentinel/v#1",)),
     "checkpointer": (of_a_row, ("sentinel/c#1",)),
 }

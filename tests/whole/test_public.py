@@ -26,6 +26,7 @@ PUBLIC = [
     "DelayedNesterov",
     "Downpour",
     "DownpourSession",
+    "Drift",
     "Gate",
     "GrowingFile",
     "InverseStaleness",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from operator import itemgetter
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from akkordeon.core.actor import Actor, Spawn
 from akkordeon.core.addresses import reader_of
-from akkordeon.core.errors import DataError
+from akkordeon.core.errors import DataError, RecipeError
 from akkordeon.core.numerics.autocast import autocast_here
 from akkordeon.core.payload import map_tensors, tensors
 from akkordeon.core.plain_state import PlainState
@@ -28,7 +28,18 @@ from akkordeon.sentinels.streaming.reader import StreamReader
 from akkordeon.sentinels.streaming.streamer import Streamer
 from akkordeon.sentinels.trainer import Trainer
 
-__all__ = ["make_actors"]
+__all__ = ["make_actors", "require_recipes"]
+
+
+def require_recipes(taker: str, sentinels: object) -> None:
+    """Refuse what is no list of sentinels; ``taker`` is the function that was given it."""
+    if not isinstance(sentinels, Sequence):
+        got = type(sentinels).__name__
+        raise RecipeError(f"sentinels are given as a list, [Sentinel.train(…), …], got {got}")
+    for sentinel in sentinels:
+        if not isinstance(sentinel, Training | Evaluation):
+            got = type(sentinel).__name__
+            raise RecipeError(f"{taker} takes a sentinel, as Sentinel.train(…), got {got}")
 
 
 def make_actors(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,8 +15,9 @@ from akkordeon.core.payload import Payload
 from akkordeon.sentinels.loss import OWN_WEIGHTS, Loss, check_loss
 from akkordeon.sentinels.roles import CHECKPOINT, PREDICT, STREAM, TEST, TRAIN, VALIDATE, Role
 from akkordeon.sentinels.scores import Best, Score, require_functions, require_known, scores_by_name
+from akkordeon.sentinels.streaming.drift import Drift, require_drift
 
-__all__ = ["Best", "Delay", "Evaluation", "Sentinel", "Split", "Streaming", "Training", "require_recipes"]
+__all__ = ["Best", "Delay", "Evaluation", "Sentinel", "Split", "Streaming", "Training"]
 
 Split = Callable[[Any], tuple[Any, Any]]
 """From a batch, as its source gives it, to (x, y)."""
@@ -114,6 +115,7 @@ class Sentinel:
         window: int = 1000,
         fading: float = 0.999,
         max_waiting: int = 10_000,
+        drift: Drift | None = None,
         in_flight: int = 1,
         samples: int | None = None,
         seconds: float | None = None,
@@ -134,6 +136,7 @@ class Sentinel:
             window: examples in the sliding window of the scores.
             fading: what the weight of an example is multiplied by for every one after it.
             max_waiting: predictions that wait for their label; of more the oldest is dropped, and counted.
+            drift: what to do when examples are predicted worse than before.
             in_flight: how many may be under way at once, to be predicted or learned from. One gives the
                 scores and weights of a plain loop.
             samples: end after the batch with which so many examples were learned from.
@@ -154,6 +157,7 @@ class Sentinel:
             window=window,
             fading=fading,
             max_waiting=max_waiting,
+            drift=drift,
             in_flight=in_flight,
             epochs=1,
             samples=samples,
@@ -342,6 +346,7 @@ class Streaming(Training):
     window: int = 1000
     fading: float = 0.999
     max_waiting: int = 10_000
+    drift: Drift | None = None
 
     def __post_init__(self) -> None:
         """Refuse what could only fail later."""
@@ -353,6 +358,7 @@ class Streaming(Training):
         if not 0 < self.fading <= 1:
             raise RecipeError(f"fading is above 0 and at most 1, got {self.fading}")
         require_functions(self.scores)
+        require_drift(self.drift, self.scores)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -386,14 +392,3 @@ class Evaluation(Sentinel):
     def rounds(self) -> int | None:
         """How many rounds there will be; None if nobody knows."""
         return None if self.role.repeats else 1
-
-
-def require_recipes(taker: str, sentinels: object) -> None:
-    """Refuse what is no list of sentinels; ``taker`` is the function that was given it."""
-    if not isinstance(sentinels, Sequence):
-        got = type(sentinels).__name__
-        raise RecipeError(f"sentinels are given as a list, [Sentinel.train(…), …], got {got}")
-    for sentinel in sentinels:
-        if not isinstance(sentinel, Training | Evaluation):
-            got = type(sentinel).__name__
-            raise RecipeError(f"{taker} takes a sentinel, as Sentinel.train(…), got {got}")

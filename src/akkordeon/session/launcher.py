@@ -16,8 +16,8 @@ from akkordeon.core.plain_state import PlainState
 from akkordeon.data.fingerprint import difference, fingerprint
 from akkordeon.engines.base import Engine
 from akkordeon.pipeline.gate import Gate
-from akkordeon.sentinels.factory import make_actors
-from akkordeon.sentinels.recipes import Evaluation, Training, require_recipes
+from akkordeon.sentinels.factory import make_actors, require_recipes
+from akkordeon.sentinels.recipes import Evaluation, Training
 from akkordeon.session.attachment import Attachment, ParentSession
 from akkordeon.session.outbox import Outbox
 from akkordeon.session.records.recorder import Recorder

@@ -15,7 +15,7 @@ from akkordeon.core.reports import (
     RoundDone,
     TrainingProgress,
 )
-from akkordeon.core.streams.reports import StreamReport
+from akkordeon.core.streams.reports import DriftAlarm, StreamReport
 from akkordeon.watch.view import View
 
 __all__ = ["LineView", "line_of", "line_of_stream", "scores_in_words"]
@@ -87,7 +87,7 @@ class LineView(View):
                 self._warn(f"warning: {record}")
             if self._refused == WARNINGS_MAX:
                 self._warn("warning: further refused batches are only counted")
-        elif isinstance(record, GateRestarted):
+        elif isinstance(record, GateRestarted | DriftAlarm):
             self._warn(f"warning: {record}")
         elif isinstance(record, ActorFailed) and is_sentinel(record.address):
             self._warn(f"warning: {record.address} has failed; why is told when the others have ended")

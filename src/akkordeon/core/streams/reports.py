@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-__all__ = ["LabelCount", "StreamReport"]
+__all__ = ["DriftAlarm", "LabelCount", "StreamReport"]
 
 
 @dataclass
@@ -38,6 +38,7 @@ class StreamReport:
         unscored: examples left out of all of these, as the gates refused to predict them, or their loss or a
             score was not finite.
         labels: what became of them.
+        alarms: how many examples had been scored at each alarm for drift; the latest 100.
         seconds: since the sentinel began.
     """
 
@@ -48,4 +49,23 @@ class StreamReport:
     examples: int
     unscored: int
     labels: LabelCount = field(default_factory=LabelCount)
+    alarms: tuple[int, ...] = ()
     seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class DriftAlarm:
+    """A stream is predicted worse than before, as far as a detector can tell.
+
+    Attributes:
+        sentinel: its name.
+        on: what was watched: ``"loss"``, or the name of a score.
+        examples: that had been scored by then.
+    """
+
+    sentinel: str
+    on: str
+    examples: int
+
+    def __str__(self) -> str:
+        return f"{self.sentinel}: its {self.on} is worse than before, after {self.examples:,} examples"

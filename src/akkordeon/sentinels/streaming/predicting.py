@@ -20,6 +20,7 @@ from akkordeon.core.recovery.messages import Restarted
 from akkordeon.sentinels.loss import LossInputs, loss_of, to_targets_device
 from akkordeon.sentinels.recipes import Streaming
 from akkordeon.sentinels.scores import StreamingScore, numbers_of
+from akkordeon.sentinels.streaming.drift_watch import DriftWatch
 from akkordeon.sentinels.streaming.prequential import Prequential
 from akkordeon.sentinels.streaming.unlabelled import Example
 from akkordeon.sentinels.trainer import Trainer
@@ -51,6 +52,7 @@ class PredictingTrainer(Trainer):
         self._cuts = 0
         self._ready: deque[Example] = deque()  # predicted and labelled
         self._prequential = Prequential(recipe.window, recipe.fading)
+        self._drift = None if recipe.drift is None else DriftWatch(name, recipe.drift)
         self._handlers |= {Cut: self._pinned, Evaluate: self._predicted}
 
     @property
@@ -97,16 +99,16 @@ class PredictingTrainer(Trainer):
         yield from self._to_all(Release(CutId(self.address, number)))
         example.is_predicted, example.outputs = True, outputs
         if example.is_labelled:
-            self._labelled(example)
+            yield from self._labelled(example)
         yield from self._send(now_s)
 
-    def _labelled(self, example: Example) -> None:
+    def _labelled(self, example: Example) -> Iterator[Effect]:
         """Its label is there: once it is predicted it can be scored and learned from."""
         if example.is_predicted:
-            self._score(example)
+            yield from self._score(example)
             self._ready.append(example)
 
-    def _score(self, example: Example) -> None:
+    def _score(self, example: Example) -> Iterator[Effect]:
         outputs, example.outputs = example.outputs, None
         size = samples(example.x)
         if outputs is None:
@@ -119,7 +121,8 @@ class PredictingTrainer(Trainer):
             for name, score in self._recipe.scores.items():
                 assert not isinstance(score, StreamingScore), "the recipe has refused those"
                 values |= numbers_of(name, score(given.unchanged(), targets))
-        self._prequential.add(values, size)
+        if self._prequential.add(values, size) and self._drift is not None:
+            yield from self._drift.look(values, self._prequential.examples)
 
     def _restarted(self, message: Restarted, now_s: float) -> Iterator[Effect]:
         """As any trainer; predictions under way are made again."""

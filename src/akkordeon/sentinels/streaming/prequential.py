@@ -41,11 +41,11 @@ class Prequential:
         self._faded: dict[str, float] = {}
         self._weight = 0.0
 
-    def add(self, values: Mapping[str, float], examples: int) -> None:
-        """Take in the means over so many examples, by name."""
+    def add(self, values: Mapping[str, float], examples: int) -> bool:
+        """Take in the means over so many examples, by name; whether they were, as all are finite."""
         if not all(map(math.isfinite, values.values())):
             self.unscored += examples
-            return
+            return False
         self.examples += examples
         decay = self._factor**examples
         self._weight = self._weight * decay + examples
@@ -56,6 +56,7 @@ class Prequential:
         self._in_window += examples
         while self._in_window - self._recent[0][0] >= self._size:
             self._in_window -= self._recent.popleft()[0]
+        return True
 
     def overall(self) -> dict[str, float]:
         """The means over all."""

@@ -143,18 +143,18 @@ class Streamer(PredictingTrainer):
     def _handle(self, event: Event) -> Iterator[Effect]:
         if isinstance(event, Item):
             for example in self._unlabelled.due(self._time):
-                self._labelled(example)
+                yield from self._labelled(example)
             yield from self._take_pair(event)
         elif isinstance(event, Question):
             yield from self._take_question(event)
         elif isinstance(event, Answer):
             found = self._unlabelled.answer(event.key, event.y)
             if found is not None:
-                self._labelled(found)
+                yield from self._labelled(found)
         elif isinstance(event, EpochEnd):
             self._source_over = True
             for example in self._unlabelled.due(None):
-                self._labelled(example)
+                yield from self._labelled(example)
             for example in self._unlabelled.drop_all():
                 yield from self._done(example)
         else:
@@ -263,6 +263,7 @@ class Streamer(PredictingTrainer):
             examples=done.examples,
             unscored=done.unscored,
             labels=self._unlabelled.counted(),
+            alarms=() if self._drift is None else self._drift.alarms,
             seconds=self._latest_s - self._began_s,
         )
 
@@ -299,6 +300,7 @@ class Streamer(PredictingTrainer):
                 "time": self._time,
                 "cuts": self._cuts,
                 "scores": self._prequential.state(),
+                "drift": None if self._drift is None else self._drift.state(),
                 "labels": self._unlabelled.state(),
                 "to_predict": [each.as_plain() for each in self._not_predicted() if each.is_labelled],
                 "to_train": [each.as_plain() for each in (*not_done, *self._ready)],
@@ -320,6 +322,8 @@ class Streamer(PredictingTrainer):
         self._source_over, self._examples = stream["over"], stream["examples"]
         self._time, self._cuts = stream["time"], stream["cuts"]
         self._prequential.go_on_from(stream["scores"])
+        if self._drift is not None and stream.get("drift") is not None:
+            self._drift.go_on_from(stream["drift"])
         self._to_predict.extend(self._unlabelled.go_on_from(stream["labels"]))
         self._to_predict.extend(map(Example.from_plain, stream["to_predict"]))
         self._ready.extend(map(Example.from_plain, stream["to_train"]))

@@ -26,8 +26,8 @@ from akkordeon.downpour.recipe import Downpour
 from akkordeon.engines.base import ProcessState
 from akkordeon.engines.interpreter import Interpreter
 from akkordeon.pipeline.network import Network
-from akkordeon.sentinels.factory import make_actors
-from akkordeon.sentinels.recipes import Evaluation, Training, require_recipes
+from akkordeon.sentinels.factory import make_actors, require_recipes
+from akkordeon.sentinels.recipes import Evaluation, Training
 from akkordeon.sentinels.roles import KEEPERS, Role
 from akkordeon.session.records.digest import Digest, data_fingerprint, key_of
 from akkordeon.session.records.file_format import RHYTHM, message_of, unpacked

@@ -1,0 +1,104 @@
+"""Alarms where a stream is predicted worse than before."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from tests.support.harness import reports
+from torch.nn import functional as F
+
+import akkordeon as ak
+from akkordeon.core.errors import RecipeError
+from akkordeon.core.streams.reports import DriftAlarm
+from akkordeon.sentinels.streaming.drift_watch import ALARMS_MAX, DriftWatch
+
+
+class Every:
+    """Sees a change with every so many numbers."""
+
+    def __init__(self, n: int) -> None:
+        self.n, self.seen = n, 0
+
+    @property
+    def drift_detected(self) -> bool:
+        return self.seen % self.n == 0
+
+    def update(self, x: float) -> None:
+        self.seen += 1
+
+
+def alarms_of(drift: ak.Drift, values) -> list[DriftAlarm]:
+    watch = DriftWatch("s", drift)
+    name = drift.on
+    return [a for i, v in enumerate(values, 1) for a in reports(list(watch.look({name: v}, i)), DriftAlarm)]
+
+
+def test_a_change_for_the_worse_is_an_alarm_and_one_for_the_better_is_none():
+    rises, falls = [0.0] * 90 + [1.0] * 10, [1.0] * 90 + [0.0] * 10
+    assert alarms_of(ak.Drift(Every(100)), rises) == [DriftAlarm("s", "loss", 100)]
+    assert not alarms_of(ak.Drift(Every(100)), falls)
+    assert alarms_of(ak.Drift(Every(100), on="accuracy"), falls) == [DriftAlarm("s", "accuracy", 100)]
+    assert not alarms_of(ak.Drift(Every(100), on="accuracy"), rises)
+    assert alarms_of(ak.Drift(Every(100), on="error", higher_is_better=False), rises)
+
+
+def test_worse_is_told_by_what_came_since_the_change_before():
+    values = [5.0] * 100 + [1.0] * 90 + [2.0] * 10
+    assert [alarm.examples for alarm in alarms_of(ak.Drift(Every(100)), values)] == [200]
+
+
+@pytest.mark.parametrize(
+    ("detector", "options"), [("ADWIN", {}), ("PageHinkley", {}), ("KSWIN", {"alpha": 1e-4, "seed": 0})]
+)
+def test_detectors_of_river_find_a_planted_change(detector, options):
+    drift = pytest.importorskip("river.drift")
+    noise = random.Random(0)
+    values = [noise.gauss(0.3 if i < 1000 else 0.9, 0.1) for i in range(1500)]
+    (first, *_) = alarms_of(ak.Drift(getattr(drift, detector)(**options)), values)
+    assert 1000 < first.examples < 1200
+
+
+def test_the_latest_alarms_are_kept_and_a_detector_is_copied():
+    drift = ak.Drift(Every(1))
+    watch = DriftWatch("s", drift)
+    for i in range(ALARMS_MAX + 50):
+        for value in (0.0, 1.0):
+            list(watch.look({"loss": value}, i))
+    assert not watch.alarms  # one value after a change says nothing
+    assert drift.detector.seen == 0
+
+
+def test_alarms_go_on_in_a_checkpoint_and_the_detector_begins_anew():
+    watch = DriftWatch("s", ak.Drift(Every(4)))
+    for i, value in enumerate((0.0, 0.0, 0.0, 1.0), 1):
+        list(watch.look({"loss": value}, i))
+    again = DriftWatch("s", ak.Drift(Every(4)))
+    again.go_on_from(watch.state())
+    assert again.alarms == watch.alarms == (4,)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        (lambda: ak.Drift(Every), "a detector has update"),
+        (lambda: ak.Drift(3), "a detector has update.x. and drift_detected, as river's ADWIN.. has; got 3"),
+        (lambda: stream(ak.Drift(Every(1), on="f1")), "watched on 'f1', but the scores are loss, accuracy"),
+        (lambda: stream("ADWIN"), "drift is a Drift, as in Drift.ADWIN..., got 'ADWIN'"),
+    ],
+)
+def test_what_could_only_fail_later_is_refused(wrong, sentence):
+    with pytest.raises(RecipeError, match=sentence):
+        wrong()
+
+
+def stream(drift):
+    source = torch.ones(1, 3), torch.tensor([1])
+    return ak.Sentinel.stream(source, F.cross_entropy, scores={"accuracy": ak.accuracy}, drift=drift)
+
+
+def test_a_part_of_a_collection_that_is_not_there_is_named():
+    watch = DriftWatch("s", ak.Drift(Every(1), on="of/f1"))
+    with pytest.raises(RecipeError, match="watched on 'of/f1', but the scores are loss, of/recall"):
+        list(watch.look({"loss": 1.0, "of/recall": 0.5}, 1))
