@@ -2,14 +2,15 @@
 
 python examples/electricity.py --data-dir DIR               # DIR has elec.csv, of Harries 1999 ("elec2")
 python examples/electricity.py --data-dir DIR --seeds 5     # five networks
-python examples/electricity.py --data-dir DIR --no-label-before --curves curves.csv --plot curves.png
+python examples/electricity.py --data-dir DIR --no-label-before --curves curves.csv
 
 45,312 half hours in New South Wales; the label is whether the price is above its mean of the last day. It
 mostly stays what it was, so "the label does not change" is what to beat. Besides the six columns of the file,
 all learners are given the label of the half hour before: it is known by then, as labels come before the next
 example is predicted (a delay of 0 or 1). --no-label-before leaves it out.
 
-With river installed three of its learners see the same examples in the same order.
+With river installed three of its learners see the same examples in the same order, and its ADWIN watches the
+loss of ours for drift.
 """
 
 from __future__ import annotations
@@ -34,18 +35,20 @@ from akkordeon.data.datasets import Examples
 
 COLUMNS = ["period", "nswprice", "nswdemand", "vicprice", "vicdemand", "transfer"]
 WINDOW = 1000
+BARS = "▁▂▃▄▅▆▇█"
 
 sgd = partial(torch.optim.SGD, lr=0.05)
 
 
 @dataclass
 class Learned:
-    """How well somebody predicted: accuracy over all, and by example over the window before."""
+    """How well somebody predicted: accuracy over all, by example over the window before, and the alarms."""
 
     name: str
     accuracy: float
     examples_per_s: float | None
     curve: dict[int, float] = field(default_factory=dict)
+    alarms: tuple[int, ...] = ()
 
 
 def read(folder: Path, label_before: bool, take: int | None) -> Examples:
@@ -68,16 +71,29 @@ def network(inputs: int, width: int, seed: int) -> ak.Network:
     return ak.Network([ak.Gate(module, sgd) for module in (first, second, nn.Linear(width, 2))])
 
 
-def ours(data: Examples, width: int, seed: int) -> Learned:
+def ours(data: Examples, width: int, seed: int, drift: ak.Drift | None = None) -> Learned:
     """A network of ours, one example at a time, each predicted first."""
     sentinel = ak.Sentinel.stream(
-        data, F.cross_entropy, scores={"accuracy": ak.accuracy}, window=WINDOW, report_every=WINDOW
+        data,
+        F.cross_entropy,
+        scores={"accuracy": ak.accuracy},
+        window=WINDOW,
+        report_every=WINDOW,
+        drift=drift,
     )
     with ak.run(network(data[0].shape[1], width, seed), ak.Threads(2)) as session:
         stream = session.attach(sentinel).wait().stream
     last = stream[-1]
     curve = {report.examples: report.window["accuracy"] for report in stream}
-    return Learned(f"three gates, seed {seed}", last.overall["accuracy"], last.examples / last.seconds, curve)
+    speed = last.examples / last.seconds
+    return Learned(f"three gates, seed {seed}", last.overall["accuracy"], speed, curve, last.alarms)
+
+
+def watched_by_river() -> ak.Drift:
+    """ADWIN on the loss, as river has it by default."""
+    from river.drift import ADWIN
+
+    return ak.Drift(ADWIN(), on="loss")
 
 
 def no_change(data: Examples) -> Learned:
@@ -136,16 +152,18 @@ def write_curves(path: Path, learned: list[Learned]) -> None:
             writer.writerow([examples, *(each.curve.get(examples, "") for each in learned)])
 
 
-def plot(path: Path, learned: list[Learned]) -> None:
-    """The same as a picture, with matplotlib."""
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(10, 5))
+def print_plot(learned: list[Learned]) -> None:
+    """The same as bars, one for each 1,000 examples, and below those of ours the alarms for drift."""
+    values = [value for each in learned for value in each.curve.values()]
+    low, high = min(values), max(values)
+    scale = f"from {low:.0%} {BARS[0]} to {high:.0%} {BARS[-1]}"
+    print(f"\naccuracy over the latest {WINDOW:,}, {scale}; ^ is an alarm for drift")
     for each in learned:
-        axes.plot([*each.curve], [*each.curve.values()], label=f"{each.name} ({each.accuracy:.1%})")
-    axes.set(xlabel="examples", ylabel=f"accuracy over the latest {WINDOW:,}")
-    axes.legend()
-    figure.savefig(path)
+        heights = [(value - low) / (high - low or 1) * (len(BARS) - 1) for value in each.curve.values()]
+        print(f"{each.name:32} {''.join(BARS[round(height)] for height in heights)}")
+        if each.alarms:
+            marked = {(examples - 1) // WINDOW for examples in each.alarms}
+            print(" " * 33 + "".join("^" if i in marked else " " for i in range(max(marked) + 1)))
 
 
 def main(
@@ -156,14 +174,15 @@ def main(
     take: int | None = None,
     river: bool = True,
     curves: Path | None = None,
-    plot_to: Annotated[Path | None, typer.Option("--plot")] = None,
 ) -> None:
     """Predict the electricity market in DATA_DIR, example by example, and learn from it."""
     data = read(data_dir, label_before, take)
-    learned = [no_change(data), *(ours(data, width, seed) for seed in range(seeds))]
     if river and find_spec("river") is None:
         print("river is not installed, so its learners are left out: pip install 'akkordeon[river]'")
-    elif river:
+        river = False
+    drift = watched_by_river() if river else None
+    learned = [no_change(data), *(ours(data, width, seed, drift) for seed in range(seeds))]
+    if river:
         learned += of_river(data)
     print(f"{len(data[1]):,} examples, each predicted before it was learned")
     for each in learned:
@@ -171,8 +190,7 @@ def main(
         print(f"{each.name:32} {each.accuracy:7.2%} {speed}")
     if curves is not None:
         write_curves(curves, learned)
-    if plot_to is not None:
-        plot(plot_to, learned)
+    print_plot(learned)
 
 
 if __name__ == "__main__":

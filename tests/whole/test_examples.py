@@ -158,9 +158,11 @@ def test_the_electricity_example_prints_a_table_and_writes_curves(tmp_path, caps
     (tmp_path / "elec.csv").write_text("\n".join([",".join([*electricity.COLUMNS, "class"]), *rows, ""]))
     electricity.WINDOW = 30
     electricity.main(tmp_path, width=16, river=False, curves=tmp_path / "curves.csv")
-    same, ours = capsys.readouterr().out.splitlines()[1:]
+    _, same, ours, _, scale, *bars = capsys.readouterr().out.splitlines()
     assert same.startswith("the label does not change         51.11%")
     assert ours.startswith("three gates, seed 0")
+    assert scale.startswith("accuracy over the latest 30, from ")
+    assert [len(line[33:]) for line in bars] == [3, 3]
     curves = (tmp_path / "curves.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in curves] == ["examples", "30", "60", "90"]
 
@@ -174,3 +176,10 @@ def test_the_electricity_example_shows_learners_of_river_beside_ours():
         "Hoeffding tree",
         "adaptive random forest",
     ]
+
+
+def test_the_electricity_example_marks_alarms_below_the_bar_of_their_examples(capsys):
+    electricity = example("electricity")
+    curve = {1000: 0.5, 2000: 0.9, 3000: 0.5}
+    electricity.print_plot([electricity.Learned("ours", 0.6, 1.0, curve, alarms=(1001, 1500))])
+    assert capsys.readouterr().out.splitlines()[2:] == ["ours".ljust(33) + "▁█▁", " " * 34 + "^"]
