@@ -12,6 +12,7 @@ from work import Batch, Work
 
 import akkordeon as ak
 from akkordeon.engines.base import Engine
+from akkordeon.experiments.planning.layouts import RunLayout
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "throughput"))
 from ours import planned
@@ -27,13 +28,17 @@ def plan_of(work: Work) -> ak.Plan:
 
 def exact(plan: ak.Plan) -> ak.Plan:
     """Of a plan the rows with one batch in flight, which are the plain loop on one thread to the bit."""
-    rows = [each for each in plan.layouts if each.layout.in_flight == 1 and not each.layout.replicas]
+    rows = [each for each in plan.layouts if _is_exact(each.layout)]
     return replace(plan, layouts=rows)
 
 
+def _is_exact(layout: RunLayout) -> bool:
+    return layout.in_flight == layout.intra_op_threads == 1 and not layout.replicas
+
+
 def on_threads(run: Run, plan: ak.Plan, rule: ak.Rule | None = None) -> Curve:
-    """As planned, with a worker for each core; another rule than stashing is for rows."""
-    return _trained(run, plan, ak.Threads(), rule)
+    """As planned; another rule than stashing is for rows."""
+    return _trained(run, plan, plan.engine(), rule)
 
 
 def on_ray(run: Run, plan: ak.Plan) -> Curve:

@@ -65,7 +65,8 @@ def study(name: str, seconds: float) -> list[dict[str, Any]]:
     rows = []
     for forecast in plan.layouts:
         batches = max(10, round(seconds * forecast.samples_per_s / plan.costs.samples))
-        measured = samples_per_s(plan.network(forecast), forecast.layout, [(x, y)] * batches, loss_of)
+        recipe, engine = plan.network(forecast), plan.engine(forecast)
+        measured = samples_per_s(recipe, engine, forecast.layout, [(x, y)] * batches, loss_of)
         rows.append(
             {
                 "model": name,
@@ -79,12 +80,14 @@ def study(name: str, seconds: float) -> list[dict[str, Any]]:
     return rows
 
 
-def samples_per_s(recipe: Any, layout: Any, batches: Sequence[Any], loss_of: Any) -> float:
+def samples_per_s(
+    recipe: Any, engine: ak.Threads, layout: Any, batches: Sequence[Any], loss_of: Any
+) -> float:
     """Three epochs on threads; the first one warms up."""
     sentinel = ak.Sentinel.train(
         list(batches) * max(1, layout.replicas), loss_of, in_flight=layout.in_flight, epochs=3
     )
-    with ak.run(recipe, ak.Threads()) as session:
+    with ak.run(recipe, engine) as session:
         attached = session.attach(sentinel)
         session.wait()
         trainers = attached if isinstance(attached, Sequence) else [attached]

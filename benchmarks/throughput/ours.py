@@ -19,6 +19,8 @@ from akkordeon.engines.base import Engine
 IN_FLIGHT = 5
 """In the throughput runs."""
 
+WORKERS = 2
+
 RACING = 3
 """In the race: as many as gates, the default; what comes after that costs more updates than it saves time."""
 
@@ -31,7 +33,8 @@ def network(model: nn.Sequential, optimizer: MakeOptimizer, rule: ak.Rule | None
 def plan_of(setting: Setting, optimizer: MakeOptimizer) -> ak.Plan:
     """What the planner finds for a model and its batches, on this machine."""
     x, y = dataset(setting.batch)
-    return ak.plan(build(setting, 0), example=x, targets=y, loss=F.cross_entropy, optimizer=optimizer)
+    model, here = build(setting, 0), ak.Machines.here(WORKERS)
+    return ak.plan(model, example=x, targets=y, loss=F.cross_entropy, optimizer=optimizer, hosts=here)
 
 
 def ours(
@@ -41,7 +44,7 @@ def ours(
     epochs: int,
     optimizer: MakeOptimizer,
     *,
-    workers: int = 2,
+    workers: int = WORKERS,
     rule: ak.Rule | None = None,
 ) -> list[float]:
     """Seconds per epoch."""
@@ -49,12 +52,11 @@ def ours(
     return seconds_per_epoch(row, IN_FLIGHT, ak.Threads(workers), setting, x, y, epochs)
 
 
-def as_planned(
-    setting: Setting, x: Tensor, y: Tensor, epochs: int, optimizer: MakeOptimizer, *, workers: int = 2
-) -> list[float]:
+def as_planned(setting: Setting, x: Tensor, y: Tensor, epochs: int, optimizer: MakeOptimizer) -> list[float]:
     """Seconds per epoch of the layout that the planner takes."""
-    plan, engine = plan_of(setting, optimizer), ak.Threads(workers)
-    return seconds_per_epoch(plan.network(), plan.best.layout.in_flight, engine, setting, x, y, epochs)
+    plan = plan_of(setting, optimizer)
+    in_flight = plan.best.layout.in_flight
+    return seconds_per_epoch(plan.network(), in_flight, plan.engine(), setting, x, y, epochs)
 
 
 def seconds_per_epoch(
@@ -81,7 +83,6 @@ def race(
     test: accuracy.Data,
     seed: int,
     *,
-    workers: int = 2,
     target: float = accuracy.TARGET,
     rule: ak.Rule | None = None,
     plan: ak.Plan | None = None,
@@ -100,7 +101,8 @@ def race(
     model, adam = build(accuracy.SETTING, seed), OPTIMIZERS["adam"]
     recipe = network(model, adam, rule) if plan is None else planned(plan, model)
     in_flight = RACING if plan is None else plan.best.layout.in_flight
-    with ak.run(recipe, engine=ak.Threads(workers), seed=seed) as session:
+    engine = ak.Threads(WORKERS) if plan is None else plan.engine()
+    with ak.run(recipe, engine, seed=seed) as session:
         accuracy.warm_up(build(accuracy.SETTING, seed), train)
         seconds = 0.0
         for _ in range(accuracy.UPDATES_MAX // accuracy.EVERY):

@@ -29,6 +29,19 @@ def test_it_prints_layouts_and_which_one_it_would_take(tmp_path):
     assert plan["why"] in told.output
 
 
+def test_columns_say_what_is_not_the_same_for_all(tmp_path):
+    save_costs(costs_of([0.001, 0.1, 0.001], workers=2, threaded_s=0.2), tmp_path / "costs.json")
+    plan = ["plan", "digits", "--costs", str(tmp_path / "costs.json"), "--hosts"]
+    here, apart = (
+        CliRunner().invoke(app, [*plan, str(HOSTS / f"{name}.toml")]) for name in ("laptop", "far_apart")
+    )
+    assert "threads" in here.output
+    assert "1 gate with 2 intra-op threads" in here.output.splitlines()[-1]
+    assert "hosts" not in here.output
+    assert "hosts" in apart.output
+    assert "int8" in apart.output
+
+
 def test_costs_that_are_not_there_are_told(tmp_path):
     done = CliRunner().invoke(app, ["plan", "digits", "--costs", str(tmp_path / "none.json")])
     assert done.exit_code == 1

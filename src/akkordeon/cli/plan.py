@@ -42,7 +42,8 @@ def plan(
     from akkordeon.experiments.planning import costs as files
     from akkordeon.experiments.planning.settings import plan_task
 
-    found = plan_task(config, hosts, costs)
+    elsewhere = None if save_costs is None else files.COMPRESSIONS
+    found = plan_task(config, hosts, costs, elsewhere)
     if save_costs is not None:
         files.save_costs(found.costs, save_costs)
     Console().print(_table(found))
@@ -55,29 +56,30 @@ def _table(found: Any) -> Any:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    for name in ("gates", "replicas", "hosts", "in\nflight", "push\nevery", "pushed\nas", "samples\na second",
-                 "mean\nτ", "MB\na host", "bytes\na sample"):  # fmt: skip
+    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=0)
+    cells = [_cells(each, "▶ " if each is found.best else "") for each in found.layouts]
+    said = [name for name in cells[0] if any(row[name] for row in cells)]
+    for name in said:
         table.add_column(name, justify="right", no_wrap=True)
-    for each in found.layouts:
-        best = each is found.best
-        table.add_row(
-            *_cells(each, "▶ " if best else ""), style="bold" if best else "" if each.fits else "red"
-        )
+    for each, row in zip(found.layouts, cells, strict=True):
+        style = "bold" if each is found.best else "" if each.fits else "red"
+        table.add_row(*(row[name] for name in said), style=style)
     return table
 
 
-def _cells(forecast: Any, mark: str) -> list[str]:
-    layout = forecast.layout
-    return [
-        f"{mark}{layout.gates}",
-        f"{layout.replicas or ''}",
-        f"{len(layout.hosts)}",
-        f"{layout.in_flight}",
-        f"{layout.push_every or ''}",
-        layout.compression or "",
-        f"{forecast.samples_per_s:,.0f}",
-        f"{forecast.staleness:.1f}",
-        f"{max(forecast.memory_bytes.values()) / 1e6:,.1f}",
-        f"{forecast.bytes_per_sample:,.0f}",
-    ]
+def _cells(forecast: Any, mark: str) -> dict[str, str]:
+    """What is said of a layout, by column; nothing where it is as usual."""
+    layout, hosts = forecast.layout, len(forecast.layout.hosts)
+    return {
+        "gates": f"{mark}{layout.gates}",
+        "threads": f"{layout.intra_op_threads}" if layout.intra_op_threads > 1 else "",
+        "replicas": f"{layout.replicas or ''}",
+        "hosts": f"{hosts}" if hosts > 1 else "",
+        "in\nflight": f"{layout.in_flight}",
+        "push\nevery": f"{layout.push_every or ''}",
+        "sent\nas": "int8" if layout.int8 else layout.compression or "",
+        "samples\na second": f"{forecast.samples_per_s:,.0f}",
+        "mean\nτ": f"{forecast.staleness:.1f}",
+        "MB\na host": f"{max(forecast.memory_bytes.values()) / 1e6:,.0f}",
+        "KB\na sample": f"{forecast.bytes_per_sample / 1e3:,.1f}" if hosts > 1 else "",
+    }

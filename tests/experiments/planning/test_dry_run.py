@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -9,6 +10,7 @@ from torch import nn
 
 import akkordeon as ak
 from akkordeon.engines.simulator import Compute, Cost, Host, Link, Links
+from akkordeon.experiments.planning.costs import Sent
 from akkordeon.experiments.planning.dry_run import dry_run
 from akkordeon.experiments.planning.layouts import RunLayout
 
@@ -80,6 +82,33 @@ def test_a_row_in_one_host_sends_nothing_over_links():
     assert dry_run(row("h0", "h0", in_flight=2), costs_of([0.01, 0.01]), machines(1)).bytes_per_sample == 0
 
 
+def test_int8_spares_a_slow_link_and_costs_what_it_takes_to_narrow():
+    whole = row("h0", "h1", in_flight=8)
+    slow = machines(2, link=Link(0.0, 10_000.0))
+    as_it_is, narrowed = (
+        dry_run(replace(whole, int8=int8), costs_of([0.001, 0.001]), slow) for int8 in (False, True)
+    )
+    assert narrowed.samples_per_s == pytest.approx(4 * as_it_is.samples_per_s, rel=0.06)
+    assert narrowed.bytes_per_sample == pytest.approx(as_it_is.bytes_per_sample / 4, rel=0.06)
+    alone = row("h0", "h1", in_flight=1)
+    costs = costs_of([0.001, 0.001])
+    takes = Sent(bytes=1000, int8_bytes=250, int8_s=0.5)
+    costs = replace(costs, blocks=[replace(costs.blocks[0], output=takes), costs.blocks[1]])
+    free = machines(2, link=Link(0.0, 1e12))
+    assert dry_run(alone, costs, free).samples_per_s == pytest.approx(10 / 0.006, rel=0.01)
+    assert dry_run(replace(alone, int8=True), costs, free).samples_per_s == pytest.approx(
+        10 / 0.506, rel=0.02
+    )
+
+
+def test_one_gate_with_several_threads_takes_what_was_measured_on_a_host_of_that_speed():
+    layout = replace(row("h0", in_flight=1), intra_op_threads=2)
+    costs = costs_of([0.01], workers=2, crowding=1.8, threaded_s=0.02, gate_s=(0.001, 0.002))
+    forecast = dry_run(layout, costs, machines(1, speed=0.5))
+    assert forecast.samples_per_s == pytest.approx(10 / 0.04, rel=0.01)
+    assert forecast.staleness == 0
+
+
 def test_a_host_of_half_the_speed_takes_twice_as_long():
     fast, slow = (
         dry_run(row("h0", in_flight=1), costs_of([0.01]), machines(1, speed=speed)) for speed in (1.0, 0.5)
@@ -112,4 +141,11 @@ def test_bytes_are_those_of_pushes_and_of_the_weights_that_come_back():
 
 def test_a_forecast_is_counted_from_one_batch_that_comes_back_to_another():
     forecast = dry_run(row("h0", in_flight=1), costs_of([0.01]), machines(1, cores=1))
-    assert forecast.samples_per_s == pytest.approx(10 / 0.03, rel=1e-9)
+    assert forecast.samples_per_s == pytest.approx(10 / 0.03, rel=0.01)
+
+
+def test_two_batches_do_not_keep_each_other_waiting_for_ever():
+    # With equal times for equal messages the second gate had both batches at once, again and again: 0.67.
+    row = RunLayout(ends=(1, 2), in_flight=2, placement=(("h0", "h0"),))
+    forecast = dry_run(row, costs_of([0.01, 0.01], sentinel_s=(0.001, 0.001)), machines(1))
+    assert forecast.samples_per_s > 0.9 * 10 / 0.03

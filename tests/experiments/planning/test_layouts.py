@@ -48,16 +48,37 @@ def test_replicas_push_seldom_only_where_there_are_links():
     assert apart == {1, 16, 64}
 
 
+def test_one_gate_on_all_cores_is_proposed_where_a_host_has_as_many_as_were_measured():
+    costs = costs_of([0.01, 0.1], workers=4, threaded_s=0.1)
+    assert not any(each.intra_op_threads > 1 for each in proposed(costs, machines(1.0, cores=2)))
+    [found] = [each for each in proposed(costs, machines(1.0, 1.0, cores=8)) if each.intra_op_threads > 1]
+    assert (found.gates, found.in_flight, found.intra_op_threads, found.placement) == (1, 1, 4, (("h0",),))
+    assert str(found) == "1 gate with 4 intra-op threads, 1 batch in flight"
+
+
+def test_rows_send_int8_only_over_links():
+    costs = costs_of([0.01, 0.01])
+    assert not any(each.int8 for each in proposed(costs, machines(1.0)))
+    apart = [each for each in proposed(costs, machines(1.0, 1.0, cores=1)) if len(each.hosts) > 1]
+    assert sum(each.int8 for each in apart) == len(apart) / 2
+
+
 def test_layouts_say_in_words_what_they_are():
     said = {str(each) for each in proposed(costs_of([0.01] * 2, replicas=True), machines(1.0, 1.0, cores=1))}
     assert "1 gate, 1 batch in flight" in said
     assert "2 gates on 2 hosts, 4 batches in flight" in said
+    assert "2 gates on 2 hosts in int8, 4 batches in flight" in said
     assert "2 replicas of 1 gate on 2 hosts, 1 batch in flight, pushes every 16 steps in int8" in said
 
 
 @pytest.mark.parametrize(
     ("name", "hosts", "wins"),
-    [("laptop", 1, "gates"), ("gigabit", 8, "replicas"), ("far_apart", 3, "replicas")],
+    [
+        ("laptop", 1, "gates"),
+        ("gigabit", 8, "replicas"),
+        ("far_apart", 3, "replicas"),
+        ("rack", 4, "replicas"),
+    ],
 )
 def test_the_example_hosts_are_planned_for(name, hosts, wins):
     network = ak.Network([ak.Gate(nn.Linear(4, 4), lambda p: torch.optim.SGD(p, lr=0.1)) for _ in range(2)])

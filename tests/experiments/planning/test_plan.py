@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tests.support.planning import costs_of
@@ -8,7 +10,9 @@ from torch.nn import functional as F
 
 import akkordeon as ak
 from akkordeon.core.errors import DataError, RecipeError
-from akkordeon.experiments.planning.blocks import blocks_of_network, recut
+from akkordeon.experiments.planning import measure
+from akkordeon.experiments.planning import plan as planner
+from akkordeon.experiments.planning.blocks import blocks_of_module, blocks_of_network, recut
 from akkordeon.experiments.planning.costs import ModelCosts, load_costs, save_costs
 from akkordeon.experiments.planning.layouts import proposed
 
@@ -20,6 +24,10 @@ def sgd(params):
 def mlp() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+def three_blocks(module, example, optimizer, cuts, tie):
+    return blocks_of_module(module, example, optimizer, ("1", "3"), tie)
 
 
 def by_hand() -> ak.Network:
@@ -62,6 +70,60 @@ def test_a_module_is_cut_where_a_function_chooses():
         ak.Network.from_module(model, "auto", sgd, example=x)
 
 
+def quick(monkeypatch, calls):
+    """Measure with fewer batches; the time does not count here. What is measured is kept by length of row."""
+    monkeypatch.setattr(measure, "MEASURED_S", 0.0)
+    monkeypatch.setattr(measure, "FEWEST", 1)
+    take = measure._Measurement.take
+
+    def noted(self):
+        calls.append((len(self.row), torch.get_num_threads()))
+        return take(self)
+
+    monkeypatch.setattr(measure._Measurement, "take", noted)
+
+
+def test_measuring_tries_all_cores_for_one_gate_and_leaves_the_process_as_it_was(monkeypatch):
+    calls = []
+    quick(monkeypatch, calls)
+    blocks = blocks_of_network(by_hand(), torch.randn(4, 8))
+    torch.set_num_threads(3)
+    pairs = [(torch.randn(4, 8), torch.zeros(4).long())] * 8
+    costs = measure.measured(blocks, pairs, F.cross_entropy, 2, [])
+    assert torch.get_num_threads() == 3
+    assert costs.threaded_s is not None
+    assert costs.threaded_s > 0
+    assert costs.compressions == []
+    assert calls.count((1, 2)) == 1  # one gate with two threads
+    assert {threads for _, threads in calls} == {1, 2}
+    assert sum(gates == 3 for gates, _ in calls) == 5  # first look, alone, two beside each other, empty gates
+    assert costs.inputs.bytes == 4 * 8 * 4
+    assert costs.inputs.int8_bytes == 4 * (8 + 4)
+
+
+def test_one_worker_is_measured_with_one_thread(monkeypatch):
+    calls = []
+    quick(monkeypatch, calls)
+    blocks = blocks_of_network(by_hand(), torch.randn(4, 8))
+    costs = measure.measured(blocks, [(torch.randn(4, 8),) * 2] * 8, lambda y, _: y.mean(), 1, [])
+    assert costs.threaded_s is None
+    assert {threads for _, threads in calls} == {1}
+
+
+@pytest.mark.parametrize(("hosts", "measured"), [(1, [None]), (2, [None, "bf16", "int8"])])
+def test_compressions_are_measured_only_where_there_are_links(monkeypatch, hosts, measured):
+    asked = []
+
+    def costs(blocks, pairs, loss, workers, compressions):
+        asked.extend(compressions)
+        return costs_of([0.01, 0.01, 0.02])
+
+    monkeypatch.setattr(planner, "measured", costs)
+    machines = ak.Machines([ak.Machine(name=str(i), cores=2) for i in range(hosts)])
+    ak.plan(by_hand(), example=torch.randn(4, 8), hosts=machines)
+    assert asked == measured
+
+
 @pytest.mark.slow
 def test_the_planner_chooses_the_gates_of_a_module():
     network = ak.Network.from_module(mlp(), ak.auto, sgd, example=torch.randn(16, 8))
@@ -75,6 +137,50 @@ def test_even_blocks_on_two_cores_go_twice_as_fast_in_gates():
     assert plan.best.layout.ends == (2, 3)
     assert plan.best.samples_per_s == pytest.approx(2 * alone.samples_per_s, rel=0.05)
     assert plan.best.samples_per_s == pytest.approx(10 / 0.06, rel=0.05)
+
+
+def unsplittable() -> ModelCosts:
+    """Nearly all in one block, of which two threads make 1.7 times as many."""
+    return costs_of([0.0001, 0.02, 0.0001], workers=2, threaded_s=0.0606 / 1.7)
+
+
+def test_one_gate_uses_two_cores_where_one_block_has_nearly_all_the_work():
+    plan = planned(unsplittable())
+    assert str(plan.best.layout) == "1 gate with 2 intra-op threads, 1 batch in flight"
+    assert plan.best.samples_per_s == pytest.approx(1.7 * 10 / 0.0606, rel=0.01)
+    assert (plan.engine().workers, plan.engine().intra_op_threads) == (1, 2)
+    alone = next(each for each in plan.layouts if each.layout.intra_op_threads == 1)
+    assert (plan.engine(alone).workers, plan.engine(alone).intra_op_threads) == (2, 1)
+    assert len(plan.network().gates) == 1
+
+
+def test_two_even_gates_go_before_one_on_two_cores():
+    plan = planned(costs_of([0.01, 0.01, 0.02], workers=2, threaded_s=0.12 / 1.7))
+    assert plan.best.layout.gates == 2
+
+
+def test_a_function_that_chooses_one_gate_on_all_cores_says_what_to_run_it_on(monkeypatch, caplog):
+    monkeypatch.setattr(planner, "measured", lambda *_: unsplittable())
+    monkeypatch.setattr(planner, "blocks_of_module", three_blocks)
+    network = ak.Network.from_module(mlp(), ak.auto, sgd, example=torch.randn(4, 8))
+    assert len(network.gates) == 1
+    assert "run the network on ak.Threads(workers=1, intra_op_threads=2)" in caplog.text
+
+
+def test_a_plan_with_replicas_says_that_they_learn_less_of_a_sample():
+    costs = costs_of([0.01, 0.03, 0.01], replicas=True)
+    costs = replace(costs, blocks=[costs.blocks[0], replace(costs.blocks[1], update_s=0.2), costs.blocks[2]])
+    plan = planned(costs)
+    assert plan.best.layout.replicas == 2
+    assert "learn less from a sample" in plan.why
+
+
+def test_layouts_over_several_hosts_have_no_threads_to_run_on():
+    hosts = ak.Machines([ak.Machine(name=str(i), cores=1) for i in range(3)])
+    plan = ak.plan(by_hand(), example=torch.randn(4, 8), hosts=hosts, costs=costs_of([0.01] * 3))
+    assert plan.best.layout.gates == 3
+    with pytest.raises(RecipeError, match=r"3 gates on 3 hosts.* need the engine ak\.Ray"):
+        plan.engine()
 
 
 def test_on_one_core_splitting_does_not_pay():

@@ -58,8 +58,19 @@ def test_replicas_that_are_best_become_settings_of_downpour():
     assert recipe.push == "differences"
 
 
+def test_one_gate_on_all_cores_becomes_one_worker_with_as_many_threads():
+    costs = costs_of([0.0001, 0.02, 0.0001], workers=2, threaded_s=0.0606 / 1.7)
+    config = with_best(DIGITS, planned(costs))
+    assert (config.cut_before, config.workers, config.intra_op_threads, config.in_flight) == ("", 1, 2, 1)
+    kept = TrainConfig.from_plain(config.as_plain())
+    assert (kept.workers, kept.intra_op_threads) == (1, 2)
+    alone = with_best(replace(DIGITS, workers=1), planned(costs, cores=1))
+    assert (alone.workers, alone.intra_op_threads) == (1, 1)
+
+
 def test_what_the_planner_chooses_cannot_be_given_too():
-    for setting, option in ({"in_flight": 3}, "in-flight"), ({"sentinels": 2}, "sentinels"):
+    threads = {"intra_op_threads": 2}, "intra-op-threads"
+    for setting, option in ({"in_flight": 3}, "in-flight"), ({"sentinels": 2}, "sentinels"), threads:
         with pytest.raises(RecipeError, match=f"leave out --{option}, or --auto"):
             as_planned(replace(DIGITS, **setting))
 

@@ -16,6 +16,7 @@ __all__ = [
     "Compression",
     "ModelCosts",
     "PushCost",
+    "Sent",
     "load_costs",
     "save_costs",
     "write_json",
@@ -25,6 +26,25 @@ Compression: TypeAlias = Literal["bf16", "int8"] | None
 
 COMPRESSIONS: tuple[Compression, ...] = (None, "bf16", "int8")
 """Of pushes; those of downpour/compression.py."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sent:
+    """What a message is on a link.
+
+    Args:
+        bytes: as it is.
+        int8_bytes: with ``wire_dtype=torch.int8``.
+        int8_s: to narrow it to that, and to widen it again.
+    """
+
+    bytes: int
+    int8_bytes: int
+    int8_s: float
+
+    def size(self, int8: bool) -> int:
+        """Its bytes."""
+        return self.int8_bytes if int8 else self.bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +72,8 @@ class BlockCost:
         forward_s: of a forward.
         backward_s: of a backward, until the gradient of its input is there.
         update_s: of an update.
-        output_bytes: what it sends on.
-        gradient_bytes: what it sends back; 0 for the first.
+        output: what it sends on.
+        gradient: what it sends back; nothing for the first.
         saved_bytes: kept from a forward to its backward.
         weight_bytes: of its weights.
         state_bytes: what its optimizer keeps.
@@ -63,8 +83,8 @@ class BlockCost:
     forward_s: float
     backward_s: float
     update_s: float
-    output_bytes: int
-    gradient_bytes: int
+    output: Sent
+    gradient: Sent
     saved_bytes: int
     weight_bytes: int
     state_bytes: int
@@ -83,21 +103,24 @@ class ModelCosts:
         blocks: of each block.
         gate_s: what a gate takes for a (forward, backward), whatever its module does, its engine included.
         sentinel_s: what a trainer and its reader take for a batch: (its loss, all else), likewise.
-        input_bytes: of a batch of inputs.
+        inputs: of a batch, as they are sent.
         samples: in a batch.
         workers: that were at work at once when
         crowding: was measured: how many times longer work takes then, as memory, caches and the interpreter
             of Python are shared.
+        threaded_s: of a batch in one gate on one worker with as many intra-op threads as ``workers``; None
+            where there is one, or where gates cannot have several blocks.
         cuts: the names that the blocks but the first begin with.
     """
 
     blocks: Sequence[BlockCost]
     gate_s: tuple[float, float]
     sentinel_s: tuple[float, float]
-    input_bytes: int
+    inputs: Sent
     samples: int
     workers: int = 1
     crowding: float = 1.0
+    threaded_s: float | None = None
     cuts: Sequence[str] = ()
 
     @property
@@ -148,10 +171,12 @@ def load_costs(path: str | Path) -> ModelCosts:
 
 
 def _costs(table: Mapping[str, Any]) -> ModelCosts:
-    blocks = tuple(
-        BlockCost(**{**block, "pushes": {name: PushCost(**each) for name, each in block["pushes"].items()}})
-        for block in table["blocks"]
-    )
-    gate_s, sentinel_s, cuts = (tuple(table[name]) for name in ("gate_s", "sentinel_s", "cuts"))
-    lists = {"blocks": blocks, "gate_s": gate_s, "sentinel_s": sentinel_s, "cuts": cuts}
-    return ModelCosts(**{**table, **lists})
+    lists = {name: tuple(table[name]) for name in ("gate_s", "sentinel_s", "cuts")}
+    blocks = tuple(map(_block, table["blocks"]))
+    return ModelCosts(**{**table, **lists, "blocks": blocks, "inputs": Sent(**table["inputs"])})
+
+
+def _block(table: Mapping[str, Any]) -> BlockCost:
+    sent = {name: Sent(**table[name]) for name in ("output", "gradient")}
+    pushes = {name: PushCost(**each) for name, each in table["pushes"].items()}
+    return BlockCost(**{**table, **sent, "pushes": pushes})

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 from akkordeon.core.actor import Spawn
 from akkordeon.engines.simulator.compute import Cost
-from akkordeon.experiments.planning.costs import BlockCost, ModelCosts
+from akkordeon.experiments.planning.costs import BlockCost, ModelCosts, Sent
 from akkordeon.experiments.planning.dry_replicas import DryReplicaGate, DryShard
 from akkordeon.experiments.planning.layouts import RunLayout
 from akkordeon.experiments.schedules.dry_actors import DryGate, DryTrainer
@@ -63,17 +63,20 @@ class DryLayout:
         prefix = f"replica/{number}/" if self._layout.replicas else ""
         row = tuple(f"{prefix}gate/{i}" for i in range(len(hosts)))
         for i, (address, host) in enumerate(zip(row, hosts, strict=True)):
-            self.where[address], self.costs[address] = host, self._gate_cost(i)
+            self.where[address], self.costs[address] = host, self._gate_cost(i, hosts)
             yield Spawn(address, partial(self._make_gate, i, row))
         address = f"sentinel/{number}"
         loss_s, rest_s = self._model.sentinel_s
+        rest_s += self._narrowing_s(self._model.inputs, hosts[-1], hosts[0])
         self.where[address], self.costs[address] = hosts[-1], Cost(forward_s=loss_s, update_s=rest_s)
         yield Spawn(address, partial(self._make_trainer, address, row))
 
     def _make_gate(self, i: int, row: tuple[str, ...]) -> DryGate:
         blocks, previous = self._blocks[i], row[i - 1] if i else None
         following = row[i + 1] if i + 1 < len(row) else None
-        arguments = row[i], previous, following, blocks[-1].output_bytes, blocks[0].gradient_bytes
+        int8 = self._layout.int8
+        sizes = blocks[-1].output.size(int8), blocks[0].gradient.size(int8)
+        arguments = row[i], previous, following, *sizes
         if self._layout.push_every is None:
             gate = DryGate(*arguments)
         else:
@@ -84,11 +87,12 @@ class DryLayout:
         return gate
 
     def _make_trainer(self, address: str, row: tuple[str, ...]) -> DryTrainer:
-        sizes = self._model.input_bytes, self._model.blocks[-1].output_bytes
+        int8 = self._layout.int8
+        sizes = self._model.inputs.size(int8), self._model.blocks[-1].output.size(int8)
         trainer = self.trainers[address] = DryTrainer(address, row, self._layout.in_flight, None, *sizes)
         return trainer
 
-    def _gate_cost(self, i: int) -> Cost:
+    def _gate_cost(self, i: int, hosts: Sequence[str]) -> Cost:
         blocks, (forward_s, backward_s) = self._blocks[i], self._model.gate_s
         update_s, table = sum(block.update_s for block in blocks), {}
         if self._layout.push_every is not None:
@@ -96,9 +100,15 @@ class DryLayout:
             update_s += sum(push.push_s for push in pushes) / self._layout.push_every
             table = {"Parameters": (sum(push.fetch_s for push in pushes), 0.0)}
         forward_s += sum(block.forward_s for block in blocks)
+        forward_s += self._narrowing_s(blocks[-1].output, *hosts[i : i + 2])
         backward_s += sum(block.backward_s for block in blocks)
+        backward_s += self._narrowing_s(blocks[0].gradient, *hosts[max(0, i - 1) : i + 1])
         whole = {"Forward": (forward_s, 0.0), "Backward": (backward_s, update_s), **table}
         return Cost(table=whole)
+
+    def _narrowing_s(self, sent: Sent, *between: str) -> float:
+        """What it takes where hosts differ; all of it at the sender."""
+        return sent.int8_s if self._layout.int8 and len(set(between)) > 1 else 0.0
 
     def _shard(self, i: int, host: str) -> Spawn:
         address, blocks = f"shard/{i}", self._blocks[i]

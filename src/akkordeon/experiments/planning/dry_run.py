@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from akkordeon.core.messages import Attach
 from akkordeon.engines.simulator.compute import Compute, Cost
+from akkordeon.engines.simulator.distributions import LogNormal
 from akkordeon.engines.simulator.engine import Simulator
 from akkordeon.engines.simulator.hosts import Host
 from akkordeon.experiments.planning.costs import ModelCosts
@@ -20,6 +21,10 @@ __all__ = ["Forecast", "dry_run"]
 WARM_BATCHES = 20
 MEASURED_BATCHES = 60
 """Before the count begins, and while it goes on; with replicas, those of a push of each more."""
+
+SPREAD = LogNormal(1.0, 1.1)
+"""Of what a message takes. If all took equally long, two batches could follow each other through a row in a
+rhythm that leaves a gate waiting for ever, which no machine keeps to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,18 +85,16 @@ class _Run:
             Host(
                 host.name,
                 [address for address in where if where[address] == host.name],
-                host.cores,
+                host.cores // layout.intra_op_threads,
                 bytes_per_s=host.bytes_per_s,
             )
             for host in self._hosts.values()
         ]
-        slower = {
-            name: self._crowding(busy.get(name, 1.0)) / host.speed for name, host in self._hosts.items()
-        }
+        slower = {name: self._slower(busy.get(name, 1.0)) / host.speed for name, host in self._hosts.items()}
         compute = {
-            address: _slower(cost, slower[where[address]]) for address, cost in self._actors.costs.items()
+            address: _times(cost, slower[where[address]]) for address, cost in self._actors.costs.items()
         }
-        self._engine = Simulator(links=machines.links, compute=Compute(compute), hosts=hosts)
+        self._engine = Simulator(links=machines.links, compute=Compute(compute, spread=SPREAD), hosts=hosts)
         self._engine.start(lambda record: None, 0)
         try:
             for spawn in spawns:
@@ -100,8 +103,11 @@ class _Run:
         finally:
             self._engine.stop()
 
-    def _crowding(self, busy: float) -> float:
-        """How many times longer work takes while so many workers are at it."""
+    def _slower(self, busy: float) -> float:
+        """How many times longer work takes while so many workers are at it; less than once by threads."""
+        if self._layout.intra_op_threads > 1:
+            assert self._costs.threaded_s is not None, "it was measured"
+            return self._costs.threaded_s / self._costs.batch_s
         others = max(1, self._costs.workers - 1)
         return 1 + (self._costs.crowding - 1) * max(0.0, busy - 1) / others
 
@@ -147,7 +153,7 @@ class _Run:
         )
 
 
-def _slower(cost: Cost, factor: float) -> Cost:
-    """The same cost on a core where all takes so many times longer."""
+def _times(cost: Cost, factor: float) -> Cost:
+    """The same cost where all takes so many times longer."""
     table = {name: (before * factor, after * factor) for name, (before, after) in cost.by_message().items()}
     return Cost(table=table)

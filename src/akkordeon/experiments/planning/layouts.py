@@ -1,7 +1,9 @@
 """Layouts worth a dry run: few enough that all are run, and each there for a reason.
 
-- Rows on the host that does most: one gate, and more as long as one more makes the heaviest lighter.
-- Rows over all hosts, where there are several: as many gates on each as it has cores, or one.
+- Rows on the host that does most: one gate, and more as long as one more makes the heaviest lighter. Or one
+  gate, of which each operation uses several cores.
+- Rows over all hosts, where there are several: as many gates on each as it has cores, or one. What they send
+  is as it is, or int8.
 - Replicas: one for each core of a single host, or on each of several hosts, with shards on all of them. Links
   make it worth to push seldom, and less.
 """
@@ -35,6 +37,8 @@ class RunLayout:
         placement: the hosts of the gates of each row: one row, or as many as there are replicas.
         push_every: steps of a replica between pushes; None for one row without shards.
         compression: of pushes.
+        int8: whether activations and gradients are sent so, by ``wire_dtype=torch.int8``.
+        intra_op_threads: for each operation. With several there is one worker.
     """
 
     ends: tuple[int, ...]
@@ -42,6 +46,8 @@ class RunLayout:
     placement: tuple[tuple[str, ...], ...]
     push_every: int | None = None
     compression: Compression = None
+    int8: bool = False
+    intra_op_threads: int = 1
 
     @property
     def gates(self) -> int:
@@ -70,11 +76,13 @@ class RunLayout:
 
     def __str__(self) -> str:
         """In a few words."""
-        gates = _count(self.gates, "gate")
+        gates, threads = _count(self.gates, "gate"), self.intra_op_threads
+        if threads > 1:
+            gates += f" with {threads} intra-op threads"
         batches = f"{_count(self.in_flight, 'batch')} in flight"
         hosts = f" on {_count(len(self.hosts), 'host')}" if len(self.hosts) > 1 else ""
         if not self.replicas:
-            return f"{gates}{hosts}, {batches}"
+            return f"{gates}{hosts}{' in int8' if self.int8 else ''}, {batches}"
         packed = "" if self.compression is None else f" in {self.compression}"
         every = f"pushes every {_count(self.push_every or 1, 'step')}{packed}"
         return f"{_count(self.replicas, 'replica')} of {gates}{hosts}, {batches}, {every}"
@@ -95,7 +103,8 @@ def proposed(costs: ModelCosts, machines: Machines, may_merge: bool = True) -> l
         may_merge: whether gates may have several blocks.
     """
     proposals = _Proposals(costs, machines, may_merge)
-    return [*proposals.rows_on_one(), *proposals.rows_over_all(), *proposals.replicas()]
+    rows = [*proposals.rows_on_one(), *proposals.one_gate_on_all_cores(), *proposals.rows_over_all()]
+    return [*rows, *proposals.replicas()]
 
 
 class _Proposals:
@@ -111,6 +120,13 @@ class _Proposals:
             for in_flight in _in_flight(len(ends)):
                 yield RunLayout(ends=ends, in_flight=in_flight, placement=((host.name,) * len(ends),))
 
+    def one_gate_on_all_cores(self) -> Iterator[RunLayout]:
+        """By operations that use so many as were measured."""
+        host, threads = self._machines.fastest, self._costs.workers
+        if self._costs.threaded_s is not None and threads <= host.cores:
+            ends, placement = (len(self._costs.blocks),), ((host.name,),)
+            yield RunLayout(ends=ends, in_flight=1, placement=placement, intra_op_threads=threads)
+
     def rows_over_all(self) -> Iterator[RunLayout]:
         """Faster hosts have more blocks; with more batches in flight than gates, links are hidden."""
         hosts = self._machines.hosts
@@ -118,8 +134,9 @@ class _Proposals:
             names = tuple(host.name for host in hosts for _ in range(each))
             ends = self._ends(names)
             if ends is not None:
-                for factor in (1, 2, 4, 8):
-                    yield RunLayout(ends=ends, in_flight=factor * len(ends), placement=(names,))
+                for factor, int8 in product((1, 2, 4, 8), (False, True)):
+                    in_flight = factor * len(ends)
+                    yield RunLayout(ends=ends, in_flight=in_flight, placement=(names,), int8=int8)
 
     def replicas(self) -> Iterator[RunLayout]:
         """A row for each host, or for each core of the only one."""
@@ -167,7 +184,7 @@ class _Proposals:
             return None
 
         def sent(place: int) -> float:
-            return blocks[place - 1].output_bytes
+            return blocks[place - 1].output.bytes
 
         return tuple(balanced(self._costs.block_s, len(hosts), sent, [speeds[host] for host in hosts]))
 

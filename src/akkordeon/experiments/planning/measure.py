@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -16,14 +16,16 @@ from torch import Tensor, nn
 from akkordeon.core.actor import Actor
 from akkordeon.core.errors import RecipeError
 from akkordeon.core.messages import Attach, Message
+from akkordeon.core.numerics.autocast import autocast_here
 from akkordeon.core.payload import Payload, itself, map_tensors, nbytes, samples, tensors
 from akkordeon.downpour.recipe import Downpour
 from akkordeon.engines.interpreter import Cell
 from akkordeon.engines.simulator.links import size_bytes
 from akkordeon.engines.threads import Threads
 from akkordeon.engines.threads.allocator import keep_freed_memory
+from akkordeon.engines.wire import carried
 from akkordeon.experiments.planning.blocks import Blocks, averaging
-from akkordeon.experiments.planning.costs import COMPRESSIONS, BlockCost, ModelCosts, PushCost
+from akkordeon.experiments.planning.costs import BlockCost, Compression, ModelCosts, PushCost, Sent
 from akkordeon.experiments.run import run
 from akkordeon.experiments.schedules.measure_costs import Stopwatch
 from akkordeon.pipeline.gate import Gate
@@ -60,14 +62,15 @@ class _Measurement(Stopwatch):
 
     Attributes:
         row: the addresses of the gates.
-        sizes: bytes of the last message of each kind, by sender.
+        sent: the last message of each kind, by sender.
     """
 
     def __init__(self, model: Network | Downpour, batches: Pairs, loss: Loss) -> None:
         recipe = Sentinel.train(batches, loss, in_flight=1)
         self.row = model.row() if isinstance(model, Network) else model.replica_row(0)
-        self.sizes: dict[tuple[str, str], int] = {}
+        self.sent: dict[tuple[str, str], Message] = {}
         self._batches = len(batches)
+        self._autocast = autocast_here()
         actors: list[Actor] = [spawn.make() for spawn in model.spawns(0)]
         trainer = Trainer("sentinel/x", "x", self.row, "reader/x", recipe)
         reader = Reader("reader/x", "sentinel/x", lambda epoch: batches, 1, may_block=False)
@@ -75,11 +78,16 @@ class _Measurement(Stopwatch):
 
     def _send(self, sender: Cell, to: str, message: Message) -> None:
         super()._send(sender, to, message)
-        self.sizes[sender.actor.address, type(message).__name__] = size_bytes(message)
+        self.sent[sender.actor.address, type(message).__name__] = message
+
+    def bytes_of(self, address: str, name: str) -> int:
+        """Of the last message of that name that an actor sent."""
+        return size_bytes(self.sent[address, name])
 
     def take(self) -> _Measurement:
-        """Measure."""
-        self.run("sentinel/x", Attach())
+        """Measure, on a thread as workers are: memory that is freed there is found again otherwise."""
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(self._autocast.call, self.run, "sentinel/x", Attach()).result()
         return self
 
     def seconds(self, address: str, name: str) -> tuple[float, float]:
@@ -110,16 +118,18 @@ class _Measurement(Stopwatch):
         return sum(sum(self.seconds(gate, name)) for gate in self.row for name in ("Forward", "Backward"))
 
 
-def measured(blocks: Blocks, batches: Pairs, loss: Loss, workers: int | None = None) -> ModelCosts:
+def measured(
+    blocks: Blocks, batches: Pairs, loss: Loss, workers: int, compressions: Sequence[Compression]
+) -> ModelCosts:
     """The costs of a model's blocks on this machine, with one intra-op thread for each worker.
 
     Args:
         blocks: the model.
         batches: a few more than are to be measured.
         loss: from (outputs, y) to one number.
-        workers: that will be at work at once; as many as cores if not given.
+        workers: that will be at work at once.
+        compressions: of pushes, if there are to be any.
     """
-    workers = workers or os.cpu_count() or 1
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     keep_freed_memory()  # as the engine does that will run it
@@ -127,13 +137,17 @@ def measured(blocks: Blocks, batches: Pairs, loss: Loss, workers: int | None = N
         with torch.random.fork_rng():  # how often modules draw depends on the time that they take
             batches = batches[: _enough(_Measurement(blocks.network, batches[: WARM + 2], loss).take())]
             alone = _Measurement(blocks.network, batches, loss).take()
-            crowding = _crowding(lambda: _Measurement(blocks.network, batches, loss), workers)
-            payload = max(alone.sizes[gate, "Forward"] for gate in alone.row)
+            crowding = _crowding(lambda: _Measurement(blocks.network, batches, loss), workers, alone)
+            payload = max(alone.bytes_of(gate, "Forward") for gate in alone.row)
             gate_s = _empty_gate_s(payload, len(batches))
             message_s = _message_s(blocks.network, batches, loss, workers, alone)
             memory = list(_memory(blocks.network.gates, batches[0][0]))
-            pushes = _pushes(blocks.network, batches, loss, alone)
-            apart = _apart(blocks, batches, loss, alone, gate_s)
+            pushes = _pushes(blocks.network, batches, loss, alone, compressions)
+            apart, threaded_s = 1.0, None
+            if blocks.may_merge:
+                one_gate = blocks.cut((len(blocks),))
+                apart = _apart(_Measurement(one_gate, batches, loss).take(), alone, gate_s)
+                threaded_s = _threaded_s(_Measurement(one_gate, batches, loss), workers)
     finally:
         torch.set_num_threads(threads)
     loss_s, rest_s = alone.sentinel_s
@@ -144,10 +158,11 @@ def measured(blocks: Blocks, batches: Pairs, loss: Loss, workers: int | None = N
         ),
         gate_s=(gate_s[0] + message_s, gate_s[1] + message_s),
         sentinel_s=(loss_s + message_s, rest_s + (alone.messages_of_sentinel - 1) * message_s),
-        input_bytes=_bytes(tensors(batches[0][0])),
+        inputs=_sent(alone.sent["sentinel/x", "Forward"]),
         samples=samples(batches[0][0]),
         workers=workers,
         crowding=crowding,
+        threaded_s=threaded_s,
         cuts=blocks.cuts,
     )
 
@@ -171,25 +186,44 @@ def _block_cost(
         forward_s=max(0.0, forward_s - gate_s[0]) / apart,
         backward_s=max(0.0, backward_s - gate_s[1]) / apart,
         update_s=update_s / apart,
-        output_bytes=taken.sizes[gate, "Forward"],
-        gradient_bytes=taken.sizes[gate, "Backward"],
+        output=_sent(taken.sent[gate, "Forward"]),
+        gradient=_sent(taken.sent[gate, "Backward"]),
         saved_bytes=saved,
         weight_bytes=weights,
         state_bytes=state,
     )
 
 
-def _apart(
-    blocks: Blocks, batches: Pairs, loss: Loss, alone: _Measurement, gate_s: tuple[float, float]
-) -> float:
+def _sent(message: Any) -> Sent:
+    """What it is on a link."""
+    if message.payload is None:
+        return Sent(bytes=0, int8_bytes=0, int8_s=0.0)
+    times = []
+    for _ in range(FEWEST):
+        began_s = time.perf_counter()
+        _, int8_bytes = carried(message, torch.int8)
+        times.append(time.perf_counter() - began_s)
+    return Sent(bytes=size_bytes(message), int8_bytes=int8_bytes, int8_s=median(times))
+
+
+def _apart(whole: _Measurement, alone: _Measurement, gate_s: tuple[float, float]) -> float:
     """How many times longer the blocks take than the same in one gate, which computes nothing twice.
 
     What lies between blocks, such as sums of what was skipped, each gate computes again.
     """
-    if not blocks.may_merge:
-        return 1.0
-    whole = _Measurement(blocks.cut((len(blocks),)), batches, loss).take()
     return max(1.0, (alone.batch_s - len(alone.row) * sum(gate_s)) / (whole.batch_s - sum(gate_s)))
+
+
+def _threaded_s(one_gate: _Measurement, workers: int) -> float | None:
+    """What a batch takes where one worker has the cores of all, for each operation."""
+    if workers == 1:
+        return None
+    torch.set_num_threads(workers)
+    try:
+        taken = one_gate.take()
+    finally:
+        torch.set_num_threads(1)
+    return taken.batch_s + sum(taken.sentinel_s)
 
 
 def _empty_gate_s(payload_bytes: int, batches: int) -> tuple[float, float]:
@@ -213,20 +247,25 @@ def _message_s(network: Network, batches: Pairs, loss: Loss, workers: int, alone
     return max(0.0, batch_s - alone.batch_s - sum(alone.sentinel_s)) / messages
 
 
-def _crowding(make: Callable[[], _Measurement], workers: int) -> float:
+def _crowding(make: Callable[[], _Measurement], workers: int, alone: _Measurement) -> float:
     """How many times longer a batch takes where as many rows as workers are at work."""
     if workers == 1:
         return 1.0
     with ThreadPoolExecutor(workers) as pool:
-        alone, *_ = pool.map(_Measurement.take, [make()])
         together = list(pool.map(_Measurement.take, [make() for _ in range(workers)]))
     return max(1.0, median(each.batch_s for each in together) / alone.batch_s)
 
 
-def _pushes(network: Network, batches: Pairs, loss: Loss, alone: _Measurement) -> list[dict[str, PushCost]]:
+def _pushes(
+    network: Network,
+    batches: Pairs,
+    loss: Loss,
+    alone: _Measurement,
+    compressions: Sequence[Compression],
+) -> list[dict[str, PushCost]]:
     """What each gate costs as a replica's besides, by compression; nothing where it cannot be one."""
     found: list[dict[str, PushCost]] = [{} for _ in network.gates]
-    for compression in COMPRESSIONS:
+    for compression in compressions:
         try:
             replicated = averaging(network, 1, 1, compression)
         except RecipeError:
@@ -239,7 +278,7 @@ def _pushes(network: Network, batches: Pairs, loss: Loss, alone: _Measurement) -
                     push_s=max(0.0, more_s),
                     apply_s=sum(taken.seconds(f"shard/{i}", "Push")),
                     fetch_s=sum(taken.seconds(replica, "Parameters")),
-                    push_bytes=taken.sizes[replica, "Push"],
+                    push_bytes=taken.bytes_of(replica, "Push"),
                 )
             else:  # nothing in it learns
                 found[i][compression or "none"] = PushCost(push_s=0.0, apply_s=0.0, fetch_s=0.0, push_bytes=0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -15,8 +17,9 @@ from akkordeon.core.errors import RecipeError
 from akkordeon.core.payload import Payload, tensors
 from akkordeon.data.sources import as_batches
 from akkordeon.downpour.recipe import Downpour
+from akkordeon.engines.threads import Threads
 from akkordeon.experiments.planning.blocks import Blocks, averaging, blocks_of_module, blocks_of_network
-from akkordeon.experiments.planning.costs import ModelCosts, load_costs
+from akkordeon.experiments.planning.costs import COMPRESSIONS, Compression, ModelCosts, load_costs
 from akkordeon.experiments.planning.dry_run import Forecast, dry_run
 from akkordeon.experiments.planning.layouts import RunLayout, proposed
 from akkordeon.experiments.planning.machines import Machines, load_machines
@@ -33,6 +36,9 @@ MEASURED = 50
 
 ABOUT_AS_FAST = 0.95
 """A layout with less staleness is taken if it is at least so fast, beside the fastest."""
+
+
+LEARN_LESS = "Replicas learn less from a sample than a row does, which is not in these figures."
 
 
 @dataclass(frozen=True, repr=False)
@@ -86,7 +92,12 @@ class Plan:
 
     @property
     def why(self) -> str:
-        """In a sentence, why it is the best."""
+        """In a sentence, why it is the best; and another where there are replicas."""
+        replicas = any(each.layout.replicas for each in self.layouts)
+        return f"{self._reason}{f' {LEARN_LESS}' if replicas else ''}"
+
+    @property
+    def _reason(self) -> str:
         best = self.best
         simplest = min(self.layouts, key=lambda each: _effort(each.layout))
         if best is simplest:
@@ -116,11 +127,25 @@ class Plan:
             return network
         return averaging(network, layout.replicas, layout.push_every, layout.compression)
 
+    def engine(self, forecast: Forecast | None = None) -> Threads:
+        """What it is to be run on: a worker for each core of its host, or one that uses them all.
+
+        Raises:
+            RecipeError: the layout has several hosts.
+        """
+        layout = (forecast or self.best).layout
+        if len(layout.hosts) > 1:
+            wire = ", wire_dtype=torch.int8" if layout.int8 else ""
+            raise RecipeError(f"threads are of one host; {layout} need the engine ak.Ray(address{wire})")
+        cores = next(host.cores for host in self.machines.hosts if host.name == layout.hosts[0])
+        return Threads(cores // layout.intra_op_threads, layout.intra_op_threads)
+
 
 def _effort(layout: RunLayout) -> tuple[int, ...]:
     """How much there is of it, to say which of two layouts is the simpler."""
-    pushes = layout.push_every or 0, layout.compression is not None
-    return layout.replicas, len(layout.hosts), *pushes, layout.gates, layout.in_flight
+    narrowed = layout.int8 or layout.compression is not None
+    sent = len(layout.hosts), layout.push_every or 0, narrowed
+    return layout.replicas, *sent, layout.gates, layout.intra_op_threads, layout.in_flight
 
 
 def plan(
@@ -133,6 +158,7 @@ def plan(
     batch_size: int | None = None,
     hosts: Machines | str | Path | None = None,
     costs: ModelCosts | str | Path | None = None,
+    compressions: Sequence[Compression] | None = None,
     staleness_max: float = 4.0,
     tie: bool = True,
 ) -> Plan:
@@ -147,6 +173,8 @@ def plan(
         batch_size: of a task, if another than its own.
         hosts: machines and links, or the TOML file that describes them; this machine if not given.
         costs: measured on another machine, or the file that they are in; measured here if not given.
+        compressions: of pushes, of which costs are measured; if not given, all where there are several hosts,
+            and none else.
         staleness_max: rows with a larger mean τ are listed, but not taken. It is not asked of replicas, whose
             shards take but a share of each push.
         tie: whether a module may be cut where gates then use one weight.
@@ -162,7 +190,9 @@ def plan(
         costs = load_costs(costs)
     blocks = _blocks(model, pairs[0][0], optimizer, None if costs is None else costs.cuts, tie)
     if costs is None:
-        costs = measured(blocks, pairs, loss)
+        compressions = compressions or (COMPRESSIONS if len(machines.hosts) > 1 else (None,))
+        workers = min(machines.fastest.cores, os.cpu_count() or 1)
+        costs = measured(blocks, pairs, loss, workers, compressions)
     elif tuple(costs.cuts) != blocks.cuts:
         raise RecipeError(
             f"the costs are of a model with blocks at {', '.join(costs.cuts)}, this one has them at "
@@ -186,7 +216,11 @@ def auto(
     """
     found = plan(module, example=example, optimizer=optimizer, tie=tie)
     rows = replace(found, layouts=[each for each in found.layouts if not each.layout.replicas])
-    return found.blocks.cuts_after(rows.best.layout.ends)
+    best = rows.best.layout
+    if best.intra_op_threads > 1:
+        engine = f"ak.Threads(workers=1, intra_op_threads={best.intra_op_threads})"
+        logging.getLogger(__name__).warning("%s is best here: run the network on %s", best, engine)
+    return found.blocks.cuts_after(best.ends)
 
 
 def _batches(

@@ -1,1 +1,0 @@
-"""What a running row is told when it is changed: messages and records."""

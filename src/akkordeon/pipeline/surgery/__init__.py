@@ -1,1 +1,0 @@
-"""Changes of gates that are at work."""

@@ -1,1 +1,0 @@
-"""What users do to the row of gates of a running session."""
