@@ -32,9 +32,11 @@ from akkordeon.core.payload import (
     tensors,
 )
 from akkordeon.core.plain_state import Applied, LearnerState, StageState
-from akkordeon.core.recovery.messages import ForgetBefore, SentinelLost
+from akkordeon.core.recovery.messages import ForgetBefore, Save, SentinelLost
 from akkordeon.core.recovery.reports import Learned
 from akkordeon.core.shard_messages import Settle, Settled
+from akkordeon.core.surgery.messages import Change
+from akkordeon.core.surgery.reports import Changed
 from akkordeon.pipeline.forward.compiled import compile_forward
 from akkordeon.pipeline.forward.output import output_of
 from akkordeon.pipeline.forward.recomputed import Recomputed
@@ -43,6 +45,7 @@ from akkordeon.pipeline.learning.gradient_forms import differentiable, own, requ
 from akkordeon.pipeline.learning.ledger import Ledger
 from akkordeon.pipeline.module_state import BufferState
 from akkordeon.pipeline.stage import Position, Stage, Stashed
+from akkordeon.pipeline.surgery.change import changed
 from akkordeon.pipeline.updater import Updater
 
 __all__ = ["GateActor"]
@@ -110,6 +113,7 @@ class GateActor(Stage):
             Settle: self._settle,
             Scored: self._scored,
             SentinelLost: self._sentinel_lost,
+            Change: self._change,
         }
 
     # ── training ─────────────────────────────────────────────────────────────────────────────────────
@@ -323,6 +327,16 @@ class GateActor(Stage):
     def _refuse_update(self, batch: Batch) -> Effect:
         """The gradient has gone on to the gate before, but this gate cannot learn from the batch."""
         return self._refuse(batch, Fault.NOT_FINITE, "its update would make the weights not finite")
+
+    def _change(self, message: Change) -> Iterator[Effect]:
+        """Learn with other settings; where that cannot be, with those it had."""
+        error = None
+        try:
+            self._updater = changed(self._updater, self.weights, self.label, message.settings)
+        except Exception as raised:  # the functions of users may raise anything
+            error = raised
+        yield from self._save(Save())
+        yield Report(Changed(self.address, message.settings, self.version, error, message.number))
 
     def _scored(self, message: Scored) -> Iterator[Effect]:
         self._updater.scored(message.value)

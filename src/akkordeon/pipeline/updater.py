@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,9 @@ __all__ = ["Updater", "clipped"]
 AVERAGE = "average"
 """Where the state has the averaged weights; gates that keep none have none."""
 
+FROZEN = "frozen"
+"""Where the state says that the weights stay as they are for now; others have no such entry."""
+
 UPDATES_WITHOUT_SCORE = 1000
 """After so many it is said that a scheduler waits for a score."""
 
@@ -47,6 +51,9 @@ class Updater:
         label: whose weights these are, for errors.
         ema: have the weights averaged, with this decay.
 
+    Attributes:
+        frozen: whether the weights stay as they are for now.
+
     Raises:
         ForeignParameterError: the optimizer holds parameters that are not these.
         RecipeError: the factory gives something else than an optimizer.
@@ -61,6 +68,8 @@ class Updater:
         label: str,
         ema: float | None = None,
     ) -> None:
+        self._recipe = {"optimizer": optimizer, "rule": rule, "clip_norm": clip_norm, "ema": ema}
+        self.frozen = False
         self._weights = weights
         self._rule = rule
         self._clip_norm = clip_norm
@@ -76,6 +85,14 @@ class Updater:
         self._label = label
         self._updates = 0
         self._without_gradient = set(weights.trainable)
+
+    def like(self, **others: Any) -> Updater:
+        """Another of these weights, as new, made with the same arguments but for others.
+
+        Raises:
+            RecipeError, ForeignParameterError: as when one is made.
+        """
+        return Updater(self._weights, label=self._label, **{**self._recipe, **others})
 
     @property
     def spares_gradients(self) -> bool:
@@ -103,7 +120,9 @@ class Updater:
         Returns:
             Whether there is one; False where it would not have been finite, and the last one stays.
         """
-        return self._optimizer is None or self.apply(self.corrected(gradients, then, staleness))
+        if self._optimizer is None or self.frozen:
+            return True
+        return self.apply(self.corrected(gradients, then, staleness))
 
     def corrected(
         self, gradients: list[Tensor | None], then: Snapshot, staleness: int
@@ -113,7 +132,7 @@ class Updater:
 
     def apply(self, gradients: list[Tensor | None]) -> bool:
         """Make the next version with gradients as they are, but for clipping; see :meth:`update`."""
-        if self._optimizer is None:
+        if self._optimizer is None or self.frozen:
             return True
         weights = self._weights
         if self._clip_norm is not None:
@@ -195,6 +214,7 @@ class Updater:
             "updates": self._updates,
             "kinds": self._kinds(),
             **({} if average is None else {AVERAGE: average.state(self._weights.names)}),
+            **({FROZEN: True} if self.frozen else {}),
         }
 
     def load(self, state: LearnerState) -> None:
@@ -220,6 +240,7 @@ class Updater:
         for name, tensor in own.items():
             tensor.copy_(state["rule"][name])
         self._updates = state["updates"]
+        self.frozen = state.get(FROZEN, False)
         if self._weights.average is not None and state.get(AVERAGE):
             self._weights.average.load(state[AVERAGE], self._weights.names)
 

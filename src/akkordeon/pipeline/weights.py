@@ -116,6 +116,12 @@ class Weights:
         self._pinned.update(self.trainable)
         return self.now if self.keep else tuple(weight.detach().clone() for weight in self.now)
 
+    def keep_versions(self, keep: bool) -> None:
+        """Give every version memory of its own from now on, or none; those there are stay whole."""
+        if self.keep and not keep:
+            self._move(range(len(self.masters)))
+        self.keep = keep
+
     def at_all_places(self, of_trainable: list[Tensor | None]) -> list[Tensor | None]:
         """What there is for each trainable weight, at its place among all; None at the others."""
         if len(of_trainable) == len(self.masters):

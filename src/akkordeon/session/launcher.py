@@ -1,10 +1,11 @@
-"""From the recipe of a sentinel to actors at work: named, made, and told to begin."""
+"""From recipes to actors at work: the network's are made, sentinels are named, made, and told to begin."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -12,7 +13,7 @@ from akkordeon.core.addresses import free_name, reader_of
 from akkordeon.core.checkpoint_messages import GoOn, Joined
 from akkordeon.core.errors import DataError, SessionError
 from akkordeon.core.messages import Attach, Close, Message
-from akkordeon.core.plain_state import PlainState
+from akkordeon.core.plain_state import PlainState, StageState
 from akkordeon.data.fingerprint import difference, fingerprint
 from akkordeon.engines.base import Engine
 from akkordeon.pipeline.gate import Gate
@@ -23,10 +24,11 @@ from akkordeon.session.outbox import Outbox
 from akkordeon.session.records.recorder import Recorder
 from akkordeon.session.recovery.absence import start_of
 from akkordeon.session.recovery.checkpoint import Checkpoint
+from akkordeon.session.recovery.gates import GateRecovery
 from akkordeon.session.registry import Registry
 from akkordeon.session.topology import RowTopology
 
-__all__ = ["Launcher", "say_if_nothing_learns", "say_what_is_cut_short"]
+__all__ = ["Launcher", "say_what_is_cut_short"]
 
 
 NAMED_MAX = 5
@@ -34,7 +36,7 @@ NAMED_MAX = 5
 
 
 class Launcher:
-    """Has sentinels join a network.
+    """Has the actors of a network made, and sentinels join it.
 
     Args:
         engine: makes their actors.
@@ -67,6 +69,36 @@ class Launcher:
         self._started: set[str] = set()  # addresses
         self._taken_up: set[str] = set()  # names
 
+    def stage(
+        self,
+        on_report: Callable[[Any], None],
+        recovery: GateRecovery,
+        stages: Mapping[str, StageState] | None,
+    ) -> None:
+        """Start the engine, and have it make the actors of the network.
+
+        Args:
+            on_report: hears of everything.
+            recovery: brings gates back.
+            stages: what gates go on from, by address, where they do.
+        """
+        engine, recorder = self._engine, self._recorder
+        of_another, engine.recorder = engine.recorder, recorder
+        try:
+            engine.check_row(self._topology.row)
+            engine.start(on_report, self._seed)
+        except BaseException:  # the engine may carry another session
+            engine.recorder = of_another
+            if recorder is not None:
+                recorder.close()
+            raise
+        try:
+            spawns = self._topology.spawns(self._seed, stages)
+            engine.spawn_all(recovery.keep(spawns, stages))
+        except BaseException:
+            engine.stop()
+            raise
+
     def launch(self, sentinels: Sequence[Training | Evaluation], session: ParentSession) -> list[Attachment]:
         """Have sentinels begin at one moment, all or none of them.
 
@@ -82,6 +114,7 @@ class Launcher:
             for attachment in placed:
                 self._withdraw(attachment)
             raise
+        _say_if_nothing_learns(self._topology.network.gates, sentinels)
         self._record(placed)
         self._outbox.send_all([*self._to_keepers(placed), *((a.address, Attach()) for a in placed)])
         started = [a.address for a in placed if a.address in self._started]
@@ -213,7 +246,7 @@ def _refuse_other_data(name: str, kept: PlainState, here: PlainState) -> None:
         )
 
 
-def say_if_nothing_learns(gates: Sequence[Gate], sentinels: Sequence[Training | Evaluation]) -> None:
+def _say_if_nothing_learns(gates: Sequence[Gate], sentinels: Sequence[Training | Evaluation]) -> None:
     """A forgotten optimizer would pass for training that gets nowhere."""
     trains = any(isinstance(sentinel, Training) for sentinel in sentinels)
     if trains and all(gate.optimizer is None for gate in gates):

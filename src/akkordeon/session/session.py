@@ -19,7 +19,7 @@ from akkordeon.pipeline.network import Network
 from akkordeon.sentinels.recipes import Evaluation, Sentinel, Training
 from akkordeon.sentinels.roles import EXPORT, KEEP
 from akkordeon.session.attachment import Attachment
-from akkordeon.session.launcher import Launcher, say_if_nothing_learns, say_what_is_cut_short
+from akkordeon.session.launcher import Launcher, say_what_is_cut_short
 from akkordeon.session.outbox import Outbox
 from akkordeon.session.records.recorder import Recorder
 from akkordeon.session.recovery.checkpoint import Checkpoint, checkpoint_of
@@ -28,6 +28,8 @@ from akkordeon.session.registry import Registry
 from akkordeon.session.status import PROBE_S, Probes, Status
 from akkordeon.session.subscription import Subscription, Watchers
 from akkordeon.session.supervisor import Supervisor
+from akkordeon.session.surgery.live_gate import LiveGate
+from akkordeon.session.surgery.operations import Operations
 from akkordeon.session.topology import RowTopology, topology_of
 
 __all__ = ["Session"]
@@ -60,7 +62,6 @@ class Session:
         registry: Registry | None = None,
         resume: Checkpoint | None = None,
     ) -> None:
-        self.network = network
         self.seed = seed
         self._engine = engine
         self._topology = topology or topology_of(network)
@@ -80,21 +81,9 @@ class Session:
         place = engine, self._topology, self._registry, self._outbox, recorder, seed, resume
         self._launcher = Launcher(*place)
         self._probes = Probes(engine, self._outbox, self._supervisor, self._topology.row)
-        of_another, engine.recorder = engine.recorder, recorder
-        try:
-            engine.check_row(self._topology.row)
-            engine.start(self._on_report, seed)
-        except BaseException:  # the engine may carry another session
-            engine.recorder = of_another
-            if recorder is not None:
-                recorder.close()
-            raise
-        try:
-            spawns = self._topology.spawns(seed, stages)
-            engine.spawn_all(self._supervisor.recovery.keep(spawns, stages))
-        except BaseException:
-            engine.stop()
-            raise
+        at_work = engine, self._topology, self._outbox, self._supervisor.recovery
+        self._operations = Operations(*at_work, seed, self._wait)
+        self._launcher.stage(self._on_report, self._supervisor.recovery, stages)
 
     def __enter__(self) -> Self:
         return self
@@ -112,6 +101,11 @@ class Session:
         if self._closed or self._error is not None:
             how = "ended" if self._closed else "failed"
         return f"<{type(self).__name__} of {len(self.network.gates)} gates: {how}>"
+
+    @property
+    def network(self) -> Network | Downpour:
+        """The recipe of what runs, as it has become."""
+        return self._topology.network
 
     @property
     def attachments(self) -> list[Attachment]:
@@ -154,7 +148,6 @@ class Session:
     def _attach(self, sentinels: Sequence[Training | Evaluation]) -> list[Attachment]:
         self._check_open()
         placed = self._launcher.launch(sentinels, self)
-        say_if_nothing_learns(self.network.gates, sentinels)
         self._check_open(placed)
         return placed
 
@@ -203,6 +196,14 @@ class Session:
         for attachment in self.attachments:
             if not attachment._error_is_known:
                 attachment._raise_error()
+
+    def gate(self, name: str) -> LiveGate:
+        """A gate, by its address or its name, to be changed while it is at work.
+
+        Raises:
+            RecipeError: there is none, or it is a replica's.
+        """
+        return self._operations.gate(name)
 
     # ── results ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -395,4 +396,5 @@ class Session:
 
     def _on_report(self, record: Any) -> None:
         self._supervisor.hear(record)
+        self._operations.hear(record)
         self._watchers.tell(self._checkpoint_of(record) if isinstance(record, CheckpointTaken) else record)

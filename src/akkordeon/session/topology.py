@@ -9,6 +9,7 @@ import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor
 
@@ -20,7 +21,9 @@ from akkordeon.core.shard_messages import Left
 from akkordeon.data.sources import as_batches
 from akkordeon.data.split import deal_data
 from akkordeon.downpour.recipe import Downpour
+from akkordeon.pipeline.gate import Gate
 from akkordeon.pipeline.network import Network
+from akkordeon.pipeline.surgery.change import recipe_with
 from akkordeon.sentinels.recipes import Evaluation, Sentinel, Streaming, Training
 
 __all__ = ["ReplicaTopology", "RowTopology", "topology_of"]
@@ -37,11 +40,12 @@ class RowTopology:
 
     Attributes:
         row: where cuts are made, head first.
+        network: the recipe, as it has become.
     """
 
     def __init__(self, network: Network | Downpour) -> None:
         self.row = network.row()
-        self._network = network
+        self.network = network
 
     @property
     def owned(self) -> tuple[str, ...]:
@@ -50,7 +54,7 @@ class RowTopology:
 
     def spawns(self, seed: int, states: Mapping[str, StageState] | None = None) -> Iterator[Spawn]:
         """The actors of the start; ``states``: what those of the row go on from, by address."""
-        return self._network.spawns(seed, states=states)
+        return self.network.spawns(seed, states=states)
 
     def row_for(self, sentinel: Sentinel) -> tuple[str, ...]:
         """Whom a sentinel talks to, head first.
@@ -73,7 +77,7 @@ class RowTopology:
         Raises:
             RecipeError: none does.
         """
-        if all(gate.ema is None or gate.optimizer is None for gate in self._network.gates):
+        if all(gate.ema is None or gate.optimizer is None for gate in self.network.gates):
             raise RecipeError(
                 "there is no average of weights to be had: no gate that learns keeps one; give gates "
                 "ema=0.999, as in Network.replacing(ema=0.999)"
@@ -96,6 +100,32 @@ class RowTopology:
     def clients_of(self, address: str) -> Iterator[str]:
         """The actors of the network that fetch from another, or bring it something."""
         return iter(())
+
+    # ── changes of gates at work ─────────────────────────────────────────────────────────────────────
+
+    def address_of(self, gate: str) -> str:
+        """The address of a gate of the row, which may be called by its name.
+
+        Raises:
+            RecipeError: there is none, or not one alone.
+        """
+        named = [a for a, each in zip(self.row, self.network.gates, strict=True) if each.name == gate]
+        found = [gate] if gate in self.row else named
+        if len(found) != 1:
+            there = "several are" if found else "none is"
+            raise RecipeError(f"{there} called {gate!r}; the gates are {', '.join(self.row)}")
+        return found[0]
+
+    def gate_at(self, address: str) -> Gate:
+        """The recipe of a gate, as it has become."""
+        return self.network.gates[self.row.index(address)]
+
+    def change(self, address: str, settings: Mapping[str, Any]) -> None:
+        """A gate learns with other settings."""
+        assert isinstance(self.network, Network), "replicas refuse"
+        gates = list(self.network.gates)
+        gates[self.row.index(address)] = recipe_with(self.gate_at(address), settings)
+        self.network = replace(self.network, gates=gates)
 
     # ── replicas, of which a row has none ────────────────────────────────────────────────────────────
 
@@ -202,6 +232,14 @@ class ReplicaTopology(RowTopology):
                 yield from parts
             if address in (front, *parts) and self._downpour.shares(i):
                 yield from (self.replica_row(replica)[i] for replica in self.replicas)
+
+    def address_of(self, gate: str) -> str:
+        """Refuse.
+
+        Raises:
+            RecipeError: the gates of replicas are not changed alone.
+        """
+        raise RecipeError("the gates of replicas cannot be changed while they train; those of a Network can")
 
     @property
     def replicas(self) -> tuple[int, ...]:

@@ -29,9 +29,13 @@ from torch import Tensor
 from akkordeon.core import checkpoint_messages, messages, shard_messages
 from akkordeon.core.errors import RecordError, explain
 from akkordeon.core.messages import Message
+from akkordeon.core.plain_state import from_json_form, json_form
+from akkordeon.core.surgery import messages as surgery_messages
+from akkordeon.core.surgery.messages import Change
 
 __all__ = [
     "FORMAT",
+    "GIVEN",
     "LINE_BYTES_MAX",
     "RHYTHM",
     "LineDigest",
@@ -45,6 +49,9 @@ __all__ = [
 ]
 
 FORMAT = 4
+
+GIVEN = "given"
+"""The key of what stands for a setting that is not in the record, and has to be given to the replay."""
 
 LINE_BYTES_MAX = 2**28
 """Of a line that is read: a damaged file of a few bytes could unpack to one that fills the memory."""
@@ -83,7 +90,7 @@ def is_line(line: Any) -> bool:
         case [int(), "outside", str(), dict(what)]:
             try:
                 message_of(what)
-            except (TypeError, AttributeError, ValueError, KeyError):
+            except (TypeError, AttributeError, ValueError, LookupError):
                 return False
             return True
         case [int(), "replica", int()]:
@@ -95,18 +102,36 @@ def is_line(line: Any) -> bool:
 
 def fields_of(message: Message) -> dict[str, Any]:
     """A message of the session's as JSON has it."""
-    what = {"type": type(message).__name__}
+    what: dict[str, Any] = {"type": type(message).__name__}
     what.update({field.name: getattr(message, field.name) for field in fields(message)})
+    if isinstance(message, Change):
+        what["settings"] = {name: _setting(value) for name, value in message.settings.items()}
     return what
+
+
+def _setting(value: Any) -> Any:
+    """A setting of a gate as JSON has it; of functions and rules, that they have to be given again."""
+    try:
+        return json_form(value, keep=_refuse)
+    except TypeError:
+        return {GIVEN: type(value).__name__}
+
+
+def _refuse(tensor: object) -> Any:
+    raise TypeError("a setting is no tensor")
 
 
 def message_of(what: Mapping[str, Any]) -> Message:
     """A message of the session's, made again from its fields."""
     given = dict(what)
-    kind = {**vars(messages), **vars(shard_messages), **vars(checkpoint_messages)}[given.pop("type")]
+    known = messages, shard_messages, checkpoint_messages, surgery_messages
+    kind = {name: each for module in known for name, each in vars(module).items()}[given.pop("type")]
     if not (isinstance(kind, type) and issubclass(kind, Message)):
         raise ValueError(f"{kind!r} is no message")
-    return kind(**given)
+    if kind is Change:
+        given["settings"] = {name: from_json_form(form, _refuse) for name, form in given["settings"].items()}
+    message: Message = kind(**given)
+    return message
 
 
 def packed(inputs: Any) -> str | None:

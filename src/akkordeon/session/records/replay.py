@@ -21,6 +21,7 @@ from akkordeon.core.actor import Actor, Effect, Spawn
 from akkordeon.core.errors import RecipeError, ReplayError, explain
 from akkordeon.core.messages import Batch, Message
 from akkordeon.core.reports import EpochDone, GateLeft, RoundDone
+from akkordeon.core.surgery.messages import Change
 from akkordeon.data.split import skip_epochs
 from akkordeon.downpour.recipe import Downpour
 from akkordeon.engines.base import ProcessState
@@ -30,7 +31,7 @@ from akkordeon.sentinels.factory import make_actors, require_recipes
 from akkordeon.sentinels.recipes import Evaluation, Training
 from akkordeon.sentinels.roles import KEEPERS, Role
 from akkordeon.session.records.digest import Digest, data_fingerprint, key_of
-from akkordeon.session.records.file_format import RHYTHM, message_of, unpacked
+from akkordeon.session.records.file_format import GIVEN, RHYTHM, message_of, unpacked
 from akkordeon.session.records.record import Record
 from akkordeon.session.topology import topology_of
 
@@ -66,6 +67,7 @@ def replay(
     network: Network | Downpour,
     sentinels: Sequence[Training | Evaluation] = (),
     *,
+    given: Sequence[Any] = (),
     partial: bool = False,
 ) -> Replayed:
     """Run a recorded session again, message by message.
@@ -77,6 +79,8 @@ def replay(
             the names they had; several of one name, and those without a name, in the order they were
             attached. The last of a name stands for all that follow. What was predicted is in the record,
             if it could be read twice and was below 96 MiB.
+        given: functions and rules that gates were set to while they ran, in that order; a record has only
+            numbers and words.
         partial: take a record that breaks off, because its run was killed, as far as it goes.
 
     Returns:
@@ -97,7 +101,7 @@ def replay(
     torch.set_num_threads(1)
     torch.manual_seed(record.header["seed"])
     try:
-        return _Replay(record, network, sentinels).run()
+        return _Replay(record, network, sentinels, given).run()
     finally:
         process.restore()
 
@@ -139,9 +143,14 @@ class _Replay(Interpreter[_Cell]):
     """A replay under way."""
 
     def __init__(
-        self, record: Record, network: Network | Downpour, sentinels: Sequence[Training | Evaluation]
+        self,
+        record: Record,
+        network: Network | Downpour,
+        sentinels: Sequence[Training | Evaluation],
+        given: Iterable[Any] = (),
     ) -> None:
         self.record = record
+        self.given = deque(given)
         self.network = network
         seed = record.header["seed"]
         self.topology = topology_of(network)
@@ -165,7 +174,7 @@ class _Replay(Interpreter[_Cell]):
             elif what == "replica":
                 self._spawn(self.topology.replica_spawns(address, self.record.header["seed"]))
             elif what == "outside":
-                self._put(address, message_of(rest[0]))
+                self._put(address, self._completed(address, message_of(rest[0])))
             else:
                 self._repeat(address, *rest)
         if not self.record.whole:
@@ -180,6 +189,23 @@ class _Replay(Interpreter[_Cell]):
         if self.record.whole or serial == number or what != "handle":
             return False
         return address not in self.cells or not self.cells[address].waiting[rest[0]]
+
+    def _completed(self, gate: str, message: Message) -> Message:
+        """A message with what is not in the record."""
+        if not isinstance(message, Change):
+            return message
+        settings = {
+            name: self._take_given(f"{name} of {gate}") if isinstance(each, dict) and GIVEN in each else each
+            for name, each in message.settings.items()
+        }
+        return replace(message, settings=settings)
+
+    def _take_given(self, what: str) -> Any:
+        if not self.given:
+            raise ReplayError(
+                f"the {what} was set while it ran, and is not in the record: replay(…, given=[…])"
+            )
+        return self.given.popleft()
 
     def _attach(self, address: str, what: dict[str, Any]) -> None:
         recipe = self._recipe(what)

@@ -107,6 +107,12 @@ class GateRecovery:
                 self._kept[spawn.address] = _Kept(spawn, state, state.version)
             yield spawn
 
+    def changed(self, spawn: Spawn) -> None:
+        """An actor at work is as another recipe has it."""
+        kept = self._kept.get(spawn.address)
+        if kept is not None:
+            kept.spawn = spawn
+
     def drop(self, addresses: Iterable[str]) -> None:
         """These actors have been told to end."""
         for address in addresses:
@@ -126,7 +132,7 @@ class GateRecovery:
     def saved(self, record: StageSaved) -> None:
         """A snapshot has come."""
         kept = self._kept.get(record.address)
-        if kept is not None and record.state.version > kept.state.version:
+        if kept is not None and record.state.version >= kept.state.version:
             kept.state = record.state
             self.heard(record.address, record.state.version)
 

@@ -134,6 +134,7 @@ def require_whole(checkpoint: Checkpoint) -> None:
         learner = stage.learner or {}
         _require(learner.get("gathered"), Maybe(GATHERED), f"what {address} has gathered")
         _require(learner.get("average"), Maybe(AVERAGE), f"the average of {address}")
+        _require(learner.get("frozen"), Maybe(bool), f"whether {address} is frozen")
 
 
 def _require(value: Any, form: Form, what: str) -> None:

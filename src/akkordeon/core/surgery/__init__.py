@@ -1,0 +1,1 @@
+"""What a running row is told when it is changed: messages and records."""

@@ -1,0 +1,1 @@
+"""Changes of gates that are at work."""

@@ -1,0 +1,1 @@
+"""What users do to the row of gates of a running session."""
