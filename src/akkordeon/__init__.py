@@ -31,6 +31,8 @@ from akkordeon.session.attachment import Attachment
 from akkordeon.session.downpour_session import Attachments, DownpourSession
 from akkordeon.session.records.replay import replay
 from akkordeon.session.remote_session import connect
+from akkordeon.session.serving.limits import Limits
+from akkordeon.session.serving.posts import Posts
 from akkordeon.session.session import Session
 
 __all__ = [
@@ -50,11 +52,13 @@ __all__ = [
     "GrowingFile",
     "InverseStaleness",
     "Latest",
+    "Limits",
     "Lines",
     "Machine",
     "Machines",
     "Network",
     "Plan",
+    "Posts",
     "Question",
     "Ray",
     "Recovery",

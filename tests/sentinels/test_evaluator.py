@@ -32,6 +32,7 @@ from akkordeon.core.messages import (
     Tick,
     Watch,
 )
+from akkordeon.core.plain_state import CutStates
 from akkordeon.core.reports import BestKept, LastKept, RoundDone, SentinelEnded, SentinelStatus
 from akkordeon.sentinels.evaluator import Evaluator
 from akkordeon.sentinels.recipes import Evaluation
@@ -245,7 +246,7 @@ def test_an_export_asks_every_gate_and_ends_with_their_states():
     states = {gate: {"weight": torch.randn(2)} for gate in ROW}
     effects = do(evaluator, *(Exported(cut(0), gate, states[gate]) for gate in ROW))
     assert sends(effects, Release) == [Release(cut(0))] * 2
-    assert reports(effects, SentinelEnded)[0].result == states
+    assert reports(effects, SentinelEnded)[0].result == CutStates(states, (0, 0))
     assert stops(effects)
 
 

@@ -12,6 +12,7 @@ from akkordeon.cli import network, sentinel
 from akkordeon.cli.downpour import downpour
 from akkordeon.cli.errors import SentenceGroup
 from akkordeon.cli.plan import plan
+from akkordeon.cli.serve import serve
 from akkordeon.cli.simulate import replay, simulate
 from akkordeon.cli.train import measure, predict, resume, train
 from akkordeon.data.download import COLLECTIONS
@@ -58,6 +59,7 @@ app.command()(train)
 app.command()(resume)
 app.command("test")(measure)
 app.command()(predict)
+app.command()(serve)
 
 
 @app.command()

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-__all__ = ["Applied", "LearnerState", "PlainState", "StageState", "from_json_form", "json_form"]
+__all__ = ["Applied", "CutStates", "LearnerState", "PlainState", "StageState", "from_json_form", "json_form"]
 
 
 class Applied(NamedTuple):
@@ -50,6 +50,13 @@ class Applied(NamedTuple):
     def from_plain(cls, plain: PlainState | None) -> Applied:
         """Make it again; None where there are none."""
         return cls() if plain is None else cls(plain["next"], frozenset(plain["missing"]))
+
+
+class CutStates(NamedTuple):
+    """What stages had in one cut: weights and buffers by address, and the versions pinned, tail first."""
+
+    states: Mapping[str, Mapping[str, Tensor]]
+    versions: tuple[int, ...]
 
 
 LearnerState = Mapping[str, Any]

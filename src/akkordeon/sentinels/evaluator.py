@@ -41,7 +41,7 @@ from akkordeon.core.messages import (
     Watch,
 )
 from akkordeon.core.payload import Payload, rebuilt, samples
-from akkordeon.core.plain_state import PlainState
+from akkordeon.core.plain_state import CutStates, PlainState
 from akkordeon.core.recovery.messages import ForgetBefore, Restarted, Rewind, Rewound
 from akkordeon.core.reports import BestKept, LastKept, RoundDone
 from akkordeon.core.streams.messages import Event
@@ -377,7 +377,7 @@ class Evaluator(SentinelActor[tuple[Any, int]]):
         yield from self._say_end(self._result() if whole else None)
 
     def _result(self) -> Any:
-        return self._states if self._recipe.role == EXPORT else self._joined
+        return CutStates(self._states, self._versions) if self._recipe.role == EXPORT else self._joined
 
     def _samples(self) -> tuple[int, int]:
         return self._board.samples, self._board.samples

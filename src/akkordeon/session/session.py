@@ -25,6 +25,7 @@ from akkordeon.session.records.recorder import Recorder
 from akkordeon.session.recovery.checkpoint import Checkpoint, checkpoint_of
 from akkordeon.session.recovery.checkpoint_files import CheckpointFolder
 from akkordeon.session.registry import Registry
+from akkordeon.session.serving.serve import serve_session
 from akkordeon.session.status import PROBE_S, Probes, Status
 from akkordeon.session.subscription import Subscription, Watchers
 from akkordeon.session.supervisor import Supervisor
@@ -252,17 +253,14 @@ class Session:
             self._engine.wait_until(lambda: not self._supervisor.missing(), patience_s)
             states = self._supervisor.states_left(patience_s, partial=partial, ema=ema)
         else:
-            states = self._result(Evaluation(role=EXPORT, batches=(), loss=None, ema=ema), timeout)
+            states = self._result(Evaluation(role=EXPORT, batches=(), loss=None, ema=ema), timeout).states
         return self._topology.by_gate(states)
 
     def best_states(self, name: str | None = None) -> dict[str, dict[str, Tensor]] | None:
-        """The weights of the best round of a validator with ``Best``, as :meth:`states` has them.
+        """The weights of a validator's best round, as :meth:`states` has them; None if it has kept none yet.
 
         Args:
             name: of the validator; needed where several keep their best.
-
-        Returns:
-            None if it has kept none yet.
 
         Raises:
             NoSuchSentinelError: none of that name was ever attached.
@@ -323,6 +321,8 @@ class Session:
     def _ask(self, attachment: Attachment) -> None:
         if not self._closed:
             self._probes.ask(attachment)
+
+    serve = serve_session
 
     # ── ending ───────────────────────────────────────────────────────────────────────────────────────
 

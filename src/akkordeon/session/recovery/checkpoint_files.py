@@ -118,6 +118,14 @@ class CheckpointFolder:
             with suppress(OSError):  # one is being written
                 self.path.rmdir()
 
+    @property
+    def newest(self) -> Path | None:
+        """Where the latest checkpoint is, whole or damaged; None where there is none."""
+        try:
+            return self._folder(max(self._numbers()))
+        except (OSError, ValueError):
+            return None
+
     def latest(self, note: Callable[[str], None] = lambda sentence: None) -> Checkpoint:
         """The latest checkpoint that is whole.
 

@@ -1,0 +1,90 @@
+"""Examples that are posted, on their way to the stream that learns from them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from akkordeon.core.errors import DataError, RecipeError
+from akkordeon.core.numerics.autograd import with_gradients
+from akkordeon.core.payload import Payload, map_tensors
+from akkordeon.core.streams.messages import Key
+from akkordeon.sentinels.loss import LossInputs, gradient_of, leaf_of, loss_of, to_targets_device
+from akkordeon.sentinels.recipes import Streaming
+from akkordeon.session.attachment import Attachment
+from akkordeon.session.serving.bodies import targets_of
+from akkordeon.session.serving.posts import Posts
+
+__all__ = ["Learning", "key_of"]
+
+
+class Learning:
+    """Takes examples for a stream, if it can learn from them.
+
+    A stream whose loss raises has failed. So each example is tried before: what the network gives for it has
+    a loss with its targets.
+
+    Args:
+        stream: attached, and reading :class:`Posts`.
+
+    Raises:
+        RecipeError: it is something else.
+    """
+
+    def __init__(self, stream: Attachment) -> None:
+        recipe = getattr(stream, "recipe", None)
+        if not (isinstance(recipe, Streaming) and isinstance(recipe.batches, Posts)):
+            raise RecipeError(
+                "learn is a stream that reads what is posted, "
+                f"session.attach(ak.Sentinel.stream(ak.Posts(), loss)), got {stream!r}"
+            )
+        self._stream = stream
+        self._loss = recipe.loss
+        self._posts = recipe.batches
+
+    def check(self, y: Payload, outputs: Payload) -> None:
+        """Refuse targets that the outputs have no finite loss with.
+
+        Raises:
+            DataError: they have none; or whatever the loss raises.
+        """
+        leaves = map_tensors(leaf_of, outputs)
+        given = LossInputs(leaves, self._loss)
+        loss = with_gradients(loss_of, self._loss, given.payload, to_targets_device(y, leaves))
+        if not math.isfinite(value := loss.item()):
+            raise DataError(f"the loss of this example is {value}")
+        gradient_of(loss, leaves)
+
+    def targets(self, value: Any, rows: int) -> Payload:
+        """Targets of what was posted, for so many rows.
+
+        Raises:
+            DataError: they are none.
+        """
+        return targets_of(value, rows, self._posts.target_dtype)
+
+    def take(self, x: Payload, y: Payload, key: Key | None) -> str | None:
+        """Have the stream learn from an example; gives the reason where it does not."""
+        if self._stream.ended:
+            return "the stream that learns has ended"
+        if not self._posts.put(x, y, key):
+            return f"{self._posts.waiting} examples wait to be learned from, and no more are taken now"
+        return None
+
+    @property
+    def waiting(self) -> int:
+        """Examples that wait to be learned from."""
+        return self._posts.waiting
+
+
+def key_of(value: Any) -> Key | None:
+    """A key as JSON has it, or none.
+
+    Raises:
+        DataError: it is something else.
+    """
+    is_whole = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    if value is None or isinstance(value, str) or is_whole:
+        key: Key | None = value
+        return key
+    raise DataError(f"a key is a string or a whole number of at least 0, got {value!r}")
