@@ -395,10 +395,13 @@ def test_a_registrar_that_was_killed_knows_again_what_it_knew(started, lent_sess
         pytest.param(("gate/1", "gate/0"), id="one after the other", marks=pytest.mark.slow),
     ],
 )
-def test_a_gate_of_a_network_on_its_own_comes_back_and_patient_sentinels_go_on(
+def test_a_gate_of_a_network_on_its_own_comes_back_and_sentinels_go_on(
     killed, monkeypatch, lent_session_hosts
 ):
-    """A gate's process that was killed ended the network for good."""
+    """A gate's process that was killed ended the network for good.
+
+    Then sentinels had to leave the network and to join it again, which took five seconds, or ended.
+    """
     from akkordeon.engines.ray import detached as networks
     from akkordeon.session.recovery.gates import GateRecovery
 
@@ -408,7 +411,7 @@ def test_a_gate_of_a_network_on_its_own_comes_back_and_patient_sentinels_go_on(
     recovery = partial(GateRecovery, network.recovery)
     with (
         starting(monkeypatch, "returning", network, recovery) as (address, _),
-        ak.connect(f"{address}/returning", patience_s=60) as session,
+        ak.connect(f"{address}/returning") as session,
     ):
         training = session.attach(ak.Sentinel.train(Endless(problem(10)), F.cross_entropy, epochs=10**6))
         for gate in killed:
@@ -425,6 +428,38 @@ def test_a_gate_of_a_network_on_its_own_comes_back_and_patient_sentinels_go_on(
         assert sent == trained + refused + lost
         versions = networks.weights(address, "returning").versions
         assert all(version >= trained - 10 for version in versions.values())  # what it learned is there
+
+
+class BreaksAtTheFifth(torch.optim.SGD):
+    """An optimizer that raises in its fifth step."""
+
+    steps = 0
+
+    def step(self, closure=None):
+        self.steps += 1
+        if self.steps == 5:
+            raise ZeroDivisionError("out of order")
+        return super().step(closure)
+
+
+def test_a_gate_that_raises_once_too_often_ends_the_sessions_of_its_network(monkeypatch, lent_session_hosts):
+    """The first time it ended those without patience; they went by what they saw, not by the registrar."""
+    from akkordeon.session.recovery.gates import GateRecovery
+
+    network = ak.Network(
+        [ak.Gate(nn.Linear(6, 3), partial(BreaksAtTheFifth, lr=0.1))], recovery=ak.Recovery(restarts=1)
+    )
+    recovery = partial(GateRecovery, network.recovery)
+    with (
+        starting(monkeypatch, "raising", network, recovery) as (address, _),
+        ak.connect(f"{address}/raising") as session,
+    ):
+        training = session.attach(ak.Sentinel.train(problem(20), F.cross_entropy))
+        with pytest.raises(GateFailedError, match=r"gate/0 failed on .*out of order.*made anew 1 times"):
+            session.wait(timeout=60)
+        assert (
+            training.batches.refused == 1
+        )  # the batch that it raised on at first; those after it were learned from
 
 
 @pytest.mark.slow

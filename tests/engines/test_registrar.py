@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from functools import cache, partial
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -55,7 +56,7 @@ def registrar(recovers: bool = False):
     made = Registrar("net")
     recipe = serialize(ak.Network([ak.Gate(nn.Linear(4, 3)) for _ in ROW]))
     recovery = serialize(partial(GateRecovery, ak.Recovery())) if recovers else None
-    info = NetworkInfo(recipe, 0, {"host": None}, {"host": ("here", 1)}, dict.fromkeys(ROW, "host"))
+    info = NetworkInfo(recipe, 0, {"host": MagicMock()}, {"host": ("here", 1)}, dict.fromkeys(ROW, "host"))
     info = replace(info, recovery=recovery)
     if recovers:
         tell = made._send, made._note, made._fail
@@ -64,7 +65,7 @@ def registrar(recovers: bool = False):
     made._snapshots = Snapshots(ROW, lambda gate, message: None)
     made._info = info
     for name in "abvc":
-        made.register_sentinel(name, "train", False, "key", None, ("here", 2))
+        made.register_sentinel(name, "train", False, "key", MagicMock(), ("here", 2))
     return made
 
 
@@ -100,7 +101,7 @@ def attack(seed: int, count: int = 30) -> Counter[str]:
             found[became] += 1
         status, latest = made.status(), made._snapshots.latest()
         assert [gate.address for gate in status.gates] == list(ROW)
-        assert made._gates.keys() | made._heard.keys() <= set(ROW), thing
+        assert made._statuses.versions().keys() <= set(ROW), thing
         assert latest is None or list(latest.states) == list(latest.versions) == list(ROW), thing
         assert made.failure() == failed or isinstance(thing, ActorFailed | ActorLost), thing
         assert len(status.events) <= 20
@@ -162,7 +163,7 @@ def test_what_others_than_gates_of_the_row_give_is_dropped():
 def test_the_status_of_no_gate_is_not_kept():
     made = registrar()
     take(made, replace(seldom()[0], address="ghost"))
-    assert made._gates == {} == made._heard
+    assert made._statuses.versions() == {}
 
 
 def test_a_record_with_a_field_that_is_none_is_refused_and_noted():

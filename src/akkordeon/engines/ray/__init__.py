@@ -28,7 +28,7 @@ through it, each with a session host of its own, and leave.
     network_info.py    what the registrar tells of it
     registrar.py       the registrar
     restarts.py        gates of such a network, made anew
-    members.py         the sessions and sentinels that it knows
+    members.py         the sessions, sentinels and gates that it knows
     detached.py        starting, looking at and stopping such networks
     joined.py          the engine of a session that joined one
 """

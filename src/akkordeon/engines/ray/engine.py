@@ -371,7 +371,11 @@ class Ray(Engine):
         self._moving = self._moving or name == SESSION_HOST
         (node, pid), gone = self._pool.remove(name)
         for address in gone:
-            self._report(ActorLost(address, f"{why} (number {pid} on {node})"))
+            self._lost(ActorLost(address, f"{why} (number {pid} on {node})"), (node, pid))
+
+    def _lost(self, record: ActorLost, location: tuple[str, int]) -> None:
+        """An actor is lost with its process, which was there."""
+        self._report(record)
 
     def _replace_session_host(self) -> None:
         """Have a session host again, if it was that which died: without one the session hears nothing."""

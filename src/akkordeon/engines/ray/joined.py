@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from akkordeon.core.actor import Spawn
 from akkordeon.core.addresses import sentinel_address
 from akkordeon.core.errors import ClusterError
+from akkordeon.core.recovery.messages import Restarted
+from akkordeon.core.reports import ActorFailed, ActorLost
 from akkordeon.engines.ray.cluster.connection import is_connected, join
+from akkordeon.engines.ray.cluster.heartbeats import SILENT_S
 from akkordeon.engines.ray.detached import answer, info_of, raise_refusal, recipe_of, registrar_of, weights_of
 from akkordeon.engines.ray.engine import Ray
 from akkordeon.engines.ray.host_pool import READY_S, SESSION_HOST, HostPool
@@ -20,7 +25,13 @@ from akkordeon.engines.ray.network_info import NetworkInfo, SentinelEntry
 __all__ = ["JoinedEngine"]
 
 RETRY_S = 0.5
-"""How often it is seen whether a network that went away is there again."""
+"""How often it is seen whether a network, or a gate, that went away is there again."""
+
+AWAY_S = 30.0
+"""How long the registrar may owe an answer, or take a lost gate for alive, before that is lost for good."""
+
+NEW_MAX = 256
+"""Sentinels of which it is known when they came."""
 
 
 class JoinedEngine(Ray):
@@ -38,6 +49,7 @@ class JoinedEngine(Ray):
         self.target = f"{address}/{name}"
         self._name = name
         self._undo: Callable[[], None] = lambda: None
+        self._came: deque[tuple[float, str]] = deque(maxlen=NEW_MAX)  # when, and the address
         self._registrar: Any = None
         self._joins = not is_connected()  # else whoever connected this process also takes it away
         self._info, self.network = self._find(address)
@@ -129,7 +141,57 @@ class JoinedEngine(Ray):
             raise_refusal(given)
         entry = SentinelEntry(given[0], role, sentinel_address(*given), *location, answers)
         session_host.add_sentinel.remote(entry)
+        self._came.append((self.now_s(), entry.address))
         return given[0], given[1]
+
+    # ── gates that come back ─────────────────────────────────────────────────────────────────────────
+
+    def _comes_back(self, address: str) -> bool:
+        return self._info.recovery is not None and address in self._info.places and not self._pool.lost
+
+    def _report(self, record: Any) -> None:
+        """The registrar tells when a gate that raised was one too many."""
+        if not (isinstance(record, ActorFailed) and self._comes_back(record.address)):
+            super()._report(record)
+
+    def _lost(self, record: ActorLost, location: tuple[str, int]) -> None:
+        """Look for a gate where the registrar has it made anew; it tells sentinels itself."""
+        if not self._comes_back(record.address):
+            super()._lost(record, location)
+            return
+        find = partial(self._find_again, record.address, location, self._over)
+        self._timers.meanwhile(find, partial(self._unless_found, record))
+
+    def _find_again(self, gate: str, before: tuple[str, int], over: threading.Event) -> None:
+        """Wait until the registrar has had it made anew, and know where it is; raise if it never will be."""
+        lost_s, host = self.now_s(), self._info.places[gate]
+        answered_s = lost_s
+        while not over.wait(RETRY_S):
+            with suppress(ClusterError):  # the registrar may have been killed, too
+                there = answer(self._registrar.there.remote())
+                if there is None:
+                    break
+                hosts, locations = there
+                if host in hosts and locations[host] != before:
+                    self._pool.adopt({host: hosts[host]}, {host: locations[host]}, {gate: host})
+                    self._tell_routes({gate: host})
+                    self._tell_new(gate, lost_s)
+                    return
+                if host not in hosts:
+                    answered_s = self.now_s()
+            if self.now_s() - answered_s > AWAY_S:
+                break
+        raise ClusterError(f"{gate} of {self._name!r} does not come back")
+
+    def _unless_found(self, record: ActorLost, failure: Exception | None) -> None:
+        if failure is not None:
+            self._report(record)
+
+    def _tell_new(self, gate: str, lost_s: float) -> None:
+        """Sentinels that came when it was not known here that a gate was lost have sent it something."""
+        for came_s, address in list(self._came):
+            if came_s > lost_s - SILENT_S:
+                self.send(address, Restarted(gate))
 
     def unregister_sentinel(self, address: str) -> None:
         """A sentinel that was registered did not come."""

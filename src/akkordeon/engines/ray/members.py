@@ -1,20 +1,25 @@
-"""The sessions of a detached network and their sentinels, as its registrar knows them."""
+"""The sessions of a detached network, their sentinels and its gates, as its registrar knows them."""
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterable
 from typing import Any
 
 from akkordeon.core.addresses import free_name, sentinel_address
 from akkordeon.core.errors import NameTakenError, NoSuchSentinelError
-from akkordeon.core.reports import EpochDone, RoundDone
+from akkordeon.core.reports import EpochDone, GateStatus, RoundDone
 from akkordeon.engines.ray.network_info import SentinelEntry
+from akkordeon.engines.ray.serialization import serialize
 
-__all__ = ["Members"]
+__all__ = ["Members", "Statuses"]
 
 NUMBERS_MAX = 1000
 """Names of which it is kept how many sentinels had them; others go on above the highest of any forgotten."""
+
+RATE_S = 1.0
+"""The least time between two statuses that a rate is taken of."""
 
 
 class Members:
@@ -115,9 +120,61 @@ class Members:
             known = ", ".join(sorted(repr(entry.name) for entry in self._sentinels.values())) or "none"
         raise NoSuchSentinelError(f"no sentinel {name!r} is at work in {self._network!r}; there are: {known}")
 
+    def session_host(self, address: str) -> Any:
+        """The host of the session of the sentinel at that address; None if there is none."""
+        with self._lock:
+            return self._hosts.get(self._session_of.get(address, ""))
+
+    def report(self, record: Any) -> None:
+        """Have every session hear of something."""
+        report = serialize(record)
+        for host in self.hosts().values():
+            host.report.remote(report)
+
     def note(self, record: EpochDone | RoundDone) -> None:
         """A sentinel has told how it does."""
         with self._lock:
             for entry in self._sentinels.values():
                 if entry.name == record.sentinel:
                     entry.last = record
+
+
+class Statuses:
+    """How gates are, as they told last. Its methods may be called from any thread."""
+
+    def __init__(self) -> None:
+        self._told = threading.Condition()
+        self._latest: dict[str, GateStatus] = {}  # by address
+        self._heard: dict[str, tuple[float, int]] = {}  # when each had which version
+        self._rates: dict[str, float] = {}  # updates/s
+
+    def hear(self, status: GateStatus) -> None:
+        """A gate tells how it is."""
+        now_s, address = time.monotonic(), status.address
+        with self._told:
+            self._latest[address] = status
+            self._told.notify_all()
+            then_s, version = self._heard.setdefault(address, (now_s, status.version))
+            if now_s - then_s >= RATE_S:
+                self._rates[address] = (status.version - version) / (now_s - then_s)
+                self._heard[address] = (now_s, status.version)
+
+    def of(self, gate: str) -> tuple[GateStatus | None, float]:
+        """The latest that a gate told, and its updates/s."""
+        with self._told:
+            return self._latest.get(gate), self._rates.get(gate, 0.0)
+
+    def versions(self) -> dict[str, int]:
+        """The version that each gate told last."""
+        with self._told:
+            return {address: status.version for address, status in self._latest.items()}
+
+    def wait_for(self, gates: Iterable[str], question: int, timeout_s: float) -> None:
+        """Wait until all of these gates have answered a question, or not any longer."""
+        gates = list(gates)
+        with self._told:
+            self._told.wait_for(lambda: all(self._answered(gate) >= question for gate in gates), timeout_s)
+
+    def _answered(self, gate: str) -> int:
+        """The latest question that a gate has answered; those of registrars are below 0."""
+        return -self._latest[gate].probe if gate in self._latest else 0

@@ -17,13 +17,14 @@ from typing import Any
 
 import ray
 
-from akkordeon.core.addresses import reader_of
+from akkordeon.core.addresses import reader_of, sentinel_address
 from akkordeon.core.errors import NameTakenError, NoSuchSentinelError, explain
 from akkordeon.core.messages import Close, Detach, Forget, Message, Probe
 from akkordeon.core.recovery.messages import Save
 from akkordeon.core.reports import (
     ActorFailed,
     ActorLost,
+    ClusterLost,
     EpochDone,
     GateLeft,
     GateStatus,
@@ -33,7 +34,7 @@ from akkordeon.core.reports import (
 from akkordeon.engines.ray.cluster.heartbeats import HEARTBEAT_S, SILENT_S, Heartbeats, Lost
 from akkordeon.engines.ray.cluster.names import is_made_anew, named, named_actors
 from akkordeon.engines.ray.cluster.waits import answered
-from akkordeon.engines.ray.members import Members
+from akkordeon.engines.ray.members import Members, Statuses
 from akkordeon.engines.ray.network_info import GateEntry, NetworkInfo, NetworkStatus, SentinelEntry
 from akkordeon.engines.ray.restarts import Restarts
 from akkordeon.engines.ray.serialization import (
@@ -71,14 +72,11 @@ class Registrar:
     def __init__(self, name: str) -> None:
         self._name = name
         self._lock = threading.RLock()
-        self._told = threading.Condition(self._lock)  # by gates, how they are
         self._info: NetworkInfo | None = None
         self._members = Members(name)
         self._restarts: Restarts | None = None
         self._numbers_before = 0
-        self._gates: dict[str, GateStatus] = {}
-        self._heard: dict[str, tuple[float, int]] = {}  # when each gate had which version
-        self._rates: dict[str, float] = {}
+        self._statuses = Statuses()
         self._failure: str | None = None
         self._events: list[str] = []
         self._heartbeats = Heartbeats()
@@ -155,6 +153,11 @@ class Registrar:
         node, pid = self._location(places[gates[0]])
         return f"{', '.join(gates)} has not answered for {SILENT_S:g} s or more (number {pid} on {node})"
 
+    def there(self) -> tuple[dict[str, Any], dict[str, tuple[str, int]]] | None:
+        """The hosts with gates that are there now, and where; None once the network has failed or ended."""
+        info = self._info
+        return None if info is None or self._failure is not None else (info.hosts, info.locations)
+
     @ray.method(concurrency_group="control")
     def weights(self) -> Serialized | None:
         """The weights of now, or the latest that are known; None if there are none yet."""
@@ -174,11 +177,9 @@ class Registrar:
     @ray.method(concurrency_group="control")
     def unsaved(self) -> bool:
         """Whether the network was trained since its weights were asked for last."""
-        number, gates = self._probe_gates(), self._living_gates()
-        with self._told:
-            self._told.wait_for(lambda: all(self._answered(gate) >= number for gate in gates), PROBE_S)
+        self._statuses.wait_for(self._living_gates(), self._probe_gates(), PROBE_S)
         saved = self._saved or {}
-        return any(gate.version > saved.get(address, 0) for address, gate in self._gates.items())
+        return any(version > saved.get(address, 0) for address, version in self._statuses.versions().items())
 
     def _living_gates(self) -> list[str]:
         with self._lock:
@@ -196,9 +197,12 @@ class Registrar:
     ) -> tuple[str, int] | Serialized:
         """Give a sentinel a name of its own and a number; see :class:`Members`."""
         try:
-            return self._members.register(name, role, answers, key, session_host, location)
+            given = self._members.register(name, role, answers, key, session_host, location)
         except NameTakenError as error:
             return serialize(error)
+        if self._restarts is not None:
+            self._restarts.tell_of(sentinel_address(*given), session_host)
+        return given
 
     def unregister_sentinel(self, address: str) -> None:
         """A sentinel has ended, or never began."""
@@ -227,9 +231,7 @@ class Registrar:
         """How the network is."""
         with self._lock:
             gates = [
-                GateEntry(
-                    address, *self._location(host), self._gates.get(address), self._rates.get(address, 0.0)
-                )
+                GateEntry(address, *self._location(host), *self._statuses.of(address))
                 for address, host in (self._info.places.items() if self._info else ())
             ]
             return NetworkStatus(
@@ -246,12 +248,10 @@ class Registrar:
             info, self._info = self._info, None
         if self._restarts is not None:
             self._restarts.stop()
-        session_hosts = self._members.hosts().values()
         if info is None:
             return
         for address in info.places:
-            for session_host in session_hosts:
-                session_host.report.remote(serialize(ActorLost(address, why)))
+            self._members.report(ActorLost(address, why))
         for host in info.hosts.values():
             ray.kill(host)
 
@@ -271,7 +271,7 @@ class Registrar:
         if self._restarts is not None and self._restarts.hear(record):
             return
         if isinstance(record, GateStatus) and self._info is not None and record.address in self._info.places:
-            self._hear(record)
+            self._statuses.hear(record)
         elif isinstance(record, EpochDone | RoundDone):
             self._members.note(record)
         elif isinstance(record, SentinelEnded):
@@ -281,24 +281,17 @@ class Registrar:
         elif isinstance(record, ActorFailed):
             self._fail(record.address, f"failed on {record.doing}: {explain(record.error)}")
 
-    def _hear(self, status: GateStatus) -> None:
-        now_s = time.monotonic()
-        then_s, version = self._heard.get(status.address, (now_s, status.version))
-        with self._lock:
-            self._gates[status.address] = status
-            self._told.notify_all()
-            if now_s - then_s >= PROBE_S / 2:
-                self._rates[status.address] = (status.version - version) / (now_s - then_s)
-            if now_s - then_s >= PROBE_S / 2 or status.address not in self._heard:
-                self._heard[status.address] = (now_s, status.version)
-
     def _fail(self, address: str, why: str) -> None:
         if self._info is not None and address in self._info.places:
+            if self._restarts is not None:
+                why += self._restarts.story(address)
             if self._failure is None:
                 self._tell_gates(Close())  # nothing will come of them any more but their weights
             self._failure = self._failure or f"{address} {why}"
             if self._snapshots is not None:
                 self._snapshots.give_up()
+            if self._restarts is not None:  # sessions have not counted it as a failure until now
+                self._members.report(ClusterLost(self._failure))
         self._note(f"{address} {why}")
 
     def _note(self, what: str) -> None:
@@ -328,17 +321,13 @@ class Registrar:
             self._send(address, Save())  # again and again: none hears of those who ask while they come up
         return number
 
-    def _answered(self, gate: str) -> int:
-        """The latest question of ours that a gate has answered."""
-        return -self._gates[gate].probe if gate in self._gates else 0
-
     def _take_snapshots(self) -> None:
         """Have the latest weights at hand, whatever happens to the gates. Runs on a thread of its own."""
         assert self._snapshots is not None
         taken: dict[str, int] | None = None
         while self._info is not None and self._failure is None:
             began_s = time.monotonic()
-            versions = {address: status.version for address, status in self._gates.items()}
+            versions = self._statuses.versions()
             if versions != taken and self._snapshots.wait_for(self._snapshots.ask(), WEIGHTS_S):
                 taken = versions
             took_s = time.monotonic() - began_s
@@ -358,9 +347,12 @@ class Registrar:
             self._send(address, message)
 
     def _send(self, address: str, message: Message) -> None:
-        """Put a message into a gate's mailbox, if its host is there."""
+        """Put a message into the mailbox of a gate or a sentinel, if its host is there."""
         info = self._info
-        host = None if info is None else info.hosts.get(info.places.get(address, ""))
+        if info is not None and address in info.places:
+            host = info.hosts.get(info.places[address])
+        else:
+            host = self._members.session_host(address)
         if host is not None:
             host.enqueue.remote(serialize_message(address, message))
 

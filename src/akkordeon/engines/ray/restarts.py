@@ -81,6 +81,14 @@ class Restarts:
         self._decides.stop()
         self._engine.end_spare()
 
+    def story(self, address: str) -> str:
+        """How often a gate that does not come back was made anew, and why."""
+        return str(self._decides.story(address))
+
+    def tell_of(self, sentinel: str, session_host: Any) -> None:
+        """A sentinel is about to begin; its session may not know yet of a gate that was made anew."""
+        self._engine.tell_of(sentinel, session_host)
+
     def hear(self, record: Any) -> bool:
         """Take note of a report; whether it is of a gate that comes back, and nobody else's business."""
         with self._lock:
@@ -199,6 +207,12 @@ class RestartingEngine:
         told.append(made.add_routes.remote({REGISTRAR: me, **self._routes_to_sentinels()}))
         told += [session_host.add_routes.remote({address: made}) for session_host in sessions.values()]
         pool.tell_routes(places, also=told)
+
+    def tell_of(self, sentinel: str, session_host: Any) -> None:
+        """Have the gates that are there know the way to a sentinel."""
+        info = self._info()
+        for host in () if info is None else info.hosts.values():
+            host.add_routes.remote(dict.fromkeys((sentinel, reader_of(sentinel)), session_host))
 
     def _routes_to_sentinels(self) -> dict[str, Any]:
         routes: dict[str, Any] = {}
