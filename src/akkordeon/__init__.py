@@ -4,11 +4,12 @@ import typing
 
 from akkordeon.core import errors
 from akkordeon.core.errors import AkkordeonError
-from akkordeon.core.streams.messages import Answer, Question
+from akkordeon.core.streams.messages import Answer, Labelled, Question
 from akkordeon.data.batches import Batches
 from akkordeon.data.streams.columns import Columns
 from akkordeon.data.streams.growing import GrowingFile
 from akkordeon.data.streams.lines import Lines
+from akkordeon.data.streams.redis import RedisStream
 from akkordeon.downpour.delayed_nesterov import DelayedNesterov
 from akkordeon.downpour.recipe import Downpour
 from akkordeon.engines.ray import Ray
@@ -51,6 +52,7 @@ __all__ = [
     "Gate",
     "GrowingFile",
     "InverseStaleness",
+    "Labelled",
     "Latest",
     "Limits",
     "Lines",
@@ -62,6 +64,7 @@ __all__ = [
     "Question",
     "Ray",
     "Recovery",
+    "RedisStream",
     "Rule",
     "Sentinel",
     "Session",

@@ -222,14 +222,24 @@ class Queue:
 
     def __init__(self, questions):
         self.left = dict(questions)
+        self._at = None
 
     def __iter__(self):
         for key, (x, y) in list(self.left.items()):
+            self._at = None
             yield ak.Question(key, x)
+            self._at = key
             yield ak.Answer(key, y)
 
-    def acknowledge(self, key):
-        del self.left[key]
+    def state_dict(self):
+        return {"answered": self._at}
+
+    def load_state_dict(self, state):
+        pass
+
+    def acknowledge(self, positions):
+        for position in positions:
+            self.left.pop(position["answered"], None)
 
 
 def test_what_was_learned_is_acknowledged_and_nothing_else():

@@ -34,7 +34,7 @@ from akkordeon.core.messages import (
 from akkordeon.core.plain_state import Applied
 from akkordeon.core.recovery.messages import Restarted, Rewound, Save
 from akkordeon.core.shard_messages import Dropped, Fetch, Left, Settle, Settled
-from akkordeon.core.streams.messages import Acknowledge, Answer, Question
+from akkordeon.core.streams.messages import Acknowledge, Answer, Kept, Question
 
 OF_THE_SESSION = (
     Answer, Attach, Close, Detach, Due, EpochEnd, Item, Joined, Parted, Question, Restarted, Rewound,
@@ -108,7 +108,8 @@ class Fuzz:
         name, fault = self._name(), self._random.choice(list(Fault))
         return self._random.choice(
             [
-                Acknowledge(name),
+                Acknowledge(({"at": here},)),
+                Kept(here),
                 Refused(batch, name, fault, "why"),
                 Dropped(name, (batch,), fault, "why", 1),
                 Forget(*batch),

@@ -20,6 +20,7 @@ from akkordeon.core.plain_state import PlainState
 from akkordeon.data.batches import Batches
 from akkordeon.data.position import Place, SourcePosition, fast_forwarded, has_state
 from akkordeon.data.sources import as_batches, gives_new_tensors, has_length, is_indexable
+from akkordeon.data.streams.acknowledging import Acknowledging
 from akkordeon.sentinels.checkpointer import Checkpointer
 from akkordeon.sentinels.evaluator import Evaluator
 from akkordeon.sentinels.reader import Reader
@@ -70,7 +71,7 @@ def make_actors(
     recipe = _under_autocast(replace(sentinel, batches=()))  # data is read once
     own: Callable[[], Actor]
     if isinstance(recipe, Streaming):
-        own = partial(Streamer, address, name, row, reader, recipe, start)
+        own = partial(Streamer, address, name, row, reader, recipe, start, isinstance(source, Acknowledging))
     elif isinstance(recipe, Training):
         own = partial(Trainer, address, name, row, reader, recipe, not has_length(source), start, saves)
     elif recipe.role.keeps:
@@ -111,7 +112,8 @@ def _reader_of(
         mark = start.get("source") if has_state(source) else None
     kind: Callable[..., Reader] = Reader
     if isinstance(sentinel, Streaming):
-        kind = partial(StreamReader, acknowledge=getattr(source, "acknowledge", None))
+        acknowledge = source.acknowledge if isinstance(source, Acknowledging) else None
+        kind = partial(StreamReader, acknowledge=acknowledge)
     return partial(
         kind,
         address,

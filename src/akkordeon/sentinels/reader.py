@@ -15,7 +15,7 @@ from akkordeon.core.recovery.messages import Rewind, Rewound
 from akkordeon.data.position import Place, SourcePosition, unmoved_generator
 from akkordeon.data.sources import copied
 
-__all__ = ["END", "READ_AHEAD", "Reader"]
+__all__ = ["END", "IDLE", "READ_AHEAD", "Reader"]
 
 STATE_EVERY = 16
 """Batches from one state of a source that has one to the next; those since are read again."""
@@ -25,6 +25,9 @@ READ_AHEAD = 2
 
 END = object()
 """Stands for the end of an epoch: a StopIteration that anything but the source raises is an error."""
+
+IDLE = object()
+"""Stands for nothing to read for now."""
 
 
 class Reader(Actor):
@@ -109,6 +112,8 @@ class Reader(Actor):
                 if self._batches is None:
                     self._open()
                 item, state = self._next_item()
+                if item is IDLE:
+                    return
                 message = None
                 if item is not END:
                     message = self._message(item if self._split is None else self._split(item), state)

@@ -14,16 +14,19 @@ from akkordeon.core.checkpoint_messages import GoOn, Joined
 from akkordeon.core.errors import DataError, SessionError
 from akkordeon.core.messages import Attach, Close, Message
 from akkordeon.core.plain_state import PlainState, StageState
+from akkordeon.core.reports import CheckpointTaken
+from akkordeon.core.streams.messages import Kept
 from akkordeon.data.fingerprint import difference, fingerprint
 from akkordeon.engines.base import Engine
 from akkordeon.pipeline.gate import Gate
 from akkordeon.sentinels.factory import make_actors, require_recipes
 from akkordeon.sentinels.recipes import Evaluation, Training
+from akkordeon.sentinels.roles import STREAM
 from akkordeon.session.attachment import Attachment, ParentSession
 from akkordeon.session.outbox import Outbox
 from akkordeon.session.records.recorder import Recorder
 from akkordeon.session.recovery.absence import start_of
-from akkordeon.session.recovery.checkpoint import Checkpoint
+from akkordeon.session.recovery.checkpoint import Checkpoint, checkpoint_of
 from akkordeon.session.recovery.gates import GateRecovery
 from akkordeon.session.registry import Registry
 from akkordeon.session.topology import RowTopology
@@ -66,6 +69,7 @@ class Launcher:
         self._seed = seed
         self._starts = {} if resume is None else dict(resume.sentinels)
         self._random = None if resume is None else resume.session["random"]
+        self._keeps = resume is not None  # it has had checkpoints, or has somebody who takes them
         self._started: set[str] = set()  # addresses
         self._taken_up: set[str] = set()  # names
 
@@ -116,7 +120,10 @@ class Launcher:
             raise
         _say_if_nothing_learns(self._topology.network.gates, sentinels)
         self._record(placed)
-        self._outbox.send_all([*self._to_keepers(placed), *((a.address, Attach()) for a in placed)])
+        self._keeps |= any(a.role.keeps for a in placed)
+        kept = [(a.address, Kept()) for a in placed if a.role == STREAM and self._keeps]
+        attach = [(a.address, Attach()) for a in placed]
+        self._outbox.send_all([*self._to_keepers(placed), *kept, *attach])
         started = [a.address for a in placed if a.address in self._started]
         if not started:
             return placed
@@ -126,6 +133,15 @@ class Launcher:
                 torch.set_rng_state(random)
             self._outbox.send_all([(address, GoOn()) for address in started])
         return placed
+
+    def checkpoint(self, taken: CheckpointTaken, epochs_done: int) -> Checkpoint:
+        """What was kept, with what the session knows; those that have not joined yet keep their places.
+
+        Args:
+            taken: of the gates, and of sentinels at work.
+            epochs_done: of all sentinels together.
+        """
+        return checkpoint_of(taken, self._registry, epochs_done, self._seed, self._starts)
 
     def restart(self, attachment: Attachment) -> None:
         """Have a sentinel that has failed go on where it was.

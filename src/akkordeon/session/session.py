@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from akkordeon.core.checks import require_timeout
 from akkordeon.core.errors import GateFailedError, SessionClosedError, WaitTimeoutError, again
-from akkordeon.core.messages import Close, Due, Message
+from akkordeon.core.messages import Close, Due
 from akkordeon.core.reports import BestKept, CheckpointTaken
 from akkordeon.downpour.recipe import Downpour
 from akkordeon.engines.base import Engine
@@ -22,7 +22,7 @@ from akkordeon.session.attachment import Attachment
 from akkordeon.session.launcher import Launcher, say_what_is_cut_short
 from akkordeon.session.outbox import Outbox
 from akkordeon.session.records.recorder import Recorder
-from akkordeon.session.recovery.checkpoint import Checkpoint, checkpoint_of
+from akkordeon.session.recovery.checkpoint import Checkpoint
 from akkordeon.session.recovery.checkpoint_files import CheckpointFolder
 from akkordeon.session.registry import Registry
 from akkordeon.session.serving.serve import serve_session
@@ -75,6 +75,7 @@ class Session:
         self._recorder = recorder
         self._registry = registry or Registry(network.max_in_flight)
         self._outbox = Outbox(engine, self._registry, recorder)
+        self._send = self._outbox.send
         self._supervisor = Supervisor(
             self._topology, self._registry, engine, self._send, self._watchers.tell, network.recovery, resume
         )
@@ -290,10 +291,11 @@ class Session:
         kept = self._checkpoint_of(self._result(Evaluation(role=KEEP, batches=(), loss=None), timeout))
         if folder is not None:
             CheckpointFolder.inside(Path(folder)).write(kept)
+            self._outbox.send_all(kept.news())
         return kept
 
     def _checkpoint_of(self, taken: CheckpointTaken) -> Checkpoint:
-        return checkpoint_of(taken, self._registry, self._supervisor.epochs_done, self.seed)
+        return self._launcher.checkpoint(taken, self._supervisor.epochs_done)
 
     # ── looking on ───────────────────────────────────────────────────────────────────────────────────
 
@@ -390,9 +392,6 @@ class Session:
             raise WaitTimeoutError(f"{what} after {timeout if of is None else of:g} s")
         if not condition():
             raise SessionClosedError(f"{what}, and the session has ended")
-
-    def _send(self, to: str, message: Message) -> None:
-        self._outbox.send(to, message)
 
     def _on_report(self, record: Any) -> None:
         self._supervisor.hear(record)

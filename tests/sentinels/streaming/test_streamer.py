@@ -8,7 +8,7 @@ from tests.support.harness import do, reports, sends, stops
 from torch.nn import functional as F
 
 import akkordeon as ak
-from akkordeon.core.checkpoint_messages import GoOn
+from akkordeon.core.checkpoint_messages import GoOn, Locate
 from akkordeon.core.errors import RecipeError
 from akkordeon.core.messages import (
     Attach,
@@ -28,9 +28,10 @@ from akkordeon.core.messages import (
     Release,
     SourceFailed,
 )
+from akkordeon.core.plain_state import Applied
 from akkordeon.core.recovery.messages import ForgetBefore, Restarted
 from akkordeon.core.reports import BatchRefused, SentinelEnded
-from akkordeon.core.streams.messages import Acknowledge
+from akkordeon.core.streams.messages import Acknowledge, Kept
 from akkordeon.core.streams.reports import StreamReport
 from akkordeon.sentinels.streaming.predicting import PREDICTIONS
 from akkordeon.sentinels.streaming.streamer import Streamer
@@ -41,11 +42,21 @@ X, Y = torch.ones(1, 3), torch.tensor([1])
 
 def streamer_of(start=None, **recipe) -> Streamer:
     sentinel = ak.Sentinel.stream([], F.cross_entropy, **({"scores": {"accuracy": ak.accuracy}} | recipe))
-    return Streamer(ME, "s", ROW, READER, sentinel, start)
+    return Streamer(ME, "s", ROW, READER, sentinel, start, acknowledges=True)
 
 
 def pair() -> Item:
     return Item(X, Y)
+
+
+def at(number: int) -> dict[str, int]:
+    """Where the source was after a record."""
+    return {"place": number}
+
+
+def acknowledged(effects: list) -> list[int]:
+    """Of which records the source hears."""
+    return [place["place"] for message in sends(effects, Acknowledge) for place in message.positions]
 
 
 def pinned(number: int) -> Cut:
@@ -90,12 +101,12 @@ def test_no_more_is_read_than_may_be_under_way():
 def test_an_answer_makes_room_for_no_question_but_is_no_hindrance_to_one():
     streamer = streamer_of()
     do(streamer, Attach())
-    assert len(sends(do(streamer, ak.Question("a", X)), Cut)) == 1
+    assert len(sends(do(streamer, ak.Question("a", X, at(1))), Cut)) == 1
     assert sends(predict(streamer, 0), Pull) == [Pull(1)]  # its label may be the next that comes
-    assert len(sends(do(streamer, ak.Answer("a", Y)), Forward)) == 1
+    assert len(sends(do(streamer, ak.Answer("a", Y, at(2))), Forward)) == 1
     assert sends(train(streamer, 0)) == [
         Backward(Batch(ME, 0), pytest.approx(torch.zeros(1, 2), abs=1)),
-        Acknowledge("a"),
+        Acknowledge((at(1), at(2))),
         Pull(1),
     ]
 
@@ -136,25 +147,30 @@ def test_predictions_without_a_label_are_dropped_at_the_bound_and_at_the_end_and
     streamer = streamer_of(max_waiting=1)
     do(streamer, Attach())
     for number in range(3):
-        effects = do(streamer, ak.Question(number, X))
-        assert sends(effects, Acknowledge) == [Acknowledge(number - 1)] * (number > 0)
+        effects = do(streamer, ak.Question(number, X, at(number)))
+        assert acknowledged(effects) == [number - 1] * (number > 0)
         predict(streamer, number)
-    effects = do(streamer, ak.Answer(0, Y), EpochEnd(last=True))
-    assert sends(effects, Acknowledge) == [Acknowledge(2)]
+    effects = do(streamer, ak.Answer(0, Y, at(3)), EpochEnd(last=True))
+    assert acknowledged(effects) == [3, 2]
     (report,) = reports(effects, StreamReport)
     assert (report.labels.dropped, report.labels.unmatched, report.labels.waiting) == (3, 1, 0)
     assert stops(effects)
 
 
-def test_a_question_that_comes_again_is_not_learned_twice_and_acknowledged_once_it_is_done():
+@pytest.mark.parametrize("labelled", [False, True])
+def test_what_comes_again_is_not_learned_twice_and_acknowledged_once_it_is_done(labelled):
     streamer = streamer_of(in_flight=2)
-    do(streamer, Attach(), ak.Question("a", X))
-    assert sends(do(streamer, ak.Question("a", X)), Acknowledge) == []
+
+    def record(number):
+        return ak.Labelled("a", X, Y, at(number)) if labelled else ak.Question("a", X, at(number))
+
+    do(streamer, Attach(), record(1))
+    assert acknowledged(do(streamer, record(2))) == []
     predict(streamer, 0)
-    do(streamer, ak.Answer("a", Y))
-    assert sends(train(streamer, 0), Acknowledge) == [Acknowledge("a")]
-    effects = do(streamer, ak.Question("a", X))
-    assert (sends(effects, Acknowledge), sends(effects, Cut)) == ([Acknowledge("a")], [])
+    do(streamer, *[ak.Answer("a", Y, at(3))] * (not labelled))
+    assert acknowledged(train(streamer, 0)) == ([1, 2] if labelled else [1, 3, 2])
+    effects = do(streamer, record(4))
+    assert (acknowledged(effects), sends(effects, Cut)) == ([4], [])
     (report,) = reports(do(streamer, EpochEnd(last=True)), StreamReport)
     assert report.labels.duplicates == 2
 
@@ -239,3 +255,27 @@ def test_one_that_was_killed_without_a_word_begins_its_source_again():
     assert sends(do(streamer, GoOn())) == [Pull(1)]
     do(streamer, pair())
     assert sends(predict(streamer, 0), Forward) == [Forward(Batch(ME, 7), X)]
+
+
+def test_where_there_are_checkpoints_only_what_is_in_one_is_acknowledged():
+    streamer = streamer_of(in_flight=2)
+    do(streamer, Attach(), Item(X, Y, at(1)), Item(X, Y, at(2)))
+    predict(streamer, 0, 1)
+    assert acknowledged(train(streamer, 0)) == [1]
+    (located,) = sends(do(streamer, Locate("checkpoint", applied=Applied(1))))
+    assert acknowledged(train(streamer, 1)) == []
+    do(streamer, Item(X, Y, at(3)))
+    predict(streamer, 2)
+    assert acknowledged(train(streamer, 2)) == []
+    assert acknowledged(do(streamer, Kept(located.state["position"]["place"][1]))) == [2]
+    again = streamer_of(located.state, in_flight=2)
+    assert acknowledged(do(again, Kept(), Attach())) == [2]
+
+
+def test_what_is_lost_is_left_to_come_again():
+    streamer = streamer_of(in_flight=2)
+    do(streamer, Attach(), Kept(), Item(X, Y, at(1)), Item(X, Y, at(2)))
+    predict(streamer, 0, 1)
+    do(streamer, Refused(Batch(ME, 0), "gate/0", Fault.LOST, "why"))
+    train(streamer, 1)
+    assert acknowledged(do(streamer, Kept())) == [2]

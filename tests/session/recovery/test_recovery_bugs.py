@@ -384,3 +384,17 @@ def test_a_gate_that_moves_into_no_process_ends_the_session_with_the_story_and_i
         with pytest.raises(GateFailedError, match=r"host died; it was made anew 3 times .* boom; could"):
             session.wait(60)
     assert session.states(timeout=1, partial=True) == {}
+
+
+# It was dropped from the checkpoint, and the next run began its data anew on weights that knew them; of a
+# stream, what was read and not learned from was lost.
+def test_who_is_still_to_join_a_run_that_was_taken_up_keeps_its_place():
+    def trainer():
+        return ak.Sentinel.train(_batches(), LOSS, epochs=2, name="a")
+
+    _, kept, attached, _ = _attached([trainer(), ak.Sentinel.checkpoint(every_updates=5)])
+    with ak.run(_network(), ak.Threads(1), seed=2, resume=kept[0]) as session:
+        between = session.checkpoint(timeout=60)
+    assert between.sentinels["a"] == kept[0].sentinels["a"]
+    _, _, resumed, _ = _attached([trainer()], resume=between)
+    assert resumed[0].batches == attached[0].batches

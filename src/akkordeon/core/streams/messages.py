@@ -9,7 +9,7 @@ from akkordeon.core.messages import EpochEnd, Item, Kind, Message, SourceFailed
 from akkordeon.core.payload import Payload
 from akkordeon.core.plain_state import PlainState
 
-__all__ = ["Acknowledge", "Answer", "Event", "Key", "Question"]
+__all__ = ["Acknowledge", "Answer", "Event", "Kept", "Key", "Labelled", "Question", "Record"]
 
 Key = str | int
 """By which a label is matched with its inputs: a string, or a whole number of at least 0."""
@@ -39,12 +39,41 @@ class Answer(Message, kind=Kind.FORWARD):
     source: PlainState | None = None
 
 
-Event = Item | Question | Answer | EpochEnd | SourceFailed
+@dataclass(frozen=True, slots=True)
+class Labelled(Message, kind=Kind.FORWARD):
+    """Inputs with their label, and a key by which they are known. Of a source; reader to sentinel.
+
+    ``source``: as of :class:`Question`.
+    """
+
+    key: Key
+    x: Payload
+    y: Any
+    source: PlainState | None = None
+
+
+Record = Item | Labelled | Question | Answer
+"""What a reader sends of what it has read."""
+
+Event = Record | EpochEnd | SourceFailed
 """What a reader sends."""
 
 
 @dataclass(frozen=True, slots=True)
 class Acknowledge(Message):
-    """What came under this key is done with, and need not be given again. Sentinel to reader."""
+    """What was read is done with, and need not be given again. Sentinel to reader.
 
-    key: Key
+    ``positions``: the states that the source had after each.
+    """
+
+    positions: tuple[PlainState, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Kept(Message):
+    """What was read is in a checkpoint that nothing loses, as what comes is to be. Session to sentinel.
+
+    ``until``: so many records, counted from the first; None for all up to now.
+    """
+
+    until: int | None = None

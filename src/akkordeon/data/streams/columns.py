@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from akkordeon.core.errors import DataError
-from akkordeon.core.streams.messages import Answer, Question
+from akkordeon.core.streams.messages import Answer, Labelled, Question
 
 __all__ = ["Columns"]
 
@@ -19,14 +19,14 @@ __all__ = ["Columns"]
 class Columns:
     """A ``split`` for sources of records.
 
-    With a ``key`` inputs and labels may come apart: a record without a label is a question, and one without
-    features the answer to it.
+    With a ``key`` records that come again are known, and inputs and labels may come apart: a record without a
+    label is a question, and one without features the answer to it.
 
     Attributes:
         features: names of the inputs, numbers all of them.
         label: name of what is to be predicted.
         classes: the labels there are, in the order of the network's outputs; None where it is a number.
-        key: name of what matches a label with its features.
+        key: name of what a record is known by, and a label matched with its features.
     """
 
     features: Sequence[str]
@@ -34,16 +34,19 @@ class Columns:
     classes: Sequence[Any] | None = None
     key: str | None = None
 
-    def __call__(self, record: Mapping[str, Any]) -> tuple[Tensor, Tensor] | Question | Answer:
+    def __call__(self, record: Mapping[str, Any]) -> tuple[Tensor, Tensor] | Labelled | Question | Answer:
         """X (1, features) float32 and y: (1,) int64 of classes, (1, 1) float32 of a number.
 
         Raises:
             DataError: something is missing, or is no number, or no class.
         """
-        if self.key is None or {self.label, *self.features} <= record.keys():
+        is_whole = {self.label, *self.features} <= record.keys()
+        if self.key is None or (is_whole and self.key not in record):
             return self._x(record), self._y(record)
         key = self._of(record, self.key)
         key = int(key) if isinstance(key, float) and key.is_integer() else key
+        if is_whole:
+            return Labelled(key, self._x(record), self._y(record))
         if self.label in record:
             return Answer(key, self._y(record))
         return Question(key, self._x(record))

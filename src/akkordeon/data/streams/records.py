@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from akkordeon.core.errors import DataError, RecipeError
 
-__all__ = ["Format", "LineParser"]
+__all__ = ["Format", "LineParser", "parsed_value"]
 
 Format = Literal["json", "csv"]
 
@@ -63,7 +63,7 @@ class LineParser:
             return None
         if len(values) != len(self._names):
             raise DataError(f"line {self.lines} has {len(values)} values for {len(self._names)} names")
-        return dict(zip(self._names, map(_value, values), strict=True))
+        return dict(zip(self._names, map(parsed_value, values), strict=True))
 
     def state(self) -> dict[str, Any]:
         """Where it is, as plain data."""
@@ -74,7 +74,8 @@ class LineParser:
         self._names, self.lines = state["names"], state["lines"]
 
 
-def _value(text: str) -> float | str:
+def parsed_value(text: str) -> float | str:
+    """A number as one, and all else as it is."""
     try:
         return float(text)
     except ValueError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from akkordeon.core.messages import EpochEnd, Item
-from akkordeon.core.streams.messages import Answer, Event, Question
+from akkordeon.core.streams.messages import Answer, Event, Labelled, Question
 
 __all__ = ["as_plain", "from_plain"]
 
@@ -15,6 +15,8 @@ def as_plain(event: Event) -> list[Any]:
     match event:
         case Item(x, y):
             return ["pair", x, y]
+        case Labelled(key, x, y):
+            return ["labelled", key, x, y]
         case Question(key, x):
             return ["question", key, x]
         case Answer(key, y):
@@ -26,4 +28,5 @@ def as_plain(event: Event) -> list[Any]:
 def from_plain(plain: list[Any]) -> Event:
     """Make it again."""
     kind, *fields = plain
-    return {"pair": Item, "question": Question, "answer": Answer}[kind](*fields) if fields else EpochEnd(True)
+    kinds = {"pair": Item, "labelled": Labelled, "question": Question, "answer": Answer}
+    return kinds[kind](*fields) if fields else EpochEnd(True)

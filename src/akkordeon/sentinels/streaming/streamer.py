@@ -11,7 +11,7 @@ as in a plain loop. The source is asked for no more than may be under way.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,13 +31,14 @@ from akkordeon.core.messages import (
 )
 from akkordeon.core.payload import Payload, samples
 from akkordeon.core.plain_state import Applied, PlainState
-from akkordeon.core.streams.messages import Acknowledge, Answer, Event, Question
+from akkordeon.core.streams.messages import Acknowledge, Answer, Event, Kept, Key, Labelled, Question, Record
 from akkordeon.core.streams.reports import StreamReport
 from akkordeon.data.position import Place, SourcePosition
 from akkordeon.sentinels.epoch import Epoch, Flight
 from akkordeon.sentinels.recipes import Streaming
 from akkordeon.sentinels.streaming.events import as_plain, from_plain
 from akkordeon.sentinels.streaming.predicting import PredictingTrainer
+from akkordeon.sentinels.streaming.receipts import Receipts
 from akkordeon.sentinels.streaming.unlabelled import Example, Unlabelled
 
 __all__ = ["Streamer"]
@@ -63,6 +64,7 @@ class Streamer(PredictingTrainer):
         reader: address of its reader.
         recipe: the sentinel.
         start: what it goes on from, as it said itself; it stays at rest until it is told to go on.
+        acknowledges: whether its source wants to know what it need not give again.
     """
 
     def __init__(
@@ -73,11 +75,14 @@ class Streamer(PredictingTrainer):
         reader: str,
         recipe: Streaming,
         start: PlainState | None = None,
+        acknowledges: bool = False,
     ) -> None:
         super().__init__(address, name, row, reader, recipe)
         self._how = recipe
         self._asked = 0  # of the reader, and not read yet
-        self._read_so_far = 0
+        self._read_so_far = self._handled = 0  # records
+        self._receipts = Receipts(acknowledges)
+        self._again: dict[Key, list[int]] = {}  # records that are of no use if one before is done with
         self._source_state: PlainState | None = None
         self._source_over = False
         self._examples = 0  # questions, small batches each
@@ -86,7 +91,7 @@ class Streamer(PredictingTrainer):
         self._recent: deque[tuple[int, Example]] = deque(maxlen=RECENT * recipe.in_flight)
         if start is not None:
             self._go_on_from(start)
-        self._handlers |= {Question: self._read, Answer: self._read}
+        self._handlers |= {Labelled: self._read, Question: self._read, Answer: self._read, Kept: self._kept}
 
     # ── reading ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -99,9 +104,10 @@ class Streamer(PredictingTrainer):
 
     def _read(self, message: Event, now_s: float) -> Iterator[Effect]:
         self._asked = max(0, self._asked - 1)
-        if isinstance(message, Item | Question | Answer):
+        if isinstance(message, Record):
             self._read_so_far += 1
             self._source_state = message.source
+            self._receipts.read(self._read_so_far, message.source)
         yield from super()._read(message, now_s)
 
     def _send(self, now_s: float) -> Iterator[Effect]:
@@ -138,10 +144,13 @@ class Streamer(PredictingTrainer):
         """Whether it is time for what was read: a question needs room, a failure comes after all else."""
         if isinstance(event, SourceFailed):
             return not self._under_way
-        return not isinstance(event, Item | Question) or self._under_way < self._in_flight
+        return not isinstance(event, Item | Labelled | Question) or self._under_way < self._in_flight
 
     def _handle(self, event: Event) -> Iterator[Effect]:
-        if isinstance(event, Item):
+        self._handled += isinstance(event, Record)
+        if isinstance(event, Labelled | Question) and not self._unlabelled.is_new(event.key):
+            yield from self._came_again(event.key)
+        elif isinstance(event, Item | Labelled):
             for example in self._unlabelled.due(self._time):
                 yield from self._labelled(example)
             yield from self._take_pair(event)
@@ -149,7 +158,10 @@ class Streamer(PredictingTrainer):
             yield from self._take_question(event)
         elif isinstance(event, Answer):
             found = self._unlabelled.answer(event.key, event.y)
-            if found is not None:
+            if found is None:
+                yield from self._acknowledge(self._receipts.done([self._handled]))
+            else:
+                found.records.append(self._handled)
                 yield from self._labelled(found)
         elif isinstance(event, EpochEnd):
             self._source_over = True
@@ -166,10 +178,13 @@ class Streamer(PredictingTrainer):
         elif not self._all_sent:
             raise message.error
 
-    def _take_pair(self, item: Item) -> Iterator[Effect]:
+    def _take_pair(self, item: Item | Labelled) -> Iterator[Effect]:
         """An example whose label came with it, and is used when it is due."""
         example = self._example(item.x)
         example.y = item.y
+        if isinstance(item, Labelled):
+            example.key = item.key
+            self._unlabelled.came(item.key)
         if self._how.delay is None:
             example.is_labelled = True
         else:
@@ -177,22 +192,26 @@ class Streamer(PredictingTrainer):
             example.due = None if delay is None else self._time - samples(item.x) + delay
             yield from self._wait_for_label(example)
 
-    def _delay_of(self, item: Item) -> int | None:
+    def _delay_of(self, item: Item | Labelled) -> int | None:
         delay = self._how.delay(item.x, item.y) if callable(self._how.delay) else self._how.delay
         if delay is not None and not (isinstance(delay, int) and delay >= 0):
             raise RecipeError(f"delay gives a whole number of examples of at least 0, or None; got {delay!r}")
         return delay
 
     def _take_question(self, question: Question) -> Iterator[Effect]:
-        if self._unlabelled.is_new(question.key):
-            example = self._example(question.x)
-            example.key = question.key
-            yield from self._wait_for_label(example)
-        elif self._unlabelled.is_done(question.key):
-            yield Send(self._reader, Acknowledge(question.key))
+        example = self._example(question.x)
+        example.key = question.key
+        yield from self._wait_for_label(example)
+
+    def _came_again(self, key: Key) -> Iterator[Effect]:
+        """A record under a key that is known: it is done with when that is."""
+        if self._unlabelled.is_done(key):
+            yield from self._acknowledge(self._receipts.done([self._handled]))
+        else:
+            self._again.setdefault(key, []).append(self._handled)
 
     def _example(self, x: Payload) -> Example:
-        example = Example(self._examples, x)
+        example = Example(self._examples, x, records=[self._handled])
         self._examples += 1
         self._time += samples(x)
         self._to_predict.append(example)
@@ -205,9 +224,19 @@ class Streamer(PredictingTrainer):
 
     def _done(self, example: Example) -> Iterator[Effect]:
         """Nothing more will come of an example: its source need not give it again."""
+        records = example.records
         if example.key is not None:
             self._unlabelled.done(example.key)
-            yield Send(self._reader, Acknowledge(example.key))
+            records = records + self._again.pop(example.key, [])
+        yield from self._acknowledge(self._receipts.done(records))
+
+    def _acknowledge(self, positions: Sequence[PlainState]) -> Iterator[Effect]:
+        if positions:
+            yield Send(self._reader, Acknowledge(tuple(positions)))
+
+    def _kept(self, message: Kept, now_s: float) -> Iterator[Effect]:
+        until = self._read_so_far if message.until is None else message.until
+        yield from self._acknowledge(self._receipts.kept(until))
 
     # ── learning ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -241,6 +270,11 @@ class Streamer(PredictingTrainer):
         yield from self._done(flight.example)
         yield from super()._count_refused(why, holders, now_s)
 
+    def _lose(self, number: int, flight: Flight, now_s: float) -> Iterator[Effect]:
+        assert isinstance(flight, _StreamFlight), "it sends no others"
+        self._receipts.lost(flight.example.records)
+        yield from super()._lose(number, flight, now_s)
+
     # ── ending, telling, and going on ────────────────────────────────────────────────────────────────
 
     def _say_end(self, result: Any = None, cut_short: bool = False) -> Iterator[Effect]:
@@ -266,6 +300,11 @@ class Streamer(PredictingTrainer):
             alarms=() if self._drift is None else self._drift.alarms,
             seconds=self._latest_s - self._began_s,
         )
+
+    def _locate(self, message: Locate, now_s: float) -> Iterator[Effect]:
+        """Whoever asks takes a checkpoint; what is done with after it is not in it."""
+        self._receipts.wait_for_checkpoints()
+        yield from super()._locate(message, now_s)
 
     def _come_to_rest(self, now_s: float) -> Iterator[Effect]:
         """With nothing at the gates; a source that stalls keeps nobody waiting."""
@@ -301,6 +340,7 @@ class Streamer(PredictingTrainer):
                 "cuts": self._cuts,
                 "scores": self._prequential.state(),
                 "drift": None if self._drift is None else self._drift.state(),
+                "receipts": self._receipts.state(),
                 "labels": self._unlabelled.state(),
                 "to_predict": [each.as_plain() for each in self._not_predicted() if each.is_labelled],
                 "to_train": [each.as_plain() for each in (*not_done, *self._ready)],
@@ -324,10 +364,12 @@ class Streamer(PredictingTrainer):
         self._prequential.go_on_from(stream["scores"])
         if self._drift is not None and stream.get("drift") is not None:
             self._drift.go_on_from(stream["drift"])
+        self._receipts.go_on_from(stream["receipts"])
         self._to_predict.extend(self._unlabelled.go_on_from(stream["labels"]))
         self._to_predict.extend(map(Example.from_plain, stream["to_predict"]))
         self._ready.extend(map(Example.from_plain, stream["to_train"]))
         self._waiting.extend(map(from_plain, stream["events"]))
+        self._handled = self._read_so_far - sum(isinstance(event, Record) for event in self._waiting)
 
 
 def _samples(examples: Iterable[Example]) -> int:

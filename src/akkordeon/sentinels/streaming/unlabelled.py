@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from akkordeon.core.payload import Payload
@@ -28,6 +28,7 @@ class Example:
         is_predicted: whether that was tried.
         outputs: what was predicted; None before that, once that was scored, and where the gates refused it.
         due: the time of its label, in examples of the stream, where that is known beforehand.
+        records: numbers of the records that it came in.
     """
 
     number: int
@@ -38,10 +39,11 @@ class Example:
     is_predicted: bool = False
     outputs: Payload | None = None
     due: int | None = None
+    records: list[int] = field(default_factory=list)
 
     def as_plain(self) -> dict[str, Any]:
         """It as plain data."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return {each.name: getattr(self, each.name) for each in fields(self)} | {"records": [*self.records]}
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> Example:
@@ -81,6 +83,12 @@ class Unlabelled:
         """Whether what came under a key is done with, as far as is known."""
         return self._keys.get(key, False)
 
+    def came(self, key: Key) -> None:
+        """Something has come under a new key."""
+        self._keys[key] = False
+        if len(self._keys) > 2 * self._most:
+            self._keys.popitem(last=False)
+
     def done(self, key: Key) -> None:
         """What came under a key is done with."""
         self._keys[key] = True
@@ -90,10 +98,8 @@ class Unlabelled:
         self._waiting[example.number] = example
         if example.key is not None:
             self._by_key[example.key] = example
-            self._keys[example.key] = False
-            if len(self._keys) > 2 * self._most:
-                self._keys.popitem(last=False)
-        elif example.due is not None:
+            self.came(example.key)
+        if example.due is not None:
             heapq.heappush(self._due, (example.due, example.number))
         return self._drop_oldest() if len(self._waiting) > self._most else None
 

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from akkordeon.core.errors import RecipeError
+from akkordeon.core.messages import Message
 from akkordeon.core.plain_state import PlainState, StageState
 from akkordeon.core.reports import CheckpointTaken
+from akkordeon.core.streams.messages import Kept
 from akkordeon.downpour.recipe import Downpour
 from akkordeon.pipeline.module_state import Outline, outline_of
 from akkordeon.pipeline.network import Network
@@ -49,6 +51,11 @@ class Checkpoint:
         refuse_others(kept, _outlines(network.network))
         return self.stages
 
+    def news(self) -> list[tuple[str, Message]]:
+        """What to tell whom once it is where nothing loses it: of a stream, up to where that is in it."""
+        streams = [state for state in self.sentinels.values() if "stream" in state]
+        return [(state["address"], Kept(state["position"]["place"][1])) for state in streams]
+
     def _refuse_other_row(self, row: Sequence[str]) -> None:
         if list(row) != list(self.stages):
             raise RecipeError(
@@ -61,7 +68,13 @@ def _outlines(network: Network) -> dict[str, Outline]:
     return {address: outline_of(gate.module) for address, gate in gates}
 
 
-def checkpoint_of(taken: CheckpointTaken, registry: Registry, epochs_done: int, seed: int) -> Checkpoint:
+def checkpoint_of(
+    taken: CheckpointTaken,
+    registry: Registry,
+    epochs_done: int,
+    seed: int,
+    to_come: Mapping[str, PlainState],
+) -> Checkpoint:
     """What a sentinel has kept, with what the session knows beside it.
 
     Args:
@@ -69,8 +82,9 @@ def checkpoint_of(taken: CheckpointTaken, registry: Registry, epochs_done: int, 
         registry: knows their names, those that have ended, and the best weights.
         epochs_done: of all sentinels together.
         seed: of the session.
+        to_come: what sentinels go on from that are still to join a run that was taken up.
     """
-    sentinels: dict[str, PlainState] = {}
+    sentinels: dict[str, PlainState] = dict(to_come)
     for attachment in registry.attachments:
         state = taken.sentinels.get(attachment.address, attachment._state)
         if attachment.role.keeps and attachment.role.repeats:

@@ -75,6 +75,7 @@ EXAMPLE = {
     "is_predicted": bool,
     "outputs": object,
     "due": Maybe(COUNT),
+    "records": [COUNT],
 }
 SCORES = {
     "examples": COUNT,
@@ -93,6 +94,7 @@ STREAM = TRAINER | {
         "cuts": COUNT,
         "scores": SCORES,
         "labels": LABELS,
+        "receipts": {"waits": bool, "open": [(COUNT, {str: object})]},
         "to_predict": [EXAMPLE],
         "to_train": [EXAMPLE],
         "events": [list],
