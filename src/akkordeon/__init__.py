@@ -27,7 +27,7 @@ from akkordeon.pipeline.recovery.recipe import Recovery
 from akkordeon.pipeline.staleness import DelayCompensation, InverseStaleness, Latest, Rule, Stash
 from akkordeon.sentinels.recipes import Best, Sentinel
 from akkordeon.sentinels.scores import accuracy
-from akkordeon.sentinels.streaming.drift import Drift
+from akkordeon.sentinels.streaming.drift import Drift, MoreLearning, ResetOptimizers
 from akkordeon.session.attachment import Attachment
 from akkordeon.session.downpour_session import Attachments, DownpourSession
 from akkordeon.session.records.replay import replay
@@ -58,6 +58,7 @@ __all__ = [
     "Lines",
     "Machine",
     "Machines",
+    "MoreLearning",
     "Network",
     "Plan",
     "Posts",
@@ -65,6 +66,7 @@ __all__ = [
     "Ray",
     "Recovery",
     "RedisStream",
+    "ResetOptimizers",
     "Rule",
     "Sentinel",
     "Session",

@@ -341,11 +341,11 @@ class Threshold:
         self.losses.append(x)
 
 
-def turned(**options):
+def turned(react=(), **options):
     """After 130 examples the labels are the other way round."""
     y = Y.repeat(4)
     y[130:] = 1 - y[130:]
-    return stream((X.repeat(4, 1), y), drift=ak.Drift(Threshold()), name="s", **options)
+    return stream((X.repeat(4, 1), y), drift=ak.Drift(Threshold(), react=react), name="s", **options)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -370,3 +370,73 @@ def test_a_resumed_stream_has_the_alarms_of_before():
     _, again = run(ak.Simulator(), turned(), resume=kept[0])
     assert first.stream[-1].alarms == again.stream[-1].alarms != ()
     assert again.stream[-1].examples == 4 * N
+
+
+REACTIONS = {
+    "more learning": ak.MoreLearning(factor=1.5, updates=40),
+    "reset": ak.ResetOptimizers(["gate/0", "gate/2"]),
+}
+
+
+def turned_in_a_plain_loop(reaction):
+    """As anybody would write it who reacts after the prediction of the alarm, before learning from it."""
+    gates = [gate.module for gate in network().gates]
+    model, detector, boosted = nn.Sequential(*gates), Threshold(), 0
+    optimizers = [sgd(gate.parameters()) for gate in gates]
+    xs, ys = turned().batches
+    for x, y in zip(xs.split(1), ys.split(1), strict=True):
+        with torch.no_grad():
+            detector.update(F.cross_entropy(model(x), y).item())
+        is_alarm = detector.drift_detected
+        if is_alarm and reaction == "reset":
+            optimizers = [sgd(gates[0].parameters()), optimizers[1], sgd(gates[2].parameters())]
+        elif is_alarm and reaction == "more learning":
+            boosted = 40
+        for optimizer in optimizers:
+            optimizer.param_groups[0]["lr"] = 0.1 * 1.5 if boosted else 0.1
+            optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        boosted = max(0, boosted - 1)
+    return model
+
+
+def same_weights(one, other):
+    return all(map(torch.equal, one.parameters(), other.parameters()))
+
+
+@pytest.mark.parametrize("reaction", REACTIONS)
+@pytest.mark.parametrize("name", NAMES)
+def test_gates_react_between_the_prediction_of_an_alarm_and_learning_from_it(name, reaction):
+    model, _ = run(ALL_ENGINES[name](), turned(REACTIONS[reaction]))
+    assert same_weights(model, turned_in_a_plain_loop(reaction))
+    assert not same_weights(model, turned_in_a_plain_loop("none"))
+
+
+@pytest.mark.parametrize("reaction", REACTIONS)
+def test_reactions_are_replayed_to_the_same_bits(reaction, tmp_path):
+    record = tmp_path / "record"
+    model, _ = run(ak.Threads(2), turned(REACTIONS[reaction]), record=record)
+    again = ak.replay(record, network(), [turned(REACTIONS[reaction])])
+    assert same_bits(again.module(), model)
+
+
+def test_a_boost_goes_on_in_a_checkpoint():
+    kept = []
+    with ak.run(network(), ak.Simulator()) as session:
+        session.subscribe(lambda r: kept.append(r) if hasattr(r, "sentinels") else None)
+        session.attach_all([turned(REACTIONS["more learning"]), ak.Sentinel.checkpoint(every_updates=145)])
+        session.wait(WAIT_S)
+        model = session.module()
+    assert [stage.learner["boost"][0] for stage in kept[0].stages.values()] == [1.5, 1.5, 1.5]
+    again, _ = run(ak.Simulator(), turned(), resume=kept[0])
+    assert same_bits(again, model)
+
+
+def test_a_gate_that_is_not_there_cannot_be_reset():
+    with (
+        ak.run(network(), ak.Simulator()) as session,
+        pytest.raises(RecipeError, match="the optimizer of 'gate/7' cannot be reset: the gates are gate/0, "),
+    ):
+        session.attach(turned(ak.ResetOptimizers(["gate/7"])))

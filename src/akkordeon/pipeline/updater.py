@@ -20,6 +20,7 @@ from akkordeon.pipeline.learning.optimizer import (
     built,
     is_hooked,
     refuse_kept_memory,
+    with_lr_times,
 )
 from akkordeon.pipeline.learning.optimizer_state import copied_plain, load_optimizer, state_of_optimizer
 from akkordeon.pipeline.staleness import Rule
@@ -32,6 +33,9 @@ AVERAGE = "average"
 
 FROZEN = "frozen"
 """Where the state says that the weights stay as they are for now; others have no such entry."""
+
+BOOST = "boost"
+"""Where the state says that it learns faster for a while; others have no such entry."""
 
 UPDATES_WITHOUT_SCORE = 1000
 """After so many it is said that a scheduler waits for a score."""
@@ -53,6 +57,7 @@ class Updater:
 
     Attributes:
         frozen: whether the weights stay as they are for now.
+        boost: what learning rates are multiplied by for now, and for how many updates more.
 
     Raises:
         ForeignParameterError: the optimizer holds parameters that are not these.
@@ -70,6 +75,7 @@ class Updater:
     ) -> None:
         self._recipe = {"optimizer": optimizer, "rule": rule, "clip_norm": clip_norm, "ema": ema}
         self.frozen = False
+        self.boost: tuple[float, int] | None = None
         self._weights = weights
         self._rule = rule
         self._clip_norm = clip_norm
@@ -141,7 +147,10 @@ class Updater:
         try:
             for master, gradient in zip(weights.masters, gradients, strict=True):
                 master.grad = gradient
-            self._step()
+            if self.boost is None:
+                self._step()
+            else:
+                self._boosted_step(*self.boost)
             if not self._updates:
                 refuse_kept_memory(self._optimizer, weights, self._label)
             if not weights.are_finite():
@@ -170,6 +179,12 @@ class Updater:
             optimizer.step()
         else:
             self._bare_step()
+
+    def _boosted_step(self, factor: float, updates: int) -> None:
+        assert self._optimizer is not None, "nothing else is updated"
+        with with_lr_times(self._optimizer, factor):
+            self._step()
+        self.boost = (factor, updates - 1) if updates > 1 else None
 
     def _warn_without_gradient(self, gradients: list[Tensor | None]) -> None:
         """Warn once of parameters that no loss has depended on so far."""
@@ -215,6 +230,7 @@ class Updater:
             "kinds": self._kinds(),
             **({} if average is None else {AVERAGE: average.state(self._weights.names)}),
             **({FROZEN: True} if self.frozen else {}),
+            **({} if self.boost is None else {BOOST: [*self.boost]}),
         }
 
     def load(self, state: LearnerState) -> None:
@@ -241,6 +257,7 @@ class Updater:
             tensor.copy_(state["rule"][name])
         self._updates = state["updates"]
         self.frozen = state.get(FROZEN, False)
+        self.boost = (*state[BOOST],) if state.get(BOOST) else None
         if self._weights.average is not None and state.get(AVERAGE):
             self._weights.average.load(state[AVERAGE], self._weights.names)
 

@@ -25,6 +25,7 @@ from akkordeon.sentinels.checkpointer import Checkpointer
 from akkordeon.sentinels.evaluator import Evaluator
 from akkordeon.sentinels.reader import Reader
 from akkordeon.sentinels.recipes import Evaluation, Sentinel, Streaming, Training
+from akkordeon.sentinels.streaming.drift import require_gates
 from akkordeon.sentinels.streaming.reader import StreamReader
 from akkordeon.sentinels.streaming.streamer import Streamer
 from akkordeon.sentinels.trainer import Trainer
@@ -71,6 +72,7 @@ def make_actors(
     recipe = _under_autocast(replace(sentinel, batches=()))  # data is read once
     own: Callable[[], Actor]
     if isinstance(recipe, Streaming):
+        require_gates(recipe.drift, row)
         own = partial(Streamer, address, name, row, reader, recipe, start, isinstance(source, Acknowledging))
     elif isinstance(recipe, Training):
         own = partial(Trainer, address, name, row, reader, recipe, not has_length(source), start, saves)

@@ -97,6 +97,34 @@ def test_an_optimizer_that_is_reset_is_a_new_one_with_the_settings_it_had(optimi
     assert learner.is_as_plain
 
 
+@pytest.mark.parametrize("optimizer", [momentum, scheduled])
+def test_a_boost_multiplies_learning_rates_in_so_many_updates_whoever_sets_them(optimizer):
+    learner = Learner(optimizer)
+    built = optimizer(learner.plain.parameters())
+    learner.optimizer, scheduler = built if isinstance(built, tuple) else (built, None)
+    (group,) = learner.optimizer.param_groups
+    learner.change(boost=(3.0, 4))
+    for update in range(6):
+        rate = group["lr"]
+        group["lr"] = rate * 3.0 if update < 4 else rate
+        learner.learn(1)
+        group["lr"] = rate
+        if scheduler is not None:
+            scheduler.step()
+    assert learner.is_as_plain
+    assert learner.updater.boost is None
+
+
+def test_a_boost_goes_on_through_another_change_and_ends_with_none():
+    learner = Learner()
+    learner.change(boost=(3.0, 4))
+    learner.learn(1)
+    learner.change(momentum=0.5)
+    assert learner.updater.boost == (3.0, 3)
+    learner.change(boost=None)
+    assert learner.updater.boost is None
+
+
 def test_another_optimizer_begins_as_new():
     learner = Learner(waiting)
     learner.learn()
@@ -126,6 +154,9 @@ def test_what_did_not_learn_learns_once_it_has_an_optimizer():
         ({"learning_rate": 1}, "no setting 'learning_rate': .* its optimizer has dampening, lr"),
         ({"params": []}, "no setting 'params'"),
         ({"frozen": 1}, "frozen is True or False"),
+        ({"boost": 3.0}, r"the boost of gate/1 is \(factor, updates\), got 3.0"),
+        ({"boost": (0, 10)}, "the factor of the boost of gate/1 is above 0, got 0"),
+        ({"boost": (2, 0)}, "the updates of the boost of gate/1 is at least 1, got 0"),
         ({"lr": 0.5, "optimizer": lambda params: 3}, "gave a int"),
     ],
 )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -21,7 +22,7 @@ from akkordeon.core.payload import memory
 from akkordeon.pipeline.module_copy import tensors_in
 from akkordeon.pipeline.weights import Weights
 
-__all__ = ["OptimizerFactory", "bare_step", "built", "is_hooked", "refuse_kept_memory"]
+__all__ = ["OptimizerFactory", "bare_step", "built", "is_hooked", "refuse_kept_memory", "with_lr_times"]
 
 NAMED = "named_parameters"
 """What an optimizer function calls its argument that wants (name, parameter) pairs."""
@@ -166,6 +167,19 @@ def bare_step(optimizer: Optimizer) -> Callable[[], object] | None:
     if getattr(step, "__code__", None) is _WITHOUT_GRADIENTS and not optimizer.defaults["differentiable"]:
         return partial(without_gradients, step.__wrapped__, optimizer)
     return partial(step, optimizer)
+
+
+@contextmanager
+def with_lr_times(optimizer: Optimizer, factor: float) -> Iterator[None]:
+    """Have the learning rates of all its groups multiplied; afterwards they are the very ones they were."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate * factor
+    try:
+        yield
+    finally:
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
 
 
 def is_hooked(optimizer: Optimizer) -> bool:

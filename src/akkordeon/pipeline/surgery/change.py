@@ -14,11 +14,11 @@ from typing import Any
 
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from akkordeon.core.checks import is_number
+from akkordeon.core.checks import is_number, require_above, require_whole
 from akkordeon.core.errors import RecipeError
 from akkordeon.core.plain_state import LearnerState
 from akkordeon.pipeline.gate import Gate
-from akkordeon.pipeline.updater import FROZEN, Updater
+from akkordeon.pipeline.updater import BOOST, FROZEN, Updater
 from akkordeon.pipeline.weights import Weights
 
 __all__ = ["changed", "recipe_with"]
@@ -49,8 +49,8 @@ def changed(updater: Updater, weights: Weights, label: str, settings: Mapping[st
         settings: ``optimizer``, ``staleness`` and ``clip_norm`` as in a :class:`akkordeon.Gate`, of which
             another optimizer and another rule begin as new; ``frozen``, whether the weights stay as they are
             while gradients pass through; ``reset_optimizer``, to forget what the optimizer knows of past
-            gradients; all others are options of the optimizer, such as ``lr``, for all its groups of
-            parameters.
+            gradients; ``boost``, a factor and a number, to multiply learning rates by it in so many updates;
+            all others are options of the optimizer, such as ``lr``, for all its groups of parameters.
 
     Raises:
         RecipeError: there is no such setting, or it cannot have this value.
@@ -60,6 +60,7 @@ def changed(updater: Updater, weights: Weights, label: str, settings: Mapping[st
     recipe = {its: options.pop(name) for name, its in RECIPE.items() if name in options}
     frozen = _flag("frozen", options.pop("frozen", updater.frozen))
     is_reset = _flag("reset_optimizer", options.pop("reset_optimizer", False))
+    boost = _boost(options.pop("boost", updater.boost), label)
     average, before = weights.average, updater.state()
     try:
         fresh = updater.like(**recipe)
@@ -67,7 +68,9 @@ def changed(updater: Updater, weights: Weights, label: str, settings: Mapping[st
         if options:
             _refuse_scheduled(state["kinds"]["scheduler"], options, label)
             state["optimizer"] = _with_options(state["optimizer"], options, label)
-        fresh.load({**state, FROZEN: frozen})
+        if boost is not None:
+            _require_lr(state["optimizer"], label)
+        fresh.load({**state, FROZEN: frozen, BOOST: boost})
     except BaseException:
         weights.average = average
         raise
@@ -80,6 +83,23 @@ def _flag(name: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise RecipeError(f"{name} is True or False, got {value!r}")
     return value
+
+
+def _boost(value: Any, label: str) -> tuple[float, int] | None:
+    if value is None:
+        return None
+    try:
+        factor, updates = value
+    except (TypeError, ValueError):
+        raise RecipeError(f"the boost of {label} is (factor, updates), got {value!r}") from None
+    require_above(f"the factor of the boost of {label}", factor)
+    require_whole(f"the updates of the boost of {label}", updates)
+    return factor, updates
+
+
+def _require_lr(optimizer: Any, label: str) -> None:
+    if optimizer is not None and not all("lr" in group for group in optimizer["groups"]):
+        raise RecipeError(f"the optimizer of {label} has no learning rate that could be multiplied")
 
 
 def _state(

@@ -1,14 +1,15 @@
-"""The recipe of what a stream does when its examples are predicted worse than before."""
+"""The recipe of what is done when the examples of a stream are predicted worse than before."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+from akkordeon.core.checks import require_above, require_whole
 from akkordeon.core.errors import RecipeError
 
-__all__ = ["Detector", "Drift", "require_drift"]
+__all__ = ["Detector", "Drift", "MoreLearning", "ResetOptimizers", "require_drift", "require_gates"]
 
 
 @runtime_checkable
@@ -24,6 +25,59 @@ class Detector(Protocol):
 
 
 @dataclass(frozen=True)
+class MoreLearning:
+    """Have all gates learn faster for a while: their learning rates are multiplied, then as they were.
+
+    An alarm that comes meanwhile begins it anew.
+
+    Args:
+        factor: what learning rates are multiplied by.
+        updates: of each gate, until it is over.
+    """
+
+    factor: float = 5.0
+    updates: int = 500
+
+    def __post_init__(self) -> None:
+        """Refuse what gates would refuse later."""
+        require_above("factor", self.factor)
+        require_whole("updates", self.updates)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What gates are told."""
+        return {"boost": (self.factor, self.updates)}
+
+    def chosen(self, row: Sequence[str]) -> Sequence[str]:
+        """Which of the gates are told."""
+        return row
+
+
+@dataclass(frozen=True)
+class ResetOptimizers:
+    """Have optimizers forget what they know of gradients before the change, as their momentum.
+
+    Args:
+        gates: their addresses, as ``["gate/0"]``; None for all.
+    """
+
+    gates: Sequence[str] | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What gates are told."""
+        return {"reset_optimizer": True}
+
+    def chosen(self, row: Sequence[str]) -> Sequence[str]:
+        """Which of the gates are told."""
+        return row if self.gates is None else [gate for gate in row if gate in self.gates]
+
+
+Reaction = MoreLearning | ResetOptimizers
+"""What may be done about an alarm."""
+
+
+@dataclass(frozen=True)
 class Drift:
     """Watch the loss or a score of a stream, and raise an alarm when it becomes worse.
 
@@ -33,12 +87,14 @@ class Drift:
     Args:
         detector: is given the loss or the score of each prediction, of a small batch the mean; it is copied.
         on: ``"loss"``, or the name of a score of the stream.
+        react: what to do about an alarm, one reaction or several; nothing if not given.
         higher_is_better: None means: lower for the loss, higher for anything else. A change for the better,
             as while a network learns, is no alarm.
     """
 
     detector: Detector
     on: str = "loss"
+    react: Reaction | Sequence[Reaction] = ()
     higher_is_better: bool | None = None
 
     def __post_init__(self) -> None:
@@ -47,11 +103,30 @@ class Drift:
             raise RecipeError(
                 f"a detector has update(x) and drift_detected, as river's ADWIN() has; got {self.detector!r}"
             )
+        for reaction in self.reactions:
+            if not isinstance(reaction, Reaction):
+                raise RecipeError(
+                    f"a reaction to drift is MoreLearning(…) or ResetOptimizers(…), got {reaction!r}"
+                )
+
+    @property
+    def reactions(self) -> tuple[Reaction, ...]:
+        """What is done about an alarm, in this order."""
+        return tuple(self.react) if isinstance(self.react, Sequence) else (self.react,)
 
     def is_worse(self, value: float, than: float) -> bool:
         """Whether a value of what is watched is worse than another."""
         higher = self.on != "loss" if self.higher_is_better is None else self.higher_is_better
         return value < than if higher else value > than
+
+
+def require_gates(drift: Drift | None, row: Sequence[str]) -> None:
+    """Refuse reactions of gates that are not there."""
+    for reaction in () if drift is None else drift.reactions:
+        for gate in getattr(reaction, "gates", None) or ():
+            if gate not in row:
+                there = ", ".join(row)
+                raise RecipeError(f"the optimizer of {gate!r} cannot be reset: the gates are {there}")
 
 
 def require_drift(drift: Drift | None, scores: Mapping[str, Any]) -> None:

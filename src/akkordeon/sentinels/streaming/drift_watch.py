@@ -1,6 +1,6 @@
 """A detector at work on the loss or a score of a stream: what it finds, and what comes of that.
 
-    value ─▶ detector: a change? ─▶ for the worse? ─▶ alarm
+    value ─▶ detector: a change? ─▶ for the worse? ─▶ alarm ─▶ reactions: Change ─▶ gates
 
 The detector is somebody else's, and may not tell the direction of a change.
 """
@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
-from akkordeon.core.actor import Effect, Report
+from akkordeon.core.actor import Effect, Report, Send
 from akkordeon.core.errors import RecipeError
 from akkordeon.core.plain_state import PlainState
 from akkordeon.core.streams.reports import DriftAlarm
+from akkordeon.core.surgery.messages import Change
 from akkordeon.sentinels.streaming.drift import Drift
 
 __all__ = ["DriftWatch"]
@@ -31,7 +32,7 @@ class DriftWatch:
 
     Args:
         name: of the sentinel, for reports.
-        recipe: what is watched, and by which detector.
+        recipe: what is watched, by which detector, and how gates react.
     """
 
     def __init__(self, name: str, recipe: Drift) -> None:
@@ -47,12 +48,13 @@ class DriftWatch:
         """How many examples had been scored at the latest alarms."""
         return tuple(self._alarms)
 
-    def look(self, scores: Mapping[str, float], examples: int) -> Iterator[Effect]:
-        """Take in the scores of a prediction, and raise the alarm if it is time to.
+    def look(self, scores: Mapping[str, float], examples: int, row: Sequence[str]) -> Iterator[Effect]:
+        """Take in the scores of a prediction, and raise the alarm and react if it is time to.
 
         Args:
             scores: the loss and the scores, by name.
             examples: that have been scored by now.
+            row: addresses of the gates.
         """
         value = scores.get(self._recipe.on)
         if value is None:
@@ -69,6 +71,8 @@ class DriftWatch:
         if is_worse:
             self._alarms.append(examples)
             yield Report(DriftAlarm(self._name, self._recipe.on, examples))
+            for reaction in self._recipe.reactions:
+                yield from (Send(gate, Change(reaction.settings)) for gate in reaction.chosen(row))
 
     def state(self) -> PlainState:
         """Where it stands, as plain data, but for the detector: those have no such form."""

@@ -122,7 +122,7 @@ class PredictingTrainer(Trainer):
                 assert not isinstance(score, StreamingScore), "the recipe has refused those"
                 values |= numbers_of(name, score(given.unchanged(), targets))
         if self._prequential.add(values, size) and self._drift is not None:
-            yield from self._drift.look(values, self._prequential.examples)
+            yield from self._drift.look(values, self._prequential.examples, self._row)
 
     def _restarted(self, message: Restarted, now_s: float) -> Iterator[Effect]:
         """As any trainer; predictions under way are made again."""

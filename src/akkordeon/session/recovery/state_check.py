@@ -49,6 +49,9 @@ TRAINER = {
 KNOWN = {"next": COUNT, "missing": [COUNT]}
 """Batches ahead of a trainer that another has trained."""
 
+DRIFT = {"alarms": [COUNT]}
+"""Of streams that are watched; the others have none."""
+
 VALIDATOR = {
     "rounds": COUNT,
     "cuts": COUNT,
@@ -128,6 +131,7 @@ def require_whole(checkpoint: Checkpoint) -> None:
     for name, state in checkpoint.sentinels.items():
         _require(state, ROLES.get(state["role"], {}), name)
         _require(state.get("known"), Maybe(KNOWN), f"what is known of {name}")
+        _require(state.get("stream", {}).get("drift"), Maybe(DRIFT), f"what drift {name} has seen")
         if not state["address"].rpartition("#")[2].isdecimal():
             raise DataError(f"the address of {name} has no number")
     for address, stage in checkpoint.stages.items():
@@ -137,6 +141,7 @@ def require_whole(checkpoint: Checkpoint) -> None:
         _require(learner.get("gathered"), Maybe(GATHERED), f"what {address} has gathered")
         _require(learner.get("average"), Maybe(AVERAGE), f"the average of {address}")
         _require(learner.get("frozen"), Maybe(bool), f"whether {address} is frozen")
+        _require(learner.get("boost"), Maybe((float, COUNT)), f"the boost of {address}")
 
 
 def _require(value: Any, form: Form, what: str) -> None:

@@ -40,7 +40,8 @@ class LiveGate:
                 parameters; ``optimizer``, ``staleness`` and ``clip_norm`` as in :class:`akkordeon.Gate`, of
                 which another optimizer and another rule begin as new; ``frozen``, True to pass gradients
                 through and leave the weights as they are, and False to learn again; ``reset_optimizer``,
-                True to forget what the optimizer knows of past gradients.
+                True to forget what the optimizer knows of past gradients; ``boost``, as in (5.0, 100), to
+                multiply its learning rates by 5 in the next 100 updates.
 
         Raises:
             RecipeError: there is no such setting, it cannot have this value, or the learning rate is set by
