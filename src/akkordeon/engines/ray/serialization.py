@@ -184,7 +184,7 @@ def _reduced(tensor: Tensor, wire_dtype: torch.dtype | None) -> tuple[Any, ...]:
     """A tensor as its bytes, whatever its dtype (NumPy has no bfloat16), and what they mean."""
     sent = tensor.detach().cpu()
     sent = narrowed(sent, wire_dtype).contiguous().resolve_conj().resolve_neg()
-    array: Any = sent.reshape(-1).view(torch.uint8).numpy()
+    array: Any = sent.as_strided((sent.numel(),), (1,)).view(torch.uint8).numpy()
     leaf = tensor.requires_grad and tensor.is_leaf
     return _tensor, (pickle.PickleBuffer(array), sent.dtype, tuple(tensor.shape), tensor.dtype, leaf)
 
