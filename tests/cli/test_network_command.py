@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import chain, repeat
 from types import SimpleNamespace
 
+import httpx
 import pytest
 from tests.support.terminals import free_port, says
 from typer.testing import CliRunner
@@ -87,6 +88,13 @@ def test_sentinels_train_and_validate_a_network_that_outlives_them(terminals, tm
     assert gates[0][2] != gates[1][2]  # a process each
     assert [gate[3] for gate in gates] == ["0", "0"]
     assert re.search(r"vdp +validate on .* accuracy 0\.\d+", status)
+
+    server = terminals("serve", target, "--port", "0")
+    url = server.until(r"serves \S+, version [1-9][\d,]*, at (\S+); Ctrl-C ends it")[1]
+    answer = httpx.post(f"{url}/predict", json={"inputs": [[0.5] * 64]}, timeout=30)
+    assert len(answer.json()["outputs"][0]) == 10
+    server.process.send_signal(signal.SIGINT)
+    assert "ended by SIGINT" in server.end(130)
 
     terminals("detach", target, "vdp").end()
     validator.end()

@@ -11,6 +11,7 @@ import threading
 import time
 from functools import partial
 
+import httpx
 import psutil
 import pytest
 import torch
@@ -688,6 +689,17 @@ def test_a_sentinel_of_a_network_on_its_own_that_failed_goes_on_after_the_batch(
         with pytest.raises(SentinelFailedError, match="99 is out of bounds"):
             training.wait(timeout=60)
         assert training.restart().wait(timeout=60).batches.as_tuple() == (10, 9, 0, 1)
+
+
+def test_a_network_on_its_own_is_served_while_another_session_trains_it(started, lent_session_hosts):
+    address, name, _ = started
+    x = problem(1)[0][0]
+    with ak.connect(f"{address}/{name}") as theirs, ak.connect(f"{address}/{name}") as mine:
+        theirs.attach(ak.Sentinel.train(problem(10), F.cross_entropy)).wait(timeout=60)
+        with mine.serve(port=0) as server:
+            answer = httpx.post(f"{server.url}/predict", json={"inputs": x.tolist()}, timeout=60).json()
+            assert answer["version"] >= 10
+            assert torch.allclose(torch.tensor(answer["outputs"]), theirs.predict(x), atol=1e-6)
 
 
 def test_a_network_whose_registrar_was_killed_can_be_stopped_and_started_again(started):

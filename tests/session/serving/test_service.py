@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +18,10 @@ from tests.support.harness import WAIT_S
 from tests.support.serving import service_of
 from torch import nn
 
+import akkordeon as ak
+from akkordeon.session.serving import app
 from akkordeon.session.serving.bodies import NUMPY
+from akkordeon.session.serving.learning import Learning
 from akkordeon.session.serving.limits import Limits
 
 X = torch.randn(5, 6, generator=torch.Generator().manual_seed(1))
@@ -221,6 +226,8 @@ def test_a_body_that_is_too_large_is_not_read_to_its_end():
     with service_of(linear(), body_bytes_max=1000) as client:
         told = "a body has at most 1,000 bytes"
         assert sentence(client.post("/predict", content=b"x" * 1001), 413) == told
+        lengthy = {"content-length": "9" * 5000}
+        assert sentence(client.post("/predict", content=b"", headers=lengthy), 413) == told
 
         async def chunks():
             for _ in range(11):
@@ -228,6 +235,16 @@ def test_a_body_that_is_too_large_is_not_read_to_its_end():
 
         assert sentence(client.post("/predict", content=chunks()), 413) == told
         assert client.post("/predict", content=b"x" * 1000).status_code == 422
+
+
+def test_a_body_that_does_not_come_is_not_waited_for_without_end(client, monkeypatch):
+    monkeypatch.setattr(app, "BODY_S", 0.01)
+
+    async def stalling():
+        yield b"{"
+        await asyncio.Event().wait()
+
+    assert sentence(client.post("/predict", content=stalling()), 408) == "its body has not come in 0.01 s"
 
 
 class Gated(nn.Module):
@@ -255,6 +272,18 @@ def test_one_request_too_many_is_told_when_to_come_again():
         module.go_on.set()
         assert first.result().json()["outputs"] == [[1.0]]
         assert client.post("/predict", json={"inputs": [[2]]}).status_code == 200
+
+
+def test_examples_are_taken_as_long_as_there_is_room_for_them():
+    recipe = ak.Sentinel.stream(ak.Posts(max_waiting=1), nn.functional.cross_entropy)
+    stream = SimpleNamespace(recipe=recipe, ended=False)  # it reads nothing
+    with service_of(linear(), learning=Learning(stream)) as client:
+        example = {"inputs": X.tolist(), "targets": [0] * 5}
+        assert client.post("/learn", json=example).json() == {"waiting": 1}
+        second = client.post("/learn", json=example)
+        assert sentence(second, 503) == "1 examples wait to be learned from, and no more are taken now"
+        assert second.headers["retry-after"] == "1"
+        assert "akkordeon_examples_waiting 1" in client.get("/metrics").text.splitlines()
 
 
 @pytest.mark.parametrize("wrong", [{"queue_max": 0}, {"batch_max": 1.5}, {"wait_ms": -1}, {"wait_ms": 1e4}])

@@ -179,7 +179,7 @@ class Service:
         most = self._limits.body_bytes_max
         too_large = HTTPException(413, f"a body has at most {most:,} bytes", {"Connection": "close"})
         length = request.headers.get("content-length", "")
-        if length.isdecimal() and int(length) > most:
+        if length.isdecimal() and (len(length) > 18 or int(length) > most):
             raise too_large
         body = bytearray()
         try:

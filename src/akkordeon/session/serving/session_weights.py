@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import torch
+from torch import Tensor, nn
+
 from akkordeon.core.errors import SessionClosedError
 from akkordeon.core.plain_state import CutStates
-from akkordeon.downpour.recipe import Downpour
-from akkordeon.pipeline.network import Network
 from akkordeon.sentinels.recipes import Evaluation
 from akkordeon.sentinels.roles import EXPORT
 from akkordeon.session.serving.weights import ServedWeights
@@ -37,7 +39,7 @@ class SessionWeights:
     def __init__(self, session: Session, ema: bool) -> None:
         self._session = session
         self._ema = ema
-        self._of: tuple[Network | Downpour, tuple[int, ...]] | None = None  # the latest cut
+        self._row: Collection[str] = ()  # of the latest cut
 
     def fetch(self, before: ServedWeights | None) -> ServedWeights:
         """The weights of a cut that is made now.
@@ -51,19 +53,21 @@ class SessionWeights:
         cut: CutStates | None = session._result(recipe, FETCH_S)
         if cut is None:
             raise SessionClosedError("the session has ended; it has no newer weights")
-        network = session.network
-        if (
-            before is not None
-            and self._of is not None
-            and self._of[0] is network
-            and self._of[1] == cut.versions
-        ):
+        module = session.network.module(session._topology.by_gate(cut.states)).eval()
+        row, self._row = self._row, cut.states.keys()
+        if before is not None and row == self._row and _are_equal(module, before.module):
             return replace(before, taken_s=began_s)
-        module = network.module(session._topology.by_gate(cut.states)).eval()
-        self._of = network, cut.versions
         least = 0 if before is None else before.version + 1
         return ServedWeights(module, max(least, *cut.versions), began_s)
 
     def batches_trained(self) -> int | None:
         """By all sentinels of the session."""
         return self._session.status(ASK_S).batches.trained
+
+
+def _are_equal(module: nn.Module, other: nn.Module) -> bool:
+    """Whether two modules of one form have equal weights; gates made anew count again from earlier ones."""
+    one, two = module.state_dict(), other.state_dict()
+    return one.keys() == two.keys() and all(
+        isinstance(value, Tensor) and torch.equal(value, two[name]) for name, value in one.items()
+    )

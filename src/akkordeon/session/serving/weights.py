@@ -107,5 +107,5 @@ class Refresher:
             try:
                 self.latest = self._source.fetch(self.latest)
                 self.failure = None
-            except AkkordeonError as error:
+            except Exception as error:  # of a user's module too, which is copied
                 self.failure = explain(error)
