@@ -195,6 +195,30 @@ def test_whatever_bytes_come_the_answer_is_outputs_or_a_sentence(client, body, k
         assert sentence(answer, 422)
 
 
+def learning_from(posts):
+    """What takes examples for a stream that reads nothing."""
+    recipe = ak.Sentinel.stream(posts, nn.functional.cross_entropy)
+    return Learning(SimpleNamespace(recipe=recipe, ended=False))
+
+
+right = st.just(X.tolist())
+lessons = st.fixed_dictionaries(
+    {"inputs": values | right, "targets": values | st.lists(st.integers(-2, 4), min_size=5, max_size=5)},
+    optional={"key": values},
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(lessons.map(json.dumps).map(str.encode) | st.binary(max_size=50), max_size=3))
+def test_whatever_is_posted_to_learn_from_is_taken_or_refused_in_a_sentence(bodies):
+    posts = ak.Posts()
+    with service_of(linear(), learning=learning_from(posts)) as client:
+        answers = [client.post("/learn", content=body) for body in bodies]
+    taken = [answer for answer in answers if answer.status_code == 202]
+    assert posts.waiting == len(taken)
+    assert all(sentence(answer, 422) for answer in answers if answer not in taken)
+
+
 def test_other_paths_and_methods_are_told_what_there_is(client):
     there = "there are POST /predict, GET /healthz, GET /readyz, GET /metrics"
     assert sentence(client.get("/"), 404) == f"no GET /; {there}"
@@ -275,9 +299,7 @@ def test_one_request_too_many_is_told_when_to_come_again():
 
 
 def test_examples_are_taken_as_long_as_there_is_room_for_them():
-    recipe = ak.Sentinel.stream(ak.Posts(max_waiting=1), nn.functional.cross_entropy)
-    stream = SimpleNamespace(recipe=recipe, ended=False)  # it reads nothing
-    with service_of(linear(), learning=Learning(stream)) as client:
+    with service_of(linear(), learning=learning_from(ak.Posts(max_waiting=1))) as client:
         example = {"inputs": X.tolist(), "targets": [0] * 5}
         assert client.post("/learn", json=example).json() == {"waiting": 1}
         second = client.post("/learn", json=example)
