@@ -60,6 +60,9 @@ def test_sentinels_train_and_validate_a_network_that_outlives_them(terminals, tm
     validator = terminals("sentinel", "validate", *feed, "--every", "1", "--name", "vdp")
     trainer = terminals("sentinel", "train", *feed, *one, "--take", "1000", "--epochs", "12", "--name", "tdp")
     killed.until("epoch +1 ")
+    says(terminals("set", target, "gate/1", "speed=1"), "gate/1 has no setting 'speed'")
+    slower = terminals("set", target, "gate/1", "optimizer=recipe/mine.py:adam", "lr=0.001").end()
+    assert "gate/1 learns with optimizer=recipe/mine.py:adam, lr=0.001" in slower
     killed.process.send_signal(signal.SIGKILL)
     assert re.search(r"tdp: ([\d,]+) batches sent, \1 trained, 0 refused, 0 lost", trainer.end())
     validator.until(r"accuracy (0\.9[5-9]|1\.)")

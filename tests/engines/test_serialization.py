@@ -234,8 +234,12 @@ def test_a_replica_is_a_host_and_a_shard_is_one():
     assert host_of("shard/1", "pack") == "shard/1"
 
 
-@pytest.mark.parametrize("placement", ["everywhere", [[0], [0, 1]], [[1]], [[0, 0]]])
-def test_a_placement_that_leaves_a_gate_out_or_names_it_twice_is_refused(placement):
+def test_a_gate_that_came_later_than_the_placement_has_a_host_of_its_own():
+    assert host_of("gate/3", [[0, 1], [2]]) == "gate/3"
+
+
+@pytest.mark.parametrize("placement", ["everywhere", [[0], [0, 1]], [[0, 0]]])
+def test_a_placement_that_names_a_gate_twice_is_refused(placement):
     with pytest.raises(RecipeError):
         host_of("gate/0", placement)
 

@@ -80,6 +80,7 @@ app.command()(replay)
 app.command()(network.join)
 app.command()(network.status)
 app.command()(network.detach)
+app.command("set")(network.set_gate)
 app.add_typer(network.app, name="network")
 app.add_typer(sentinel.app, name="sentinel")
 

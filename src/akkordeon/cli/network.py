@@ -1,7 +1,8 @@
-"""Commands for networks on a Ray cluster: start, save, stop, show, join machines, detach sentinels."""
+"""Commands for networks on a Ray cluster: start, save, stop, show, set, join machines, detach sentinels."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from functools import partial
@@ -22,13 +23,16 @@ from akkordeon.engines.ray.cluster.connection import join as join_cluster
 from akkordeon.engines.ray.cluster.connection import parse_target, require_ray
 from akkordeon.experiments.config import GateRule, TrainConfig
 from akkordeon.experiments.presets import rule_named
-from akkordeon.experiments.tasks.loader import load_network
+from akkordeon.experiments.tasks.loader import load_function, load_network
 from akkordeon.experiments.tasks.named import NETWORKS
 from akkordeon.pipeline.network import Network
 from akkordeon.session.recovery.gates import GateRecovery
 from akkordeon.watch.lines import scores_in_words
 
-__all__ = ["app", "detach", "join", "status"]
+__all__ = ["app", "detach", "join", "set_gate", "status"]
+
+SET_S = 60.0
+"""How long a gate that is told to learn otherwise may take to answer."""
 
 POLL_S = 0.2
 """How often a waiting command looks for Ctrl-C."""
@@ -293,6 +297,41 @@ def detach(
     with cluster_at(address) as networks:
         networks.detach(address, which, name, drop)
     typer.echo(f"{name!r} is told to end")
+
+
+def set_gate(
+    target: Target,
+    gate: Annotated[str, typer.Argument(metavar="GATE", help="Its address or its name.")],
+    settings: Annotated[
+        list[str], typer.Argument(metavar="NAME=VALUE…", help="As lr=0.01, frozen=true, staleness=inverse.")
+    ],
+) -> None:
+    """Have a gate of a network learn with other settings, while it trains.
+
+    There are options of its optimizer, as lr and weight_decay; optimizer=FILE.py:FUNCTION, staleness=RULE and
+    clip_norm=NUMBER; frozen and reset_optimizer, each true or false.
+    """
+    from akkordeon.session.remote_session import connect
+
+    wanted = dict(_setting(each) for each in settings)
+    with connect(target) as session:
+        session.gate(gate).set(timeout=SET_S, **wanted)
+    typer.echo(f"{gate} learns with {', '.join(settings)}")
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """A setting and its value, as JSON has it, but for rules and functions."""
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise RecipeError(f"a setting is NAME=VALUE, as in lr=0.01; got {text!r}")
+    if name == "optimizer":
+        return name, load_function(value)
+    if name == "staleness":
+        return name, rule_named(value)
+    try:
+        return name, json.loads(value)
+    except ValueError as error:
+        raise RecipeError(f"{name} is a number, true, false or a list, got {value!r}") from error
 
 
 def _placement(text: str) -> Any:

@@ -10,16 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from weakref import ref
 
 import torch
 from torch import Tensor
 
 from akkordeon.core.actor import Effect, Report, Send
-from akkordeon.core.errors import RecipeError, explain
+from akkordeon.core.errors import explain
 from akkordeon.core.forms import same_form, signature
 from akkordeon.core.messages import Backward, Batch, Fault, Forget, Forward, Scored
-from akkordeon.core.numerics.autograd import accumulated, gradients, graph_behind, with_gradients
+from akkordeon.core.numerics.autograd import accumulated, gradients, with_gradients
 from akkordeon.core.numerics.generator import GeneratorObserver, GeneratorUse
 from akkordeon.core.payload import (
     Payload,
@@ -35,9 +34,10 @@ from akkordeon.core.plain_state import Applied, LearnerState, StageState
 from akkordeon.core.recovery.messages import ForgetBefore, Save, SentinelLost
 from akkordeon.core.recovery.reports import Learned
 from akkordeon.core.shard_messages import Settle, Settled
-from akkordeon.core.surgery.messages import Change
-from akkordeon.core.surgery.reports import Changed
+from akkordeon.core.surgery.messages import Change, Inherit, Rewire
+from akkordeon.core.surgery.reports import Changed, Rewired
 from akkordeon.pipeline.forward.compiled import compile_forward
+from akkordeon.pipeline.forward.first_graph import FirstGraph
 from akkordeon.pipeline.forward.output import output_of
 from akkordeon.pipeline.forward.recomputed import Recomputed
 from akkordeon.pipeline.gate import Gate
@@ -96,7 +96,7 @@ class GateActor(Stage):
         compile_forward(self.module, gate.compile)
         if gate.recompute:
             self._called = Recomputed(self._called, self.weights, self.buffers, self._input_guard)
-        self._originals = {id(p): (name, ref(p)) for name, p in gate.module.named_parameters()}
+        self._first_graph = FirstGraph(gate.module, self.module, self.weights, self.buffers)
         self._last_shape: torch.Size | None = None
         self._derive = gradients
         self._ends_a_row = position.next is None and position.previous is not None
@@ -114,6 +114,8 @@ class GateActor(Stage):
             Scored: self._scored,
             SentinelLost: self._sentinel_lost,
             Change: self._change,
+            Rewire: self._rewire,
+            Inherit: self._inherit,
         }
 
     # ── training ─────────────────────────────────────────────────────────────────────────────────────
@@ -194,48 +196,11 @@ class GateActor(Stage):
             x, y = with_gradients(self._through, payload)
         if type(payload) is not Tensor or payload.shape != self._last_shape:
             if payload not in self._accepted:
-                self._look_at_graph_of(y)
+                if self._first_graph.look(y):
+                    self._derive = accumulated
                 self._accepted.add(payload)
             self._last_shape = payload.shape if isinstance(payload, Tensor) else None
         return x, y
-
-    def _look_at_graph_of(self, y: Payload) -> None:
-        """Find out what is special about the module from its first graph of a form.
-
-        Raises:
-            RecipeError: it computes with parameters that it keeps where a gate cannot exchange them.
-        """
-        self._refuse_latecomers()
-        names = self.weights.names
-        masters = {id(master): name for name, master in zip(names, self.weights.masters, strict=True)}
-        for node in graph_behind(list(tensors(y))):
-            if node.name() == "CheckpointFunctionBackward":  # a reentrant one
-                self._derive = accumulated
-            variable = getattr(node, "variable", None)
-            past = masters.get(id(variable))
-            original, its = self._originals.get(id(variable), ("", None))
-            if its is not None and its() is variable:
-                past = original
-            if past is not None:
-                raise RecipeError(
-                    f"it reaches its parameter {past!r} past its attribute, as by a functools.partial, where "
-                    "it would never learn; have the forward read the attribute"
-                )
-
-    def _refuse_latecomers(self) -> None:
-        """Refuse parameters, and parts with state, that the first forwards have made.
-
-        Raises:
-            RecipeError: there are some.
-        """
-        known = set(self.weights.names)
-        late = [repr(name) for name, _ in self.module.named_parameters() if name not in known]
-        late += [repr(name) for name in self.buffers.out_of_reach(self.module)]
-        if late:
-            raise RecipeError(
-                f"its forward has made {', '.join(late)}, which its optimizer does not have and nobody would "
-                "be handed; make it in __init__, or send one batch through first"
-            )
 
     def _through(self, payload: Payload) -> tuple[Payload, Payload]:
         x, given = self._input_guard.prepare(self._here(payload))
@@ -337,6 +302,26 @@ class GateActor(Stage):
             error = raised
         yield from self._save(Save())
         yield Report(Changed(self.address, message.settings, self.version, error, message.number))
+
+    def _rewire(self, message: Rewire) -> Iterator[Effect]:
+        """Take another place in the row, where nothing is under way."""
+        row = message.row
+        if message.from_last and self.address != row[-1]:
+            yield Send(row[-1], Inherit(self._applied() or {}))
+            self._ledger = None
+        if self.address in row:
+            self.position = self.position.within(row)
+            self._input_guard.needs_gradient = self.position.previous is not None
+            self._ends_a_row = self.position.next is None and self.position.previous is not None
+            if self.position.previous is not None:
+                self._watchers.clear()
+        if self.address not in row or self.position.next is not None or self._ledger is not None:
+            yield Report(Rewired(self.address))
+
+    def _inherit(self, message: Inherit) -> Iterator[Effect]:
+        self._ledger = Ledger(message.applied)
+        if self.position.next is None:
+            yield Report(Rewired(self.address))
 
     def _scored(self, message: Scored) -> Iterator[Effect]:
         self._updater.scored(message.value)

@@ -20,11 +20,11 @@ class InputGuard:
     other tensors into the one it is given.
 
     Args:
-        needs_gradient: whether anybody wants the gradient by the payload.
+        needs_gradient: whether anybody wants the gradient by the payload; may change.
     """
 
     def __init__(self, needs_gradient: bool) -> None:
-        self._needs_gradient = needs_gradient
+        self.needs_gradient = needs_gradient
         self._works_in_place: bool | None = None  # None until the first payload has been through
         self._leaves: tuple[Tensor, ...] = ()
         self._given: tuple[Tensor, ...] = ()
@@ -54,7 +54,7 @@ class InputGuard:
 
     def _leaf(self, tensor: Tensor) -> Tensor:
         leaf = tensor.detach()
-        return leaf.requires_grad_() if self._needs_gradient and is_floating(leaf) else leaf
+        return leaf.requires_grad_() if self.needs_gradient and is_floating(leaf) else leaf
 
     def verify(self) -> None:
         """Look at what the module was given, after it has run.
@@ -69,7 +69,7 @@ class InputGuard:
             return
         written = [x for x, y, v in zip(leaves, given, self._versions, strict=True) if y._version != v]
         copied, self._works_in_place = self.copies, True
-        if not copied and self._needs_gradient:
+        if not copied and self.needs_gradient:
             raise RuntimeError("the module works in place on some inputs only; from now on it gets copies")
         where = Counter(memory(leaf) for leaf in {id(leaf): leaf for leaf in leaves}.values())
         if any(where[memory(x)] > 1 for x in written):

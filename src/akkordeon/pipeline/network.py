@@ -28,6 +28,7 @@ from akkordeon.pipeline.splitting.part import Part
 from akkordeon.pipeline.splitting.split import split
 from akkordeon.pipeline.stage import Position
 from akkordeon.pipeline.staleness import Rule, Stash
+from akkordeon.pipeline.surgery.change import recipe_with
 
 __all__ = ["Network"]
 
@@ -50,6 +51,7 @@ class Network:
             class, with the names that it has.
         recovery: how gates that raise or are lost come back; None lets any such gate end the session.
         max_payload_bytes: that a gate takes at most of a batch: inputs, and outputs of the gate before.
+        addresses: of the gates, where they are not ``gate/0``, ``gate/1`` and so on.
 
     Raises:
         RecipeError: no gates, something that is no gate, or a number out of range.
@@ -62,6 +64,7 @@ class Network:
     whole: nn.Module | None = None
     recovery: Recovery | None = None
     max_payload_bytes: int = 2**32
+    addresses: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         """Refuse what could only fail later."""
@@ -168,9 +171,16 @@ class Network:
         gates = [replace(gate, **others) if gate.optimizer is not None else gate for gate in self.gates]
         return replace(self, gates=gates)
 
+    def changed(self, address: str, settings: Mapping[str, Any]) -> Network:
+        """The same network where a gate was set to learn otherwise; see :meth:`LiveGate.set`."""
+        its = zip(self.row(), self.gates, strict=True)
+        gates = [recipe_with(gate, settings) if each == address else gate for each, gate in its]
+        return replace(self, gates=gates)
+
     def row(self, prefix: str = "") -> tuple[str, ...]:
         """The addresses of the gates, head first."""
-        return tuple(f"{prefix}gate/{i}" for i in range(len(self.gates)))
+        addresses = self.addresses or [f"gate/{i}" for i in range(len(self.gates))]
+        return tuple(f"{prefix}{address}" for address in addresses)
 
     def spawns(
         self, seed: int, prefix: str = "", states: Mapping[str, StageState] | None = None
@@ -195,18 +205,17 @@ class Network:
     def positions(self, seed: int, prefix: str = "") -> Iterator[Position]:
         """Where each gate stands, head first."""
         row = self.row(prefix)
-        for i, (address, gate) in enumerate(zip(row, self.gates, strict=True)):
-            yield Position(
+        for address, gate in zip(row, self.gates, strict=True):
+            position = Position(
                 address=address,
-                index=i,
-                previous=row[i - 1] if i else None,
-                next=row[i + 1] if i + 1 < len(row) else None,
+                index=0,
                 seed=seed,
                 max_staleness=self.max_staleness,
                 max_in_flight=self.max_in_flight,
                 max_payload_bytes=self.max_payload_bytes,
                 snapshot_every=self.snapshot_every(gate),
             )
+            yield position.within(row)
 
     def snapshot_every(self, gate: Gate) -> int | float | None:
         """The updates, or seconds, between two snapshots of a gate; None where there are none."""

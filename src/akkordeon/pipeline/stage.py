@@ -69,6 +69,12 @@ class Position:
     snapshot_every: int | float | None = None
     autocast: Autocast = field(default_factory=autocast_here)
 
+    def within(self, row: tuple[str, ...]) -> Position:
+        """The place of the same gate in another row."""
+        i = row.index(self.address)
+        previous, following = row[i - 1] if i else None, row[i + 1] if i + 1 < len(row) else None
+        return replace(self, index=i, previous=previous, next=following)
+
 
 @dataclass(slots=True)
 class Stashed:

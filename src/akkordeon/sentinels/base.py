@@ -10,11 +10,14 @@ from typing import Any, Generic, TypeVar
 
 from akkordeon.core.actor import Actor, Effect, Report, Send, Stop
 from akkordeon.core.checkpoint_messages import GoOn, Locate, Located
-from akkordeon.core.messages import Batch, Close, EpochEnd, Item, Message, Probe
+from akkordeon.core.messages import Batch, Close, CutId, EpochEnd, Item, Message, Probe
 from akkordeon.core.plain_state import PlainState
+from akkordeon.core.recovery.messages import Restarted
 from akkordeon.core.recovery.reports import SentinelSaved
 from akkordeon.core.reports import BatchCount, MessageRefused, SentinelEnded, SentinelStatus
 from akkordeon.core.streams.messages import Event
+from akkordeon.core.surgery.messages import Pause, Resume
+from akkordeon.core.surgery.reports import AtRest
 from akkordeon.core.well_formed import malformed
 from akkordeon.sentinels.roles import Role
 
@@ -24,6 +27,9 @@ Handler = Callable[[Any, float], Iterator[Effect]]
 """What a sentinel does with a message; the second argument is the time."""
 
 Flight = TypeVar("Flight")
+
+PAUSE = "pause"
+"""Who has a sentinel rest while the row is changed."""
 
 ASKERS_MAX = 64
 """So many may have a sentinel rest at once."""
@@ -67,12 +73,16 @@ class SentinelActor(Actor, Generic[Flight]):
         self._flights: dict[Batch, Flight] = {}
         self._numbers = 0
         self._rounds = 0  # that are over; of one that trains, epochs
+        self._cut: CutId | None = None  # that it has asked for, and not released
         self._rest: dict[str, bool] = {}  # who wants it to rest, and whether they know that it does
+        self._is_pausing = False  # and is to say when nothing is under way
         self._handlers: dict[type, Handler] = {
             Item: self._read,
             EpochEnd: self._read,
             Locate: self._locate,
             GoOn: self._go_on_after_rest,
+            Pause: self._pause,
+            Resume: self._resume,
             Probe: self._probe,
             Close: self._close,
         }
@@ -85,7 +95,8 @@ class SentinelActor(Actor, Generic[Flight]):
                 f"a sentinel that is to {self._role} takes no {type(message).__name__}"
             )
         wrong = malformed(message)
-        return handler(message, now_s) if wrong is None else self._refuse_message(wrong)
+        effects = handler(message, now_s) if wrong is None else self._refuse_message(wrong)
+        return self._until_at_rest(effects) if self._is_pausing else effects
 
     def _refuse_message(self, reason: str) -> Iterator[Effect]:
         """Stay as it is, and say so."""
@@ -132,6 +143,31 @@ class SentinelActor(Actor, Generic[Flight]):
         self._rest.pop(message.asker, None)
         self._rest.pop(START, None)
         if not self._rest:
+            yield from self._begin_again(now_s)
+
+    @property
+    def _is_under_way(self) -> bool:
+        """Whether gates have anything of it."""
+        return bool(self._flights) or self._cut is not None
+
+    def _pause(self, message: Pause, now_s: float) -> Iterator[Effect]:
+        self._rest[PAUSE], self._is_pausing = True, True
+        return iter(())
+
+    def _until_at_rest(self, effects: Iterator[Effect]) -> Iterator[Effect]:
+        """What comes of a message while it pauses, and then perhaps that it is at rest."""
+        yield from effects
+        if self._is_pausing and not self._is_under_way:
+            self._is_pausing = False
+            yield Report(AtRest(self.address))
+
+    def _resume(self, message: Resume, now_s: float) -> Iterator[Effect]:
+        """Go on; a row of other gates is one whose head was made anew, and where nothing is under way."""
+        self._is_pausing = False
+        if message.row != self._row:
+            self._row = message.row
+            yield from self._handlers[Restarted](Restarted(message.row[0]), now_s)
+        if self._rest.pop(PAUSE, None) is not None and not self._rest:
             yield from self._begin_again(now_s)
 
     def _begin_again(self, now_s: float) -> Iterator[Effect]:

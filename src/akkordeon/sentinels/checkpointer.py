@@ -66,7 +66,6 @@ class Checkpointer(SentinelActor[None]):
         super().__init__(address, name, row, reader, recipe.role, in_flight=1)
         self._recipe = recipe
         self._members: dict[str, None] = {}
-        self._cut: CutId | None = None
         self._versions: dict[str, int] = {}
         self._applied: dict[str, Applied] | None = None  # of its members' batches
         self._expected: set[str] = set()  # who is still to say where it is
@@ -100,8 +99,11 @@ class Checkpointer(SentinelActor[None]):
             yield After(self._recipe.every_s, Tick())
         if self._recipe.every_updates is not None:
             yield Send(self._row[0], Watch(self.address, self._recipe.every_updates))
-        if self._starts or not self._recipe.role.repeats:
+        if self._starts:
             yield from self._begin()
+        elif not self._recipe.role.repeats:
+            self._due = Due()
+            yield from self._next()
 
     def _joined(self, message: Joined, now_s: float) -> Iterator[Effect]:
         self._members[message.sentinel] = None
@@ -127,7 +129,7 @@ class Checkpointer(SentinelActor[None]):
         yield from self._round_due(Due(), now_s)
 
     def _round_due(self, message: Due, now_s: float) -> Iterator[Effect]:
-        if self._cut is not None:
+        if self._cut is not None or self._rest:
             self._due = message if self._due is None or message.last else self._due
             return
         self._ending = self._ending or message.last
@@ -229,6 +231,8 @@ class Checkpointer(SentinelActor[None]):
 
     def _next(self) -> Iterator[Effect]:
         """Take the one that fell due meanwhile, or end if it is time."""
+        if self._rest:
+            return
         due, self._due = self._due, None
         self._ending = self._ending or (due is not None and due.last)
         if due is not None:
@@ -292,4 +296,5 @@ class Checkpointer(SentinelActor[None]):
         yield from ()
 
     def _begin_again(self, now_s: float) -> Iterator[Effect]:
-        yield from ()
+        if self._cut is None:
+            yield from self._next()

@@ -83,14 +83,13 @@ class Evaluator(SentinelActor[tuple[Any, int]]):
         super().__init__(address, name, row, reader, recipe.role, recipe.in_flight or IN_FLIGHT, saves)
         self._recipe = recipe
         self._cuts = 0
-        self._cut: CutId | None = None
         self._versions: tuple[int, ...] = ()  # of the latest round, tail first
         self._began_s = 0.0
         self._board = ScoreBoard(recipe.scores)
         self._outputs: dict[int, Payload] = {}
         self._joined: Any = None
         self._states: dict[str, dict[str, Tensor]] = {}
-        self._due: Due | None = None  # one more round after this one
+        self._due = None if recipe.role.repeats else Due()  # one more round after this one
         self._ending = not recipe.role.repeats
         self._best: float | None = None
         self._is_best = False  # the round under way
@@ -118,7 +117,7 @@ class Evaluator(SentinelActor[tuple[Any, int]]):
 
     def _attach(self, message: Attach, now_s: float) -> Iterator[Effect]:
         if not self._recipe.role.repeats:
-            yield from self._begin(now_s)
+            yield from self._go_on(now_s)
         if self._recipe.every_s is not None:
             yield After(self._recipe.every_s, Tick())
         if self._recipe.every_updates is not None:

@@ -93,6 +93,7 @@ class Attachment:
     _epochs_before: int = 0  # that others had read of its data
     _state: PlainState | None = None  # what another could go on from, once it has ended
     _saved: PlainState | None = None  # likewise, as it was told last
+    _has_begun: bool = False  # its actor was made, and is told of changes of the row
     _told_to_end: bool = False
     _cut_short: bool = False
     _error_is_known: bool = False

@@ -13,7 +13,7 @@ from akkordeon.core.addresses import free_name, reader_of
 from akkordeon.core.checkpoint_messages import GoOn, Joined
 from akkordeon.core.errors import DataError, SessionError
 from akkordeon.core.messages import Attach, Close, Message
-from akkordeon.core.plain_state import PlainState, StageState
+from akkordeon.core.plain_state import PlainState
 from akkordeon.core.reports import CheckpointTaken
 from akkordeon.core.streams.messages import Kept
 from akkordeon.data.fingerprint import difference, fingerprint
@@ -23,12 +23,12 @@ from akkordeon.sentinels.factory import make_actors, require_recipes
 from akkordeon.sentinels.recipes import Evaluation, Training
 from akkordeon.sentinels.roles import STREAM
 from akkordeon.session.attachment import Attachment, ParentSession
-from akkordeon.session.outbox import Outbox
 from akkordeon.session.records.recorder import Recorder
 from akkordeon.session.recovery.absence import start_of
 from akkordeon.session.recovery.checkpoint import Checkpoint, checkpoint_of
 from akkordeon.session.recovery.gates import GateRecovery
 from akkordeon.session.registry import Registry
+from akkordeon.session.surgery.door import Door
 from akkordeon.session.topology import RowTopology
 
 __all__ = ["Launcher", "say_what_is_cut_short"]
@@ -45,7 +45,7 @@ class Launcher:
         engine: makes their actors.
         topology: says whom they talk to.
         registry: gives them names.
-        outbox: carries the message with which they begin.
+        door: has them begin.
         recorder: hears who joins.
         seed: of the session.
         resume: what sentinels go on from, where the run is taken up from a checkpoint.
@@ -56,7 +56,7 @@ class Launcher:
         engine: Engine,
         topology: RowTopology,
         registry: Registry,
-        outbox: Outbox,
+        door: Door,
         recorder: Recorder | None,
         seed: int,
         resume: Checkpoint | None,
@@ -64,27 +64,22 @@ class Launcher:
         self._engine = engine
         self._topology = topology
         self._registry = registry
-        self._outbox = outbox
+        self._door = door
         self._recorder = recorder
         self._seed = seed
+        self._stages = None if resume is None else resume.stages_for(topology.network)
         self._starts = {} if resume is None else dict(resume.sentinels)
         self._random = None if resume is None else resume.session["random"]
         self._keeps = resume is not None  # it has had checkpoints, or has somebody who takes them
         self._started: set[str] = set()  # addresses
         self._taken_up: set[str] = set()  # names
 
-    def stage(
-        self,
-        on_report: Callable[[Any], None],
-        recovery: GateRecovery,
-        stages: Mapping[str, StageState] | None,
-    ) -> None:
+    def stage(self, on_report: Callable[[Any], None], recovery: GateRecovery) -> None:
         """Start the engine, and have it make the actors of the network.
 
         Args:
             on_report: hears of everything.
             recovery: brings gates back.
-            stages: what gates go on from, by address, where they do.
         """
         engine, recorder = self._engine, self._recorder
         of_another, engine.recorder = engine.recorder, recorder
@@ -97,8 +92,8 @@ class Launcher:
                 recorder.close()
             raise
         try:
-            spawns = self._topology.spawns(self._seed, stages)
-            engine.spawn_all(recovery.keep(spawns, stages))
+            spawns = self._topology.spawns(self._seed, self._stages)
+            engine.spawn_all(recovery.keep(spawns, self._stages))
         except BaseException:
             engine.stop()
             raise
@@ -123,7 +118,7 @@ class Launcher:
         self._keeps |= any(a.role.keeps for a in placed)
         kept = [(a.address, Kept()) for a in placed if a.role == STREAM and self._keeps]
         attach = [(a.address, Attach()) for a in placed]
-        self._outbox.send_all([*self._to_keepers(placed), *kept, *attach])
+        self._door.begin(placed, [*self._to_keepers(placed), *kept, *attach])
         started = [a.address for a in placed if a.address in self._started]
         if not started:
             return placed
@@ -131,7 +126,7 @@ class Launcher:
         if not any(a.role.keeps and a.address in self._started for a in placed):
             if random is not None:
                 torch.set_rng_state(random)
-            self._outbox.send_all([(address, GoOn()) for address in started])
+            self._door.begin((), [(address, GoOn()) for address in started])
         return placed
 
     def checkpoint(self, taken: CheckpointTaken, epochs_done: int) -> Checkpoint:
@@ -171,7 +166,7 @@ class Launcher:
             self._make(recipe, attachment, start)
         begin = [(attachment.address, Attach()) for attachment in starts]
         go_on = [(attachment.address, GoOn()) for attachment, start in starts.items() if start is not None]
-        self._outbox.send_all([*self._to_keepers([*starts]), *begin, *go_on])
+        self._door.begin([*starts], [*self._to_keepers([*starts]), *begin, *go_on])
 
     def _make(
         self, sentinel: Training | Evaluation, attachment: Attachment, start: PlainState | None

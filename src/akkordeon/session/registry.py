@@ -165,6 +165,14 @@ class Registry:
         """Those that have not ended; with a ``row`` those that talk to it."""
         return [a for a in list(self.by_address.values()) if row in (None, a.row)]
 
+    def rewire(self, attachment: Attachment, row: tuple[str, ...]) -> None:
+        """A sentinel talks to another row."""
+        with self._lock:
+            if isinstance(attachment.recipe, Training) and attachment.address in self.by_address:
+                self._in_flight[attachment.row] -= attachment.recipe.in_flight
+                self._in_flight[row] += attachment.recipe.in_flight
+            attachment.row = row
+
     def keepers(self) -> list[Attachment]:
         """Those at work that take checkpoints."""
         return list(self._keepers.values())

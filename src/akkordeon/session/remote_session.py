@@ -6,11 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from torch import Tensor
 
 from akkordeon.core.addresses import sentinel_address
 from akkordeon.core.checks import require_above, require_timeout
+from akkordeon.core.errors import RecipeError
 from akkordeon.core.plain_state import PlainState
 from akkordeon.sentinels.recipes import Evaluation, Sentinel, Training
 from akkordeon.sentinels.roles import Role
@@ -67,6 +69,13 @@ class JoinedTopology(RowTopology):
     def owned(self) -> tuple[str, ...]:
         """None."""
         return ()
+
+    def require_loose(self) -> None:
+        """Refuse: other sessions have sentinels there, which nobody here could have pause."""
+        raise RecipeError(
+            "gates of a network that runs on its own can be set to learn otherwise, but none can come or go: "
+            "save it, and start another with the gates it is to have"
+        )
 
 
 class JoinedRegistry(Registry):
@@ -128,6 +137,7 @@ class JoinedSession(Session):
         topology, registry = JoinedTopology(engine.network), JoinedRegistry(engine)
         super().__init__(engine.network, engine, engine.seed, topology=topology, registry=registry)
         self._renew = registry.renew
+        self._operations.number_from(uuid4().int >> 80)
         if patience_s is not None:
             self._absence = Absence(engine, topology.row, registry, self._relaunch, patience_s)
             self.at_close(self._absence.give_up)

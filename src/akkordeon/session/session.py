@@ -29,6 +29,7 @@ from akkordeon.session.serving.serve import serve_session
 from akkordeon.session.status import PROBE_S, Probes, Status
 from akkordeon.session.subscription import Subscription, Watchers
 from akkordeon.session.supervisor import Supervisor
+from akkordeon.session.surgery.door import Door
 from akkordeon.session.surgery.live_gate import LiveGate
 from akkordeon.session.surgery.operations import Operations
 from akkordeon.session.topology import RowTopology, topology_of
@@ -79,13 +80,12 @@ class Session:
         self._supervisor = Supervisor(
             self._topology, self._registry, engine, self._send, self._watchers.tell, network.recovery, resume
         )
-        stages = None if resume is None else resume.stages_for(network)
-        place = engine, self._topology, self._registry, self._outbox, recorder, seed, resume
-        self._launcher = Launcher(*place)
-        self._probes = Probes(engine, self._outbox, self._supervisor, self._topology.row)
-        at_work = engine, self._topology, self._outbox, self._supervisor.recovery
-        self._operations = Operations(*at_work, seed, self._wait)
-        self._launcher.stage(self._on_report, self._supervisor.recovery, stages)
+        door = Door(self._topology, self._registry, self._outbox)
+        self._launcher = Launcher(engine, self._topology, self._registry, door, recorder, seed, resume)
+        self._probes = Probes(engine, self._outbox, self._supervisor, self._topology)
+        here = engine, self._topology, door, self._outbox, self._supervisor.recovery, recorder
+        self._operations = Operations(*here, seed, wait=self._wait, tell=self._watchers.tell)
+        self._launcher.stage(self._on_report, self._supervisor.recovery)
 
     def __enter__(self) -> Self:
         return self
@@ -229,7 +229,7 @@ class Session:
 
     def module(self, timeout: float | None = None, *, ema: bool = False) -> nn.Module:
         """A plain copy of the network with the weights, or their average, of one cut; see :meth:`states`."""
-        return self.network.module(self.states(timeout, ema=ema))
+        return self._topology.module(self.states(timeout, ema=ema))
 
     def states(
         self, timeout: float | None = None, *, partial: bool = False, ema: bool = False
@@ -272,7 +272,7 @@ class Session:
     def best_module(self, name: str | None = None) -> nn.Module | None:
         """The network with the weights of the best round; see :meth:`best_states`."""
         states = self.best_states(name)
-        return None if states is None else self.network.module(states)
+        return None if states is None else self._topology.module(states)
 
     def _states_of(self, kept: BestKept | None) -> dict[str, dict[str, Tensor]] | None:
         return None if kept is None else self._topology.by_gate(kept.states)

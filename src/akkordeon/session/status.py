@@ -13,6 +13,7 @@ from akkordeon.engines.base import Engine, Load
 from akkordeon.session.attachment import Attachment
 from akkordeon.session.outbox import Outbox
 from akkordeon.session.supervisor import Supervisor
+from akkordeon.session.topology import RowTopology
 
 __all__ = ["PROBE_S", "Probes", "Status"]
 
@@ -48,21 +49,22 @@ class Probes:
         engine: may run while somebody waits.
         outbox: carries what is asked.
         supervisor: hears what is answered.
-        row: the gates.
+        topology: knows the gates.
     """
 
-    def __init__(self, engine: Engine, outbox: Outbox, supervisor: Supervisor, row: tuple[str, ...]) -> None:
+    def __init__(self, engine: Engine, outbox: Outbox, supervisor: Supervisor, topology: RowTopology) -> None:
         self._engine = engine
         self._outbox = outbox
         self._heard = supervisor
-        self._row = row
+        self._topology = topology
         self._numbers = itertools.count(1)
 
     def status(self, attachments: list[Attachment], timeout_s: float, *, gates_answer: bool) -> Status:
         """How every gate and sentinel is; those too busy to answer in time as they last were."""
         sentinels = [a for a in attachments if not a.ended]
-        number = self._ask(*self._row, *(a.address for a in sentinels))
-        heard, gates_asked = self._heard, self._row if gates_answer else ()
+        row = self._topology.row
+        number = self._ask(*row, *(a.address for a in sentinels))
+        heard, gates_asked = self._heard, row if gates_answer else ()
 
         def all_answered() -> bool:
             return all(heard.answered.get(address, 0) >= number for address in gates_asked) and all(
@@ -72,7 +74,7 @@ class Probes:
         self._wait(all_answered, timeout_s)
         at_work = [heard.sentinels[a.address] for a in sentinels if a.address in heard.sentinels]
         return Status(
-            gates=[heard.gates[address] for address in self._row if address in heard.gates],
+            gates=[heard.gates[address] for address in row if address in heard.gates],
             sentinels=at_work,
             loads=self._engine.loads(),
             now_s=self._engine.now_s(),

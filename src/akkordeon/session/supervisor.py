@@ -89,7 +89,6 @@ class Supervisor:
         self.lost: set[str] = set()
         self.error: GateFailedError | None = None
         self._topology = topology
-        self._row = topology.row
         self._registry = registry
         self._send = send
         self._retire = engine.retire
@@ -104,6 +103,10 @@ class Supervisor:
             give_up=self._lost_for_good,
         )
         self.epochs_done: int = 0 if resume is None else resume.session["epochs_done"]
+
+    @property
+    def _row(self) -> tuple[str, ...]:
+        return self._topology.row
 
     def hear(self, record: Any) -> None:
         """Keep what was reported and do what follows; called by one thread at a time."""
@@ -225,7 +228,7 @@ class Supervisor:
         self.answered[record.address] = max(record.probe, self.answered.get(record.address, 0))
 
     def _gate_left(self, record: GateLeft) -> None:
-        if not self.recovery.left(record):
+        if not self.recovery.left(record) and record.address in self._row:
             self.left[record.address] = record
             self.lost.discard(record.address)
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 import threading
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from akkordeon.core.actor import Spawn
 from akkordeon.core.errors import RecipeError
@@ -23,10 +24,13 @@ from akkordeon.data.split import deal_data
 from akkordeon.downpour.recipe import Downpour
 from akkordeon.pipeline.gate import Gate
 from akkordeon.pipeline.network import Network
-from akkordeon.pipeline.surgery.change import recipe_with
+from akkordeon.pipeline.surgery.rows import free_address, with_gates
 from akkordeon.sentinels.recipes import Evaluation, Sentinel, Streaming, Training
 
 __all__ = ["ReplicaTopology", "RowTopology", "topology_of"]
+
+PAST_MAX = 64
+"""Rows that there were of which modules can be made, as of the best weights."""
 
 States = Mapping[str, Mapping[str, Tensor]]
 """Weights and buffers by address and name."""
@@ -46,6 +50,9 @@ class RowTopology:
     def __init__(self, network: Network | Downpour) -> None:
         self.row = network.row()
         self.network = network
+        self._addresses = set(self.row)  # that there ever were
+        self._newcomers: dict[str, Gate] = {}
+        self._before: deque[Network] = deque(maxlen=PAST_MAX)
 
     @property
     def owned(self) -> tuple[str, ...]:
@@ -117,15 +124,80 @@ class RowTopology:
         return found[0]
 
     def gate_at(self, address: str) -> Gate:
-        """The recipe of a gate, as it has become."""
-        return self.network.gates[self.row.index(address)]
+        """The recipe of a gate, as it has become.
+
+        Raises:
+            RecipeError: it is gone.
+        """
+        if address not in self.row:
+            raise RecipeError(f"{address} is not part of the row any more: {', '.join(self.row)}")
+        return self._gates()[address]
+
+    def require_loose(self) -> None:
+        """Refuse to have gates come or go where they cannot.
+
+        Raises:
+            RecipeError: they cannot.
+        """
+
+    def newcomer(self, gate: Gate, seed: int, address: str | None = None) -> Spawn:
+        """The actor of a gate that is to be part of the row, and is told its place there later.
+
+        Args:
+            gate: its recipe.
+            seed: of the session.
+            address: nobody's so far; a new one where that is not known.
+
+        Raises:
+            RecipeError: the gates are parts of one module's forward.
+            SharedParameterError: it has a parameter of another gate.
+        """
+        address = address or free_address(self._addresses)
+        self._addresses.add(address)
+        self._newcomers[address] = gate
+        network = with_gates(self._row_network, {address: gate, **self._gates()})
+        return next(network.spawns(seed))
+
+    def rearrange(self, row: Sequence[str]) -> None:
+        """The row has other gates, of those that there are and of newcomers.
+
+        Raises:
+            RecipeError: there are none, or they are parts of one module's forward.
+        """
+        network = self._with(row)
+        self._newcomers.clear()
+        self._before.append(self._row_network)
+        self.network, self.row = network, network.row()
+
+    def check(self, row: Sequence[str]) -> None:
+        """Refuse a row that :meth:`rearrange` would refuse."""
+        self._with(row)
+
+    def _with(self, row: Sequence[str]) -> Network:
+        known = self._gates() | self._newcomers
+        return with_gates(self._row_network, {address: known[address] for address in row})
+
+    def row_now(self, row: tuple[str, ...]) -> tuple[str, ...]:
+        """What has become of a row that there was."""
+        return self.row
+
+    def module(self, states: States) -> nn.Module:
+        """The network as one plain module with states of the row, as it is or as it was."""
+        past = (each for each in reversed(self._before) if set(each.row()) == states.keys())
+        network = self.network if states.keys() == set(self.row) else next(past, self.network)
+        return network.module(states)
+
+    def _gates(self) -> dict[str, Gate]:
+        return dict(zip(self.row, self.network.gates, strict=True))
+
+    @property
+    def _row_network(self) -> Network:
+        assert isinstance(self.network, Network), "replicas refuse"
+        return self.network
 
     def change(self, address: str, settings: Mapping[str, Any]) -> None:
         """A gate learns with other settings."""
-        assert isinstance(self.network, Network), "replicas refuse"
-        gates = list(self.network.gates)
-        gates[self.row.index(address)] = recipe_with(self.gate_at(address), settings)
-        self.network = replace(self.network, gates=gates)
+        self.network = self._row_network.changed(address, settings)
 
     # ── replicas, of which a row has none ────────────────────────────────────────────────────────────
 
@@ -240,6 +312,14 @@ class ReplicaTopology(RowTopology):
             RecipeError: the gates of replicas are not changed alone.
         """
         raise RecipeError("the gates of replicas cannot be changed while they train; those of a Network can")
+
+    def row_now(self, row: tuple[str, ...]) -> tuple[str, ...]:
+        """The same: shards and the gates of replicas stay where they are."""
+        return row
+
+    def module(self, states: States) -> nn.Module:
+        """The master weights as one plain module."""
+        return self.network.module(states)
 
     @property
     def replicas(self) -> tuple[int, ...]:

@@ -17,6 +17,7 @@ from akkordeon.core.actor import Spawn
 from akkordeon.core.messages import Message
 from akkordeon.core.recovery.reports import StageSaved
 from akkordeon.core.reports import ActorFailed, EpochDone, GateLeft, GateStatus, RoundDone, SentinelEnded
+from akkordeon.core.surgery.reports import Changed
 from akkordeon.engines.base import Load
 from akkordeon.engines.ray.network_info import NetworkInfo, SentinelEntry
 from akkordeon.engines.ray.serialization import (
@@ -38,7 +39,9 @@ Routes = dict[str, Any]
 COLLECT_S = 1.0
 """How long ``collect`` waits for something to hand over."""
 
-REGISTERED = ActorFailed | EpochDone | GateLeft | GateStatus | RoundDone | SentinelEnded | StageSaved
+REGISTERED = (
+    ActorFailed | Changed | EpochDone | GateLeft | GateStatus | RoundDone | SentinelEnded | StageSaved
+)
 """Records that the registrar of a detached network hears of, so that whoever asks later can be told."""
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from akkordeon.core.reports import EpochDone, GateStatus, RoundDone
+from akkordeon.core.surgery.messages import OF_RECIPE
+from akkordeon.core.surgery.reports import Changed
 from akkordeon.engines.ray.placement import Placement
-from akkordeon.engines.ray.serialization import Serialized
+from akkordeon.engines.ray.serialization import Serialized, deserialize, serialize
 
-__all__ = ["GateEntry", "NetworkInfo", "NetworkStatus", "SentinelEntry"]
+__all__ = ["GateEntry", "NetworkInfo", "NetworkStatus", "SentinelEntry", "changed"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,14 @@ class NetworkInfo:
     recovery: Serialized | None = None
     stages: Serialized | None = None
     description: dict[str, Any] = field(default_factory=dict)
+
+
+def changed(info: NetworkInfo, record: Changed) -> NetworkInfo:
+    """The way in to a network where a gate was set to learn otherwise."""
+    if record.settings.keys().isdisjoint(OF_RECIPE):
+        return info
+    network = deserialize(info.recipe, writable=True).changed(record.address, record.settings)
+    return replace(info, recipe=serialize(network))
 
 
 @dataclass(frozen=True)

@@ -44,24 +44,26 @@ def check_row(row: Iterable[str], placement: Placement) -> None:
         RecipeError: it leaves a gate out, names one twice, or one that there is not.
     """
     gates = [address for address in row if address.startswith("gate/")]
-    for address in gates:
-        host_of(address, placement)
     if not gates or isinstance(placement, str):
         return
-    for group in placement:
-        for gate in group:
-            if f"gate/{gate}" not in gates:
-                raise RecipeError(f"the network has no gate/{gate}, which is in the placement {placement!r}")
+    named = [f"gate/{gate}" for group in placement for gate in group]
+    for address in gates:
+        if named.count(address) != 1:
+            raise RecipeError(f"a placement names every gate once; {address} is not so in {placement!r}")
+    for address in named:
+        if address not in gates:
+            raise RecipeError(f"the network has no {address}, which is in the placement {placement!r}")
 
 
 def host_of(address: str, placement: Placement) -> str:
     """The name of the host that an actor belongs to.
 
     Gates go by the placement. A replica is a host of its own with all its gates: they talk to each other
-    more than to anybody else. Whoever is neither gets a host of its own.
+    more than to anybody else. Whoever is neither gets a host of its own, and so does a gate that came later
+    than the placement.
 
     Raises:
-        RecipeError: the placement leaves this gate out, or names it twice, or is none at all.
+        RecipeError: the placement names this gate twice, or is none at all.
     """
     kind, _, rest = address.partition("/")
     if kind == "replica":
@@ -74,6 +76,8 @@ def host_of(address: str, placement: Placement) -> str:
         return "gates"
     require_placement(placement)
     groups = [tuple(group) for group in placement if int(rest) in group]
+    if not groups:
+        return address
     if len(groups) != 1 or groups[0].count(int(rest)) != 1:
         raise RecipeError(f"a placement names every gate once; {address} is not so in {placement!r}")
     return "gates/" + "+".join(map(str, groups[0]))

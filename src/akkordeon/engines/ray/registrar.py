@@ -31,11 +31,12 @@ from akkordeon.core.reports import (
     RoundDone,
     SentinelEnded,
 )
+from akkordeon.core.surgery.reports import Changed
 from akkordeon.engines.ray.cluster.heartbeats import HEARTBEAT_S, SILENT_S, Heartbeats, Lost
 from akkordeon.engines.ray.cluster.names import is_made_anew, named, named_actors
 from akkordeon.engines.ray.cluster.waits import answered
 from akkordeon.engines.ray.members import Members, Statuses
-from akkordeon.engines.ray.network_info import GateEntry, NetworkInfo, NetworkStatus, SentinelEntry
+from akkordeon.engines.ray.network_info import GateEntry, NetworkInfo, NetworkStatus, SentinelEntry, changed
 from akkordeon.engines.ray.restarts import Restarts
 from akkordeon.engines.ray.serialization import (
     Envelope,
@@ -278,6 +279,10 @@ class Registrar:
             self.unregister_sentinel(record.address)
         elif isinstance(record, GateLeft) and self._snapshots is not None:
             self._snapshots.keep(record)
+        elif isinstance(record, Changed) and self._info is not None and record.error is None:
+            self._move(changed(self._info, record))  # for sessions that join later, and gates that come back
+            if self._restarts is not None:
+                self._restarts.changed(self._info)
         elif isinstance(record, ActorFailed):
             self._fail(record.address, f"failed on {record.doing}: {explain(record.error)}")
 

@@ -89,6 +89,12 @@ class Restarts:
         """A sentinel is about to begin; its session may not know yet of a gate that was made anew."""
         self._engine.tell_of(sentinel, session_host)
 
+    def changed(self, info: NetworkInfo) -> None:
+        """Gates are as another recipe has them."""
+        with self._lock:
+            for spawn in deserialize(info.recipe, writable=True).spawns(info.seed):
+                self._decides.changed(spawn)
+
     def hear(self, record: Any) -> bool:
         """Take note of a report; whether it is of a gate that comes back, and nobody else's business."""
         with self._lock:

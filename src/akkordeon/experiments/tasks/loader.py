@@ -20,7 +20,7 @@ from akkordeon.experiments.tasks.named import NAMED, NETWORKS, needs_folder
 from akkordeon.experiments.tasks.task import Task, kind_of
 from akkordeon.pipeline.network import Network
 
-__all__ = ["load_network", "load_task"]
+__all__ = ["load_function", "load_network", "load_task"]
 
 
 def load_task(name: str, data_dir: str | Path | None = None, seed: int = 0) -> Task:
@@ -83,6 +83,16 @@ def load_network(name: str, seed: int = 0) -> Network:
     raise TaskError(f"there is no network {name!r}; there are {', '.join(NETWORKS)}, and FILE.py:FUNCTION")
 
 
+def load_function(name: str) -> Callable[..., Any]:
+    """The function that ``FILE.py:FUNCTION`` names, such as one that makes an optimizer.
+
+    Raises:
+        TaskError: this does not lead to a function.
+    """
+    with _function_in_file(name) as (function, _):
+        return function
+
+
 # ── from a file ──────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -95,16 +105,23 @@ def _from_file(name: str) -> Task:
 
 def _made_by_file(name: str) -> Any:
     """What the function in the file returns."""
+    with _function_in_file(name) as (make, path):
+        return _explained(make, name, path)
+
+
+@contextmanager
+def _function_in_file(name: str) -> Iterator[tuple[Callable[..., Any], Path]]:
+    """The function, and where the file is; meanwhile it may import its neighbours."""
     file, _, function = name.rpartition(":")
     path = Path(file).expanduser().resolve()
     if not path.is_file():
         raise TaskError(f"{name} leads nowhere: there is no file {file or repr(file)}")
     with _importing_beside(path):
         module = _explained(partial(_imported, path), file, path)
-        make = getattr(module, function, None)
-        if not callable(make):
+        found = getattr(module, function, None)
+        if not callable(found):
             raise TaskError(f"{name} leads nowhere: {file} has no function {function!r}")
-        return _explained(make, name, path)
+        yield found, path
 
 
 def _imported(path: Path) -> ModuleType:

@@ -17,14 +17,15 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from akkordeon.core.checks import is_number, require_above, require_whole
 from akkordeon.core.errors import RecipeError
 from akkordeon.core.plain_state import LearnerState
+from akkordeon.core.surgery.messages import OF_RECIPE
 from akkordeon.pipeline.gate import Gate
 from akkordeon.pipeline.updater import BOOST, FROZEN, Updater
 from akkordeon.pipeline.weights import Weights
 
 __all__ = ["changed", "recipe_with"]
 
-RECIPE = {"optimizer": "optimizer", "staleness": "rule", "clip_norm": "clip_norm"}
-"""Settings that are part of a gate's recipe, and what an updater calls them."""
+CALLED = {"staleness": "rule"}
+"""What an updater calls settings of a recipe that it calls otherwise."""
 
 FIXED = {"params", "initial_lr", "foreach", "fused", "capturable", "differentiable"}
 """What else is in a group of parameters, and is decided when an optimizer is made."""
@@ -36,7 +37,7 @@ def recipe_with(gate: Gate, settings: Mapping[str, Any]) -> Gate:
     Raises:
         RecipeError: one cannot have this value.
     """
-    return replace(gate, **{name: settings[name] for name in RECIPE if name in settings})
+    return replace(gate, **{name: settings[name] for name in OF_RECIPE if name in settings})
 
 
 def changed(updater: Updater, weights: Weights, label: str, settings: Mapping[str, Any]) -> Updater:
@@ -57,7 +58,7 @@ def changed(updater: Updater, weights: Weights, label: str, settings: Mapping[st
         ForeignParameterError: the optimizer holds parameters that are not these.
     """
     options = dict(settings)
-    recipe = {its: options.pop(name) for name, its in RECIPE.items() if name in options}
+    recipe = {CALLED.get(name, name): options.pop(name) for name in OF_RECIPE if name in options}
     frozen = _flag("frozen", options.pop("frozen", updater.frozen))
     is_reset = _flag("reset_optimizer", options.pop("reset_optimizer", False))
     boost = _boost(options.pop("boost", updater.boost), label)

@@ -59,6 +59,10 @@ class PredictingTrainer(Trainer):
     def _at_the_gates(self) -> int:
         return len(self._flights) + len(self._predicting)
 
+    @property
+    def _is_under_way(self) -> bool:
+        return self._at_the_gates > 0
+
     def _not_predicted(self) -> tuple[Example, ...]:
         return (*self._predicting.values(), *self._to_predict)
 

@@ -5,6 +5,8 @@ A record is a gzipped file of JSON lines: a header, a trailer, and between them,
     [serial, "attach",  address, {name, role, …}]            with dealt_to, where it has a part of the data
     [serial, "outside", address, {type, …}]                  a message of the session's
     [serial, "replica", number]                              a replica joins
+    [serial, "gate",    address]                             a gate is made that is to be part of the row
+    [serial, "row",     addresses]                           the row has other gates
     [serial, "handle",  address, key, now_s, digest]         ordered by when it began
 
 The order of serials is one in which everything could have happened one after the other: a message is
@@ -31,7 +33,7 @@ from akkordeon.core.errors import RecordError, explain
 from akkordeon.core.messages import Message
 from akkordeon.core.plain_state import from_json_form, json_form
 from akkordeon.core.surgery import messages as surgery_messages
-from akkordeon.core.surgery.messages import Change
+from akkordeon.core.surgery.messages import Change, Resume, Rewire
 
 __all__ = [
     "FORMAT",
@@ -93,8 +95,10 @@ def is_line(line: Any) -> bool:
             except (TypeError, AttributeError, ValueError, LookupError):
                 return False
             return True
-        case [int(), "replica", int()]:
+        case [int(), "replica", int()] | [int(), "gate", str()]:
             return True
+        case [int(), "row", list(row)]:
+            return all(isinstance(address, str) for address in row)
         case [int(), "handle", str(), str(), int() | float(), str()]:
             return True
     return False
@@ -128,7 +132,9 @@ def message_of(what: Mapping[str, Any]) -> Message:
     kind = {name: each for module in known for name, each in vars(module).items()}[given.pop("type")]
     if not (isinstance(kind, type) and issubclass(kind, Message)):
         raise ValueError(f"{kind!r} is no message")
-    if kind is Change:
+    if kind in (Resume, Rewire):
+        given["row"] = tuple(given["row"])
+    elif kind is Change:
         given["settings"] = {name: from_json_form(form, _refuse) for name, form in given["settings"].items()}
     message: Message = kind(**given)
     return message

@@ -6,7 +6,7 @@ import gzip
 import itertools
 import logging
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,14 @@ class Recorder:
     def joined(self, replica: int) -> None:
         """A replica joins a Downpour."""
         self._write([next(self._serial), "replica", replica])
+
+    def made(self, gate: str) -> None:
+        """A gate is made that is to be part of the row."""
+        self._write([next(self._serial), "gate", gate])
+
+    def rearranged(self, row: Sequence[str]) -> None:
+        """The row has other gates."""
+        self._write([next(self._serial), "row", list(row)])
 
     def outside(self, to: str, message: Message) -> None:
         """The session sends a message."""

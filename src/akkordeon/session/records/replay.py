@@ -79,8 +79,8 @@ def replay(
             the names they had; several of one name, and those without a name, in the order they were
             attached. The last of a name stands for all that follow. What was predicted is in the record,
             if it could be read twice and was below 96 MiB.
-        given: functions and rules that gates were set to while they ran, in that order; a record has only
-            numbers and words.
+        given: gates that came while it ran, and functions and rules that gates were set to, in that order;
+            a record has only numbers and words.
         partial: take a record that breaks off, because its run was killed, as far as it goes.
 
     Returns:
@@ -173,6 +173,12 @@ class _Replay(Interpreter[_Cell]):
                 self._attach(address, rest[0])
             elif what == "replica":
                 self._spawn(self.topology.replica_spawns(address, self.record.header["seed"]))
+            elif what == "gate":
+                gate = self._take_given(f"gate {address}")
+                self._spawn([self.topology.newcomer(gate, self.record.header["seed"], address)])
+            elif what == "row":
+                self.topology.rearrange(address)
+                self.result.network = self.topology.network
             elif what == "outside":
                 self._put(address, self._completed(address, message_of(rest[0])))
             else:
@@ -202,9 +208,7 @@ class _Replay(Interpreter[_Cell]):
 
     def _take_given(self, what: str) -> Any:
         if not self.given:
-            raise ReplayError(
-                f"the {what} was set while it ran, and is not in the record: replay(…, given=[…])"
-            )
+            raise ReplayError(f"the {what} came while it ran; give it to the replay: given=[…]")
         return self.given.popleft()
 
     def _attach(self, address: str, what: dict[str, Any]) -> None:

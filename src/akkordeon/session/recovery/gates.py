@@ -107,8 +107,12 @@ class GateRecovery:
                 self._kept[spawn.address] = _Kept(spawn, state, state.version)
             yield spawn
 
+    def rearranged(self, row: Collection[str]) -> None:
+        """These leave their weights with their last words from now on."""
+        self._row = row
+
     def changed(self, spawn: Spawn) -> None:
-        """An actor at work is as another recipe has it."""
+        """An actor at work is as another recipe has it, or stands elsewhere."""
         kept = self._kept.get(spawn.address)
         if kept is not None:
             kept.spawn = spawn

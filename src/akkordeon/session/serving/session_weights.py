@@ -53,7 +53,7 @@ class SessionWeights:
         cut: CutStates | None = session._result(recipe, FETCH_S)
         if cut is None:
             raise SessionClosedError("the session has ended; it has no newer weights")
-        module = session.network.module(session._topology.by_gate(cut.states)).eval()
+        module = session._topology.module(session._topology.by_gate(cut.states)).eval()
         row, self._row = self._row, cut.states.keys()
         if before is not None and row == self._row and _are_equal(module, before.module):
             return replace(before, taken_s=began_s)

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-__all__ = ["LiveGate"]
+from akkordeon.core.errors import RecipeError
+from akkordeon.pipeline.gate import Gate
+
+__all__ = ["LiveGate", "Put"]
+
+Put = Callable[[str | None], tuple[str | None, ...]]
+"""From the address of a gate that comes to what is to be in the place of another; None where none comes."""
 
 
 class Operator(Protocol):
@@ -13,6 +20,9 @@ class Operator(Protocol):
 
     def change(self, address: str, settings: dict[str, Any], timeout: float | None) -> None:
         """Have a gate learn with other settings, and wait until it does."""
+
+    def rearrange(self, address: str, gate: Gate | None, put: Put, timeout: float | None) -> str | None:
+        """Put something in the place of a gate; the address of the new gate."""
 
 
 @dataclass(frozen=True)
@@ -50,3 +60,44 @@ class LiveGate:
             WaitTimeoutError: the gate has not answered by then, and may change yet.
         """
         self._operator.change(self.address, settings, timeout)
+
+    def insert_before(self, gate: Gate, *, timeout: float | None = None) -> LiveGate:
+        """Have another gate work on what comes to this one, from the next batch on.
+
+        What is under way comes back first, and nothing is sent meanwhile. The new gate has an address of its
+        own; all others keep theirs, and what they have learned.
+
+        Args:
+            gate: its recipe; it begins with the weights of its module.
+            timeout: seconds to wait for what is under way; None waits as long as it takes.
+
+        Returns:
+            The new gate.
+
+        Raises:
+            RecipeError: this gate is gone, the recipe cannot be made, or the network was cut from a module
+                whose forward its gates run.
+            SharedParameterError: a parameter belongs to a gate of the row, too.
+            SessionError: it is called from within an actor, or while the row is being changed.
+            WaitTimeoutError: not all has come back by then; the row is what it was.
+        """
+        return self._put(gate, lambda new: (new, self.address), timeout)
+
+    def insert_after(self, gate: Gate, *, timeout: float | None = None) -> LiveGate:
+        """Have another gate work on what this one gives; see :meth:`insert_before`."""
+        return self._put(gate, lambda new: (self.address, new), timeout)
+
+    def replace(self, gate: Gate, *, timeout: float | None = None) -> LiveGate:
+        """Have another gate work in the place of this one, which ends; see :meth:`insert_before`."""
+        return self._put(gate, lambda new: (new,), timeout)
+
+    def remove(self, *, timeout: float | None = None) -> None:
+        """Have the row go on without this gate, which ends; see :meth:`insert_before`."""
+        self._operator.rearrange(self.address, None, lambda new: (), timeout)
+
+    def _put(self, gate: Gate, put: Put, timeout: float | None) -> LiveGate:
+        if not isinstance(gate, Gate):
+            raise RecipeError(f"a row is made of gates, got {type(gate).__name__}; wrap it: Gate(…)")
+        new = self._operator.rearrange(self.address, gate, put, timeout)
+        assert new is not None, "one has come"
+        return LiveGate(new, self._operator)

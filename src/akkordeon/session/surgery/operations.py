@@ -1,27 +1,40 @@
 """Changes of a running row: told to its gates, waited for, and written down in its recipe.
 
-change ─▶ Change ─▶ gate ─▶ Changed ─▶ the recipe of the row, and whoever would have the gate made anew
+change ────▶ Change ─▶ gate ─▶ Changed ─▶ the recipe of the row, and whoever would have the gate made anew
+rearrange ─▶ Pause ─▶ sentinels ─▶ AtRest ─▶ Rewire ─▶ gates ─▶ Rewired ─▶ Resume ─▶ sentinels
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
-from typing import Any
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
-from akkordeon.core.errors import AkkordeonError, RecipeError, again, explain
-from akkordeon.core.surgery.messages import Change
-from akkordeon.core.surgery.reports import Changed
+from akkordeon.core.errors import AkkordeonError, RecipeError, SessionError, again, explain
+from akkordeon.core.messages import Close
+from akkordeon.core.surgery.messages import Change, Rewire
+from akkordeon.core.surgery.reports import AtRest, Changed, Rewired, RowChanged
 from akkordeon.engines.base import Engine
+from akkordeon.pipeline.gate import Gate
 from akkordeon.pipeline.surgery.change import recipe_with
 from akkordeon.session.outbox import Outbox
+from akkordeon.session.records.recorder import Recorder
 from akkordeon.session.recovery.gates import GateRecovery
-from akkordeon.session.surgery.live_gate import LiveGate
+from akkordeon.session.surgery.door import Door
+from akkordeon.session.surgery.live_gate import LiveGate, Put
 from akkordeon.session.topology import RowTopology
 
 __all__ = ["Operations"]
 
-Wait = Callable[[Callable[[], bool], float | None, str], None]
+
+class Wait(Protocol):
+    """Waits for a condition, or raises ``what`` if it does not come. ``drain``: until watchers know, too."""
+
+    def __call__(
+        self, condition: Callable[[], bool], timeout: float | None, what: str, *, drain: bool
+    ) -> None: ...
 
 
 class Operations:
@@ -30,29 +43,45 @@ class Operations:
     Args:
         engine: carries the gates.
         topology: knows them.
-        outbox: carries what they are told.
+        door: has sentinels pause.
+        outbox: carries what gates are told.
         recovery: has them made anew.
+        recorder: hears of new gates and rows.
         seed: of the session.
-        wait: waits for a condition, so many seconds at most, or raises that it has not come.
+        wait: has the session wait.
+        tell: has those who look on see a record.
     """
 
     def __init__(
         self,
         engine: Engine,
         topology: RowTopology,
+        door: Door,
         outbox: Outbox,
         recovery: GateRecovery,
+        recorder: Recorder | None,
         seed: int,
+        *,
         wait: Wait,
+        tell: Callable[[Any], None],
     ) -> None:
         self._engine = engine
         self._topology = topology
+        self._door = door
         self._outbox = outbox
         self._recovery = recovery
+        self._recorder = recorder
         self._seed = seed
         self._wait = wait
+        self._tell = tell
+        self._rearranging = threading.Lock()
+        self._rewired: set[str] = set()
         self._numbers = itertools.count(1)
         self._answers: dict[int, Changed | None] = {}  # to what was asked, and is waited for
+
+    def number_from(self, number: int) -> None:
+        """Ask with such numbers, where others ask the same gates."""
+        self._numbers = itertools.count(number)
 
     def gate(self, name: str) -> LiveGate:
         """A gate of the row, by its address or its name.
@@ -86,19 +115,105 @@ class Operations:
             def is_heard(before: int = restarts) -> bool:
                 return self._answers[message.number] is not None or self._recovery.restarts[address] != before
 
-            self._wait(is_heard, timeout, f"{address} has not changed")
+            self._wait(is_heard, timeout, f"{address} has not changed", drain=False)
             answer = self._answers[message.number]
             if answer is not None:
                 return answer
 
     def hear(self, record: Any) -> None:
-        """Take note of a gate that learns with other settings, whoever has told it."""
-        if not isinstance(record, Changed):
-            return
-        if record.error is None:
-            self._topology.change(record.address, record.settings)
-            for spawn in self._topology.spawns(self._seed):
-                if spawn.address == record.address:
-                    self._recovery.changed(spawn)
-        if record.number in self._answers:
-            self._answers[record.number] = record
+        """Take note of what gates and sentinels say of changes, whoever has told them."""
+        if isinstance(record, AtRest):
+            self._door.at_rest(record.address)
+        elif isinstance(record, Rewired):
+            self._rewired.add(record.address)
+        elif isinstance(record, Changed):
+            if record.error is None:
+                self._topology.change(record.address, record.settings)
+                self._tell_recovery()
+            if record.number in self._answers:
+                self._answers[record.number] = record
+
+    def _tell_recovery(self) -> None:
+        self._recovery.rearranged(self._topology.row)
+        for spawn in self._topology.spawns(self._seed):
+            self._recovery.changed(spawn)
+
+    # ── gates that come and go ───────────────────────────────────────────────────────────────────────
+
+    def rearrange(self, address: str, gate: Gate | None, put: Put, timeout: float | None) -> str | None:
+        """Put something in the place of a gate, between two batches.
+
+        Args:
+            address: of the gate.
+            gate: one that comes, if any does.
+            put: from the address of the new gate to what is to be in that place.
+            timeout: seconds to wait until nothing is under way; None waits as long as it takes.
+
+        Returns:
+            The address of the new gate.
+        """
+        self._engine.check_may_wait()
+        if not self._rearranging.acquire(blocking=False):
+            raise SessionError("the row is being changed already; ask again when that is done")
+        try:
+            return self._rearrange(address, gate, put, timeout)
+        finally:
+            self._rearranging.release()
+
+    def _rearrange(self, address: str, gate: Gate | None, put: Put, timeout: float | None) -> str | None:
+        before = self._topology.row
+        self._topology.gate_at(address)
+        self._topology.require_loose()
+        new = None if gate is None else self._make(gate)
+        place = before.index(address)
+        row = tuple(each for each in (*before[:place], *put(new), *before[place + 1 :]) if each is not None)
+        try:
+            self._topology.check(row)
+            self._door.pause()
+            self._wait(self._door.is_shut, timeout, "not all that was under way has come back", drain=False)
+        except BaseException:
+            self._door.open()
+            self._end([] if new is None else [new])
+            raise
+        try:
+            self._rewire(before, row)
+        finally:
+            self._door.open()
+        left = [each for each in before if each not in row]
+        self._end(left)
+        self._tell(RowChanged(row, () if new is None else (new,), tuple(left)))
+        return new
+
+    def _make(self, gate: Gate) -> str:
+        """Make a gate, to which nobody talks yet; its address."""
+        spawn = self._topology.newcomer(gate, self._seed)
+        self._engine.spawn_all(self._recovery.keep([spawn]))
+        if self._recorder is not None:
+            self._recorder.made(spawn.address)
+        return spawn.address
+
+    def _rewire(self, before: tuple[str, ...], row: tuple[str, ...]) -> None:
+        """Have every gate know its place."""
+        self._topology.rearrange(row)
+        if self._recorder is not None:
+            self._recorder.rearranged(row)
+        self._tell_recovery()
+        self._rewired.clear()
+        to_tell = {address: Rewire(row, address == before[-1]) for address in (*row, before[-1])}
+        restarts: Counter[str] | None = None
+        while restarts is None or not to_tell.keys() <= self._rewired:
+            restarts = Counter(self._recovery.restarts)  # one that was made anew is told again
+            for address in [each for each in to_tell if each not in self._rewired]:
+                self._outbox.send(address, to_tell[address])
+
+            def is_heard(then: Counter[str] = restarts) -> bool:
+                return to_tell.keys() <= self._rewired or self._recovery.restarts != then
+
+            self._wait(is_heard, None, "not every gate knows its place", drain=False)
+
+    def _end(self, gates: Sequence[str]) -> None:
+        """These are not part of the row, and nobody talks to them."""
+        self._recovery.drop(gates)
+        for address in gates:
+            self._outbox.send(address, Close())
+        self._engine.retire(gates)
