@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from akkordeon.core.errors import ProtocolError
-from akkordeon.core.payload import all_finite, is_floating, map_tensors, memory, samples, tensors
+from akkordeon.core.payload import all_finite, bytes_of, is_floating, map_tensors, memory, samples, tensors
 
 A, B, N = torch.ones(3, 2), torch.ones(3, 5, dtype=torch.float64), torch.arange(3)
 
@@ -130,3 +130,13 @@ def test_sparse_tensors_are_looked_at_as_well(value, layout):
     tensor = torch.tensor([[0.0, 1.0], [2.0, 0.0]]).to_sparse(layout=layout)
     (tensor._values() if layout is torch.sparse_coo else tensor.values())[0] = value
     assert all_finite([tensor]) is (value in (0.0, 1.0))
+
+
+# The gradient of a sum is one number, spread over the outputs. Where there is one output, PyTorch calls that
+# contiguous though its strides are 0, and its bytes could not be had: a regressor that had one example at a
+# time failed on Ray, and its run could not be recorded.
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1), (2, 3), (0,)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64])
+def test_a_number_that_is_spread_over_a_shape_has_its_bytes(shape, dtype):
+    spread = torch.ones((), dtype=dtype).expand(shape)
+    assert torch.equal(bytes_of(spread).view(dtype), torch.ones(spread.numel(), dtype=dtype))

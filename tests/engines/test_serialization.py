@@ -61,14 +61,6 @@ def test_a_view_arrives_without_the_rest_of_its_storage(shape, turned):
     assert torch.equal(deserialize((head, buffers), writable=True), view)
 
 
-# The gradient of a sum is one number, spread over the outputs; where there is one output, PyTorch calls that
-# contiguous, and its bytes could not be had.
-def test_a_number_that_is_spread_over_a_shape_arrives():
-    for shape in [(1,), (1, 1), (2, 3)]:
-        spread = torch.ones(()).expand(shape)
-        assert torch.equal(through(spread), spread)
-
-
 def test_payloads_keep_their_form_and_their_none():
     for payload in (torch.ones(2), (torch.ones(2), None), {"a": torch.ones(2), "b": None}, None):
         found = through(Backward(BATCH, payload, (1, 2)))

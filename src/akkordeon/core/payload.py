@@ -18,6 +18,7 @@ from akkordeon.core.errors import ProtocolError
 __all__ = [
     "Payload",
     "all_finite",
+    "bytes_of",
     "copy_of",
     "gradient_like",
     "is_floating",
@@ -199,3 +200,9 @@ def nbytes(tensor: Tensor) -> int:
     if tensor.layout is torch.sparse_coo:
         return tensor._indices().nbytes + tensor._values().nbytes
     return tensor.nbytes
+
+
+def bytes_of(tensor: Tensor) -> Tensor:
+    """What a dense tensor of any dtype is in memory: uint8 (bytes,), on the CPU."""
+    dense = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    return dense.as_strided((dense.numel(),), (1,)).view(torch.uint8)  # one number spread is contiguous, too

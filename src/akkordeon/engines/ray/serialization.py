@@ -32,6 +32,7 @@ from torch import Tensor
 
 from akkordeon.core.errors import explain
 from akkordeon.core.messages import Backward, Evaluate, Forward, Message
+from akkordeon.core.payload import bytes_of
 from akkordeon.core.shard_messages import Fetch, Parameters, Push
 from akkordeon.core.well_formed import malformed
 from akkordeon.engines.wire import narrowed, widened
@@ -182,9 +183,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # which has no types
 
 def _reduced(tensor: Tensor, wire_dtype: torch.dtype | None) -> tuple[Any, ...]:
     """A tensor as its bytes, whatever its dtype (NumPy has no bfloat16), and what they mean."""
-    sent = tensor.detach().cpu()
-    sent = narrowed(sent, wire_dtype).contiguous().resolve_conj().resolve_neg()
-    array: Any = sent.as_strided((sent.numel(),), (1,)).view(torch.uint8).numpy()
+    sent = narrowed(tensor.detach().cpu(), wire_dtype)
+    array: Any = bytes_of(sent).numpy()
     leaf = tensor.requires_grad and tensor.is_leaf
     return _tensor, (pickle.PickleBuffer(array), sent.dtype, tuple(tensor.shape), tensor.dtype, leaf)
 

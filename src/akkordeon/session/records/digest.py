@@ -13,6 +13,7 @@ from torch import Tensor
 
 from akkordeon.core.errors import explain
 from akkordeon.core.messages import Batch, CutId, Message
+from akkordeon.core.payload import bytes_of
 from akkordeon.downpour.recipe import Downpour
 from akkordeon.pipeline.network import Network
 
@@ -29,10 +30,9 @@ class Digest:
         """Take a value in, with its type and everything inside."""
         update = self._hash.update
         if isinstance(value, Tensor):
-            dense = value.detach().to_dense() if value.layout is not torch.strided else value.detach()
-            dense = dense.resolve_conj().resolve_neg()  # views that NumPy does not know
+            dense = value.to_dense() if value.layout is not torch.strided else value
             update(f"{value.dtype}{tuple(value.shape)}".encode())
-            update(dense.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            update(bytes_of(dense).numpy().data)
         elif value is None or isinstance(value, bool | int | float | str | Enum):
             update(f"{type(value).__name__}:{value!r};".encode())
         elif isinstance(value, Mapping):
@@ -91,5 +91,5 @@ def weights_digest(weights: Iterable[Tensor]) -> str:
     """A digest (SHA-256) of the bits of tensors, by which people compare runs."""
     digest = hashlib.sha256()
     for tensor in weights:
-        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(bytes_of(tensor).numpy().data)
     return digest.hexdigest()

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from akkordeon.core.errors import DataError
+from akkordeon.core.payload import bytes_of
 from akkordeon.core.plain_state import from_json_form, json_form
 
 __all__ = ["JSON", "TENSORS", "fits", "read_plain", "write_plain", "write_tensors"]
@@ -137,9 +138,8 @@ def _in_parts(tensor: Tensor, keep: Callable[[Tensor], Any]) -> dict[str, Any]:
     if tensor.layout is not torch.strided or tensor.is_quantized:
         kind = "quantized" if tensor.is_quantized else str(tensor.layout).removeprefix("torch.")
         raise TypeError(f"it holds a tensor that is {kind}, and only dense ones can be kept")
-    flat = tensor.cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
     dtype = str(tensor.dtype).removeprefix("torch.")
-    return {"dtype": dtype, "shape": list(tensor.shape), "bytes": keep(flat.view(torch.uint8))}
+    return {"dtype": dtype, "shape": list(tensor.shape), "bytes": keep(bytes_of(tensor))}
 
 
 def _from_parts(parts: Mapping[str, Any], tensor_of: Callable[[Any], Tensor]) -> Tensor:
