@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import socket
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
@@ -43,15 +44,20 @@ def test_a_session_answers_with_the_outputs_of_its_gates_and_their_version(asker
             assert "akkordeon_trained_batches_total 7\n" in metrics
 
 
-class Tell(nn.Module):
-    """Adds its weight as a column: all columns of an answer tell which version its gate had."""
+APART = 1e6
+"""More updates than there will be."""
 
-    def __init__(self):
+
+class Tell(nn.Module):
+    """Adds a column that tells which gate it is, and how often it was updated."""
+
+    def __init__(self, number=0):
         super().__init__()
+        self.number = number
         self.weight = nn.Parameter(torch.zeros(1))
 
     def forward(self, x):
-        return torch.cat([x, self.weight.expand(len(x), 1)], 1)
+        return torch.cat([x, (self.number * APART + self.weight).expand(len(x), 1)], 1)
 
 
 def plus_one(parameters):
@@ -75,6 +81,38 @@ def test_while_all_gates_learn_each_answer_is_of_one_version_and_they_become_new
             versions.append(version)
         assert versions == sorted(versions)
         session.detach("train", drop=True)
+
+
+def test_while_gates_come_and_go_each_answer_is_of_one_row_and_one_version(asker):
+    gates = {number: ak.Gate(Tell(number), plus_one) for number in (1, 2, 3, 4, 5)}
+    network = ak.Network([gates[1], gates[2], gates[3]])
+    endless = itertools.repeat((torch.zeros(2, 1), torch.zeros(2)))
+    answers = []
+    with ThreadPoolExecutor(1) as pool, ak.run(network, ak.Threads(2)) as session:
+        session.attach(ak.Sentinel.train(endless, sum_of_weights, in_flight=4))
+        with session.serve(port=0, refresh_s=1e-3) as server:
+            for change, row in (
+                (lambda: session.gate("gate/0").insert_after(gates[4]), (1, 4, 2, 3)),
+                (lambda: session.gate("gate/1").replace(gates[5]), (1, 4, 5, 3)),
+                (lambda: session.gate("gate/2").remove(), (1, 4, 5)),
+                (lambda: session.gate("gate/0").remove(), (4, 5)),
+            ):
+                changing = pool.submit(change)
+                while not answers or answers[-1][0] != row:
+                    outputs, version = ask(asker, server, torch.zeros(3, 1))
+                    numbers, learned = outputs[:, 1:] // APART, outputs[:, 1:] % APART
+                    assert torch.equal(numbers, numbers[:1].expand_as(numbers))
+                    assert torch.equal(learned, learned[:1].expand_as(learned))
+                    answers.append((tuple(numbers[0].tolist()), tuple(learned[0].tolist()), version))
+                changing.result(WAIT_S)
+        session.detach("train", drop=True)
+    rows = [row for row, _ in itertools.groupby(row for row, _, _ in answers)]
+    assert rows == [(1, 2, 3)] * (rows[0] == (1, 2, 3)) + [(1, 4, 2, 3), (1, 4, 5, 3), (1, 4, 5), (4, 5)]
+    for row in rows:  # all learn from the same batches: how far one is ahead of another does not change
+        assert len({tuple(n - learned[0] for n in learned) for its, learned, _ in answers if its == row}) == 1
+    versions = [version for _, _, version in answers]
+    assert versions == sorted(versions)
+    assert len({(row, learned, version) for row, learned, version in answers}) == len(set(versions))
 
 
 def test_where_gates_keep_an_average_it_is_served_by_choice(asker):
