@@ -98,7 +98,7 @@ def test_while_gates_come_and_go_each_answer_is_of_one_row_and_one_version(asker
                 (lambda: session.gate("gate/0").remove(), (4, 5)),
             ):
                 changing = pool.submit(change)
-                while not answers or answers[-1][0] != row:
+                while len({version for its, _, version in answers if its == row}) < 4:
                     outputs, version = ask(asker, server, torch.zeros(3, 1))
                     numbers, learned = outputs[:, 1:] // APART, outputs[:, 1:] % APART
                     assert torch.equal(numbers, numbers[:1].expand_as(numbers))
