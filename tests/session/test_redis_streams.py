@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from functools import partial
+from pathlib import Path
 
 import pytest
 from redis import Redis
@@ -131,6 +132,29 @@ def test_what_was_trained_after_a_checkpoint_is_trained_again_by_whoever_goes_on
         session.checkpoint(tmp_path)
     with ak.run(counting_network(N), ak.Threads(2), resume=latest(tmp_path)) as session:
         session.attach(stream(url)).wait(WAIT_S)
+        assert learned(session.states()) == [1] * N
+    assert pending(client) == 0
+
+
+@pytest.mark.parametrize("in_flight", [1, 4])
+def test_a_stream_whose_server_was_out_of_reach_fails_with_a_sentence_and_goes_on(client, url, in_flight):
+    write(client, range(20))
+    socket = Path(url.removeprefix("unix://"))
+    source = ak.RedisStream(url, "s", patience_s=0.05, poll_s=0.01)
+    with ak.run(counting_network(N), ak.Threads(2)) as session:
+        ten = until(session, 10)
+        attached = session.attach(
+            ak.Sentinel.stream(source, counted, split=OneOf(N), in_flight=in_flight, report_every=1)
+        )
+        assert ten.wait(WAIT_S)
+        away = socket.rename(socket.with_name("away"))
+        client.client_kill_filter(_type="normal", skipme=True)
+        with pytest.raises(ak.AkkordeonError, match=f"{url} was out of reach for 0.05 s"):
+            attached.wait(WAIT_S)
+        away.rename(socket)
+        write(client, range(20, N))
+        source.close()
+        attached.restart().wait(WAIT_S)
         assert learned(session.states()) == [1] * N
     assert pending(client) == 0
 

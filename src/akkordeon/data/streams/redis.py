@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -84,6 +85,7 @@ class RedisStream:
         self._last = BEGINNING  # of those that were given since the start
         self._looks_back = True  # for pending entries after that one
         self._place = BEGINNING  # where a group would have to begin
+        self._done: list[str] = []  # to be acknowledged
 
     def __getstate__(self) -> dict[str, Any]:
         """In another process it starts anew."""
@@ -146,6 +148,7 @@ class RedisStream:
 
     def _entries(self, client: Any, is_last: bool) -> list[tuple[bytes, dict[bytes, bytes]]]:
         """Some that are pending and were not given since the start, else new ones; none if there are none."""
+        self._settle(client)
         if self._looks_back:
             pending = self._read(client, self._last)
             if pending:
@@ -176,16 +179,15 @@ class RedisStream:
             self._goes_on_after = self._place
 
     def acknowledge(self, positions: Sequence[PlainState]) -> None:
-        """Those entries need not be given again.
+        """Those entries need not be given again; a server out of reach is told before it is read from."""
+        self._done += [position["id"] for position in positions]
+        with suppress(DataError):
+            self._server.ask(self._settle, patience_s=0)
 
-        Raises:
-            DataError: the server is out of reach, or refuses.
-        """
-        for i in range(0, len(positions), AT_ONCE):
-            self._server.ask(partial(self._acknowledge_some, positions=positions[i : i + AT_ONCE]))
-
-    def _acknowledge_some(self, client: Any, positions: Sequence[PlainState]) -> None:
-        client.xack(self._stream, self._group, *(position["id"] for position in positions))
+    def _settle(self, client: Any) -> None:
+        while self._done:
+            client.xack(self._stream, self._group, *self._done[:AT_ONCE])
+            del self._done[:AT_ONCE]
 
 
 def _value(text: bytes) -> Any:

@@ -68,14 +68,19 @@ class RedisServer:
         parts = urlsplit(self._url)
         return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
-    def ask(self, question: Callable[[Any], Reply]) -> Reply:
-        """The answer to a question, a function of the client; it is put again while nobody answers.
+    def ask(self, question: Callable[[Any], Reply], patience_s: float | None = None) -> Reply:
+        """The answer to a question; it is put again while nobody answers.
+
+        Args:
+            question: a function of the client.
+            patience_s: another than for others.
 
         Raises:
             DataError: the server is out of reach, or refuses.
         """
         from redis import exceptions
 
+        patience_s = self._patience_s if patience_s is None else patience_s
         waited_s, pause_s = 0.0, PAUSE_S
         while True:
             try:
@@ -85,9 +90,9 @@ class RedisServer:
                 refuses = isinstance(error, exceptions.ResponseError) and not str(error).startswith(NOT_THERE)
                 if refuses or isinstance(error, exceptions.AuthenticationError):
                     raise DataError(f"{self} refuses to answer: {error}") from error
-                if waited_s >= self._patience_s or self.closed.is_set():
+                if waited_s >= patience_s or self.closed.is_set():
                     raise DataError(f"{self} was out of reach for {waited_s:g} s: {error}") from error
-            pause_s = min(pause_s, self._patience_s - waited_s)
+            pause_s = min(pause_s, patience_s - waited_s)
             self.closed.wait(pause_s)
             waited_s, pause_s = waited_s + pause_s, min(2 * pause_s, PAUSE_MAX_S)
 
