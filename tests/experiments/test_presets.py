@@ -61,6 +61,11 @@ def test_another_rate_is_given_to_every_optimizer_of_a_network_and_nothing_else_
     assert network.gates[0].optimizer(network.gates[0].module.parameters()).param_groups[0]["lr"] == 0.05
 
 
+def test_settings_clip_the_norm_of_the_whole_gradient():
+    assert build_network(load_task("xor"), TrainConfig("xor", clip_norm=0.5)).clip_whole_norm == 0.5
+    assert build_network(load_task("xor"), TrainConfig("xor")).clip_whole_norm is None
+
+
 def test_settings_have_every_gate_that_learns_accumulate():
     network = build_network(load_task("xor"), TrainConfig("xor", accumulate=4))
     assert [gate.accumulate for gate in network.gates] == [4, 4]

@@ -16,7 +16,7 @@ from akkordeon.core.errors import RecipeError
 from akkordeon.core.messages import Backward, Batch, Forward, Refused
 from akkordeon.core.recovery.messages import Save
 from akkordeon.core.recovery.reports import StageSaved
-from akkordeon.pipeline.learning.accumulating_gate import gate_actor
+from akkordeon.pipeline.learning.kinds import gate_actor
 from akkordeon.pipeline.stage import Position
 from akkordeon.session.recovery.state_check import require_whole
 

@@ -108,7 +108,7 @@ def test_labels_do_not_leave_it():
     secret = torch.tensor([1, 2, 0, 1])
     trainer, one = trainer_of(), item(y=secret)
     (message,) = sends(do(trainer, one))
-    assert message == Forward(Batch(ME, 0), one.x)
+    assert message == Forward(Batch(ME, 0), one.x, len(one.x))
     (gradient,) = sends(do(trainer, outputs(0)))
     assert isinstance(gradient, Backward)
 

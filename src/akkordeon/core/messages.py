@@ -127,22 +127,36 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Forward(Message, kind=Kind.FORWARD):
-    """The output of whoever sent it, on its way to the tail of the row and from there to the sentinel."""
+    """The output of whoever sent it, on its way to the tail of the row and from there to the sentinel.
+
+    Attributes:
+        batch: whose.
+        payload: the output.
+        samples: in the batch, as its sentinel counts them.
+        norm: of the latest whole gradient that the first gate knew; 0 where it knew none, or nobody clips.
+    """
 
     batch: Batch
     payload: Payload
+    samples: int = 0
+    norm: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Backward(Message, kind=Kind.BACKWARD):
     """The gradient of the loss by the receiver's output, on its way to the head and then the sentinel.
 
-    ``staleness`` collects τ of every gate it has passed, tail first.
+    Attributes:
+        batch: whose.
+        payload: the gradient.
+        staleness: τ of every gate it has passed, tail first.
+        squared_norm: of the gradients of the gates it has passed, where their whole norm is clipped.
     """
 
     batch: Batch
     payload: Payload | None
     staleness: tuple[int, ...] = ()
+    squared_norm: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,7 +67,9 @@ None where there is none; ``rule``, of the staleness rule, by the weight's name;
 ``kinds``, the classes of these, by which another recipe is known. A gate that accumulates has ``gathered``:
 ``sums`` of gradients by the weight's name, and their ``batches``; one that averages its weights ``average``:
 the averaged ``weights`` by name, and the ``updates`` in them; one that is frozen ``frozen``, True; one that
-learns faster for a while ``boost``, the factor of its learning rate and the updates that are left.
+learns faster for a while ``boost``, the factor of its learning rate and the updates that are left; one that
+clips the norm of the whole gradient ``clipping``: the ``squared_norm`` of its own latest update, and the
+``whole_norm``.
 """
 
 

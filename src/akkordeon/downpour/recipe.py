@@ -110,8 +110,18 @@ class Downpour:
         if not callable(self.server_optimizer):
             raise RecipeError("server_optimizer is a function from parameters to an optimizer")
         self._check_rules(self.sync_policy)
+        if self.network.clip_whole_norm is not None:
+            raise RecipeError(
+                f"the network has clip_whole_norm={self.network.clip_whole_norm}, and what is pushed is each "
+                "gate's own, which nobody adds up; give the gates a clip_norm each instead"
+            )
         for i, gate in enumerate(self.network.gates):
             self._check_module(i, gate.module)
+            if gate.schedule_by == "samples":
+                raise RecipeError(
+                    f"gate {i} has schedule_by='samples', and the gates of replicas count their own updates "
+                    "alone; leave it out"
+                )
             if gate.accumulate > 1:
                 raise RecipeError(
                     f"gate {i} has accumulate={gate.accumulate}, and the gates of replicas step with every "

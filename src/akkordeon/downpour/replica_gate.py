@@ -34,7 +34,7 @@ from torch import Tensor
 
 from akkordeon.core.actor import Effect, Send
 from akkordeon.core.errors import DataError, RecipeError
-from akkordeon.core.messages import Batch, Fault, Forget, Forward, Probe, Refused
+from akkordeon.core.messages import Backward, Fault, Forget, Forward, Probe, Refused
 from akkordeon.core.payload import Payload
 from akkordeon.core.plain_state import StageState
 from akkordeon.core.recovery.messages import Restarted
@@ -157,9 +157,9 @@ class ReplicaGate(GateActor):
         while self._held and not self._must_wait():
             yield from super()._forward(self._held.popleft())
 
-    def _stashed(self, x: Payload, y: Payload) -> Stashed:
+    def _stashed(self, message: Forward, x: Payload, y: Payload) -> Stashed:
         self._refuse_writes()
-        return Stashed(x, y, self.weights.now, self.version, self._arrivals)
+        return Stashed(x, y, self.weights.now, self.version, arrivals=self._arrivals)
 
     def _refuse_writes(self) -> None:
         """Fail if the forward wrote to weights whose new values no push would carry."""
@@ -173,9 +173,10 @@ class ReplicaGate(GateActor):
     # ── stepping and pushing ─────────────────────────────────────────────────────────────────────────
 
     def _learn(
-        self, batch: Batch, gradients: list[Tensor | None], stashed: Stashed, staleness: int
+        self, passed: Backward, gradients: list[Tensor | None], stashed: Stashed, staleness: int
     ) -> Iterator[Effect]:
-        ours = self._to_push(gradients)
+        yield self._to_previous(passed)
+        batch, ours = passed.batch, self._to_push(gradients)
         if self._policy.local_step:
             if not self._updater.update(gradients, stashed.weights, staleness):
                 yield self._refuse_update(batch)

@@ -47,6 +47,8 @@ def build_network(task: Task, config: TrainConfig) -> Network:
         network = with_lr(network, config.lr)
     if config.accumulate is not None:
         network = network.replacing(accumulate=config.accumulate)
+    if config.clip_norm is not None:
+        network = replace(network, clip_whole_norm=config.clip_norm)
     if config.ema is not None:
         network = network.replacing(ema=config.ema)
     if config.max_staleness is not None:

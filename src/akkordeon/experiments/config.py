@@ -113,7 +113,7 @@ class TrainConfig(Settings):
     they can be kept while training goes on; ``downpour`` trains replicas, None one row.
     """
 
-    ONE_ROW: ClassVar = ("sentinels", "take", "accumulate")
+    ONE_ROW: ClassVar = ("sentinels", "take", "accumulate", "clip_norm")
     """What makes no sense where there are replicas, each with a sentinel and a part of the data."""
 
     task: Annotated[str, Argument(metavar="[TASK]", help=f"{', '.join(NAMED)} or FILE.py:FUNCTION.")] = (
@@ -138,6 +138,14 @@ class TrainConfig(Settings):
     staleness: GateRule = None
     max_staleness: Annotated[int | None, Option(min=0, help="Refuse older gradients.")] = None
     accumulate: Annotated[int | None, Option(min=1, help="Batches for one update of a gate.")] = None
+    clip_norm: Annotated[
+        float | None,
+        Option(
+            min=0,
+            metavar="NORM",
+            help="Clip the norm of the whole gradient, by that of the batch before; see the guide.",
+        ),
+    ] = None
     ema: Annotated[
         float | None,
         Option(

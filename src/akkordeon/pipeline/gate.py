@@ -28,6 +28,7 @@ class GateSettings(TypedDict, total=False):
     compile: bool | Mapping[str, Any]
     autocast: torch.dtype | None
     ema: float | None
+    schedule_by: Literal["updates", "samples"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Gate:
         compile: True, or arguments of ``torch.compile``, to have it compile the module's forward.
         ema: the decay of an average of the weights that the gate keeps beside them, as in 0.999; that of
             ``torch.optim.swa_utils.AveragedModel`` with ``get_ema_multi_avg_fn``, renewed by each update.
+        schedule_by: what its scheduler counts: ``"updates"``, or the ``"samples"`` learned from.
         name: for reports; the position if not given.
         device: where the module and its work live, as in ``"cuda:0"``.
         resources: what a host must offer, for engines that place gates on hosts.
@@ -73,6 +75,7 @@ class Gate:
     compile: bool | Mapping[str, Any] = False
     autocast: torch.dtype | None = None
     ema: float | None = None
+    schedule_by: Literal["updates", "samples"] = "updates"
 
     def __post_init__(self) -> None:
         """Refuse what could only fail later."""
@@ -103,6 +106,8 @@ class Gate:
             )
         if self.ema is not None and not (is_number(self.ema) and 0 <= self.ema < 1):
             raise RecipeError(f"a gate's ema is at least 0 and below 1, as in 0.999, got {self.ema!r}")
+        if self.schedule_by not in ("updates", "samples"):
+            raise RecipeError(f"a gate's schedule_by is 'updates' or 'samples', got {self.schedule_by!r}")
         if self.name is not None and not (isinstance(self.name, str) and self.name):
             raise RecipeError(f"a gate's name is a string and not empty, got {self.name!r}")
         if self.device is not None:

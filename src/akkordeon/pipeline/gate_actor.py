@@ -88,8 +88,9 @@ class GateActor(Stage):
         super().__init__(
             gate.module, position, gate.name, gate.device, keeps_weights, restored, gate.autocast
         )
+        by_samples = gate.schedule_by == "samples"
         self._updater = Updater(
-            self.weights, gate.optimizer, gate.staleness, gate.clip_norm, self.label, gate.ema
+            self.weights, gate.optimizer, gate.staleness, gate.clip_norm, self.label, gate.ema, by_samples
         )
         if restored is not None and restored.learner is not None:
             self._updater.load(restored.learner)
@@ -159,15 +160,16 @@ class GateActor(Stage):
             self._undo_forward()
             yield self._refuse(batch, Fault.FORM, DETACHED)
             return
-        self.stash[batch] = stashed = self._stashed(x, y)
+        self.stash[batch] = stashed = self._stashed(message, x, y)
         if self._seeded:
             stashed.marks = tuple(module.marks() for module in self._seeded)
         if self.buffers.before:
             self._last = _LastForward(batch, self.buffers.before, self.buffers.now)
-        yield Send(self.position.next or batch.sentinel, Forward(batch, output))
+        passed = Forward(batch, output, message.samples, message.norm)
+        yield Send(self.position.next or batch.sentinel, passed)
 
-    def _stashed(self, x: Payload, y: Payload) -> Stashed:
-        return Stashed(x, y, self.weights.now, self.version)
+    def _stashed(self, message: Forward, x: Payload, y: Payload) -> Stashed:
+        return Stashed(x, y, self.weights.now, self.version, message.samples, message.norm)
 
     def _undo_forward(self) -> None:
         self.buffers.roll_back()
@@ -248,9 +250,8 @@ class GateActor(Stage):
             self._ledger.add(batch)
         if self._last is not None and self._last.batch == batch:
             self._last = None
-        passed = (*message.staleness, staleness)
-        yield Send(self.position.previous or batch.sentinel, Backward(batch, to_previous, passed))
-        yield from self._learn(batch, of_weights, stashed, staleness)
+        passed = Backward(batch, to_previous, (*message.staleness, staleness), message.squared_norm)
+        yield from self._learn(passed, of_weights, stashed, staleness)
 
     def _refuse_unknown(self, batch: Batch) -> Effect:
         """The batch is not here; of a sentinel that has not said what to forget, it was in a gate before."""
@@ -276,11 +277,12 @@ class GateActor(Stage):
             self.weights.install(self.weights.now)
 
     def _learn(
-        self, batch: Batch, gradients: list[Tensor | None], stashed: Stashed, staleness: int
+        self, passed: Backward, gradients: list[Tensor | None], stashed: Stashed, staleness: int
     ) -> Iterator[Effect]:
-        """Update the weights; the gate before is at work by now."""
+        """Pass the backward on, and update the weights while the gate before is at work."""
+        yield self._to_previous(passed)
         if not self._updater.update(gradients, stashed.weights, staleness):
-            yield self._refuse_update(batch)
+            yield self._refuse_update(passed.batch)
             return
         self.version += 1
         self.staleness_seen[staleness] += 1
@@ -288,6 +290,9 @@ class GateActor(Stage):
             yield from self._tell_watchers()
         if self._rhythm is not None:
             yield from self._save_if_due()
+
+    def _to_previous(self, passed: Backward) -> Effect:
+        return Send(self.position.previous or passed.batch.sentinel, passed)
 
     def _refuse_update(self, batch: Batch) -> Effect:
         """The gradient has gone on to the gate before, but this gate cannot learn from the batch."""

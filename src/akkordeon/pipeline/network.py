@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from akkordeon.core.actor import Spawn
-from akkordeon.core.checks import require_whole
+from akkordeon.core.checks import require_above, require_whole
 from akkordeon.core.errors import RecipeError, SharedParameterError, explain
 from akkordeon.core.payload import Payload
 from akkordeon.core.plain_state import StageState
 from akkordeon.pipeline.gate import Gate, GateSettings
-from akkordeon.pipeline.learning.accumulating_gate import gate_actor
+from akkordeon.pipeline.learning.kinds import gate_actor
 from akkordeon.pipeline.learning.optimizer import OptimizerFactory
 from akkordeon.pipeline.module_copy import copied
 from akkordeon.pipeline.module_state import tensors_of, write
@@ -52,6 +52,8 @@ class Network:
         recovery: how gates that raise or are lost come back; None lets any such gate end the session.
         max_payload_bytes: that a gate takes at most of a batch: inputs, and outputs of the gate before.
         addresses: of the gates, where they are not ``gate/0``, ``gate/1`` and so on.
+        clip_whole_norm: largest norm of the gradient of all gates together; larger ones are scaled down to
+            it by the norm that is known by then, of the batch before; see :class:`ClippingGate`.
 
     Raises:
         RecipeError: no gates, something that is no gate, or a number out of range.
@@ -65,6 +67,7 @@ class Network:
     recovery: Recovery | None = None
     max_payload_bytes: int = 2**32
     addresses: Sequence[str] | None = None
+    clip_whole_norm: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse what could only fail later."""
@@ -87,6 +90,7 @@ class Network:
         require_whole("max_staleness", self.max_staleness, 0, optional=True)
         require_whole("max_in_flight", self.max_in_flight)
         require_whole("max_payload_bytes", self.max_payload_bytes)
+        require_above("clip_whole_norm", self.clip_whole_norm, optional=True)
         if self.recovery is not None and not isinstance(self.recovery, Recovery):
             raise RecipeError(f"recovery is a Recovery(…) or None, got {self.recovery!r}")
         for i, gate in enumerate(self.gates):
@@ -114,6 +118,7 @@ class Network:
         example: Payload | None = None,
         cut_before: Sequence[str] = (),
         tie: bool = False,
+        clip_whole_norm: float | None = None,
         **settings: Unpack[GateSettings],
     ) -> Network:
         """Cut a module into gates; the names of its weights stay what they are.
@@ -138,6 +143,7 @@ class Network:
                 ``["transformer.h.4", "transformer.h.8"]``.
             tie: a weight that several gates use is the first one's, which sends it along with every batch and
                 gets its gradient back. Without it such cuts are refused.
+            clip_whole_norm: see :class:`Network`.
             settings: of every gate, such as ``accumulate``; see :class:`GateSettings`.
 
         Raises:
@@ -157,7 +163,7 @@ class Network:
         else:
             parts = split(module, gates, example, optimizer, cut_before, tie)
         its = [Gate(part, optimizer, rule, **settings) for part in parts]
-        return cls(its, max_staleness=max_staleness, whole=module)
+        return cls(its, max_staleness=max_staleness, whole=module, clip_whole_norm=clip_whole_norm)
 
     def replacing(
         self,
@@ -214,6 +220,7 @@ class Network:
                 max_in_flight=self.max_in_flight,
                 max_payload_bytes=self.max_payload_bytes,
                 snapshot_every=self.snapshot_every(gate),
+                clip_norm=self.clip_whole_norm,
             )
             yield position.within(row)
 

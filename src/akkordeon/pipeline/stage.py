@@ -68,6 +68,7 @@ class Position:
     max_payload_bytes: int = 2**32
     snapshot_every: int | float | None = None
     autocast: Autocast = field(default_factory=autocast_here)
+    clip_norm: float | None = None
 
     def within(self, row: tuple[str, ...]) -> Position:
         """The place of the same gate in another row."""
@@ -80,7 +81,8 @@ class Position:
 class Stashed:
     """What a gate keeps of a batch in flight.
 
-    ``marks``: the calls of its random modules. ``arrivals``: weights that had come to a replica by then.
+    ``samples``, ``norm``: as its forward said. ``marks``: the calls of its random modules. ``arrivals``:
+    weights that had come to a replica by then.
     ``spent``: a gradient has gone through its graph, which there is only once.
     """
 
@@ -88,6 +90,8 @@ class Stashed:
     y: Payload
     weights: Snapshot
     version: int
+    samples: int = 0
+    norm: float = 0.0
     arrivals: int = 0
     marks: tuple[Marks, ...] = ()
     spent: bool = False

@@ -23,10 +23,11 @@ from akkordeon.pipeline.learning.optimizer import (
     with_lr_times,
 )
 from akkordeon.pipeline.learning.optimizer_state import copied_plain, load_optimizer, state_of_optimizer
+from akkordeon.pipeline.learning.schedule import moving
 from akkordeon.pipeline.staleness import Rule
 from akkordeon.pipeline.weights import Snapshot, Weights
 
-__all__ = ["Updater", "clipped"]
+__all__ = ["Updater", "clipped", "norm_of", "scaled_down"]
 
 AVERAGE = "average"
 """Where the state has the averaged weights; gates that keep none have none."""
@@ -54,6 +55,7 @@ class Updater:
         clip_norm: largest norm of the gradient; None for any.
         label: whose weights these are, for errors.
         ema: have the weights averaged, with this decay.
+        by_samples: the scheduler counts samples, and not updates.
 
     Attributes:
         frozen: whether the weights stay as they are for now.
@@ -72,8 +74,10 @@ class Updater:
         clip_norm: float | None,
         label: str,
         ema: float | None = None,
+        by_samples: bool = False,
     ) -> None:
-        self._recipe = {"optimizer": optimizer, "rule": rule, "clip_norm": clip_norm, "ema": ema}
+        self._recipe: dict[str, Any] = {"optimizer": optimizer, "rule": rule, "clip_norm": clip_norm}
+        self._recipe |= {"ema": ema, "by_samples": by_samples}
         self.frozen = False
         self.boost: tuple[float, int] | None = None
         self._weights = weights
@@ -87,6 +91,8 @@ class Updater:
         self._bare_step = None if self._optimizer is None else bare_step(self._optimizer)
         plateau = isinstance(self._scheduler, ReduceLROnPlateau)
         self._wanted_score = _WantedScore(label) if plateau else None
+        self._counts_samples = by_samples
+        self._move_schedule = moving(self._scheduler, by_samples, label)
         self._state = rule.initial(weights.masters)
         self._label = label
         self._updates = 0
@@ -99,6 +105,11 @@ class Updater:
             RecipeError, ForeignParameterError: as when one is made.
         """
         return Updater(self._weights, label=self._label, **{**self._recipe, **others})
+
+    @property
+    def learns(self) -> bool:
+        """Whether there is an optimizer, something for it, and nothing is frozen."""
+        return self._optimizer is not None and not self.frozen
 
     @property
     def spares_gradients(self) -> bool:
@@ -136,8 +147,13 @@ class Updater:
         """What the staleness rule makes of gradients; see :meth:`update`."""
         return self._rule.correct(gradients, self._weights.now, then, staleness, self._state)
 
-    def apply(self, gradients: list[Tensor | None]) -> bool:
-        """Make the next version with gradients as they are, but for clipping; see :meth:`update`."""
+    def apply(self, gradients: list[Tensor | None], samples: int = 0) -> bool:
+        """Make the next version with gradients as they are, but for clipping; see :meth:`update`.
+
+        Args:
+            gradients: as :meth:`update` takes them.
+            samples: that they are of, for a schedule by samples.
+        """
         if self._optimizer is None or self.frozen:
             return True
         weights = self._weights
@@ -155,8 +171,8 @@ class Updater:
                 refuse_kept_memory(self._optimizer, weights, self._label)
             if not weights.are_finite():
                 return self._undo()
-            if self._scheduler is not None and self._wanted_score is None:
-                self._scheduler.step()
+            if self._move_schedule is not None:
+                self._move_schedule(samples)
         except BaseException:
             weights.roll_back()
             raise
@@ -264,9 +280,10 @@ class Updater:
     def _kinds(self) -> dict[str, str | None]:
         """The classes of what it learns with."""
         optimizer, scheduler = self._optimizer, self._scheduler
+        by = " by samples" if self._counts_samples else ""
         return {
             "optimizer": None if optimizer is None else type(optimizer).__name__,
-            "scheduler": None if scheduler is None else type(scheduler).__name__,
+            "scheduler": None if scheduler is None else type(scheduler).__name__ + by,
             "staleness rule": type(self._rule).__name__,
         }
 
@@ -309,8 +326,22 @@ class _WantedScore:
 
 def clipped(gradients: list[Tensor | None], max_norm: float) -> list[Tensor | None]:
     """The gradients scaled down so that their common norm is at most ``max_norm``; out of place."""
+    return scaled_down(gradients, max_norm, norm_of(gradients))
+
+
+def norm_of(gradients: list[Tensor | None]) -> Tensor:
+    """The common norm of gradients.
+
+    Raises:
+        RecipeError: one of them is sparse.
+    """
     there = [gradient for gradient in gradients if gradient is not None]
     if any(gradient.is_sparse for gradient in there):
-        raise RecipeError("clip_norm needs dense gradients; make the embedding sparse=False")
-    factor = torch.clamp(max_norm / (nn.utils.get_total_norm(there) + 1e-6), max=1.0)
+        raise RecipeError("clipping a norm needs dense gradients; make the embedding sparse=False")
+    return nn.utils.get_total_norm(there)
+
+
+def scaled_down(gradients: list[Tensor | None], max_norm: float, norm: Tensor) -> list[Tensor | None]:
+    """The gradients as they would be clipped if this were their norm; out of place."""
+    factor = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
     return [None if gradient is None else gradient * factor for gradient in gradients]

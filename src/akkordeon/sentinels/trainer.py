@@ -158,7 +158,7 @@ class Trainer(SentinelActor[Flight]):
             return
         batch = self._number(Flight(item.y, size, self._epoch, item.x))
         self._epoch.under_way += 1
-        yield Send(self._row[0], Forward(batch, item.x))
+        yield Send(self._row[0], Forward(batch, item.x, size))
 
     def _is_last(self) -> bool:
         """Whether the batch just sent was the last, whatever else there is to read."""
@@ -323,7 +323,7 @@ class Trainer(SentinelActor[Flight]):
                 yield from self._lose(batch.number, flight, now_s)
             else:
                 self._places.renumber(batch.number, self._numbers)
-                yield Send(self._row[0], Forward(self._number(flight), flight.x))
+                yield Send(self._row[0], Forward(self._number(flight), flight.x, flight.samples))
         yield from self._save()
         if refused is not None and refused.batch.sentinel == self.address:
             yield from self._refused(refused, now_s)

@@ -85,7 +85,7 @@ def test_an_example_is_predicted_on_a_cut_then_learned_from_and_only_then_the_ne
     assert (evaluate.batch, evaluate.cut) == (Batch(ME, PREDICTIONS), CutId(ME, 0))
     *released, forward = sends(do(streamer, predicted(0)))
     assert released == [Release(CutId(ME, 0))] * 2
-    assert forward == Forward(Batch(ME, 0), X)
+    assert forward == Forward(Batch(ME, 0), X, 1)
     assert sends(train(streamer, 0), Pull) == [Pull(1)]
 
 
@@ -217,7 +217,7 @@ def test_a_prediction_under_way_when_a_gate_was_made_anew_is_made_again():
     sent = sends(do(streamer, Restarted("gate/1", None)))
     assert sent == [ForgetBefore(ME, 1)] * 2 + [Cut(CutId(ME, 1))]
     assert sends(do(streamer, predicted(0))) == []
-    assert sends(predict(streamer, 1), Forward) == [Forward(Batch(ME, 1), X)]
+    assert sends(predict(streamer, 1), Forward) == [Forward(Batch(ME, 1), X, 1)]
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ def test_one_that_was_killed_without_a_word_begins_its_source_again():
     assert sends(do(streamer, Attach())) == []
     assert sends(do(streamer, GoOn())) == [Pull(1)]
     do(streamer, pair())
-    assert sends(predict(streamer, 0), Forward) == [Forward(Batch(ME, 7), X)]
+    assert sends(predict(streamer, 0), Forward) == [Forward(Batch(ME, 7), X, 1)]
 
 
 def test_where_there_are_checkpoints_only_what_is_in_one_is_acknowledged():

@@ -17,43 +17,52 @@ from typing import Any
 from torch import Tensor
 
 from akkordeon.core.actor import Effect
-from akkordeon.core.messages import Batch
+from akkordeon.core.messages import Backward, Batch
 from akkordeon.core.plain_state import LearnerState, StageState
 from akkordeon.pipeline.gate import Gate
 from akkordeon.pipeline.gate_actor import GateActor
-from akkordeon.pipeline.learning.gathered import Gathered
+from akkordeon.pipeline.learning.gathered import Gathered, GatheredMean
 from akkordeon.pipeline.stage import Position, Stashed
 
-__all__ = ["AccumulatingGate", "gate_actor"]
+__all__ = ["AccumulatingGate", "gathered_in"]
 
 GATHERED = "gathered"
 """Where the state has it; gates that take no mean have none."""
 
 
 class AccumulatingGate(GateActor):
-    """A gate with ``accumulate`` at work; see :class:`GateActor`."""
+    """A gate with ``accumulate``, or a schedule by samples, at work; see :class:`GateActor`."""
 
     def __init__(
         self, gate: Gate, position: Position, restored: StageState | None = None, *, anew: bool = False
     ) -> None:
         self._gathered = Gathered(gate.accumulate)
         super().__init__(gate, position, restored, anew=anew)
-        before = _gathered_in(restored)
+        before = gathered_in(restored)
         if before is not None:
             self._gathered.load(before, self.weights.names)
 
     def _learn(
-        self, batch: Batch, gradients: list[Tensor | None], stashed: Stashed, staleness: int
+        self, passed: Backward, gradients: list[Tensor | None], stashed: Stashed, staleness: int
     ) -> Iterator[Effect]:
+        yield self._to_previous(passed)
+        mean = self._gather(passed.batch, gradients, stashed, staleness)
+        if mean is not None:
+            yield from self._make_update(mean)
+
+    def _gather(
+        self, batch: Batch, gradients: list[Tensor | None], stashed: Stashed, staleness: int
+    ) -> GatheredMean | None:
+        """Add the gradients of a batch; what an update is to be made of, if there are enough."""
         gathered = self._gathered
-        gathered.add(batch, self._updater.corrected(gradients, stashed.weights, staleness))
+        gathered.add(batch, self._updater.corrected(gradients, stashed.weights, staleness), stashed.samples)
         self.staleness_seen[staleness] += 1
-        if not gathered.is_enough:
-            return
-        batches, mean = gathered.take_mean()
-        if not self._updater.apply(mean):
-            for each in batches:
-                yield self._refuse_update(each)
+        return gathered.take() if gathered.is_enough else None
+
+    def _make_update(self, mean: GatheredMean) -> Iterator[Effect]:
+        if not self._updater.apply(mean.gradients, mean.samples):
+            for batch in mean.batches:
+                yield self._refuse_update(batch)
             return
         self.version += 1
         yield from self._tell_watchers()
@@ -63,19 +72,7 @@ class AccumulatingGate(GateActor):
         return {**super()._learner_state(), GATHERED: self._gathered.state(self.weights.names)}
 
 
-def gate_actor(
-    gate: Gate, position: Position, restored: StageState | None = None, *, anew: bool = False
-) -> GateActor:
-    """The actor of a gate, of the kind that its recipe asks for; see :class:`GateActor`.
-
-    One that goes on from a state with gathered gradients has them in its first update, also where its recipe
-    accumulates no more.
-    """
-    kind = AccumulatingGate if gate.accumulate > 1 or _gathered_in(restored) else GateActor
-    return kind(gate, position, restored, anew=anew)
-
-
-def _gathered_in(state: StageState | None) -> Mapping[str, Any] | None:
+def gathered_in(state: StageState | None) -> Mapping[str, Any] | None:
     """What was gathered by then, if anything."""
     gathered = None if state is None or state.learner is None else state.learner.get(GATHERED)
     return gathered if gathered and gathered["batches"] else None

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from akkordeon.core.messages import Batch
 
-__all__ = ["Gathered", "add_up"]
+__all__ = ["Gathered", "GatheredMean", "add_up"]
+
+
+class GatheredMean(NamedTuple):
+    """What an update is to be made of: the mean of the gradients of some batches, and their samples."""
+
+    batches: list[Batch]
+    samples: int
+    gradients: list[Tensor | None]
 
 
 class Gathered:
@@ -20,16 +28,19 @@ class Gathered:
 
     Attributes:
         batches: whose gradients are in it.
+        samples: that these have.
     """
 
     def __init__(self, enough: int) -> None:
         self._enough = enough
         self._sums: list[Tensor | None] = []
         self.batches: list[Batch] = []
+        self.samples = 0
 
-    def add(self, batch: Batch, gradients: list[Tensor | None]) -> None:
+    def add(self, batch: Batch, gradients: list[Tensor | None], samples: int) -> None:
         """Add those of a batch, one for each parameter; they are ours to work on in place."""
         self.batches.append(batch)
+        self.samples += samples
         if self._sums:
             add_up(self._sums, gradients)
         else:
@@ -40,14 +51,16 @@ class Gathered:
         """Whether there are enough for an update."""
         return len(self.batches) >= self._enough
 
-    def take_mean(self) -> tuple[list[Batch], list[Tensor | None]]:
+    def take(self) -> GatheredMean:
         """The batches and the mean of their gradients; it is empty then.
 
         A parameter on which only some of them depend has the mean over all, as in a plain loop.
         """
-        batches, sums = self.batches, self._sums
-        self.batches, self._sums = [], []
-        return batches, [None if total is None else total.div_(len(batches)) for total in sums]
+        batches, samples, sums = self.batches, self.samples, self._sums
+        self.batches, self.samples, self._sums = [], 0, []
+        count = len(batches)
+        mean = sums if count == 1 else [None if total is None else total.div_(count) for total in sums]
+        return GatheredMean(batches, samples, mean)
 
     def state(self, names: Sequence[str]) -> dict[str, Any]:
         """What is in it as plain data, in memory of its own; by the names of the parameters."""
@@ -55,11 +68,13 @@ class Gathered:
         return {
             "sums": {name: total.clone() for name, total in named if total is not None},
             "batches": [[batch.sentinel, batch.number] for batch in self.batches],
+            "samples": self.samples,
         }
 
     def load(self, state: Mapping[str, Any], names: Sequence[str]) -> None:
         """Go on from such a state, which stays as it is."""
         self.batches = [Batch(sentinel, number) for sentinel, number in state["batches"]]
+        self.samples = state.get("samples", 0)  # older states have none
         sums = [state["sums"].get(name) for name in names]
         self._sums = [None if total is None else total.clone() for total in sums] if self.batches else []
 

@@ -252,7 +252,7 @@ class Streamer(PredictingTrainer):
         self._epoch.under_way += 1
         self._samples_sent += size
         self.batches.sent += 1
-        return Send(self._row[0], Forward(batch, example.x))
+        return Send(self._row[0], Forward(batch, example.x, size))
 
     def _new_epoch(self, number: int) -> Epoch:
         return Epoch(number, {}, endless=True)  # what is scored are predictions

@@ -74,6 +74,8 @@ def fingerprint(network: Network | Downpour) -> str:
     for gate in network.gates:
         digest.add([str(gate.module), gate.module.state_dict(), repr(gate.staleness), gate.clip_norm])
     digest.add([network.max_staleness, network.max_in_flight])
+    if isinstance(network, Network) and network.clip_whole_norm is not None:
+        digest.add(network.clip_whole_norm)
     return str(digest)
 
 

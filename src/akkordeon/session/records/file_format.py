@@ -50,7 +50,7 @@ __all__ = [
     "versions",
 ]
 
-FORMAT = 4
+FORMAT = 5
 
 GIVEN = "given"
 """The key of what stands for a setting that is not in the record, and has to be given to the replay."""

@@ -225,13 +225,14 @@ def _gathered(learners: Mapping[str, LearnerState], moves: Sequence[_Move]) -> d
     their = {gate: learner["gathered"] for gate, learner in learners.items() if "gathered" in learner}
     if not their:
         return {}
-    batches = next(iter(their.values()))["batches"]
+    first = next(iter(their.values()))
+    batches = first["batches"]
     sums = {
         new: their[gate]["sums"][old]
         for gate, old, new in moves
         if gate in their and their[gate]["batches"] == batches and old in their[gate]["sums"]
     }
-    return {"gathered": {"sums": sums, "batches": batches}}
+    return {"gathered": {**first, "sums": sums}}
 
 
 def _average(learners: Mapping[str, LearnerState], moves: Sequence[_Move]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from akkordeon.core.messages import (
     Release,
 )
 from akkordeon.core.numerics.autograd import with_gradients
-from akkordeon.core.payload import Payload, map_tensors
+from akkordeon.core.payload import Payload, map_tensors, samples
 from akkordeon.core.plain_state import StageState
 from akkordeon.pipeline.network import Network
 from akkordeon.sentinels.loss import Loss, gradient_of, leaf_of, loss_of
@@ -72,7 +72,8 @@ class LiveRow:
         """
         batch = Batch(ME, self.batches)
         self.batches += 1
-        leaves = map_tensors(leaf_of, self._asked(Forward, self._row[0], Forward(batch, x)).payload)
+        outputs = self._asked(Forward, self._row[0], Forward(batch, x, samples(x))).payload
+        leaves = map_tensors(leaf_of, outputs)
         try:
             value = with_gradients(loss_of, loss, leaves, y)
             gradient = gradient_of(value, leaves)

@@ -1,0 +1,28 @@
+"""Which kind of gate a recipe asks for."""
+
+from __future__ import annotations
+
+from akkordeon.core.plain_state import StageState
+from akkordeon.pipeline.gate import Gate
+from akkordeon.pipeline.gate_actor import GateActor
+from akkordeon.pipeline.learning.accumulating_gate import AccumulatingGate, gathered_in
+from akkordeon.pipeline.learning.clipping_gate import ClippingGate
+from akkordeon.pipeline.stage import Position
+
+__all__ = ["gate_actor"]
+
+
+def gate_actor(
+    gate: Gate, position: Position, restored: StageState | None = None, *, anew: bool = False
+) -> GateActor:
+    """The actor of a gate; see :class:`GateActor`.
+
+    One that goes on from a state with gathered gradients has them in its first update, also where its recipe
+    accumulates no more.
+    """
+    kind = GateActor
+    if position.clip_norm is not None:
+        kind = ClippingGate
+    elif gate.accumulate > 1 or gate.schedule_by == "samples" or gathered_in(restored):
+        kind = AccumulatingGate
+    return kind(gate, position, restored, anew=anew)
