@@ -188,4 +188,5 @@ def test_a_learner_that_is_killed_again_and_again_loses_nothing(client, url, see
     given = killed_in_the_middle(client, learn, kills=8, seed=seed)
     assert 0 < given < n
     weights = {address: stage.tensors for address, stage in latest(tmp_path).stages.items()}
-    assert learned(weights) == [1] * n
+    counts = learned(weights)
+    assert {i: c for i, c in enumerate(counts) if c != 1} == {}

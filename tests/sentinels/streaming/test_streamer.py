@@ -279,3 +279,17 @@ def test_what_is_lost_is_left_to_come_again():
     do(streamer, Refused(Batch(ME, 0), "gate/0", Fault.LOST, "why"))
     train(streamer, 1)
     assert acknowledged(do(streamer, Kept())) == [2]
+
+
+# On a machine with much other work hundreds of examples were trained from the cut of a checkpoint until the
+# sentinel was asked where it is. It had the data of the latest alone; the others were acknowledged, and lost.
+def test_what_was_trained_too_long_after_a_cut_to_be_kept_is_left_to_come_again():
+    streamer = streamer_of()
+    do(streamer, Attach(), Kept())
+    for number in range(70):
+        do(streamer, Item(X, Y, at(number)))
+        predict(streamer, number)
+        train(streamer, number)
+    (located,) = sends(do(streamer, Locate("checkpoint", applied=Applied(2))))
+    assert len(located.state["stream"]["to_train"]) == 64
+    assert acknowledged(do(streamer, Kept(70))) == [0, 1, *range(6, 70)]

@@ -186,8 +186,9 @@ class RedisStream:
 
     def _settle(self, client: Any) -> None:
         while self._done:
-            client.xack(self._stream, self._group, *self._done[:AT_ONCE])
-            del self._done[:AT_ONCE]
+            some = self._done[:AT_ONCE]
+            client.xack(self._stream, self._group, *some)
+            del self._done[: len(some)]  # there may be more by now
 
 
 def _value(text: bytes) -> Any:

@@ -53,11 +53,13 @@ class RedisServer:
 
     def _begin(self) -> None:
         self._client: Any = None
+        self._one_at_a_time = threading.Lock()
         self.closed = threading.Event()
 
     def __getstate__(self) -> dict[str, Any]:
         """It travels without its connection."""
-        return {name: value for name, value in vars(self).items() if name not in ("_client", "closed")}
+        of_this = ("_client", "_one_at_a_time", "closed")
+        return {name: value for name, value in vars(self).items() if name not in of_this}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         vars(self).update(state)
@@ -84,7 +86,8 @@ class RedisServer:
         waited_s, pause_s = 0.0, PAUSE_S
         while True:
             try:
-                return question(self._connected())
+                with self._one_at_a_time:  # a reader in place of another may meet that at its last message
+                    return question(self._connected())
             except (exceptions.ConnectionError, exceptions.TimeoutError, exceptions.ResponseError) as error:
                 self.forget()
                 refuses = isinstance(error, exceptions.ResponseError) and not str(error).startswith(NOT_THERE)

@@ -9,7 +9,7 @@ they do not have must come again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import takewhile
 from typing import Any
 
@@ -28,16 +28,21 @@ class Receipts:
     def __init__(self, wanted: bool) -> None:
         self._wanted = wanted
         self._open: dict[int, PlainState] = {}  # by the number of the record, in their order
-        self._waits = False  # for checkpoints
+        self._trained: dict[int, int] = {}  # of those the batch, where checkpoints are waited for
+        self._waits = False
 
     def read(self, number: int, position: PlainState | None) -> None:
         """A record was read, and the source was there after it."""
         if self._wanted and position is not None:
             self._open[number] = position
 
-    def done(self, numbers: Iterable[int]) -> tuple[PlainState, ...]:
-        """Some are trained, or nothing will come of them: which positions to acknowledge."""
-        return () if self._waits else self._closed(numbers)
+    def done(self, numbers: Iterable[int], batch: int | None = None) -> tuple[PlainState, ...]:
+        """Some were trained in a batch, or nothing will come of them: which positions to acknowledge."""
+        if not self._waits:
+            return self._closed(numbers)
+        if batch is not None:
+            self._trained.update((number, batch) for number in numbers if number in self._open)
+        return ()
 
     def lost(self, numbers: Iterable[int]) -> None:
         """Some are in no weights: their source is to give them again."""
@@ -47,13 +52,20 @@ class Receipts:
         """From now on only what is kept is acknowledged."""
         self._waits = True
 
+    def leave_out(self, is_missing: Callable[[int], bool]) -> None:
+        """A checkpoint will not have what was trained in some batches: that is lost with the weights."""
+        self.lost([number for number, batch in self._trained.items() if is_missing(batch)])
+
     def kept(self, until: int) -> tuple[PlainState, ...]:
         """All up to a number is in a checkpoint that nothing loses: which positions to acknowledge."""
         self._waits = True
         return self._closed(list(takewhile(lambda number: number <= until, self._open)))
 
     def _closed(self, numbers: Iterable[int]) -> tuple[PlainState, ...]:
-        return tuple(self._open.pop(number) for number in numbers if number in self._open)
+        closed = [number for number in numbers if number in self._open]
+        for number in closed:
+            self._trained.pop(number, None)
+        return tuple(map(self._open.pop, closed))
 
     def state(self) -> dict[str, Any]:
         """Where it stands, as plain data."""

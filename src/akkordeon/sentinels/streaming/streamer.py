@@ -225,13 +225,13 @@ class Streamer(PredictingTrainer):
         if dropped is not None:
             yield from self._done(dropped)
 
-    def _done(self, example: Example) -> Iterator[Effect]:
-        """Nothing more will come of an example: its source need not give it again."""
+    def _done(self, example: Example, batch: int | None = None) -> Iterator[Effect]:
+        """An example was trained in a batch, or nothing will come of it: it need not be given again."""
         records = example.records
         if example.key is not None:
             self._unlabelled.done(example.key)
             records = records + self._again.pop(example.key, [])
-        yield from self._acknowledge(self._receipts.done(records))
+        yield from self._acknowledge(self._receipts.done(records, batch))
 
     def _acknowledge(self, positions: Sequence[PlainState]) -> Iterator[Effect]:
         if positions:
@@ -268,7 +268,7 @@ class Streamer(PredictingTrainer):
         flight = self._flights.get(message.batch)
         if isinstance(flight, _StreamFlight) and flight.turned:
             self._recent.append((message.batch.number, flight.example))
-            yield from self._done(flight.example)
+            yield from self._done(flight.example, message.batch.number)
         yield from super()._trained(message, now_s)
 
     def _count_refused(self, why: Refused, holders: tuple[str, ...], now_s: float) -> Iterator[Effect]:
@@ -311,6 +311,9 @@ class Streamer(PredictingTrainer):
     def _locate(self, message: Locate, now_s: float) -> Iterator[Effect]:
         """Whoever asks takes a checkpoint; what is done with after it is not in it."""
         self._receipts.wait_for_checkpoints()
+        if (applied := message.applied) is not None:
+            recent = {number for number, _ in self._recent}
+            self._receipts.leave_out(lambda batch: batch not in applied and batch not in recent)
         yield from super()._locate(message, now_s)
 
     def _come_to_rest(self, now_s: float) -> Iterator[Effect]:
