@@ -34,6 +34,7 @@ from akkordeon.core.errors import explain
 from akkordeon.core.messages import Backward, Evaluate, Forward, Message
 from akkordeon.core.payload import bytes_of
 from akkordeon.core.shard_messages import Fetch, Parameters, Push
+from akkordeon.core.surgery.messages import Change
 from akkordeon.core.well_formed import malformed
 from akkordeon.engines.wire import narrowed, widened
 
@@ -128,6 +129,8 @@ def serialize_message(to: str, message: Message, wire_dtype: torch.dtype | None 
         pickler.dispatch_table = _table(narrow)
         pickler.dump(message)
     except pickle.PicklingError:
+        if isinstance(message, Change):  # which may hold a function of the user's
+            pickle_by_value()
         head, rest = serialize(message, wire_dtype)
         return pickle.dumps(to) + head, rest
     head = file.getvalue()
