@@ -141,6 +141,10 @@ class Counts(nn.Module):
         return x + counted - counted.detach()
 
 
+def total(outputs, y):
+    return outputs.sum()
+
+
 @pytest.mark.slow
 def test_a_sentinel_whose_process_was_killed_goes_on_at_its_exact_place():
     """It went on after the last epoch it had told of, and trained again what came after that."""
@@ -148,9 +152,7 @@ def test_a_sentinel_whose_process_was_killed_goes_on_at_its_exact_place():
     gates = [ak.Gate(Counts(), lambda p: torch.optim.SGD(p, lr=1.0)) for _ in range(2)]
     batches = ak.Batches(torch.eye(32), torch.arange(32), 1, shuffle=True)
     with ak.run(ak.Network(gates), engine=engine) as session:
-        training = session.attach(
-            ak.Sentinel.train(batches, lambda outputs, y: outputs.sum(), epochs=epochs, in_flight=3)
-        )
+        training = session.attach(ak.Sentinel.train(batches, total, epochs=epochs, in_flight=3))
         assert engine.wait_until(lambda: training.epochs_done > 1, 30)
         os.kill(engine._pool.locations[SESSION_HOST][1], signal.SIGKILL)
         with pytest.raises(SentinelFailedError, match="is lost"):
@@ -163,6 +165,27 @@ def test_a_sentinel_whose_process_was_killed_goes_on_at_its_exact_place():
         states = session.states(timeout=30)
     for state in states.values():
         assert state["times"].tolist() == [-epochs] * 32
+
+
+@pytest.mark.slow
+def test_sentinels_whose_process_is_killed_go_on_by_themselves_at_their_exact_places():
+    epochs, engine = 10, lending()
+    gates = [ak.Gate(Counts(), lambda p: torch.optim.SGD(p, lr=1.0)) for _ in range(2)]
+    batches = ak.Batches(torch.eye(32), torch.arange(32), 1, shuffle=True)
+    with ak.run(ak.Network(gates), engine=engine) as session:
+        options = {"report_every": 50, "on_failure": "restart"}
+        streaming = session.attach(
+            ak.Sentinel.stream((torch.eye(32).repeat(epochs, 1), torch.zeros(320)), total, **options)
+        )
+        training = session.attach(ak.Sentinel.train(batches, total, epochs=epochs, in_flight=3, **options))
+        assert engine.wait_until(lambda: training.epochs_done > 1 and len(streaming.stream) > 0, 30)
+        os.kill(engine._pool.locations[SESSION_HOST][1], signal.SIGKILL)
+        session.wait(timeout=60)
+        for attached in (training, streaming):
+            assert attached.batches.as_tuple() == (epochs * 32, epochs * 32, 0, 0)
+        states = session.states(timeout=30)
+    for state in states.values():
+        assert state["times"].tolist() == [-2 * epochs] * 32
 
 
 def test_a_process_that_is_stopped_counts_as_lost_after_a_while(monkeypatch):

@@ -9,6 +9,7 @@ from akkordeon.core.reports import (
     EpochDone,
     GateRestarted,
     RoundDone,
+    SentinelRestarted,
     TrainingProgress,
     Undelivered,
 )
@@ -82,6 +83,12 @@ def test_a_gate_that_came_back_is_told_with_what_it_cost():
     warned = []
     LineView(print, warned.append).tell(GateRestarted("gate/1", "is lost: it crashed", 2, 57, 50, 58))
     assert warned == ["warning: gate/1 is lost: it crashed; it was made anew, 7 updates back"]
+
+
+def test_a_sentinel_that_goes_on_is_told_with_why_it_was_gone():
+    warned = []
+    LineView(print, warned.append).tell(SentinelRestarted("tdp", "is lost: its process died", 1))
+    assert warned == ["warning: tdp is lost: its process died; it goes on where it was"]
 
 
 def test_a_stream_is_told_with_its_scores_of_late_and_over_all_and_labels_that_are_missing():

@@ -33,6 +33,13 @@ class Applied(NamedTuple):
         missing.update(each + len(again) for each in self.missing if each >= number)
         return Applied(max(self.next, number) + len(again), frozenset(missing))
 
+    def moved(self, number: int, by: int) -> Applied:
+        """The same batches where those from ``number`` on are numbered higher; those between are others."""
+        if self.next <= number:
+            return self
+        missing = {each + by for each in self.missing if each >= number}.union(range(number, number + by))
+        return Applied(self.next + by, frozenset(missing))
+
     def union(self, other: Applied) -> Applied:
         """The batches that are in one of both."""
         missing = {each for each in self.missing | other.missing if each not in self and each not in other}

@@ -28,6 +28,7 @@ __all__ = [
     "PeerRefused",
     "RoundDone",
     "SentinelEnded",
+    "SentinelRestarted",
     "SentinelStatus",
     "ShardStatus",
     "TrainingProgress",
@@ -378,6 +379,15 @@ class GateRestarted:
     def __str__(self) -> str:
         plural = "" if self.updates_lost == 1 else "s"
         return f"{self.address} {self.why}; it was made anew, {self.updates_lost} update{plural} back"
+
+
+@dataclass(frozen=True, slots=True)
+class SentinelRestarted:
+    """A sentinel was gone, and goes on where it was; ``times``: so far, this time included."""
+
+    sentinel: str
+    why: str
+    times: int
 
 
 @dataclass(frozen=True, slots=True)

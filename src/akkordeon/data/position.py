@@ -100,14 +100,22 @@ class Places:
         """
         position = self.position(not_done)
         again = self.in_order(not_done)
-        known = self.known.renumbered(again, until) if self.known.next > until else None
         return {
             "number": until,
             "position": position.as_plain(),
             "source": self._marks.before(position.place),
             "again": again,
-            "known": None if known is None else known.as_plain(),
+            "known": self.known_after(again, until),
         }
+
+    def known_after(self, again: Sequence[int], until: int) -> dict[str, Any] | None:
+        """What is known of batches that will be read, as plain data for one that reads some again first.
+
+        Args:
+            again: their numbers, in that order.
+            until: the number of the next batch.
+        """
+        return self.known.renumbered(again, until).as_plain() if self.known.next > until else None
 
     @property
     def next(self) -> Place:
@@ -130,6 +138,7 @@ class Places:
 
     def renumber(self, number: int, again: int) -> None:
         """A batch was sent again under another number."""
+        self.known = self.known.moved(again, 1)
         found = self._recent.pop(number, None)
         if found is not None:
             self._recent[again] = found

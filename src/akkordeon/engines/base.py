@@ -13,6 +13,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -85,9 +86,13 @@ class Engine(ABC):
             spawn: what is needed to make it.
             then: is told why it could not be made, or None: as reports are told, one at a time.
         """
+        self.meanwhile(partial(self.spawn, spawn), then)
+
+    def meanwhile(self, do: Callable[[], None], then: Callable[[Exception | None], None]) -> None:
+        """Have something done, as :meth:`respawn` does it; ``then`` is told what it raised, or None."""
         failure = None
         try:
-            self.spawn(spawn)
+            do()
         except Exception as error:
             failure = error
         then(failure)

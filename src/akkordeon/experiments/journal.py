@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from akkordeon.core.errors import DataError
-from akkordeon.core.reports import BatchRefused, EpochDone, GateRestarted, RoundDone, TrainingProgress
+from akkordeon.core.reports import (
+    BatchRefused,
+    EpochDone,
+    GateRestarted,
+    RoundDone,
+    SentinelRestarted,
+    TrainingProgress,
+)
 from akkordeon.experiments.run_folder import REPORT, as_json
 from akkordeon.session.recovery.durable import to_disk
 from akkordeon.watch.view import View
@@ -79,8 +86,8 @@ class Journal(View):
         """Write a record of an epoch, a part of one, a round or a refused batch."""
         if isinstance(record, EpochDone | RoundDone | TrainingProgress):
             self._report(record)
-        elif isinstance(record, GateRestarted):
-            self._write("GateRestarted", asdict(record))
+        elif isinstance(record, GateRestarted | SentinelRestarted):
+            self._write(type(record).__name__, asdict(record))
         elif isinstance(record, BatchRefused):
             self._refusals += 1
             if self._refusals <= REFUSALS_MAX:

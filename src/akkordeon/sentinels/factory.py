@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from operator import itemgetter
@@ -73,7 +73,9 @@ def make_actors(
     own: Callable[[], Actor]
     if isinstance(recipe, Streaming):
         require_gates(recipe.drift, row)
-        own = partial(Streamer, address, name, row, reader, recipe, start, isinstance(source, Acknowledging))
+        acknowledges = isinstance(source, Acknowledging)
+        saves = saves and not (acknowledges or isinstance(sentinel.batches, Iterator))  # it comes once
+        own = partial(Streamer, address, name, row, reader, recipe, start, saves, acknowledges)
     elif isinstance(recipe, Training):
         own = partial(Trainer, address, name, row, reader, recipe, not has_length(source), start, saves)
     elif recipe.role.keeps:
@@ -121,7 +123,7 @@ def _reader_of(
         address,
         reads_for,
         _Opened(source, position, mark),
-        sentinel.epochs if isinstance(sentinel, Training) else sentinel.rounds,
+        sentinel.epochs if isinstance(sentinel, Training) else None if sentinel.role.repeats else 1,
         labelled=sentinel.loss is not None,
         may_block=not is_indexable(source),
         split=sentinel.split,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -17,10 +17,13 @@ from akkordeon.sentinels.roles import CHECKPOINT, PREDICT, STREAM, TEST, TRAIN, 
 from akkordeon.sentinels.scores import Best, Score, require_functions, require_known, scores_by_name
 from akkordeon.sentinels.streaming.drift import Drift, require_drift
 
-__all__ = ["Best", "Delay", "Evaluation", "Sentinel", "Split", "Streaming", "Training"]
+__all__ = ["Best", "Delay", "Evaluation", "OnFailure", "Sentinel", "Split", "Streaming", "Training"]
 
 Split = Callable[[Any], tuple[Any, Any]]
 """From a batch, as its source gives it, to (x, y)."""
+
+OnFailure = Literal["restart", "fail"]
+"""What becomes of a sentinel that fails or is lost."""
 
 Delay = int | Callable[[Any, Any], int | None] | None
 """How many examples later a label comes, or a function of (x, y) that says so; None for at once, or never."""
@@ -41,9 +44,12 @@ class Sentinel:
     batch_size: int = 128
     in_flight: int | None = None
     split: Split | None = None
+    on_failure: OnFailure = "fail"
 
     def __post_init__(self) -> None:
         """Refuse what could only fail later."""
+        if self.on_failure not in ("restart", "fail"):
+            raise RecipeError(f"a sentinel's on_failure is 'restart' or 'fail', got {self.on_failure!r}")
         for what in ("in_flight", "batch_size"):
             require_whole(what, getattr(self, what), optional=True)
         if self.split is not None and not callable(self.split):
@@ -66,6 +72,7 @@ class Sentinel:
         batch_size: int = 128,
         name: str | None = None,
         replica: int | None = None,
+        on_failure: OnFailure = "fail",
     ) -> Training:
         """A sentinel that trains.
 
@@ -78,23 +85,21 @@ class Sentinel:
             samples: end after the batch that reaches this many samples.
             seconds: end after this time.
             scores: what else to report, by name: torchmetrics metrics or functions of (outputs, y).
-            report_every: within an epoch, report progress after so many seconds (a float) or trained batches
-                (an int), as an epoch may be long, or endless; None never does.
+            report_every: seconds (a float) or trained batches (an int) from one report to the next; or None.
             split: from a batch to (x, y), where the source gives batches of another form.
             batch_size: for a pair of tensors.
             name: for reports and ``detach``.
             replica: of a Downpour, the one to train. None deals the batches out to one sentinel each.
+            on_failure: ``"restart"`` has it go on where it was, as often as ``Network(recovery=…)`` says.
 
         Raises:
             RecipeError: a number out of range.
         """
-        if epochs is None and samples is None and seconds is None:
-            epochs = 1
         return Training(
             batches=batches,
             loss=loss,
             in_flight=in_flight,
-            epochs=epochs,
+            epochs=1 if (epochs, samples, seconds) == (None, None, None) else epochs,
             samples=samples,
             seconds=seconds,
             scores=scores_by_name(scores),
@@ -103,6 +108,7 @@ class Sentinel:
             batch_size=batch_size,
             name=name,
             replica=replica,
+            on_failure=on_failure,
         )
 
     @staticmethod
@@ -123,6 +129,7 @@ class Sentinel:
         split: Split | None = None,
         batch_size: int = 1,
         name: str | None = None,
+        on_failure: OnFailure = "fail",
     ) -> Streaming:
         """A sentinel that predicts each example of a stream before it learns from it.
 
@@ -137,14 +144,14 @@ class Sentinel:
             fading: what the weight of an example is multiplied by for every one after it.
             max_waiting: predictions that wait for their label; of more the oldest is dropped, and counted.
             drift: what to do when examples are predicted worse than before.
-            in_flight: how many may be under way at once, to be predicted or learned from. One gives the
-                scores and weights of a plain loop.
+            in_flight: how many may be under way at once; one gives scores and weights of a plain loop.
             samples: end after the batch with which so many examples were learned from.
             seconds: end after this time.
             report_every: seconds (a float) or trained batches (an int) from one report to the next.
             split: from what the source gives to (x, y), :class:`Question` or :class:`Answer`.
             batch_size: for a pair of tensors.
             name: for reports and ``detach``.
+            on_failure: see :meth:`train`.
 
         Raises:
             RecipeError: a number out of range, or a score that is no function.
@@ -166,6 +173,7 @@ class Sentinel:
             split=split,
             batch_size=batch_size,
             name=name,
+            on_failure=on_failure,
         )
 
     @staticmethod
@@ -185,6 +193,7 @@ class Sentinel:
         batch_size: int = 1024,
         name: str | None = None,
         ema: bool = False,
+        on_failure: OnFailure = "fail",
     ) -> Evaluation:
         """A sentinel that validates while others train, each round on one consistent cut.
 
@@ -208,6 +217,7 @@ class Sentinel:
             batch_size: for a pair of tensors.
             name: for reports and ``detach``.
             ema: on the average of the weights that gates with ``ema`` keep, and not on the weights.
+            on_failure: see :meth:`train`.
 
         Raises:
             RecipeError: a number out of range, or ``best`` names a score that is not there.
@@ -228,6 +238,7 @@ class Sentinel:
             batch_size=batch_size,
             name=name,
             ema=ema,
+            on_failure=on_failure,
         )
 
     @staticmethod
@@ -387,8 +398,3 @@ class Evaluation(Sentinel):
         for what in ("every_s", "every_epoch", "every_updates"):
             require_above(what, getattr(self, what), optional=True)
         require_known(self.best, self.schedule_by, self.scores)
-
-    @property
-    def rounds(self) -> int | None:
-        """How many rounds there will be; None if nobody knows."""
-        return None if self.role.repeats else 1

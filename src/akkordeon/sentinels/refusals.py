@@ -55,10 +55,10 @@ class Refusals:
         else:
             self._in_a_row += 1
 
-    def remember(self, number: int) -> None:
-        """A batch is not among those trained: nothing that is still to come can take it from them again."""
-        self._not_trained[number] = None
-        if len(self._not_trained) > NOT_TRAINED_MAX:
+    def remember(self, *numbers: int) -> None:
+        """Batches are not among those trained: nothing that is still to come takes them from these again."""
+        self._not_trained.update(dict.fromkeys(numbers))
+        while len(self._not_trained) > NOT_TRAINED_MAX:
             self._not_trained.popitem(last=False)
 
     def count_trained(self) -> None:

@@ -143,22 +143,25 @@ class Trainer(SentinelActor[Flight]):
 
     def _launch(self, item: Item) -> Iterator[Effect]:
         """Send a batch, or count it where it was trained before."""
-        size = samples(item.x)
+        x, size = item.x, samples(item.x)
         if item.source is not None:
             self._places.mark(item.source, [batch.number for batch in self._flights])
         self._places.add(self._numbers, size)
         self._samples_sent += size
         self.batches.sent += 1
         if self._numbers in self._places.known:
-            self._refusals.remember(self._numbers)
-            self._numbers += 1
-            self.batches.trained += 1
-            self._samples_trained += size
-            self._epoch.count_known(size)
+            self._count_known(size)
             return
-        batch = self._number(Flight(item.y, size, self._epoch, item.x))
         self._epoch.under_way += 1
-        yield Send(self._row[0], Forward(batch, item.x, size))
+        yield Send(self._row[0], Forward(self._number(Flight(item.y, size, self._epoch, x)), x, size))
+
+    def _count_known(self, size: int) -> None:
+        """Another has trained the batch of the next number, in whose place this one goes on."""
+        self._refusals.remember(self._numbers)
+        self._numbers += 1
+        self.batches.trained += 1
+        self._samples_trained += size
+        self._epoch.count_known(size)
 
     def _is_last(self) -> bool:
         """Whether the batch just sent was the last, whatever else there is to read."""
@@ -166,8 +169,7 @@ class Trainer(SentinelActor[Flight]):
 
     def _all_of_epoch_sent(self, last: bool, now_s: float) -> Iterator[Effect]:
         epoch, self._epoch = self._epoch, self._new_epoch(self._epoch.number + 1)
-        epoch.all_sent = True
-        self._all_sent = last
+        epoch.all_sent, self._all_sent = True, last
         if last and not self._cut_short:
             self._in_all = self.batches.sent
         yield from self._report(epoch, now_s)
@@ -194,8 +196,7 @@ class Trainer(SentinelActor[Flight]):
             not_done = self._places.not_in(asked.applied, self._numbers, self._refusals)
         batches, samples_of = self.batches, self._places.samples_of
         place = self._places.as_plain(not_done, self._numbers)
-        begun = place["position"]["place"][0]
-        sent = batches.sent - len(not_done)
+        sent, begun = batches.sent - len(not_done), place["position"]["place"][0]
         back, known = set(not_done) - under_way, under_way - set(not_done)
         left = None if self._in_all is None else self._in_all - sent
         return {
@@ -370,8 +371,7 @@ class Trainer(SentinelActor[Flight]):
         if self._flights:
             self._cut_short = True
             self.batches.lost += len(self._flights)
-            for batch in self._flights:
-                self._refusals.remember(batch.number)
+            self._refusals.remember(*(batch.number for batch in self._flights))
             self._flights.clear()
             yield from self._to_all(Forget(self.address))
 

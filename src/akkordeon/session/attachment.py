@@ -9,7 +9,7 @@ from typing import Any, Protocol, Self
 from torch import Tensor
 
 from akkordeon.core.errors import ActorFailedError, SessionError, again
-from akkordeon.core.messages import Detach, Message
+from akkordeon.core.messages import Detach, Due, Message
 from akkordeon.core.plain_state import PlainState
 from akkordeon.core.reports import BatchCount, BatchRefused, BestKept, EpochDone, RoundDone, TrainingProgress
 from akkordeon.core.streams.reports import StreamReport
@@ -65,7 +65,7 @@ class Attachment:
         samples: of all epochs, or of all rounds.
         seconds: likewise.
         best: the best round's weights, if it keeps them.
-        ended: whether it is at work no more.
+        ended: whether it is at work no more, and does not come back by itself.
         error: why it failed, if it did.
     """
 
@@ -97,11 +97,13 @@ class Attachment:
     _told_to_end: bool = False
     _cut_short: bool = False
     _error_is_known: bool = False
+    _comes_back: bool = False  # it has failed, and goes on by itself
+    _last_round_due: bool = False
 
     @property
     def batches(self) -> BatchCount:
         """Where its batches went. While it is at work it is asked, and has a moment to answer."""
-        if not self.ended:
+        if not (self.ended or self._comes_back):
             self._session._ask(self)
         return self._batches
 
@@ -213,16 +215,21 @@ class Attachment:
         if batches is None:
             known = self._batches
             batches = replace(known, lost=known.sent - known.trained - known.refused)
-        self._batches, self.result, self.ended = batches, result, True
-        if not self._may_restart:
+        self._batches, self.result, self.ended = batches, result, not self._comes_back
+        if self.ended and not self._may_restart:
             self.recipe = replace(self.recipe, batches=())  # its data may be large, and names outlive it
 
     def _begin_again(self, start: PlainState | None) -> None:
         """It is at work again, from there."""
         self.error, self._state = None, None
-        self.ended = self._told_to_end = self._cut_short = self._error_is_known = False
+        self.ended = self._told_to_end = self._cut_short = self._error_is_known = self._comes_back = False
         if start is not None and self.role.trains:
             self.epochs_done, self._batches = start["epochs"], BatchCount(*start["batches"])
+
+    def _make_last_round(self) -> None:
+        """Have one that makes one round after another make a last one."""
+        self._last_round_due = True
+        self._session._send(self.address, Due(last=True))
 
     def _raise_error(self) -> None:
         """Raise the error it failed with, anew: one that is raised again and again grows."""

@@ -12,7 +12,7 @@ import torch
 from akkordeon.core.addresses import free_name, reader_of
 from akkordeon.core.checkpoint_messages import GoOn, Joined
 from akkordeon.core.errors import DataError, SessionError
-from akkordeon.core.messages import Attach, Close, Message
+from akkordeon.core.messages import Attach, Close, Due, Message
 from akkordeon.core.plain_state import PlainState
 from akkordeon.core.reports import CheckpointTaken
 from akkordeon.core.streams.messages import Kept
@@ -149,13 +149,13 @@ class Launcher:
         self._topology.row_for(attachment.recipe)
         start = start_of(attachment, attachment._state)
         self._registry.restore(attachment)
-        error = attachment.error
+        left = attachment.error, attachment._state, attachment._comes_back, attachment._batches
         attachment._begin_again(start)
         try:
             self.relaunch({attachment: start})
         except BaseException:
-            attachment.error = error
-            self._registry.mark_ended(attachment)
+            attachment.error, attachment._state, attachment._comes_back, batches = left
+            self._registry.mark_ended(attachment, batches)
             raise
 
     def relaunch(self, starts: Mapping[Attachment, PlainState | None]) -> None:
@@ -166,7 +166,8 @@ class Launcher:
             self._make(recipe, attachment, start)
         begin = [(attachment.address, Attach()) for attachment in starts]
         go_on = [(attachment.address, GoOn()) for attachment, start in starts.items() if start is not None]
-        self._door.begin([*starts], [*self._to_keepers([*starts]), *begin, *go_on])
+        last = [(attachment.address, Due(last=True)) for attachment in starts if attachment._last_round_due]
+        self._door.begin([*starts], [*self._to_keepers([*starts]), *begin, *go_on, *last])
 
     def _make(
         self, sentinel: Training | Evaluation, attachment: Attachment, start: PlainState | None

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from akkordeon.core.checks import require_timeout
 from akkordeon.core.errors import GateFailedError, SessionClosedError, WaitTimeoutError, again
-from akkordeon.core.messages import Close, Due
+from akkordeon.core.messages import Close
 from akkordeon.core.reports import BestKept, CheckpointTaken
 from akkordeon.downpour.recipe import Downpour
 from akkordeon.engines.base import Engine
@@ -192,7 +192,7 @@ class Session:
         self._wait(all_ended, left(), "the sentinels have not ended", timeout)
         validators = [a for a in self.attachments if a.role.repeats]
         for validator in [a for a in validators if not a.ended]:
-            self._send(validator.address, Due(last=True))
+            validator._make_last_round()
         what = "the last validation has not ended"
         self._wait(lambda: all(a.ended for a in validators), left(), what, timeout)
         for attachment in self.attachments:

@@ -68,7 +68,7 @@ class Probes:
 
         def all_answered() -> bool:
             return all(heard.answered.get(address, 0) >= number for address in gates_asked) and all(
-                a.ended or heard.answered.get(a.address, 0) >= number for a in sentinels
+                a.ended or a._comes_back or heard.answered.get(a.address, 0) >= number for a in sentinels
             )
 
         self._wait(all_answered, timeout_s)

@@ -9,11 +9,11 @@ All else is kept for whoever asks.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, ClassVar
 
 from torch import Tensor
 
-from akkordeon.core.addresses import reader_of
 from akkordeon.core.checkpoint_messages import Locate, Parted
 from akkordeon.core.errors import GateFailedError, SentinelFailedError, WaitTimeoutError, explain
 from akkordeon.core.messages import Close, Detach, Due, Forget, Message, batch_of
@@ -42,7 +42,7 @@ from akkordeon.pipeline.recovery.recipe import Recovery
 from akkordeon.session.attachment import Attachment, SentinelReport
 from akkordeon.session.recovery.checkpoint import Checkpoint
 from akkordeon.session.recovery.gates import GateRecovery
-from akkordeon.session.recovery.lost import LostSentinels
+from akkordeon.session.recovery.sentinels import SentinelRecovery
 from akkordeon.session.registry import Registry
 from akkordeon.session.topology import RowTopology
 
@@ -92,15 +92,22 @@ class Supervisor:
         self._registry = registry
         self._send = send
         self._retire = engine.retire
-        self._lost_sentinels = LostSentinels(engine, send, self._mark_ended)
         self.recovery = GateRecovery(
             recovery,
             topology.row,
             engine,
             send=send,
-            tell=tell,
+            tell=partial(self._gate_is_back, tell),
             talk_to=self._who_talks_to,
             give_up=self._lost_for_good,
+        )
+        self._sentinel_recovery = SentinelRecovery(
+            recovery or Recovery(),
+            engine,
+            send=send,
+            tell=tell,
+            end=self._mark_ended,
+            is_away=self.recovery.is_away,
         )
         self.epochs_done: int = 0 if resume is None else resume.session["epochs_done"]
 
@@ -158,7 +165,7 @@ class Supervisor:
     def close_actors(self) -> None:
         """Have everybody end who ends with the session."""
         self.lost.update(self.recovery.stop())
-        self._lost_sentinels.give_up()
+        self._sentinel_recovery.stop()
         for address in self._who_ends():
             self._send(address, Close())
 
@@ -172,10 +179,12 @@ class Supervisor:
 
     def remove_replica(self, replica: int, drained: bool) -> None:
         """Have the gates of a replica leave; ``drained``: nothing of it is on its way to the shards."""
-        self.recovery.drop(self._topology.replica_row(replica))
+        row = self._topology.replica_row(replica)
+        self.recovery.drop(row)
         for to, message in self._topology.removed(replica, drained):
             self._send(to, message)
-        self._retire(self._topology.replica_row(replica))
+        self._retire(row)
+        self._sentinel_recovery.lost.give_up(row)
 
     def _who_talks_to(self, address: str) -> Iterator[str]:
         """Whom it concerns that an actor was made anew: gates first, to whom sentinels will send."""
@@ -247,17 +256,21 @@ class Supervisor:
         attachment._state = record.state
         self._tell_keepers(attachment)
         self._registry.end(attachment, record.batches, record.result, record.cut_short)
+        self._sentinel_recovery.ended(attachment)
 
     # ── failures ─────────────────────────────────────────────────────────────────────────────────────
 
     def _actor_failed(self, record: ActorFailed) -> None:
         """Decide what a failure means: a sentinel (or its reader) fails alone, a gate ends the session."""
         attachment = self._registry.owner(record.address)
-        why = f"failed on {record.doing}: {explain(record.error)}"
         if attachment is not None:
-            self._sentinel_failed(attachment, record)
+            self._sentinel_recovery.failed(attachment, record)
         elif not self.recovery.failed(record):
-            self._gone(record.address, why, record.error)
+            self._gone(record.address, f"failed on {record.doing}: {explain(record.error)}", record.error)
+
+    def _gate_is_back(self, tell: Callable[[Any], None], record: Any) -> None:
+        self._sentinel_recovery.lost.ask_again(record.address)
+        tell(record)
 
     def _gone(self, address: str, why: str, error: BaseException | None) -> None:
         """An actor of the network is gone for good."""
@@ -266,19 +279,6 @@ class Supervisor:
             self.give_up(f"{address} {why}", error)
         else:
             self._other_failed(address, why, error)
-
-    def _sentinel_failed(self, attachment: Attachment, record: ActorFailed) -> None:
-        if attachment.error is not None:  # its last words failed too: there will be no others
-            self._mark_ended(attachment)
-            return
-        what = record.doing if record.batch is None else f"batch {record.batch.number}"
-        why = f"sentinel {attachment.name!r} failed on {what}: {explain(record.error)}"
-        attachment.error = SentinelFailedError(why)
-        attachment.error.__cause__ = record.error
-        if record.address != attachment.address:
-            self._send(attachment.address, Close())
-        for gate in attachment.row:
-            self._send(gate, Forget(attachment.address))
 
     def _peer_refused(self, record: PeerRefused) -> None:
         """A gate takes no more of a sentinel, which is detached."""
@@ -293,9 +293,11 @@ class Supervisor:
             self._send(gate, Forget(record.sender))
 
     def _undelivered(self, record: Undelivered) -> None:
-        """Have the gates drop a batch of somebody who is not here, and nobody ask him where he is."""
+        """Have the gates drop a batch of somebody who is not here, and nobody wait for him."""
         if isinstance(record.message, Locate):
             self._send(record.message.asker, Parted(record.to))
+        elif isinstance(record.message, Detach):
+            self._sentinel_recovery.detached(record.to)
         batch = batch_of(record.message)
         if (
             batch is not None
@@ -326,11 +328,10 @@ class Supervisor:
     def _actor_lost(self, record: ActorLost) -> None:
         """As a failure, but whoever is lost says nothing more."""
         attachment = self._registry.owner(record.address)
-        why = f"is lost: {record.why}"
         if attachment is not None:
-            self._sentinel_lost(attachment, record.address, why)
+            self._sentinel_recovery.gone(attachment, record)
         elif not self.recovery.lost(record):
-            self._lost_for_good(record.address, why, None)
+            self._lost_for_good(record.address, f"is lost: {record.why}", None)
 
     def _lost_for_good(self, address: str, why: str, error: BaseException | None) -> None:
         """It leaves nothing, and does not come back."""
@@ -342,26 +343,13 @@ class Supervisor:
         """All gates end and leave their weights, as long as there is something that carries them."""
         self.give_up(record.why, None)
 
-    def _sentinel_lost(self, attachment: Attachment, address: str, why: str) -> None:
-        attachment.error = SentinelFailedError(f"{address} {why}")
-        if address != attachment.address:
-            self._send(attachment.address, Close())
-            return
-        self._send(reader_of(address), Close())
-        if attachment.role.trains and attachment._saved is not None:
-            self._lost_sentinels.lost(attachment)
-            return
-        self._mark_ended(attachment)
-        for gate in attachment.row:
-            self._send(gate, Forget(address))
-
     def _sentinel_saved(self, record: SentinelSaved) -> None:
         attachment = self._registry.by_address.get(record.address)
         if attachment is not None:
             attachment._saved = record.state
 
     def _learned(self, record: Learned) -> None:
-        self._lost_sentinels.learned(record)
+        self._sentinel_recovery.lost.learned(record)
 
     def _mark_ended(self, attachment: Attachment, batches: BatchCount | None = None) -> None:
         """It will say nothing more; ``batches``: where they went, if that is known."""
@@ -370,6 +358,7 @@ class Supervisor:
         self.answered.pop(attachment.address, None)
         self._registry.mark_ended(attachment, batches)
         self._tell_keepers(attachment)
+        self._sentinel_recovery.ended(attachment)
 
     def _tell_keepers(self, ended: Attachment) -> None:
         """Have nobody who takes a checkpoint wait for it."""

@@ -256,13 +256,17 @@ class ReplicaTopology(RowTopology):
         """Whom a sentinel talks to: one that trains to a replica, all others to the shards.
 
         Raises:
-            RecipeError: it trains, and nobody says which replica; or as :meth:`RowTopology.row_for`.
+            RecipeError: it trains, and nobody says which replica, or one that is not there; or as
+                :meth:`RowTopology.row_for`.
         """
         self._refuse_missing_average(sentinel)
         if not isinstance(sentinel, Training):
             return self.row
         if sentinel.replica is None:
             raise RecipeError("which replica is it to train? Sentinel.train(…, replica=0)")
+        if sentinel.replica not in self._living:
+            known = ", ".join(map(str, self.replicas)) or "none"
+            raise RecipeError(f"there is no replica {sentinel.replica!r}; there are {known}")
         return self.replica_row(sentinel.replica)
 
     def place_beside(self, sentinel: Sentinel) -> str | None:

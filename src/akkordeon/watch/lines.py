@@ -13,6 +13,7 @@ from akkordeon.core.reports import (
     EpochDone,
     GateRestarted,
     RoundDone,
+    SentinelRestarted,
     TrainingProgress,
 )
 from akkordeon.core.streams.reports import DriftAlarm, StreamReport
@@ -89,6 +90,8 @@ class LineView(View):
                 self._warn("warning: further refused batches are only counted")
         elif isinstance(record, GateRestarted | DriftAlarm):
             self._warn(f"warning: {record}")
+        elif isinstance(record, SentinelRestarted):
+            self._warn(f"warning: {record.sentinel} {record.why}; it goes on where it was")
         elif isinstance(record, ActorFailed) and is_sentinel(record.address):
             self._warn(f"warning: {record.address} has failed; why is told when the others have ended")
 

@@ -188,9 +188,9 @@ class Ray(Engine):
             self._pool.ship({address: host}, {address: maker})
         self._tell_routes({address: host})
 
-    def respawn(self, spawn: Spawn, then: Callable[[Exception | None], None]) -> None:
-        """Make an actor anew, which may take a process some seconds; reports go on meanwhile."""
-        self._timers.meanwhile(partial(self.spawn, spawn), then)
+    def meanwhile(self, do: Callable[[], None], then: Callable[[Exception | None], None]) -> None:
+        """Have something done that may take a process some seconds; reports go on meanwhile."""
+        self._timers.meanwhile(do, then)
 
     def spawn_all(self, spawns: Iterable[Spawn]) -> None:
         """Make the actors of a network, their hosts at once."""

@@ -43,10 +43,13 @@ class PredictingTrainer(Trainer):
         row: addresses of the gates, head first.
         reader: address of its reader.
         recipe: the sentinel.
+        saves: it tells now and then where it is.
     """
 
-    def __init__(self, address: str, name: str, row: tuple[str, ...], reader: str, recipe: Streaming) -> None:
-        super().__init__(address, name, row, reader, recipe, endless=True)
+    def __init__(
+        self, address: str, name: str, row: tuple[str, ...], reader: str, recipe: Streaming, saves: bool
+    ) -> None:
+        super().__init__(address, name, row, reader, recipe, endless=True, saves=saves)
         self._to_predict: deque[Example] = deque()
         self._predicting: dict[int, Example] = {}  # by the number of the cut
         self._cuts = 0
@@ -115,8 +118,8 @@ class PredictingTrainer(Trainer):
     def _score(self, example: Example) -> Iterator[Effect]:
         outputs, example.outputs = example.outputs, None
         size = samples(example.x)
-        if outputs is None:
-            self._prequential.unscored += size
+        if outputs is None or self._numbers + len(self._ready) in self._places.known:
+            self._prequential.unscored += size  # the weights may know it already
             return
         targets = to_targets_device(example.y, outputs)
         with torch.no_grad():
@@ -130,7 +133,9 @@ class PredictingTrainer(Trainer):
 
     def _restarted(self, message: Restarted, now_s: float) -> Iterator[Effect]:
         """As any trainer; predictions under way are made again."""
-        self._numbers = self._cuts = max(self._numbers, self._cuts)  # gates forget both below one number
+        number = max(self._numbers, self._cuts)  # gates forget both below one number
+        self._places.known = self._places.known.moved(self._numbers, number - self._numbers)
+        self._numbers = self._cuts = number
         self._give_up_predictions()
         yield from super()._restarted(message, now_s)
 

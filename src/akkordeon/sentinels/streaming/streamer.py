@@ -64,6 +64,7 @@ class Streamer(PredictingTrainer):
         reader: address of its reader.
         recipe: the sentinel.
         start: what it goes on from, as it said itself; it stays at rest until it is told to go on.
+        saves: somebody may have another go on where it is told of last, if this one is lost.
         acknowledges: whether its source wants to know what it need not give again.
     """
 
@@ -75,9 +76,10 @@ class Streamer(PredictingTrainer):
         reader: str,
         recipe: Streaming,
         start: PlainState | None = None,
+        saves: bool = False,
         acknowledges: bool = False,
     ) -> None:
-        super().__init__(address, name, row, reader, recipe)
+        super().__init__(address, name, row, reader, recipe, saves)
         self._how = recipe
         self._asked = 0  # of the reader, and not read yet
         self._read_so_far = self._handled = 0  # records
@@ -98,6 +100,7 @@ class Streamer(PredictingTrainer):
     def _attach(self, message: Attach, now_s: float) -> Iterator[Effect]:
         self._latest_s = self._epoch_began_s = self._reported_s = now_s
         self._began_s += now_s
+        yield from self._save()
         if self._recipe.seconds is not None and self._in_all is None:
             yield After(max(0.0, self._recipe.seconds - (now_s - self._began_s)), Detach(done=True))
         yield from self._send(now_s)
@@ -242,17 +245,21 @@ class Streamer(PredictingTrainer):
 
     def _learn(self, now_s: float) -> Iterator[Effect]:
         while self._ready and self._at_the_gates < self._in_flight and not self._all_sent:
-            yield self._learn_from(self._ready.popleft())
+            yield from self._learn_from(self._ready.popleft())
             if self._is_last():
                 yield from self._all_of_epoch_sent(True, now_s)
 
-    def _learn_from(self, example: Example) -> Effect:
+    def _learn_from(self, example: Example) -> Iterator[Effect]:
         size = samples(example.x)
-        batch = self._number(_StreamFlight(example.y, size, self._epoch, example.x, example))
-        self._epoch.under_way += 1
         self._samples_sent += size
         self.batches.sent += 1
-        return Send(self._row[0], Forward(batch, example.x, size))
+        if self._numbers in self._places.known:
+            self._count_known(size)
+            yield from self._done(example)
+            return
+        batch = self._number(_StreamFlight(example.y, size, self._epoch, example.x, example))
+        self._epoch.under_way += 1
+        yield Send(self._row[0], Forward(batch, example.x, size))
 
     def _new_epoch(self, number: int) -> Epoch:
         return Epoch(number, {}, endless=True)  # what is scored are predictions
@@ -320,18 +327,22 @@ class Streamer(PredictingTrainer):
         applied = asked.applied or Applied()  # nobody knows: those that are back
         trained_after = [] if asked.applied is None else self._trained_after(asked.applied)
         in_weights = [example for number, example in under_way if number in applied]
-        not_done = trained_after + [example for number, example in under_way if number not in applied]
+        again = trained_after + [each for each in under_way if each[0] not in applied]
+        numbers, not_done = [number for number, _ in again], [example for _, example in again]
+        trained_after_cut = [example for _, example in trained_after]
         count, sent = self.batches, self.batches.sent - len(not_done)
         place = Place(0, self._read_so_far)
         source = self._source_state
         return {
             "role": str(self._role),
             "number": self._numbers,
+            "again": numbers,
+            "known": self._places.known_after(numbers, self._numbers),
             "position": SourcePosition(place).as_plain(),
             "source": None if source is None else {"place": list(place), "state": source},
             "batches": [sent, sent - count.refused - count.lost, count.refused, count.lost],
             "samples_sent": self._samples_sent - _samples(not_done),
-            "samples_trained": self._samples_trained + _samples(in_weights) - _samples(trained_after),
+            "samples_trained": self._samples_trained + _samples(in_weights) - _samples(trained_after_cut),
             "epochs": self._rounds,
             "epoch": None if not_done else self._epoch.sums(),
             "seconds": self._latest_s - self._began_s,
@@ -351,9 +362,9 @@ class Streamer(PredictingTrainer):
             },
         }
 
-    def _trained_after(self, applied: Applied) -> list[Example]:
-        """Examples that came back, but are not in these weights."""
-        return [e for n, e in self._recent if n not in applied and n not in self._refusals]
+    def _trained_after(self, applied: Applied) -> list[tuple[int, Example]]:
+        """Examples that came back, but are not in these weights, with their numbers."""
+        return [(n, e) for n, e in self._recent if n not in applied and n not in self._refusals]
 
     def _go_on_from(self, start: PlainState) -> None:
         super()._go_on_from(start)

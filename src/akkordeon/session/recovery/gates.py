@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -26,6 +26,7 @@ from akkordeon.core.recovery.reports import StageSaved
 from akkordeon.core.reports import ActorFailed, ActorLost, GateLeft, GateRestarted
 from akkordeon.engines.base import Engine
 from akkordeon.pipeline.recovery.recipe import Recovery
+from akkordeon.session.recovery.restart_limit import RestartLimit
 
 __all__ = ["GateRecovery"]
 
@@ -43,7 +44,7 @@ class _Kept:
     spawn: Spawn
     state: StageState
     version: int  # the highest that was heard of
-    ends: deque[tuple[float, str]] = field(default_factory=deque)  # when and why it was gone
+    limit: RestartLimit
     gone: _Gone | None = None  # until it is back
     waits: bool = False  # it has said all it had to say, and waits for its time
     comes: bool = False  # it is being made
@@ -104,7 +105,7 @@ class GateRecovery:
         for spawn in spawns:
             if self._recovery is not None and spawn.restore is not None:
                 state = (states or {}).get(spawn.address, RECIPE)
-                self._kept[spawn.address] = _Kept(spawn, state, state.version)
+                self._kept[spawn.address] = _Kept(spawn, state, state.version, RestartLimit(self._recovery))
             yield spawn
 
     def rearranged(self, row: Collection[str]) -> None:
@@ -186,29 +187,24 @@ class GateRecovery:
         self.heard(record.address, record.version)
         return self._come_back(record.address, kept)
 
+    def is_away(self, address: str) -> bool:
+        """Whether an actor is gone, and comes back."""
+        kept = self._kept.get(address)
+        return kept is not None and not self._over and (kept.gone is not None or kept.comes)
+
     def story(self, address: str) -> str:
         """How often a gate that does not come back was made anew, and why, to follow its last failure."""
-        kept, recovery = self._kept.get(address), self._recovery
-        if kept is None or recovery is None or len(kept.ends) < recovery.restarts:
-            return ""
-        whys = [why for _, why in kept.ends]
-        return (
-            f"; it was made anew {len(whys)} times in the {recovery.within_s:g} s before that, the most "
-            f"allowed ({'; '.join(whys)})"
-        )
+        kept = self._kept.get(address)
+        return "" if kept is None else kept.limit.story()
 
     # ── making them anew ─────────────────────────────────────────────────────────────────────────────
 
     def _goes(self, kept: _Kept, why: str, refused: Refused | None) -> bool:
         """Note that one is gone; whether its restarts are not too many yet."""
-        recovery, now_s = self._recovery, self._engine.now_s()
-        assert recovery is not None, "otherwise none is kept"
-        while kept.ends and kept.ends[0][0] < now_s - recovery.within_s:
-            kept.ends.popleft()
-        if len(kept.ends) >= recovery.restarts or self._over:
+        wait_s = None if self._over else kept.limit.wait_s(self._engine.now_s(), why)
+        if wait_s is None:
             return False
-        kept.ends.append((now_s, why))
-        kept.gone = _Gone(why, refused, recovery.wait_s(len(kept.ends)))
+        kept.gone = _Gone(why, refused, wait_s)
         return True
 
     def _come_back(self, address: str, kept: _Kept, unheard: int = 0) -> bool:

@@ -26,7 +26,8 @@ from akkordeon.session.attachment import Attachment
 __all__ = ["LostSentinels"]
 
 ASK_AGAIN_S, QUESTIONS = 0.5, 16
-"""A gate that is away does not hear a question; so it is put again after so long, and so often."""
+"""A gate that is away does not hear a question; so it is put again after so long, and so often, not counting
+those while it is known to be away."""
 
 
 @dataclass
@@ -42,6 +43,7 @@ class LostSentinels:
         engine: knows the time.
         send: carries a message to an actor.
         end: is told that a sentinel has ended, and where its batches went.
+        is_away: whether an actor is gone, and comes back.
     """
 
     def __init__(
@@ -49,10 +51,12 @@ class LostSentinels:
         engine: Engine,
         send: Callable[[str, Message], None],
         end: Callable[[Attachment, BatchCount | None], None],
+        is_away: Callable[[str], bool],
     ) -> None:
         self._engine = engine
         self._send = send
         self._end = end
+        self._is_away = is_away
         self._asked: dict[str, _Asked] = {}  # by address
 
     def lost(self, attachment: Attachment) -> None:
@@ -71,10 +75,22 @@ class LostSentinels:
             attachment._state, batches = _after(attachment, attachment._saved, record.applied)
         self._end(attachment, batches)
 
-    def give_up(self) -> None:
-        """Nobody will answer any more."""
-        for address in list(self._asked):
-            self._end(self._asked.pop(address).attachment, None)
+    def give_up(self, row: tuple[str, ...] | None = None) -> None:
+        """Nobody will answer any more; with a ``row`` none of its gates."""
+        for address, asked in list(self._asked.items()):
+            if row in (None, asked.attachment.row):
+                del self._asked[address]
+                self._end(asked.attachment, None)
+
+    def ask_again(self, gate: str) -> None:
+        """A gate was made anew, and has heard no question."""
+        for asked in self._asked.values():
+            if gate in asked.attachment.row:
+                self._question(asked)
+
+    def _question(self, asked: _Asked) -> None:
+        attachment = asked.attachment
+        self._send(attachment.row[-1], SentinelLost(attachment.address))
 
     def _ask(self, address: str) -> None:
         asked = self._asked.get(address)
@@ -83,8 +99,9 @@ class LostSentinels:
         if not asked.left:
             self._end(self._asked.pop(address).attachment, None)
             return
-        asked.left -= 1
-        self._send(asked.attachment.row[-1], SentinelLost(address))
+        if not any(map(self._is_away, asked.attachment.row)):
+            asked.left -= 1
+        self._question(asked)
         self._engine.after(ASK_AGAIN_S, partial(self._ask, address))
 
 
