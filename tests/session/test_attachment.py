@@ -5,9 +5,33 @@ from __future__ import annotations
 from torch.nn.functional import cross_entropy
 
 import akkordeon as ak
+from akkordeon.core.errors import SentinelFailedError
 from akkordeon.core.reports import BatchCount, EpochDone
 from akkordeon.sentinels.roles import TRAIN
 from akkordeon.session.attachment import Attachment
+
+
+class GatesAnswer:
+    """A session whose gates say what was learned once somebody waits for it."""
+
+    def __init__(self):
+        self.restarted = []
+
+    def _wait(self, condition, timeout, what):
+        self.restarted[-1]._end()
+        assert condition(), what
+
+    def _restart(self, attachment):
+        assert attachment.ended
+
+
+def test_a_sentinel_of_which_gates_are_still_asked_what_they_learned_is_restarted_once_they_have_said():
+    """It was said not to have failed, and its siblings of other replicas were not restarted."""
+    session, recipe = GatesAnswer(), ak.Sentinel.train([], cross_entropy)
+    lost = Attachment("tdp", TRAIN, "sentinel/tdp#1", recipe, ("gate/0",), _session=session)
+    lost.error = SentinelFailedError("sentinel/tdp#1 is lost")
+    session.restarted.append(lost)
+    assert lost.restart() is lost
 
 
 def test_of_a_sentinel_that_is_lost_the_counts_of_its_last_epoch_are_known():

@@ -137,7 +137,7 @@ class Attachment:
 
         Batches that were under way when it failed are lost; all others of its data are trained as often as
         if nothing had happened. Of one that was killed the gates know what they have learned from: all else
-        is trained, what was under way too.
+        is trained, what was under way too. Where it has not ended yet, as gates are being asked, this waits.
 
         Raises:
             SessionError: it is at work, or ended well, or has another role, or the run is recorded.
@@ -145,6 +145,8 @@ class Attachment:
             RecipeError: its replica is gone, or there is no room for its batches any more.
             SessionClosedError: the session has ended.
         """
+        if self.error is not None and not self.ended:
+            self._session._wait(lambda: self.ended, None, f"{self.name!r} has not ended")
         if not self._may_restart:
             how = "has not failed" if self.role.has_place else f"is to {self.role}: attach it again"
             raise SessionError(
