@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import subprocess
 import sys
 
 import pytest
 from tests.support.commands import QUICK, akkordeon, alone, outcome_of, read_until
+from tests.support.forks import COMMAND, python
 from tests.support.harness import WAIT_S
 
 from akkordeon.experiments.run_folder import BEST, REPORT, TASK, WEIGHTS
 
 
 def test_ctrl_c_stops_with_what_was_reached(tmp_path):
-    process = alone("train", "--epochs", 100_000, "--out", tmp_path, "--json", forked=False)
+    process = alone("train", "--epochs", 100_000, "--out", tmp_path, "--json", code=COMMAND)
     read_until(process, "train ")
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=WAIT_S)
@@ -59,7 +59,7 @@ def test_weights_are_kept_as_they_come_whatever_ends_the_process(tmp_path):
 
 
 def test_a_reader_that_goes_away_does_not_end_the_training(tmp_path):
-    process = alone("train", "--epochs", 5, "--out", tmp_path, forked=False)
+    process = alone("train", "--epochs", 5, "--out", tmp_path, code=COMMAND)
     read_until(process, "train ")
     process.stdout.close()
     with process.stderr:
@@ -81,8 +81,8 @@ app(sys.argv[1:])
 
 
 def test_a_full_disk_does_not_end_the_training_and_is_told_once_and_at_the_end(mine, tmp_path):
-    command = [sys.executable, "-c", SMALL_FILES, "train", f"{mine}:task", "--epochs", "50", "--json"]
-    done = subprocess.run([*command, "--out", tmp_path / "out"], capture_output=True, text=True)
+    options = ["--epochs", 50, "--json", "--out", tmp_path / "out"]
+    done = python(SMALL_FILES, "train", f"{mine}:task", *options)
     assert done.returncode == 1
     outcome = json.loads(done.stdout.splitlines()[-1])
     assert outcome["sentinels"]["train"]["rounds"] == 50

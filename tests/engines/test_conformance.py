@@ -5,8 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 import signal
-import subprocess
-import sys
 import threading
 
 import pytest
@@ -23,6 +21,7 @@ from tests.support.engines import (
     Note,
     Stage,
 )
+from tests.support.forks import python
 from torch import nn
 from torch.nn import functional as F
 
@@ -600,7 +599,7 @@ training = session.attach(ak.Sentinel.train(batches, F.cross_entropy, epochs=10*
 session._engine.wait_until(lambda: len(training.epochs) >= 2, 60)
 print("the end")
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    done = python(script)
     assert (done.returncode, done.stdout, done.stderr) == (0, "the end\n", "")
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from functools import partial
@@ -16,6 +14,7 @@ import psutil
 import pytest
 import torch
 from tests.support.engines import Note, Stage
+from tests.support.forks import python
 from torch import nn
 from torch.nn import functional as F
 from typer.testing import CliRunner
@@ -928,10 +927,6 @@ def test_without_ray_one_sentence_says_what_to_install():
         "try: ak.connect('127.0.0.1:1/net')\n"
         "except ak.AkkordeonError as error: print(error)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
-    )
-    assert (
-        done.stdout.splitlines()
-        == ["this needs Ray, which is not installed: pip install 'akkordeon[ray]'"] * 2
-    )
+    done = python(code)
+    sentence = "this needs Ray, which is not installed: pip install 'akkordeon[ray]'\n"
+    assert (done.returncode, done.stdout) == (0, 2 * sentence), done.stderr

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from tests.support.engines import Note, Stage
+from tests.support.forks import python
 from torch import nn
 from torch.nn import functional as F
 
@@ -384,7 +383,8 @@ def test_without_costs_the_simulator_is_deterministic_in_any_case():
 
 
 WORLD = """
-import hashlib, sys
+import sys, warnings
+warnings.simplefilter("error")
 sys.path.insert(0, sys.argv[1])
 from tests.engines.test_simulator import run_a_world
 print(*run_a_world(int(sys.argv[2])))
@@ -418,8 +418,7 @@ def run_a_world(seed):
 
 def test_the_same_seed_gives_the_same_bits_and_reports_in_two_processes():
     def elsewhere(seed):
-        command = [sys.executable, "-W", "error", "-c", WORLD, str(Path(__file__).parents[2]), str(seed)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        done = python(WORLD, Path(__file__).parents[2], seed)
         assert done.returncode == 0, done.stderr
         return tuple(done.stdout.split())
 

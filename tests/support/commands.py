@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 from tests.support.forks import Forked
@@ -107,20 +105,13 @@ def outcome_of(result: Result) -> dict:
     return json.loads(result.stdout.splitlines()[-1], parse_constant=refuse)
 
 
-ALONE = [sys.executable, "-c", "from akkordeon_command import main; main()"]
-
-
-def alone(*arguments: object, forked: bool = True) -> Forked | subprocess.Popen[str]:
-    """The command line as a process of its own; one that is not forked also ends as an interpreter does."""
-    command = [*map(str, arguments)]
+def alone(*arguments: object, code: str | None = None) -> Forked:
+    """The command line as a process of its own; ``code`` that runs it also ends as an interpreter does."""
     environment = {name: value for name, value in os.environ.items() if name != "AKKORDEON_DATA"}
-    if forked:
-        return Forked(*command, folder=Path.cwd(), environment=environment)
-    pipe = subprocess.PIPE
-    return subprocess.Popen([*ALONE, *command], stdout=pipe, stderr=pipe, text=True, env=environment)
+    return Forked(*map(str, arguments), folder=Path.cwd(), environment=environment, code=code)
 
 
-def read_until(process: Forked | subprocess.Popen[str], start: str) -> list[str]:
+def read_until(process: Forked, start: str) -> list[str]:
     """The lines of its output up to the first that starts so."""
     lines = []
     for line in process.stdout:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 
 import pytest
 import torch
 from tests.data.test_datasets import IDX_FILES, write
 from tests.support.examples import EXAMPLES, example
+from tests.support.forks import python
 
 import akkordeon as ak
 
@@ -64,8 +64,8 @@ def test_the_halves_of_the_larger_example_are_disjoint(folder):
 
 @pytest.mark.parametrize("name", ["simple_akkordeon", "three_sentinels"])
 def test_run_as_a_script_it_says_what_it_needs(name, tmp_path):
-    script = [sys.executable, str(EXAMPLES / f"{name}.py"), "--data-dir", str(tmp_path)]
-    done = subprocess.run(script, capture_output=True, text=True, timeout=60)
+    script = f"import runpy; runpy.run_path({str(EXAMPLES / f'{name}.py')!r}, run_name='__main__')"
+    done = python(script, "--data-dir", tmp_path)
     assert done.returncode == 1, done.stderr
     assert done.stderr.startswith("the folder")
     assert "lacks a file" in done.stderr
