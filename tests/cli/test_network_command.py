@@ -7,12 +7,14 @@ import signal
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
 from itertools import chain, repeat
 from types import SimpleNamespace
 
 import httpx
 import pytest
 from tests.support.terminals import free_port, says
+from tests.support.workers import fork_workers_of_heads, worker_path
 from typer.testing import CliRunner
 
 from akkordeon.cli.main import app
@@ -50,8 +52,9 @@ def test_sentinels_train_and_validate_a_network_that_outlives_them(terminals, tm
     feed = ("--network", target, "--data", "digits")
 
     start = terminals(
-        "network", "start", "recipe/mine.py:network", "--listen", at, "--name", "digits-net"
-    ).end()
+        "network", "start", "recipe/mine.py:network", "--listen", at, "--name", "digits-net",
+        prepare=partial(fork_workers_of_heads, worker_path()),
+    ).end()  # fmt: skip
     assert re.search(r"export RAY_AUTH_TOKEN=\w{64}\n", start)
     assert "Ray listens on all interfaces of this machine" in start
 

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from tests.support.forks import Forked
 
@@ -22,11 +23,18 @@ PATIENCE_S = 100.0
 class Terminal:
     """Somebody's terminal with one command in it."""
 
-    def __init__(self, home: Path, *command: str, inside: str | None = None, **environment: str) -> None:
+    def __init__(
+        self,
+        home: Path,
+        *command: str,
+        inside: str | None = None,
+        prepare: Callable[[], None] | None = None,
+        **environment: str,
+    ) -> None:
         env = {**os.environ, "HOME": str(home), "PYTHONUNBUFFERED": "1", **environment}
         env.pop("RAY_AUTH_MODE", None)
         self.process = (
-            Forked(*command, folder=home, environment=env, merged=True)
+            Forked(*command, folder=home, environment=env, merged=True, prepare=prepare)
             if inside is None
             else _elsewhere(inside, command, home, env)
         )
@@ -91,8 +99,8 @@ def open_terminals(home: Path) -> Iterator[Callable[..., Terminal]]:
     """Open terminals; all are closed at the end, and the heads of clusters with them."""
     opened = []
 
-    def terminal(*command: str, **environment: str) -> Terminal:
-        opened.append(Terminal(home, *command, **environment))
+    def terminal(*command: str, **options: Any) -> Terminal:
+        opened.append(Terminal(home, *command, **options))
         return opened[-1]
 
     yield terminal

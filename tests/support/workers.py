@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import json
 import os
 import runpy
@@ -14,14 +15,17 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partialmethod
+from functools import cache, partialmethod
 from multiprocessing import forkserver
 from pathlib import Path
 from unittest import mock
 
 from tests.support.forks import FORKS
 
-ASKS = Path(__file__).with_name("worker_asks.py")
+ASKS, START = (Path(__file__).with_name(name) for name in ("worker_asks.py", "ray_start.py"))
+
+LATER = {"prestart_worker_first_driver": False}
+"""What a head is told, which else has workers begin that may never be used."""
 
 
 @contextmanager
@@ -31,6 +35,29 @@ def forked_workers() -> Iterator[None]:
 
     from akkordeon.engines.ray.cluster.connection import SYSTEM_CONFIG
 
+    unused = {"include_log_monitor": False, "no_monitor": True}  # shows output, and rents machines
+    begin = partialmethod(RayParams.__init__, worker_path=worker_path(), **unused)
+    with mock.patch.object(RayParams, "__init__", begin), mock.patch.dict(SYSTEM_CONFIG, LATER):
+        yield
+
+
+def fork_workers_of_heads(path: str) -> None:
+    """In the process of a command: clusters that it starts have their workers forked too, from there."""
+    from akkordeon.engines.ray.cluster import processes
+
+    start = processes._ray_start
+
+    def forking(*options: str) -> list[str]:
+        python, _, _, *words = start(*options)  # python -m ray.scripts.scripts
+        return [python, str(START), path, *words, "--no-monitor", "--include-log-monitor=false"]
+
+    processes._ray_start = forking
+    processes.SYSTEM_CONFIG.update(LATER)
+
+
+@cache
+def worker_path() -> str:
+    """What Ray is to run for a worker; it is served from now on."""
     forkserver.ensure_running()  # it loads while Ray starts
     folder = Path(tempfile.mkdtemp(prefix="workers-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -39,10 +66,7 @@ def forked_workers() -> Iterator[None]:
     listener.bind(str(folder / "socket"))
     listener.listen(100)
     threading.Thread(target=_serve, args=(listener,), daemon=True).start()
-    begin = partialmethod(RayParams.__init__, worker_path=str(folder / "worker.py"))
-    later = {"prestart_worker_first_driver": False}  # else Ray waits for them in this process, with its lock
-    with mock.patch.object(RayParams, "__init__", begin), mock.patch.dict(SYSTEM_CONFIG, later):
-        yield
+    return str(folder / "worker.py")
 
 
 def _serve(listener: socket.socket) -> None:
@@ -54,6 +78,8 @@ def _serve(listener: socket.socket) -> None:
 
 def _become(words: list[str], path: list[str], folder: str, environment: dict[str, str]) -> None:
     """Be the worker that Ray wants, in the process that was forked; Ray reads the environment as it loads."""
+    gc.freeze()  # to look at what was loaded copies it
+    os.setpgid(0, 0)  # as Ray has it, which kills the whole group of a worker whose owner was killed
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)

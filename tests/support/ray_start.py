@@ -1,0 +1,13 @@
+"""`ray start` of a cluster whose workers are the program at the path that comes first among the arguments."""
+
+import sys
+from functools import partialmethod
+
+if __name__ == "__main__":
+    from ray._private.parameter import RayParams
+    from ray.scripts.scripts import main
+
+    _, path, *words = sys.argv
+    RayParams.__init__ = partialmethod(RayParams.__init__, worker_path=path)
+    sys.argv = ["ray", *words]
+    main()
