@@ -5,7 +5,9 @@ Each document is run from top to bottom.
 
 from __future__ import annotations
 
+import os
 import re
+from functools import cache
 from typing import Any
 
 import pytest
@@ -40,6 +42,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return next((i for i, start in enumerate(LONG) if item.nodeid.startswith(start)), len(LONG))
 
     items.sort(key=rank)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Let those on Ray go first, which others wait for: a cluster that comes up too slowly is given up."""
+    if hasattr(item.config, "workerinput") and not RAY.search(item.nodeid):
+        _give_way()
+
+
+@cache
+def _give_way() -> None:
+    """This process has the processor, from now on, where those on Ray leave some of it."""
+    os.nice(5)
 
 
 @pytest.hookimpl(optionalhook=True)
