@@ -28,7 +28,7 @@ from akkordeon.session.recovery.absence import start_of
 from akkordeon.session.recovery.checkpoint import Checkpoint, checkpoint_of
 from akkordeon.session.recovery.gates import GateRecovery
 from akkordeon.session.registry import Registry
-from akkordeon.session.surgery.door import Door
+from akkordeon.session.surgery.pauses import Pauses
 from akkordeon.session.topology import RowTopology
 
 __all__ = ["Launcher", "say_what_is_cut_short"]
@@ -45,7 +45,7 @@ class Launcher:
         engine: makes their actors.
         topology: says whom they talk to.
         registry: gives them names.
-        door: has them begin.
+        pauses: has them begin.
         recorder: hears who joins.
         seed: of the session.
         resume: what sentinels go on from, where the run is taken up from a checkpoint.
@@ -56,7 +56,7 @@ class Launcher:
         engine: Engine,
         topology: RowTopology,
         registry: Registry,
-        door: Door,
+        pauses: Pauses,
         recorder: Recorder | None,
         seed: int,
         resume: Checkpoint | None,
@@ -64,7 +64,7 @@ class Launcher:
         self._engine = engine
         self._topology = topology
         self._registry = registry
-        self._door = door
+        self._pauses = pauses
         self._recorder = recorder
         self._seed = seed
         self._stages = None if resume is None else resume.stages_for(topology.network)
@@ -118,7 +118,7 @@ class Launcher:
         self._keeps |= any(a.role.keeps for a in placed)
         kept = [(a.address, Kept()) for a in placed if a.role == STREAM and self._keeps]
         attach = [(a.address, Attach()) for a in placed]
-        self._door.begin(placed, [*self._to_keepers(placed), *kept, *attach])
+        self._pauses.begin(placed, [*self._to_keepers(placed), *kept, *attach])
         started = [a.address for a in placed if a.address in self._started]
         if not started:
             return placed
@@ -126,7 +126,7 @@ class Launcher:
         if not any(a.role.keeps and a.address in self._started for a in placed):
             if random is not None:
                 torch.set_rng_state(random)
-            self._door.begin((), [(address, GoOn()) for address in started])
+            self._pauses.begin((), [(address, GoOn()) for address in started])
         return placed
 
     def checkpoint(self, taken: CheckpointTaken, epochs_done: int) -> Checkpoint:
@@ -167,7 +167,7 @@ class Launcher:
         begin = [(attachment.address, Attach()) for attachment in starts]
         go_on = [(attachment.address, GoOn()) for attachment, start in starts.items() if start is not None]
         last = [(attachment.address, Due(last=True)) for attachment in starts if attachment._last_round_due]
-        self._door.begin([*starts], [*self._to_keepers([*starts]), *begin, *go_on, *last])
+        self._pauses.begin([*starts], [*self._to_keepers([*starts]), *begin, *go_on, *last])
 
     def _make(
         self, sentinel: Training | Evaluation, attachment: Attachment, start: PlainState | None

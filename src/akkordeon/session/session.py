@@ -29,9 +29,9 @@ from akkordeon.session.serving.serve import serve_session
 from akkordeon.session.status import PROBE_S, Probes, Status
 from akkordeon.session.subscription import Subscription, Watchers
 from akkordeon.session.supervisor import Supervisor
-from akkordeon.session.surgery.door import Door
 from akkordeon.session.surgery.live_gate import LiveGate
 from akkordeon.session.surgery.operations import Operations
+from akkordeon.session.surgery.pauses import Pauses
 from akkordeon.session.topology import RowTopology, topology_of
 
 __all__ = ["Session"]
@@ -80,10 +80,10 @@ class Session:
         self._supervisor = Supervisor(
             self._topology, self._registry, engine, self._send, self._watchers.tell, network.recovery, resume
         )
-        door = Door(self._topology, self._registry, self._outbox)
-        self._launcher = Launcher(engine, self._topology, self._registry, door, recorder, seed, resume)
+        pauses = Pauses(self._topology, self._registry, self._outbox)
+        self._launcher = Launcher(engine, self._topology, self._registry, pauses, recorder, seed, resume)
         self._probes = Probes(engine, self._outbox, self._supervisor, self._topology)
-        here = engine, self._topology, door, self._outbox, self._supervisor.recovery, recorder
+        here = engine, self._topology, pauses, self._outbox, self._supervisor.recovery, recorder
         self._operations = Operations(*here, seed, wait=self._wait, tell=self._watchers.tell)
         self._launcher.stage(self._on_report, self._supervisor.recovery)
 

@@ -22,8 +22,8 @@ from akkordeon.pipeline.surgery.change import recipe_with
 from akkordeon.session.outbox import Outbox
 from akkordeon.session.records.recorder import Recorder
 from akkordeon.session.recovery.gates import GateRecovery
-from akkordeon.session.surgery.door import Door
 from akkordeon.session.surgery.live_gate import LiveGate, Put
+from akkordeon.session.surgery.pauses import Pauses
 from akkordeon.session.topology import RowTopology
 
 __all__ = ["Operations"]
@@ -43,7 +43,7 @@ class Operations:
     Args:
         engine: carries the gates.
         topology: knows them.
-        door: has sentinels pause.
+        pauses: has sentinels pause.
         outbox: carries what gates are told.
         recovery: has them made anew.
         recorder: hears of new gates and rows.
@@ -56,7 +56,7 @@ class Operations:
         self,
         engine: Engine,
         topology: RowTopology,
-        door: Door,
+        pauses: Pauses,
         outbox: Outbox,
         recovery: GateRecovery,
         recorder: Recorder | None,
@@ -67,7 +67,7 @@ class Operations:
     ) -> None:
         self._engine = engine
         self._topology = topology
-        self._door = door
+        self._pauses = pauses
         self._outbox = outbox
         self._recovery = recovery
         self._recorder = recorder
@@ -123,7 +123,7 @@ class Operations:
     def hear(self, record: Any) -> None:
         """Take note of what gates and sentinels say of changes, whoever has told them."""
         if isinstance(record, AtRest):
-            self._door.at_rest(record.address)
+            self._pauses.at_rest(record.address)
         elif isinstance(record, Rewired):
             self._rewired.add(record.address)
         elif isinstance(record, Changed):
@@ -169,16 +169,18 @@ class Operations:
         row = tuple(each for each in (*before[:place], *put(new), *before[place + 1 :]) if each is not None)
         try:
             self._topology.check(row)
-            self._door.pause()
-            self._wait(self._door.is_shut, timeout, "not all that was under way has come back", drain=False)
+            self._pauses.begin_pause()
+            self._wait(
+                self._pauses.is_paused, timeout, "not all that was under way has come back", drain=False
+            )
         except BaseException:
-            self._door.open()
+            self._pauses.end()
             self._end([] if new is None else [new])
             raise
         try:
             self._rewire(before, row)
         finally:
-            self._door.open()
+            self._pauses.end()
         left = [each for each in before if each not in row]
         self._end(left)
         self._tell(RowChanged(row, () if new is None else (new,), tuple(left)))

@@ -1,6 +1,6 @@
 """Who begins while the row is being changed: at once and paused then, or when that is done.
 
-    steady ──pause──▶ pausing ──is_shut──▶ rewiring ──open──▶ steady
+    steady ──begin_pause──▶ pausing ──is_paused──▶ rewiring ──end──▶ steady
 
 Nobody waits here: a sentinel that comes in the wrong moment is there, and is told to begin a little later.
 """
@@ -18,7 +18,7 @@ from akkordeon.session.outbox import Outbox
 from akkordeon.session.registry import Registry
 from akkordeon.session.topology import RowTopology
 
-__all__ = ["Door"]
+__all__ = ["Pauses"]
 
 Messages = list[tuple[str, Message]]
 
@@ -29,7 +29,7 @@ class _Phase(Enum):
     REWIRING = 2
 
 
-class Door:
+class Pauses:
     """Tells sentinels to begin, to pause and to go on. Any thread may come.
 
     Args:
@@ -72,7 +72,7 @@ class Door:
     def _begun(self) -> list[Attachment]:
         return [each for each in self._registry.at_work() if each._has_begun]
 
-    def pause(self) -> None:
+    def begin_pause(self) -> None:
         """Have nobody begin anything new."""
         with self._lock:
             self._phase = _Phase.PAUSING
@@ -84,14 +84,14 @@ class Door:
         """A sentinel has nothing under way."""
         self._at_rest.add(address)
 
-    def is_shut(self) -> bool:
-        """Whether nothing is under way; from then on whoever comes begins when the door is open again."""
+    def is_paused(self) -> bool:
+        """Whether nothing is under way; from then on whoever comes begins when the pause is over."""
         with self._lock:
             if all(each.address in self._at_rest for each in self._begun()):
                 self._phase = _Phase.REWIRING
             return self._phase is _Phase.REWIRING
 
-    def open(self) -> None:
+    def end(self) -> None:
         """Have all go on with the row that there is now, and those begin who came meanwhile."""
         with self._lock:
             self._phase = _Phase.STEADY
