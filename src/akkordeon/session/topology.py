@@ -343,7 +343,8 @@ class ReplicaTopology(RowTopology):
         return replica
 
     def replica_spawns(self, replica: int, seed: int) -> Iterator[Spawn]:
-        """The actors of one replica more."""
+        """The actors of one replica more, which lives from now on, in a replay too."""
+        self._living.add(replica)
         return self._downpour.replica_spawns(replica, seed)
 
     def removed(self, replica: int, drained: bool) -> Iterator[tuple[str, Message]]:
