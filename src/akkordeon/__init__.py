@@ -27,7 +27,7 @@ from akkordeon.pipeline.recovery.recipe import Recovery
 from akkordeon.pipeline.staleness import DelayCompensation, InverseStaleness, Latest, Rule, Stash
 from akkordeon.sentinels.recipes import Best, Sentinel
 from akkordeon.sentinels.scores import accuracy
-from akkordeon.sentinels.streaming.drift import Drift, MoreLearning, ResetOptimizers
+from akkordeon.sentinels.streaming.drift import Drift, MoreLearning, ResetOptimizers, Shadow
 from akkordeon.session.attachment import Attachment
 from akkordeon.session.downpour_session import Attachments, DownpourSession
 from akkordeon.session.records.replay import replay
@@ -70,6 +70,7 @@ __all__ = [
     "Rule",
     "Sentinel",
     "Session",
+    "Shadow",
     "Simulator",
     "Stash",
     "Task",

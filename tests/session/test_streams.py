@@ -15,7 +15,7 @@ from torch.nn import functional as F
 import akkordeon as ak
 from akkordeon.core.errors import RecipeError
 from akkordeon.core.reports import TrainingProgress
-from akkordeon.core.streams.reports import DriftAlarm
+from akkordeon.core.streams.reports import DriftAlarm, ShadowTried
 from akkordeon.data.streams.columns import Columns
 from akkordeon.data.streams.growing import GrowingFile
 from akkordeon.engines.simulator.compute import Compute, Cost
@@ -432,6 +432,70 @@ def test_a_boost_goes_on_in_a_checkpoint():
     assert [stage.learner["boost"][0] for stage in kept[0].stages.values()] == [1.5, 1.5, 1.5]
     again, _ = run(ak.Simulator(), turned(), resume=kept[0])
     assert same_bits(again, model)
+
+
+def shadowed_in_a_plain_loop(examples):
+    """A fresh model learns beside since the alarm, and takes over if its loss was lower in the later half."""
+    detector, shadow, tried, lead = Threshold(), None, 0, 0.0
+    model = network().module()
+    optimizer = sgd(model.parameters())
+    for x, y in zip(*(each.split(1) for each in turned().batches), strict=True):
+        with torch.no_grad():
+            loss = F.cross_entropy(model(x), y).item()
+        detector.update(loss)
+        if shadow is not None:
+            other, others = shadow
+            with torch.no_grad():
+                own = F.cross_entropy(other(x), y).item()
+            learn(other, others, x, y)
+            tried += 1
+            lead += (loss - own) * (tried > examples / 2)
+            if tried == examples:
+                model, optimizer = shadow if lead > 0 else (model, optimizer)
+                shadow = None
+        elif detector.drift_detected:
+            other = network().module()
+            shadow = other, sgd(other.parameters())
+        learn(model, optimizer, x, y)
+    return model
+
+
+def learn(model, optimizer, x, y):
+    optimizer.zero_grad()
+    F.cross_entropy(model(x), y).backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize(("examples", "takes_over"), [(60, True), (40, False)])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_shadow_takes_over_if_it_was_better_than_the_gates(name, examples, takes_over):
+    tried = []
+    with ak.run(network(), ALL_ENGINES[name]()) as session:
+        session.subscribe(lambda record: tried.append(record) if isinstance(record, ShadowTried) else None)
+        session.attach(turned(ak.Shadow(examples)))
+        session.wait(WAIT_S)
+        model = session.module()
+    assert same_bits(model, shadowed_in_a_plain_loop(examples))
+    (one,) = tried
+    assert (one.examples, one.takes_over, one.shadow < one.at_work) == (131 + examples, *[takes_over] * 2)
+
+
+def test_a_shadow_is_replayed_to_the_same_bits(tmp_path):
+    model, _ = run(ak.Threads(2), turned(ak.Shadow(60)), record=tmp_path / "record")
+    again = ak.replay(tmp_path / "record", network(), [turned(ak.Shadow(60))])
+    assert same_bits(again.module(), model)
+
+
+def test_with_several_in_flight_the_gates_are_empty_when_a_shadow_takes_over():
+    tried = []
+    slow = Compute({"*gate/*": Cost(forward_s=0.01, backward_s=0.01), "*": Cost(message_s=0.001)})
+    with ak.run(network(), ak.Simulator(compute=slow)) as session:
+        session.subscribe(lambda record: tried.append(record) if isinstance(record, ShadowTried) else None)
+        attached = session.attach(turned(ak.Shadow(60), in_flight=4))
+        session.wait(WAIT_S)
+        assert [gate.refused for gate in session.status().gates] == [{}] * 3
+    assert [record.takes_over for record in tried] == [True]
+    assert attached.batches.as_tuple() == (4 * N, 4 * N, 0, 0)
 
 
 def test_a_gate_that_is_not_there_cannot_be_reset():

@@ -34,7 +34,7 @@ from akkordeon.core.messages import (
 from akkordeon.core.plain_state import Applied
 from akkordeon.core.recovery.messages import Restarted, Rewound, Save
 from akkordeon.core.shard_messages import Dropped, Fetch, Left, Settle, Settled
-from akkordeon.core.streams.messages import Acknowledge, Answer, Kept, Question
+from akkordeon.core.streams.messages import Acknowledge, Answer, Kept, Question, TakeOver
 
 OF_THE_SESSION = (
     Answer, Attach, Close, Detach, Due, EpochEnd, Item, Joined, Parted, Question, Restarted, Rewound,
@@ -120,6 +120,7 @@ class Fuzz:
                 Scored(0.5),
                 Settle(name),
                 Settled(name),
+                TakeOver(name, ()),
                 Watch(name, 2),
             ]
         )

@@ -48,6 +48,7 @@ PUBLIC = [
     "Rule",
     "Sentinel",
     "Session",
+    "Shadow",
     "Simulator",
     "Stash",
     "Task",

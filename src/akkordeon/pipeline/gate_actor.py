@@ -34,11 +34,12 @@ from akkordeon.core.plain_state import Applied, LearnerState, StageState
 from akkordeon.core.recovery.messages import ForgetBefore, Save, SentinelLost
 from akkordeon.core.recovery.reports import Learned
 from akkordeon.core.shard_messages import Settle, Settled
+from akkordeon.core.streams.messages import TakeOver
 from akkordeon.core.surgery.messages import Change, Inherit, Rewire
 from akkordeon.core.surgery.reports import Changed, Rewired
 from akkordeon.pipeline.forward.compiled import compile_forward
 from akkordeon.pipeline.forward.first_graph import FirstGraph
-from akkordeon.pipeline.forward.output import output_of
+from akkordeon.pipeline.forward.output import DETACHED, output_of
 from akkordeon.pipeline.forward.recomputed import Recomputed
 from akkordeon.pipeline.gate import Gate
 from akkordeon.pipeline.learning.gradient_forms import differentiable, own, requires_grad, same_storage
@@ -46,16 +47,10 @@ from akkordeon.pipeline.learning.ledger import Ledger
 from akkordeon.pipeline.module_state import BufferState
 from akkordeon.pipeline.stage import Position, Stage, Stashed
 from akkordeon.pipeline.surgery.change import changed
+from akkordeon.pipeline.surgery.take_over import taken_over
 from akkordeon.pipeline.updater import Updater
 
 __all__ = ["GateActor"]
-
-
-DETACHED = (
-    "no gradient can come back through the output of its module; does it detach its result, work under "
-    "no_grad, or give whole numbers?"
-)
-"""Where PyTorch says that a loss does not require grad."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +112,7 @@ class GateActor(Stage):
             Change: self._change,
             Rewire: self._rewire,
             Inherit: self._inherit,
+            TakeOver: self._take_over,
         }
 
     # ── training ─────────────────────────────────────────────────────────────────────────────────────
@@ -327,6 +323,16 @@ class GateActor(Stage):
         self._ledger = Ledger(message.applied)
         if self.position.next is None:
             yield Report(Rewired(self.address))
+
+    def _take_over(self, message: TakeOver) -> Iterator[Effect]:
+        """Go on from what another gate like it has learned; batches in flight stay on their weights."""
+        try:
+            self._updater = taken_over(message.states, self.module, self.weights, self.buffers, self._updater)
+            self.version += 1
+        except Exception as error:
+            yield from self._refuse_message(message, explain(error))
+        yield Send(self.position.previous or message.asker, TakeOver(message.asker, message.states[:-1]))
+        yield from self._save(Save())
 
     def _scored(self, message: Scored) -> Iterator[Effect]:
         self._updater.scored(message.value)

@@ -27,6 +27,7 @@ from akkordeon.sentinels.reader import Reader
 from akkordeon.sentinels.recipes import Evaluation, Sentinel, Streaming, Training
 from akkordeon.sentinels.streaming.drift import require_gates
 from akkordeon.sentinels.streaming.reader import StreamReader
+from akkordeon.sentinels.streaming.shadow import ShadowRow
 from akkordeon.sentinels.streaming.streamer import Streamer
 from akkordeon.sentinels.trainer import Trainer
 
@@ -52,6 +53,7 @@ def make_actors(
     seed: int,
     start: PlainState | None = None,
     saves: bool = False,
+    make_shadow: Callable[[], ShadowRow] | None = None,
 ) -> tuple[Spawn, Spawn]:
     """What an engine needs to make the actors of a sentinel: its reader and itself.
 
@@ -63,6 +65,7 @@ def make_actors(
         seed: of the session.
         start: what it goes on from.
         saves: whether it tells now and then where it is, if it has a place.
+        make_shadow: makes gates that are as the recipe of the row has them.
 
     Raises:
         DataError: there is nothing it could read.
@@ -75,7 +78,8 @@ def make_actors(
         require_gates(recipe.drift, row)
         acknowledges = isinstance(source, Acknowledging)
         saves = saves and not (acknowledges or isinstance(sentinel.batches, Iterator))  # it comes once
-        own = partial(Streamer, address, name, row, reader, recipe, start, saves, acknowledges)
+        how = saves, acknowledges, make_shadow
+        own = partial(Streamer, address, name, row, reader, recipe, start, *how)
     elif isinstance(recipe, Training):
         own = partial(Trainer, address, name, row, reader, recipe, not has_length(source), start, saves)
     elif recipe.role.keeps:

@@ -28,6 +28,7 @@ from akkordeon.session.recovery.absence import start_of
 from akkordeon.session.recovery.checkpoint import Checkpoint, checkpoint_of
 from akkordeon.session.recovery.gates import GateRecovery
 from akkordeon.session.registry import Registry
+from akkordeon.session.streams.live_row import shadow_of
 from akkordeon.session.surgery.pauses import Pauses
 from akkordeon.session.topology import RowTopology
 
@@ -175,7 +176,7 @@ class Launcher:
         """Have the actors of a sentinel made, the reader first."""
         saves = self._engine.may_lose and self._recorder is None  # in a record nobody goes on
         what = attachment.address, attachment.name, attachment.row, self._seed, start, saves
-        for spawn in make_actors(sentinel, *what):
+        for spawn in make_actors(sentinel, *what, shadow_of(self._topology.network, self._seed)):
             self._engine.spawn(spawn, beside=self._topology.place_beside(sentinel))
 
     def _to_keepers(self, placed: Sequence[Attachment]) -> Iterator[tuple[str, Message]]:

@@ -16,7 +16,7 @@ from akkordeon.core.reports import (
     SentinelRestarted,
     TrainingProgress,
 )
-from akkordeon.core.streams.reports import DriftAlarm, StreamReport
+from akkordeon.core.streams.reports import DriftAlarm, ShadowTried, StreamReport
 from akkordeon.watch.view import View
 
 __all__ = ["LineView", "line_of", "line_of_stream", "scores_in_words"]
@@ -82,6 +82,8 @@ class LineView(View):
             self._write(line_of(record))
         elif isinstance(record, StreamReport) and record.examples:
             self._write(line_of_stream(record))
+        elif isinstance(record, ShadowTried):
+            self._write(str(record))
         elif isinstance(record, BatchRefused):
             self._refused += 1
             if self._refused <= WARNINGS_MAX:

@@ -7,9 +7,9 @@ from typing import Any
 
 from akkordeon.core.messages import EpochEnd, Item, Kind, Message, SourceFailed
 from akkordeon.core.payload import Payload
-from akkordeon.core.plain_state import PlainState
+from akkordeon.core.plain_state import PlainState, StageState
 
-__all__ = ["Acknowledge", "Answer", "Event", "Kept", "Key", "Labelled", "Question", "Record"]
+__all__ = ["Acknowledge", "Answer", "Event", "Kept", "Key", "Labelled", "Question", "Record", "TakeOver"]
 
 Key = str | int
 """By which a label is matched with its inputs: a string, or a whole number of at least 0."""
@@ -77,3 +77,18 @@ class Kept(Message):
     """
 
     until: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TakeOver(Message, kind=Kind.BACKWARD):
+    """Go on from what other gates have learned. Sentinel to last gate, from there to the first, and back.
+
+    It goes the way of cuts, so that these have all of it or nothing.
+
+    Attributes:
+        asker: the sentinel.
+        states: of the gates that it has not come to, head first.
+    """
+
+    asker: str
+    states: tuple[StageState, ...]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-__all__ = ["DriftAlarm", "LabelCount", "StreamReport"]
+__all__ = ["DriftAlarm", "LabelCount", "ShadowTried", "StreamReport"]
 
 
 @dataclass
@@ -69,3 +69,31 @@ class DriftAlarm:
 
     def __str__(self) -> str:
         return f"{self.sentinel}: its {self.on} is worse than before, after {self.examples:,} examples"
+
+
+@dataclass(frozen=True, slots=True)
+class ShadowTried:
+    """A shadow has learned beside the gates for long enough to know which predicts better.
+
+    Attributes:
+        sentinel: its name.
+        on: what was compared: ``"loss"``, or the name of a score.
+        examples: of the stream that had been scored by then.
+        at_work: the mean of the gates.
+        shadow: that of the shadow on the same examples.
+        takes_over: whether the gates go on from the shadow.
+    """
+
+    sentinel: str
+    on: str
+    examples: int
+    at_work: float
+    shadow: float
+    takes_over: bool
+
+    def __str__(self) -> str:
+        what = "takes over" if self.takes_over else "is given up"
+        return (
+            f"{self.sentinel}: a shadow {what} after {self.examples:,} examples, with {self.on} "
+            f"{self.shadow:.4f} beside {self.at_work:.4f}"
+        )

@@ -10,7 +10,13 @@ from torch import Tensor
 from akkordeon.core.errors import ProtocolError
 from akkordeon.core.payload import Payload, map_tensors, tensors
 
-__all__ = ["OutputError", "output_of"]
+__all__ = ["DETACHED", "OutputError", "output_of"]
+
+DETACHED = (
+    "no gradient can come back through the output of its module; does it detach its result, work under "
+    "no_grad, or give whole numbers?"
+)
+"""Where PyTorch says that a loss does not require grad."""
 
 
 class OutputError(ProtocolError):

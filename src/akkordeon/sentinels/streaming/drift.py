@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 from akkordeon.core.checks import require_above, require_whole
 from akkordeon.core.errors import RecipeError
 
-__all__ = ["Detector", "Drift", "MoreLearning", "ResetOptimizers", "require_drift", "require_gates"]
+__all__ = ["Detector", "Drift", "MoreLearning", "ResetOptimizers", "Shadow", "require_drift", "require_gates"]
 
 
 @runtime_checkable
@@ -73,7 +73,35 @@ class ResetOptimizers:
         return row if self.gates is None else [gate for gate in row if gate in self.gates]
 
 
-Reaction = MoreLearning | ResetOptimizers
+@dataclass(frozen=True)
+class Shadow:
+    """Have a second network begin anew beside the gates, with the weights of their recipe.
+
+    It predicts each example and learns from it, as the gates do. If it was better in the later half, gates go
+    on from its weights and optimizers; if not, it is forgotten. One is tried at a time. It lives with the
+    sentinel, as a whole, and a checkpoint has nothing of it.
+
+    Args:
+        examples: how long it is tried.
+    """
+
+    examples: int = 1000
+
+    def __post_init__(self) -> None:
+        """Refuse what would be over before it began."""
+        require_whole("examples", self.examples, 2)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What gates are told: nothing, until it is known which is better."""
+        return {}
+
+    def chosen(self, row: Sequence[str]) -> Sequence[str]:
+        """Which of the gates are told."""
+        return ()
+
+
+Reaction = MoreLearning | ResetOptimizers | Shadow
 """What may be done about an alarm."""
 
 
@@ -105,14 +133,18 @@ class Drift:
             )
         for reaction in self.reactions:
             if not isinstance(reaction, Reaction):
-                raise RecipeError(
-                    f"a reaction to drift is MoreLearning(…) or ResetOptimizers(…), got {reaction!r}"
-                )
+                there = "MoreLearning(…), ResetOptimizers(…) and Shadow(…)"
+                raise RecipeError(f"reactions to drift are {there}, got {reaction!r}")
 
     @property
     def reactions(self) -> tuple[Reaction, ...]:
         """What is done about an alarm, in this order."""
         return tuple(self.react) if isinstance(self.react, Sequence) else (self.react,)
+
+    @property
+    def shadow(self) -> Shadow | None:
+        """The shadow that is tried after an alarm, if any is."""
+        return next((each for each in self.reactions if isinstance(each, Shadow)), None)
 
     def is_worse(self, value: float, than: float) -> bool:
         """Whether a value of what is watched is worse than another."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 
 from akkordeon.core.actor import Effect, Report, Send
 from akkordeon.core.errors import RecipeError
@@ -48,13 +48,18 @@ class DriftWatch:
         """How many examples had been scored at the latest alarms."""
         return tuple(self._alarms)
 
-    def look(self, scores: Mapping[str, float], examples: int, row: Sequence[str]) -> Iterator[Effect]:
+    def look(
+        self, scores: Mapping[str, float], examples: int, row: Sequence[str]
+    ) -> Generator[Effect, None, bool]:
         """Take in the scores of a prediction, and raise the alarm and react if it is time to.
 
         Args:
             scores: the loss and the scores, by name.
             examples: that have been scored by now.
             row: addresses of the gates.
+
+        Returns:
+            Whether there was an alarm.
         """
         value = scores.get(self._recipe.on)
         if value is None:
@@ -65,7 +70,7 @@ class DriftWatch:
         self._of_late += (value - self._of_late) * max(1 / OF_LATE, 2 / (self._values + 1))
         self._detector.update(value)
         if not self._detector.drift_detected:
-            return
+            return False
         is_worse = self._recipe.is_worse(self._of_late, self._mean)
         self._values = 0
         if is_worse:
@@ -73,6 +78,7 @@ class DriftWatch:
             yield Report(DriftAlarm(self._name, self._recipe.on, examples))
             for reaction in self._recipe.reactions:
                 yield from (Send(gate, Change(reaction.settings)) for gate in reaction.chosen(row))
+        return is_worse
 
     def state(self) -> PlainState:
         """Where it stands, as plain data, but for the detector: those have no such form."""

@@ -9,19 +9,23 @@ One prediction is one evaluation, on a cut of its own.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 
-from akkordeon.core.actor import Effect, Send
+from akkordeon.core.actor import Effect, Report, Send
 from akkordeon.core.messages import Batch, Cut, CutId, Evaluate, Forget, Refused, Release
 from akkordeon.core.payload import Payload, samples
+from akkordeon.core.plain_state import StageState
 from akkordeon.core.recovery.messages import Restarted
+from akkordeon.core.streams.messages import TakeOver
 from akkordeon.sentinels.loss import LossInputs, loss_of, to_targets_device
 from akkordeon.sentinels.recipes import Streaming
 from akkordeon.sentinels.scores import StreamingScore, numbers_of
 from akkordeon.sentinels.streaming.drift_watch import DriftWatch
 from akkordeon.sentinels.streaming.prequential import Prequential
+from akkordeon.sentinels.streaming.shadow import ShadowRow, Trial
 from akkordeon.sentinels.streaming.unlabelled import Example
 from akkordeon.sentinels.trainer import Trainer
 
@@ -44,19 +48,32 @@ class PredictingTrainer(Trainer):
         reader: address of its reader.
         recipe: the sentinel.
         saves: it tells now and then where it is.
+        make_shadow: makes gates that are as the recipe of the row has them.
     """
 
     def __init__(
-        self, address: str, name: str, row: tuple[str, ...], reader: str, recipe: Streaming, saves: bool
+        self,
+        address: str,
+        name: str,
+        row: tuple[str, ...],
+        reader: str,
+        recipe: Streaming,
+        saves: bool = False,
+        make_shadow: Callable[[], ShadowRow] | None = None,
     ) -> None:
         super().__init__(address, name, row, reader, recipe, endless=True, saves=saves)
+        self._how = recipe
         self._to_predict: deque[Example] = deque()
         self._predicting: dict[int, Example] = {}  # by the number of the cut
         self._cuts = 0
         self._ready: deque[Example] = deque()  # predicted and labelled
         self._prequential = Prequential(recipe.window, recipe.fading)
         self._drift = None if recipe.drift is None else DriftWatch(name, recipe.drift)
-        self._handlers |= {Cut: self._pinned, Evaluate: self._predicted}
+        self._make_shadow = make_shadow
+        self._trial: Trial | None = None
+        self._successors: dict[str, StageState] = {}  # what the gates are to go on from
+        self._is_handing_over = False
+        self._handlers |= {Cut: self._pinned, Evaluate: self._predicted, TakeOver: self._taken_over}
 
     @property
     def _at_the_gates(self) -> int:
@@ -64,7 +81,7 @@ class PredictingTrainer(Trainer):
 
     @property
     def _is_under_way(self) -> bool:
-        return self._at_the_gates > 0
+        return self._at_the_gates > 0 or self._is_handing_over
 
     def _not_predicted(self) -> tuple[Example, ...]:
         return (*self._predicting.values(), *self._to_predict)
@@ -121,21 +138,58 @@ class PredictingTrainer(Trainer):
         if outputs is None or self._numbers + len(self._ready) in self._places.known:
             self._prequential.unscored += size  # the weights may know it already
             return
-        targets = to_targets_device(example.y, outputs)
+        values = self._values(outputs, example.y)
+        if self._prequential.add(values, size) and self._drift is not None:
+            is_alarm = yield from self._drift.look(values, self._prequential.examples, self._row)
+            yield from self._try_shadow(example, values, is_alarm)
+
+    def _values(self, outputs: Payload, y: Any) -> dict[str, float]:
+        """The loss and the scores."""
+        targets = to_targets_device(y, outputs)
         with torch.no_grad():
             given = LossInputs(outputs, self._recipe.loss)
             values = {"loss": loss_of(self._recipe.loss, given.payload, targets).item()}
             for name, score in self._recipe.scores.items():
                 assert not isinstance(score, StreamingScore), "the recipe has refused those"
                 values |= numbers_of(name, score(given.unchanged(), targets))
-        if self._prequential.add(values, size) and self._drift is not None:
-            yield from self._drift.look(values, self._prequential.examples, self._row)
+        return values
+
+    # ── a shadow ─────────────────────────────────────────────────────────────────────────────────────
+
+    def _try_shadow(self, example: Example, at_work: Mapping[str, float], is_alarm: bool) -> Iterator[Effect]:
+        """Have the shadow do what the gates do, if there is one; an alarm begins one."""
+        trial, drift = self._trial, self._how.drift
+        assert drift is not None, "somebody watches"
+        if trial is not None:
+            trial.add(example.x, example.y, at_work, self._values, self._recipe.loss)
+            if trial.is_over:
+                self._trial, self._successors = None, trial.successors(self._row)
+                takes_over = bool(self._successors)
+                yield Report(trial.report(self.name, self._prequential.examples, takes_over))
+        elif is_alarm and drift.shadow is not None and self._make_shadow and not self._successors:
+            self._trial = Trial(drift, drift.shadow.examples, self._make_shadow())
+
+    def _hand_over(self) -> Iterator[Effect]:
+        """Have the gates go on from the shadow, once nothing is there that they began with other weights."""
+        if not self._is_under_way:
+            self._is_handing_over = True
+            yield Send(self._row[-1], TakeOver(self.address, tuple(self._successors.values())))
+
+    def _taken_over(self, message: TakeOver, now_s: float) -> Iterator[Effect]:
+        if self._is_handing_over:
+            self._successors, self._is_handing_over = {}, False
+            yield from self._send(now_s)
+
+    # ── gates that are made anew, and the end ────────────────────────────────────────────────────────
 
     def _restarted(self, message: Restarted, now_s: float) -> Iterator[Effect]:
         """As any trainer; predictions under way are made again."""
         number = max(self._numbers, self._cuts)  # gates forget both below one number
         self._places.known = self._places.known.moved(self._numbers, number - self._numbers)
         self._numbers = self._cuts = number
+        self._is_handing_over = False  # it may have been on its way there
+        if [*self._successors] != [*self._row]:  # others have come, or gone
+            self._successors = {}
         self._give_up_predictions()
         yield from super()._restarted(message, now_s)
 

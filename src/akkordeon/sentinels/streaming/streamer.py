@@ -11,7 +11,7 @@ as in a plain loop. The source is asked for no more than may be under way.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,7 @@ from akkordeon.sentinels.recipes import Streaming
 from akkordeon.sentinels.streaming.events import as_plain, from_plain
 from akkordeon.sentinels.streaming.predicting import PredictingTrainer
 from akkordeon.sentinels.streaming.receipts import Receipts
+from akkordeon.sentinels.streaming.shadow import ShadowRow
 from akkordeon.sentinels.streaming.unlabelled import Example, Unlabelled
 
 __all__ = ["Streamer"]
@@ -66,6 +67,7 @@ class Streamer(PredictingTrainer):
         start: what it goes on from, as it said itself; it stays at rest until it is told to go on.
         saves: somebody may have another go on where it is told of last, if this one is lost.
         acknowledges: whether its source wants to know what it need not give again.
+        make_shadow: makes gates that are as the recipe of the row has them.
     """
 
     def __init__(
@@ -78,9 +80,9 @@ class Streamer(PredictingTrainer):
         start: PlainState | None = None,
         saves: bool = False,
         acknowledges: bool = False,
+        make_shadow: Callable[[], ShadowRow] | None = None,
     ) -> None:
-        super().__init__(address, name, row, reader, recipe, saves)
-        self._how = recipe
+        super().__init__(address, name, row, reader, recipe, saves, make_shadow)
         self._asked = 0  # of the reader, and not read yet
         self._read_so_far = self._handled = 0  # records
         self._receipts = Receipts(acknowledges)
@@ -117,6 +119,9 @@ class Streamer(PredictingTrainer):
         """Learn from what may be learned from, then predict what may be predicted, then read on."""
         if self._rest:
             yield from self._come_to_rest(now_s)
+            return
+        if self._successors:
+            yield from self._hand_over()
             return
         yield from self._learn(now_s)
         while self._waiting and not self._all_sent and self._may_handle(self._waiting[0]):
@@ -318,7 +323,7 @@ class Streamer(PredictingTrainer):
 
     def _come_to_rest(self, now_s: float) -> Iterator[Effect]:
         """With nothing at the gates; a source that stalls keeps nobody waiting."""
-        if not (self._flights or self._predicting or all(self._rest.values())):
+        if not (self._is_under_way or all(self._rest.values())):
             yield from self._tell_at_rest(self._state(Locate(self.address)))
 
     def _state(self, asked: Locate) -> PlainState:

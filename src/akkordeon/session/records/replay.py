@@ -33,6 +33,7 @@ from akkordeon.sentinels.roles import KEEPERS, Role
 from akkordeon.session.records.digest import Digest, data_fingerprint, key_of
 from akkordeon.session.records.file_format import GIVEN, RHYTHM, message_of, unpacked
 from akkordeon.session.records.record import Record
+from akkordeon.session.streams.live_row import shadow_of
 from akkordeon.session.topology import topology_of
 
 __all__ = ["Replayed", "replay"]
@@ -216,7 +217,9 @@ class _Replay(Interpreter[_Cell]):
         if what.get("data") and what["data"] != data_fingerprint(recipe.batches):
             self.suspects.append(f"the data of {what['name']!r}")
         row = self.topology.row_for(recipe)
-        self._spawn(make_actors(recipe, address, what["name"], row, self.record.header["seed"]))
+        seed = self.record.header["seed"]
+        shadow = shadow_of(self.topology.network, seed)
+        self._spawn(make_actors(recipe, address, what["name"], row, seed, make_shadow=shadow))
 
     def _recipe(self, what: dict[str, Any]) -> Training | Evaluation:
         name, role = what["name"], what["role"]

@@ -13,7 +13,7 @@ from akkordeon.core.errors import RecipeError
 from akkordeon.pipeline.network import Network
 from akkordeon.sentinels.loss import Loss
 from akkordeon.session.river.features import Features, Row, inputs_of
-from akkordeon.session.river.row import LiveRow
+from akkordeon.session.streams.live_row import LiveRow
 
 __all__ = ["NetworkEstimator"]
 

@@ -6,7 +6,8 @@ The messages are those of a sentinel with one batch in flight; no engine carries
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,10 +32,11 @@ from akkordeon.core.messages import (
 from akkordeon.core.numerics.autograd import with_gradients
 from akkordeon.core.payload import Payload, map_tensors, samples
 from akkordeon.core.plain_state import StageState
+from akkordeon.downpour.recipe import Downpour
 from akkordeon.pipeline.network import Network
 from akkordeon.sentinels.loss import Loss, gradient_of, leaf_of, loss_of
 
-__all__ = ["LiveRow"]
+__all__ = ["LiveRow", "shadow_of"]
 
 ME = "caller"
 
@@ -149,3 +151,8 @@ def _state_of(exported: Exported) -> StageState:
         raise exported.learner
     tensors = {name: tensor.clone() for name, tensor in exported.state.items()}
     return StageState(0, tensors, exported.learner)
+
+
+def shadow_of(network: Network | Downpour, seed: int) -> Callable[[], LiveRow] | None:
+    """How to make a row beside that of a network; None for replicas, whose rows learn from no streams."""
+    return partial(LiveRow, network, seed) if isinstance(network, Network) else None

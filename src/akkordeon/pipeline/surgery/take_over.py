@@ -1,0 +1,46 @@
+"""What a gate goes on from that another one like it has learned, while it is at work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from akkordeon.core.errors import RecipeError
+from akkordeon.core.payload import all_finite
+from akkordeon.core.plain_state import StageState
+from akkordeon.pipeline.module_state import Statistics, write
+from akkordeon.pipeline.updater import FROZEN, Updater
+from akkordeon.pipeline.weights import Weights
+
+__all__ = ["taken_over"]
+
+
+def taken_over(
+    states: Sequence[StageState], module: nn.Module, weights: Weights, buffers: Statistics, updater: Updater
+) -> Updater:
+    """Put the last of some states into a module at work, and give what it goes on learning with.
+
+    Whoever holds the weights and buffers of before keeps them. What is frozen stays so.
+
+    Raises:
+        RecipeError: they are those of another module, or it learned with something else.
+    """
+    if not states:
+        raise RecipeError("it is to take over from nobody")
+    state, places = states[-1], range(len(weights.names))
+    came = [state.tensors[name] for name in weights.names if name in state.tensors]
+    if state.learner is None or not weights.can_adopt(came, places) or not all_finite(came):
+        raise RecipeError("it is to take over weights that are none of its module's, or not finite")
+    average = weights.average
+    buffers.renew()
+    try:
+        write({name: tensor for name, tensor in state.tensors.items() if name not in weights.names}, module)
+        fresh = updater.like()
+        fresh.load({**state.learner, FROZEN: updater.frozen})
+    except BaseException:
+        buffers.roll_back()
+        weights.average = average
+        raise
+    weights.adopt(came, places)
+    return fresh

@@ -1,0 +1,125 @@
+"""A gate at work goes on from what another gate like it has learned, or as it was."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from tests.support.harness import backward, do, forward, gate_alone, reports, same_bits, sends
+from torch import nn
+
+from akkordeon.core.messages import Cut, CutId, Export, Exported
+from akkordeon.core.plain_state import StageState
+from akkordeon.core.reports import MessageRefused
+from akkordeon.core.streams.messages import TakeOver
+
+ME = "sentinel/s#1"
+
+
+def gate(**recipe):
+    module = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+    return gate_alone(module, **recipe)
+
+
+def trained(updates=3, **recipe):
+    """A gate that has learned something, with momentum."""
+    actor = gate(**recipe)
+    for number in range(updates):
+        do(actor, forward(number, torch.randn(5, 4)), backward(number, torch.randn(5, 3)))
+    return actor
+
+
+def state_of(actor) -> StageState:
+    cut = CutId("a", actor.version)
+    (exported,) = sends(do(actor, Cut(cut, whole=True), Export(cut)), Exported)
+    return copy.deepcopy(StageState(0, exported.state, exported.learner))
+
+
+def take_over(actor, *states) -> list:
+    return do(actor, TakeOver(ME, states))
+
+
+def test_it_learns_on_as_the_other_would_have():
+    other, actor = trained(), trained(1)
+    take_over(actor, state_of(other))
+    assert same_bits(actor.module, other.module)
+    for number in (10, 11):
+        x, gradient = torch.randn(5, 4), torch.randn(5, 3)
+        for each in (actor, other):
+            do(each, forward(number, x), backward(number, gradient))
+    assert same_bits(actor.module, other.module)
+
+
+def test_it_is_another_version_and_the_gate_before_is_told_next():
+    actor, first, own = trained(), state_of(trained()), state_of(trained())
+    (passed,) = sends(take_over(actor, first, own))
+    assert (passed.asker, passed.states) == (ME, (first,))
+    assert actor.version == 4
+
+
+def test_a_cut_keeps_the_weights_and_buffers_it_has_pinned():
+    actor = trained()
+    cut = CutId("v", 0)
+    do(actor, Cut(cut))
+    before = copy.deepcopy(actor.module.state_dict())
+    take_over(actor, state_of(trained()))
+    (exported,) = sends(do(actor, Export(cut)), Exported)
+    assert same_bits(exported.state, before)
+
+
+def test_a_batch_in_flight_has_its_gradient_on_the_weights_of_its_forward():
+    actor, twin = trained(), None
+    twin = copy.deepcopy(actor.module)
+    x, gradient = torch.randn(5, 4, requires_grad=True), torch.randn(5, 3)
+    do(actor, forward(10, x.detach()))
+    take_over(actor, state_of(trained()))
+    sent, *_ = sends(do(actor, backward(10, gradient)))
+    (expected,) = torch.autograd.grad(twin(x), x, gradient)
+    assert torch.equal(sent.payload, expected)
+
+
+def test_an_average_comes_along():
+    other, actor = trained(ema=0.5), trained(ema=0.5)
+    take_over(actor, state_of(other))
+    assert all(map(torch.equal, actor.weights.pin(averaged=True), other.weights.pin(averaged=True)))
+
+
+def without_learner():
+    return StageState(0, state_of(trained()).tensors)
+
+
+def of_another_module():
+    return state_of(gate_alone(nn.Linear(4, 7)))
+
+
+def not_finite():
+    state = state_of(trained())
+    state.tensors["0.weight"].fill_(torch.nan)
+    return state
+
+
+def with_more():
+    state = state_of(trained())
+    return StageState(0, {**state.tensors, "5.bias": torch.ones(1)}, state.learner)
+
+
+def of_another_optimizer():
+    return state_of(trained(optimizer=torch.optim.Adam))
+
+
+@pytest.mark.parametrize(
+    "wrong", [without_learner, of_another_module, not_finite, with_more, of_another_optimizer]
+)
+def test_what_does_not_fit_is_refused_and_the_gate_before_is_told_all_the_same(wrong):
+    actor = trained(ema=0.5)
+    before, average = copy.deepcopy(actor.module.state_dict()), actor.weights.average
+    effects = take_over(actor, wrong())
+    assert len(reports(effects, MessageRefused)) == len(sends(effects, TakeOver)) == 1
+    assert same_bits(actor.module.state_dict(), before)
+    assert (actor.version, actor.weights.average) == (3, average)
+
+
+def test_one_that_is_told_nothing_says_so():
+    (refused,) = reports(take_over(trained()), MessageRefused)
+    assert "from nobody" in refused.reason
