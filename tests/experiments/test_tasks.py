@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import replace
 
@@ -16,7 +17,7 @@ import akkordeon as ak
 from akkordeon.core.errors import DataError, TaskError
 from akkordeon.experiments.build import build_trainers
 from akkordeon.experiments.config import DownpourConfig, TrainConfig
-from akkordeon.experiments.tasks.loader import load_task
+from akkordeon.experiments.tasks.loader import load_network, load_task
 from akkordeon.experiments.tasks.named import NAMED
 
 X, Y = torch.randn(20, 6), torch.randint(4, (20,))
@@ -226,3 +227,19 @@ def test_a_task_says_how_many_batches_are_under_way_for_its_own_optimizers():
     assert in_flight(downpour=DownpourConfig(replicas=2)) == 1
     with pytest.raises(TaskError, match="in_flight is at least 1, got 0"):
         replace(task, in_flight=0)
+
+
+def test_a_file_that_was_changed_within_a_second_is_read_again(tmp_path, monkeypatch):
+    """What Python had compiled beside it counted as new: it goes by the second and the length of the file."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    file = tmp_path / "mine.py"
+    found = []
+    for size in (5, 9):
+        file.write_text(
+            "import akkordeon as ak\nfrom torch import nn\n\n\n"
+            f"def row():\n    return ak.Network([ak.Gate(nn.Linear({size}, 3))])\n"
+        )
+        os.utime(file, (0, 0))
+        found.append(load_network(f"{file}:row").gates[0].module.in_features)
+    assert found == [5, 9]
+    assert list(tmp_path.iterdir()) == [file]

@@ -226,6 +226,7 @@ class Attachment:
         self.error, self._state = None, None
         self.ended = self._told_to_end = self._cut_short = self._error_is_known = self._comes_back = False
         if start is not None and self.role.trains:
+            self._saved = start  # until it tells itself where it is
             self.epochs_done, self._batches = start["epochs"], BatchCount(*start["batches"])
 
     def _make_last_round(self) -> None:

@@ -94,6 +94,17 @@ def test_every_gate_has_learned_from_every_sample_once_an_epoch_whenever_its_sen
         assert state["times"].tolist() == [-epochs] * SAMPLES
 
 
+def test_one_that_is_killed_again_before_it_has_told_anything_goes_on_where_it_was_to_begin():
+    """What it had told in its life before was taken for it: four samples were learned from twice."""
+    with ak.run(network(1), simulator([0.09375, 0.103515625])) as session:
+        trainer = session.attach(
+            ak.Sentinel.train(batches(1), total, in_flight=2, report_every=None, name="a")
+        )
+        until_done(trainer)
+        (state,) = session.states(1000).values()
+    assert state["times"].tolist() == [-1] * SAMPLES
+
+
 @pytest.mark.parametrize("at_s", [0.03, 0.1, 0.2, 0.311])
 def test_with_one_in_flight_it_has_the_bits_of_a_run_in_which_nobody_was_killed(at_s):
     def trained(kills_s):

@@ -9,8 +9,9 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 import torch
@@ -124,10 +125,20 @@ def _function_in_file(name: str) -> Iterator[tuple[Callable[..., Any], Path]]:
         yield found, path
 
 
+class _AsItStands(SourceFileLoader):
+    """Compiles a file as a script: one that was changed twice in a second is not taken for the one before."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        """The code of the file, of which nothing is kept beside it."""
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
 def _imported(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"akkordeon_task_{path.stem}", path)
-    if spec is None or spec.loader is None:
+    if path.suffix != ".py":
         raise TaskError(f"{path} is not a Python file; its name must end with .py")
+    name = f"akkordeon_task_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path, loader=_AsItStands(name, os.fspath(path)))
+    assert spec is not None and spec.loader is not None, "a loader was given"
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # where dataclasses and pickle look for it
     spec.loader.exec_module(module)
