@@ -137,11 +137,12 @@ def _imported(path: Path) -> ModuleType:
     if path.suffix != ".py":
         raise TaskError(f"{path} is not a Python file; its name must end with .py")
     name = f"akkordeon_task_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path, loader=_AsItStands(name, os.fspath(path)))
-    assert spec is not None and spec.loader is not None, "a loader was given"
+    loader = _AsItStands(name, os.fspath(path))
+    spec = importlib.util.spec_from_file_location(name, path, loader=loader)
+    assert spec is not None, "a loader was given"
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses and pickle look for it
-    spec.loader.exec_module(module)
+    sys.modules[name] = module  # where dataclasses and pickle look for it
+    loader.exec_module(module)
     return module
 
 
