@@ -335,11 +335,10 @@ class ReplicaTopology(RowTopology):
         return self._downpour.replica_row(replica)
 
     def new_replica(self) -> int:
-        """Have one replica more; its number was never used before."""
+        """The number of one replica more, never used before."""
         with self._lock:
             replica = self._next
             self._next += 1
-        self._living.add(replica)
         return replica
 
     def replica_spawns(self, replica: int, seed: int) -> Iterator[Spawn]:
