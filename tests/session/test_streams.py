@@ -254,6 +254,21 @@ def test_what_was_learned_is_acknowledged_and_nothing_else():
     assert second.batches.trained >= N - 20
 
 
+class Slow(Queue):
+    """It takes its time over each that it need not give again."""
+
+    def acknowledge(self, positions):
+        threading.Event().wait(0.002)  # never set
+        super().acknowledge(positions)
+
+
+def test_a_stream_ends_once_its_source_was_told_of_all_that_was_learned():
+    queue = Slow({i: (X[i : i + 1], Y[i : i + 1]) for i in range(N)})
+    with ak.run(network(), ak.Threads(2)) as session:
+        session.attach(stream(queue, in_flight=8)).wait(WAIT_S)
+        assert not queue.left
+
+
 class Failing:
     """A source that is out of reach once."""
 

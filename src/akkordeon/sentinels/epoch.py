@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from akkordeon.core.payload import Payload
@@ -146,7 +146,7 @@ class Epoch:
             staleness_mean=self._staleness.mean,
             staleness_max=self._staleness.largest,
             refused=self._refused,
-            batches_so_far=batches_so_far,
+            batches_so_far=replace(batches_so_far),
         )
 
     def sums(self) -> dict[str, Any]:

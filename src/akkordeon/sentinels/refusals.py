@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from akkordeon.core.errors import DataError
-from akkordeon.core.messages import Fault, Refused
+from akkordeon.core.messages import Batch, Fault, Refused
 from akkordeon.core.reports import BatchCount, BatchRefused
 
-__all__ = ["Refusals", "record_of"]
+__all__ = ["Refusals", "not_finite", "record_of"]
 
 REFUSED_MAX = 10
 """Batches refused in a row after which a sentinel gives up; as many as are in flight, where that is more."""
@@ -90,6 +90,11 @@ class Refusals:
         if trained and self._last.fault is Fault.NOT_FINITE:
             why += "; if training diverges, lower the learning rate or put fewer batches in flight"
         raise DataError(why) from self._last.error
+
+
+def not_finite(batch: Batch, by: str, loss: float) -> Refused:
+    """A batch has a loss that is no finite number."""
+    return Refused(batch, by, Fault.NOT_FINITE, f"its loss is {loss}, expected a finite number")
 
 
 def record_of(sentinel: str, why: Refused) -> BatchRefused:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 
 from akkordeon.core.actor import After, Effect, Report, Send, Stop
 from akkordeon.core.checkpoint_messages import AllRead, Locate
@@ -40,7 +39,7 @@ from akkordeon.sentinels.epoch import Epoch, Flight
 from akkordeon.sentinels.loss import GraphCheck, LossInputs, gradient_of, leaf_of, loss_of, to_targets_device
 from akkordeon.sentinels.reader import READ_AHEAD
 from akkordeon.sentinels.recipes import Training
-from akkordeon.sentinels.refusals import Refusals, record_of
+from akkordeon.sentinels.refusals import Refusals, not_finite, record_of
 
 __all__ = ["Trainer"]
 
@@ -97,14 +96,18 @@ class Trainer(SentinelActor[Flight]):
     # ── sending ──────────────────────────────────────────────────────────────────────────────────────
 
     def _attach(self, message: Attach, now_s: float) -> Iterator[Effect]:
-        self._latest_s = self._epoch_began_s = self._reported_s = now_s
-        self._began_s += now_s  # of one that goes on, so many seconds ago
-        yield from self._save()
+        yield from self._begin(now_s)
         if self._all_sent:
             yield from self._end()
             return
         yield Send(self._reader, Pull(READ_AHEAD * self._in_flight - self.batches.sent % self._in_flight))
-        if self._recipe.seconds is not None and self._in_all is None:
+
+    def _begin(self, now_s: float) -> Iterator[Effect]:
+        """Count the time from now; of one that goes on, from so many seconds ago."""
+        self._latest_s = self._epoch_began_s = self._reported_s = now_s
+        self._began_s += now_s
+        yield from self._save()
+        if self._recipe.seconds is not None and self._in_all is None and not self._all_sent:
             yield After(max(0.0, self._recipe.seconds - (now_s - self._began_s)), Detach(done=True))
 
     def _source_failed(self, message: SourceFailed, now_s: float) -> Iterator[Effect]:
@@ -237,10 +240,7 @@ class Trainer(SentinelActor[Flight]):
         given = LossInputs(leaves, self._recipe.loss)
         loss = with_gradients(loss_of, self._recipe.loss, given.payload, targets)
         if not math.isfinite(value := loss.item()):
-            why = Refused(
-                batch, self.name, Fault.NOT_FINITE, f"its loss is {value}, expected a finite number"
-            )
-            yield from self._count_refused(why, self._row, now_s)
+            yield from self._count_refused(not_finite(batch, self.name, value), self._row, now_s)
             return
         self._graph_check.look(loss, leaves)
         gradient = gradient_of(loss, leaves)
@@ -345,7 +345,7 @@ class Trainer(SentinelActor[Flight]):
         seconds = now_s - self._epoch_began_s
         self._epoch_began_s = self._reported_s = now_s
         self._rounds += 1
-        yield Report(epoch.done(self.name, seconds, replace(self.batches)))
+        yield Report(epoch.done(self.name, seconds, self.batches))
         yield from self._save()
 
     def _report_progress(self, epoch: Epoch, now_s: float) -> Iterator[Effect]:

@@ -8,7 +8,7 @@ from tests.support.harness import do, reports, sends, stops
 from torch.nn import functional as F
 
 import akkordeon as ak
-from akkordeon.core.checkpoint_messages import GoOn, Locate
+from akkordeon.core.checkpoint_messages import AllRead, GoOn, Locate
 from akkordeon.core.errors import RecipeError
 from akkordeon.core.messages import (
     Attach,
@@ -152,6 +152,9 @@ def test_predictions_without_a_label_are_dropped_at_the_bound_and_at_the_end_and
         predict(streamer, number)
     effects = do(streamer, ak.Answer(0, Y, at(3)), EpochEnd(last=True))
     assert acknowledged(effects) == [3, 2]
+    assert sends(effects, Locate)  # the source is told of these first
+    assert not stops(effects)
+    effects = do(streamer, AllRead())
     (report,) = reports(effects, StreamReport)
     assert (report.labels.dropped, report.labels.unmatched, report.labels.waiting) == (3, 1, 0)
     assert stops(effects)
@@ -171,7 +174,7 @@ def test_what_comes_again_is_not_learned_twice_and_acknowledged_once_it_is_done(
     assert acknowledged(train(streamer, 0)) == ([1, 2] if labelled else [1, 3, 2])
     effects = do(streamer, record(4))
     assert (acknowledged(effects), sends(effects, Cut)) == ([4], [])
-    (report,) = reports(do(streamer, EpochEnd(last=True)), StreamReport)
+    (report,) = reports(do(streamer, EpochEnd(last=True), AllRead()), StreamReport)
     assert report.labels.duplicates == 2
 
 

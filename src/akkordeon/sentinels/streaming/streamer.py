@@ -15,13 +15,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from akkordeon.core.actor import After, Effect, Report, Send
-from akkordeon.core.checkpoint_messages import Locate
-from akkordeon.core.errors import RecipeError
+from akkordeon.core.actor import Effect, Report, Send
+from akkordeon.core.checkpoint_messages import AllRead, Locate
 from akkordeon.core.messages import (
     Attach,
     Backward,
-    Detach,
     EpochEnd,
     Forward,
     Item,
@@ -40,7 +38,7 @@ from akkordeon.sentinels.streaming.events import as_plain, from_plain
 from akkordeon.sentinels.streaming.predicting import PredictingTrainer
 from akkordeon.sentinels.streaming.receipts import Receipts
 from akkordeon.sentinels.streaming.shadow import ShadowRow
-from akkordeon.sentinels.streaming.unlabelled import Example, Unlabelled
+from akkordeon.sentinels.streaming.unlabelled import Example, Unlabelled, delay_of
 
 __all__ = ["Streamer"]
 
@@ -86,6 +84,8 @@ class Streamer(PredictingTrainer):
         self._asked = 0  # of the reader, and not read yet
         self._read_so_far = self._handled = 0  # records
         self._receipts = Receipts(acknowledges)
+        self._unheard = False  # something was acknowledged, and the source may not know yet
+        self._asked_last = False
         self._again: dict[Key, list[int]] = {}  # records that are of no use if one before is done with
         self._source_state: PlainState | None = None
         self._source_over = False
@@ -100,11 +100,7 @@ class Streamer(PredictingTrainer):
     # ── reading ──────────────────────────────────────────────────────────────────────────────────────
 
     def _attach(self, message: Attach, now_s: float) -> Iterator[Effect]:
-        self._latest_s = self._epoch_began_s = self._reported_s = now_s
-        self._began_s += now_s
-        yield from self._save()
-        if self._recipe.seconds is not None and self._in_all is None:
-            yield After(max(0.0, self._recipe.seconds - (now_s - self._began_s)), Detach(done=True))
+        yield from self._begin(now_s)
         yield from self._send(now_s)
 
     def _read(self, message: Event, now_s: float) -> Iterator[Effect]:
@@ -196,15 +192,9 @@ class Streamer(PredictingTrainer):
         if self._how.delay is None:
             example.is_labelled = True
         else:
-            delay = self._delay_of(item)
+            delay = delay_of(self._how.delay, item)
             example.due = None if delay is None else self._time - samples(item.x) + delay
             yield from self._wait_for_label(example)
-
-    def _delay_of(self, item: Item | Labelled) -> int | None:
-        delay = self._how.delay(item.x, item.y) if callable(self._how.delay) else self._how.delay
-        if delay is not None and not (isinstance(delay, int) and delay >= 0):
-            raise RecipeError(f"delay gives a whole number of examples of at least 0, or None; got {delay!r}")
-        return delay
 
     def _take_question(self, question: Question) -> Iterator[Effect]:
         example = self._example(question.x)
@@ -240,6 +230,7 @@ class Streamer(PredictingTrainer):
 
     def _acknowledge(self, positions: Sequence[PlainState]) -> Iterator[Effect]:
         if positions:
+            self._unheard = True
             yield Send(self._reader, Acknowledge(tuple(positions)))
 
     def _kept(self, message: Kept, now_s: float) -> Iterator[Effect]:
@@ -288,6 +279,18 @@ class Streamer(PredictingTrainer):
         yield from super()._lose(number, flight, now_s)
 
     # ── ending, telling, and going on ────────────────────────────────────────────────────────────────
+
+    def _end(self) -> Iterator[Effect]:
+        """End once the source was told of all that it need not give again."""
+        if not self._unheard:
+            yield from super()._end()
+        elif not self._asked_last:
+            self._asked_last = True
+            yield Send(self._reader, Locate(self.address))
+
+    def _all_read(self, message: AllRead, now_s: float) -> Iterator[Effect]:
+        self._unheard = self._asked_last = False
+        yield from self._send(now_s)
 
     def _say_end(self, result: Any = None, cut_short: bool = False) -> Iterator[Effect]:
         if self._predicting:  # it was detached

@@ -8,11 +8,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from akkordeon.core.errors import RecipeError
+from akkordeon.core.messages import Item
 from akkordeon.core.payload import Payload
-from akkordeon.core.streams.messages import Key
+from akkordeon.core.streams.messages import Key, Labelled
 from akkordeon.core.streams.reports import LabelCount
 
-__all__ = ["Example", "Unlabelled"]
+__all__ = ["Example", "Unlabelled", "delay_of"]
 
 
 @dataclass(slots=True, eq=False)
@@ -49,6 +51,22 @@ class Example:
     def from_plain(cls, plain: Mapping[str, Any]) -> Example:
         """Make it again."""
         return cls(**plain)
+
+
+def delay_of(delay: Any, item: Item | Labelled) -> int | None:
+    """After how many examples the label of one is used; None where it comes by itself.
+
+    Args:
+        delay: that number, or a function of inputs and labels that gives it.
+        item: the example.
+
+    Raises:
+        RecipeError: the function gave something else.
+    """
+    found = delay(item.x, item.y) if callable(delay) else delay
+    if found is not None and not (isinstance(found, int) and found >= 0):
+        raise RecipeError(f"delay gives a whole number of examples of at least 0, or None; got {found!r}")
+    return found
 
 
 class Unlabelled:
