@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -11,6 +12,7 @@ import threading
 import pytest
 
 from akkordeon.core.errors import ClusterError
+from akkordeon.engines.ray.cluster.processes import check_listen
 from akkordeon.engines.ray.cluster.signals import signals_kept
 from akkordeon.engines.ray.cluster.waits import ask, within
 
@@ -110,3 +112,20 @@ def test_every_wait_of_a_session_ends_in_a_sentence_when_the_raylet_is_killed():
     assert float(told["close"][0]) < 45
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_head_that_ends_while_it_is_looked_at_is_none():
+    """A head could not be started where one was just ending: its port was said to be in use."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+
+        def end_with_the_second():
+            listening.accept()[0].close()
+            second, _ = listening.accept()
+            listening.close()
+            second.close()
+
+        ending = threading.Thread(target=end_with_the_second)
+        ending.start()
+        assert not check_listen(address)
+        ending.join()

@@ -92,8 +92,7 @@ def check_listen(address: str) -> bool:
 
 def _listens(address: str) -> bool:
     host, port = parse_address(address)
-    if answers(host, port, CONNECT_S):
-        _check_is_cluster(address)
+    if answers(host, port, CONNECT_S) and _is_cluster(address):
         return True
     _check_free(host, port)
     return False
@@ -292,15 +291,19 @@ def _env() -> dict[str, str]:
     return {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0", **os.environ}
 
 
-def _check_is_cluster(address: str) -> None:
+def _is_cluster(address: str) -> bool:
+    """Whether a cluster answers there; what has ended since somebody listened was none."""
     try:
         probe(address)
     except ClusterError as error:
+        if not answers(*parse_address(address), CONNECT_S):
+            return False
         if "no Ray cluster" not in str(error):
             raise
         raise ClusterError(
             f"{address} is in use by something that is no Ray cluster; choose another port with --listen"
         ) from error
+    return True
 
 
 def _check_free(host: str, port: int) -> None:
