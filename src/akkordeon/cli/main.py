@@ -11,7 +11,7 @@ import typer
 from akkordeon.cli import network, sentinel
 from akkordeon.cli.downpour import downpour
 from akkordeon.cli.errors import SentenceGroup
-from akkordeon.cli.plan import plan
+from akkordeon.cli.experiments import compare, plan
 from akkordeon.cli.serve import serve
 from akkordeon.cli.simulate import replay, simulate
 from akkordeon.cli.train import measure, predict, resume, train
@@ -55,6 +55,7 @@ def _options(
 
 
 app.command()(plan)
+app.command()(compare)
 app.command()(train)
 app.command()(resume)
 app.command("test")(measure)

@@ -1,0 +1,179 @@
+"""The commands that try before one trains: layouts of a task on hosts, and rules for stale gradients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any, Literal
+
+import typer
+
+from akkordeon.cli.errors import say
+from akkordeon.cli.options import with_settings
+from akkordeon.core.errors import RecipeError
+from akkordeon.experiments.config import TrainConfig
+
+__all__ = ["compare", "plan"]
+
+OF_THE_MODEL = ("task", "data_dir", "batch_size", "staleness", "optimizer", "lr", "seed")
+
+
+@with_settings(only=OF_THE_MODEL)
+def plan(
+    config: TrainConfig,
+    hosts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.toml", help="Hosts and links, see examples/hosts; this machine alone if not given."
+        ),
+    ] = None,
+    costs: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Costs measured elsewhere, by --save-costs.")
+    ] = None,
+    save_costs: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Keep what was measured here.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all figures here.")] = None,
+) -> None:
+    """Find how to lay a task's network out on hosts: costs measured here, layouts run dry in the simulator.
+
+    `akkordeon train --auto` takes what is best on this machine.
+    """
+    from rich.console import Console
+
+    from akkordeon.experiments.planning import costs as files
+    from akkordeon.experiments.planning.settings import plan_task
+
+    elsewhere = None if save_costs is None else files.COMPRESSIONS
+    found = plan_task(config, hosts, costs, elsewhere)
+    if save_costs is not None:
+        files.save_costs(found.costs, save_costs)
+    Console().print(_table(found))
+    say(found.why)
+    if json is not None:
+        files.write_json(found.as_json(), json)
+
+
+@with_settings(only=("task", "data_dir", "batch_size"))
+def compare(
+    config: TrainConfig,
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Keep all runs here; given again, the study goes on.")
+    ] = Path("comparison"),
+    rules: Annotated[
+        str, typer.Option(metavar="RULE/OPTIMIZER,…", help="What is compared, as in stash/adamw,inverse/sgd.")
+    ] = "stash/momentum,inverse/momentum,dc-adaptive/momentum",
+    delays: Annotated[
+        str, typer.Option(metavar="N,…", help="Updates between a forward and its gradient, at the head.")
+    ] = "0,1,2,4,8",
+    kind: Annotated[
+        Literal["fixed", "per-stage", "drawn"],
+        typer.Option(help="The same at all gates; less down the row, as in 1F1B; drawn for each batch."),
+    ] = "fixed",
+    lrs: Annotated[
+        str, typer.Option(metavar="LR,…", help="Learning rates to choose from, for each rule and delay.")
+    ] = "0.003,0.01,0.03,0.1",
+    steps: Annotated[int, typer.Option(min=1, help="Batches of each run.")] = 1000,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs that are reported.")] = 3,
+    tuning_seeds: Annotated[int, typer.Option(min=1, help="Runs of each learning rate before.")] = 1,
+) -> None:
+    """Compare rules for stale gradients at exact delays, each with the learning rate that suits it.
+
+    One process emulates the delays, with the gates, optimizers and rules of real runs: no engine is in it.
+    """
+    from dataclasses import replace
+
+    from rich.console import Console
+
+    from akkordeon.experiments.laboratory.study import Design, Study
+
+    design = Design(
+        task=config.task,
+        methods=tuple(_listed("--rules", rules, str)),
+        delays=tuple(_listed("--delays", delays, int)),
+        lrs=tuple(_listed("--lrs", lrs, float)),
+        kind=kind,
+        steps=steps,
+        seeds=seeds,
+        tuning_seeds=tuning_seeds,
+        batch_size=config.batch_size,
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    study = Study(lambda seed: replace(config, seed=seed).load_task(), design, out / "arms.jsonl", _tell)
+    Console().print(_compared(list(study.cells()), design.delays))
+    say("lr*: at an edge of --lrs, beyond which a better one may be")
+
+
+def _listed(option: str, text: str, kind: Callable[[str], Any]) -> list[Any]:
+    try:
+        found = [kind(each) for each in text.split(",") if each]
+    except ValueError as error:
+        raise RecipeError(f"{option} is a list of numbers with commas between, got {text!r}") from error
+    if not found:
+        raise RecipeError(f"{option} names nothing")
+    return found
+
+
+def _tell(arm: Any, outcome: Any) -> None:
+    what = f"{arm.method}, delay {arm.delay}, lr {arm.lr:g}, seed {arm.seed}"
+    say(f"{what}: " + (outcome.why or f"loss {outcome.loss:.4f}, validation {outcome.validation:.4f}"))
+
+
+def _compared(cells: Sequence[Any], delays: Sequence[int]) -> Any:
+    """A row for each method, a column for each delay: validation loss, spread, and the learning rate."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1), title="validation loss, mean ± sd (lr)")
+    table.add_column("rule/optimizer", no_wrap=True)
+    for delay in delays:
+        table.add_column(f"delay {delay}", justify="right")
+    table.add_column("copies\nhead", justify="right")
+    table.add_column("ms a\nstep", justify="right")
+    for method in dict.fromkeys(cell.method for cell in cells):
+        row = [cell for cell in cells if cell.method == method]
+        copies = max(max(outcome.copies) for cell in row for outcome in cell.outcomes)
+        step_s = median(outcome.step_s for cell in row for outcome in cell.outcomes)
+        table.add_row(method, *map(_cell, row), f"{copies}", f"{1e3 * step_s:.2f}")
+    return table
+
+
+def _cell(cell: Any) -> str:
+    mean, spread = cell.of("validation")
+    found = f"{mean:.4f} ± {spread:.4f}" if math.isfinite(mean) else "diverges"
+    return f"{found} ({cell.lr:g}{'*' if cell.at_edge else ''})"
+
+
+def _table(found: Any) -> Any:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=0)
+    cells = [_cells(each, "▶ " if each is found.best else "") for each in found.layouts]
+    said = [name for name in cells[0] if any(row[name] for row in cells)]
+    for name in said:
+        table.add_column(name, justify="right", no_wrap=True)
+    for each, row in zip(found.layouts, cells, strict=True):
+        style = "bold" if each is found.best else "" if each.fits else "red"
+        table.add_row(*(row[name] for name in said), style=style)
+    return table
+
+
+def _cells(forecast: Any, mark: str) -> dict[str, str]:
+    """What is said of a layout, by column; nothing where it is as usual."""
+    layout, hosts = forecast.layout, len(forecast.layout.hosts)
+    return {
+        "gates": f"{mark}{layout.gates}",
+        "threads": f"{layout.intra_op_threads}" if layout.intra_op_threads > 1 else "",
+        "replicas": f"{layout.replicas or ''}",
+        "hosts": f"{hosts}" if hosts > 1 else "",
+        "in\nflight": f"{layout.in_flight}",
+        "push\nevery": f"{layout.push_every or ''}",
+        "sent\nas": "int8" if layout.int8 else layout.compression or "",
+        "samples\na second": f"{forecast.samples_per_s:,.0f}",
+        "mean\nτ": f"{forecast.staleness:.1f}",
+        "MB\na host": f"{max(forecast.memory_bytes.values()) / 1e6:,.0f}",
+        "KB\na sample": f"{forecast.bytes_per_sample / 1e3:,.1f}" if hosts > 1 else "",
+    }

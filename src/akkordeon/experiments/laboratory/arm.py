@@ -1,0 +1,186 @@
+"""One arm of a comparison: a method at a delay with a learning rate and a seed, and what came of it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+import torch
+
+from akkordeon.core.errors import DataError, RecipeError
+from akkordeon.core.payload import samples
+from akkordeon.data.sources import as_batches
+from akkordeon.experiments.laboratory.delayed_row import DelayedRow
+from akkordeon.experiments.laboratory.delays import delays_of
+from akkordeon.experiments.presets import OPTIMIZERS, optimizer_named, rule_named
+from akkordeon.experiments.tasks.task import Task
+from akkordeon.pipeline.network import Network
+from akkordeon.sentinels.scores import ScoreBoard
+
+__all__ = ["Arm", "Method", "Outcome", "run_arm"]
+
+POINTS = 50
+"""A curve has so many points; the last tenth of the steps is the final loss."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A rule for stale gradients with an optimizer: ``stash``, ``stash/adamw``.
+
+    Attributes:
+        rule: its name.
+        optimizer: its name; the task's own if not given.
+    """
+
+    rule: str
+    optimizer: str | None = None
+
+    @classmethod
+    def named(cls, name: str) -> Method:
+        """As somebody writes it.
+
+        Raises:
+            RecipeError: there is no such rule, or no such optimizer.
+        """
+        rule, _, optimizer = name.partition("/")
+        rule_named(rule)
+        if optimizer:
+            optimizer_named(optimizer)
+        return cls(rule, optimizer or None)
+
+    def __str__(self) -> str:
+        return self.rule if self.optimizer is None else f"{self.rule}/{self.optimizer}"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What is run.
+
+    Attributes:
+        task: its name.
+        method: as :meth:`Method.named` takes it.
+        kind: of delays.
+        delay: in updates, at the head of the row.
+        lr: learning rate.
+        seed: of first weights, of the order of the data, and of what is drawn.
+        steps: batches.
+        batch_size: the task's own if not given.
+    """
+
+    task: str
+    method: str
+    kind: str
+    delay: int
+    lr: float
+    seed: int
+    steps: int
+    batch_size: int | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of an arm.
+
+    Attributes:
+        loss: mean over the last tenth of the steps; infinite where training diverged.
+        validation: the loss on the task's validation data; infinite likewise.
+        scores: on it, by name.
+        curve: pairs of a step and the mean loss since the one before.
+        staleness: mean τ of each gate, head first.
+        copies: versions of its weights that a gate held at most, head first.
+        step_s: seconds a step took, median; 0 where there was none.
+        why: it diverged; None where it did not.
+    """
+
+    loss: float
+    validation: float
+    scores: Mapping[str, float]
+    curve: list[list[float]]
+    staleness: list[float]
+    copies: list[int]
+    step_s: float
+    why: str | None = None
+
+
+def run_arm(task: Task, arm: Arm) -> Outcome:
+    """Train the task's network as an arm says, and judge it.
+
+    Args:
+        task: whose first weights are those of the arm's seed.
+        arm: what is run.
+
+    Raises:
+        RecipeError: the network cannot learn that way.
+    """
+    torch.manual_seed(arm.seed)  # of whatever draws outside of the gates
+    row = DelayedRow(_network(task, arm), task.loss, delays_of(arm.kind, arm.delay, arm.seed), arm.seed)
+    losses: list[float] = []
+    times: list[float] = []
+    why = None
+    try:
+        for x, y in islice(_endless(task, arm), arm.steps):
+            began_s = time.perf_counter()
+            losses.append(row.train(x, y))
+            times.append(time.perf_counter() - began_s)
+        row.finish()
+        validation, scores = _judged(row, task)
+    except DataError as error:
+        why, validation, scores = str(error), math.inf, {}
+    last = losses[-max(1, arm.steps // 10) :]
+    return Outcome(
+        loss=math.inf if why else sum(last) / len(last),
+        validation=validation,
+        scores=scores,
+        curve=_curve(losses, max(1, arm.steps // POINTS)),
+        staleness=[_mean(seen) for seen in row.staleness.values()],
+        copies=list(row.copies.values()),
+        step_s=sorted(times)[len(times) // 2] if times else 0.0,
+        why=why,
+    )
+
+
+def _network(task: Task, arm: Arm) -> Network:
+    method = Method.named(arm.method)
+    if method.optimizer is None:
+        raise RecipeError(
+            f"a learning rate is tuned for an optimizer with a name, as in {method.rule}/adamw; "
+            f"there are {', '.join(OPTIMIZERS)}"
+        )
+    network = task.network.replacing(
+        staleness=rule_named(method.rule), optimizer=optimizer_named(method.optimizer, arm.lr)
+    )
+    return replace(network, max_in_flight=1 << 16)
+
+
+def _endless(task: Task, arm: Arm) -> Iterator[tuple[Any, Any]]:
+    """The training data over and over, each time in another order where it is shuffled."""
+    source = as_batches(task.train_batches(arm.batch_size, arm.seed), arm.batch_size or task.batch_size)
+    while True:
+        before = None
+        for before in source:
+            yield before
+        if before is None:
+            raise RecipeError("the task's training data can be read once only, and it has come to its end")
+
+
+def _judged(row: DelayedRow, task: Task) -> tuple[float, dict[str, float]]:
+    """The validation loss, and the scores, of the weights at the end."""
+    module, board = row.module().eval(), ScoreBoard(task.scores)
+    with torch.no_grad():
+        for x, y in as_batches(task.validate, task.batch_size):
+            outputs = module(x)
+            board.add(float(task.loss(outputs, y)), outputs, y, samples(x))
+    return board.loss, board.scores()
+
+
+def _curve(losses: list[float], every: int) -> list[list[float]]:
+    pieces = (losses[i : i + every] for i in range(0, len(losses), every))
+    return [[min(len(losses), (i + 1) * every), sum(piece) / len(piece)] for i, piece in enumerate(pieces)]
+
+
+def _mean(seen: Mapping[int, int]) -> float:
+    return sum(tau * count for tau, count in seen.items()) / max(1, sum(seen.values()))

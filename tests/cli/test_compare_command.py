@@ -1,0 +1,40 @@
+"""The command `akkordeon compare`."""
+
+from __future__ import annotations
+
+import pytest
+from typer.testing import CliRunner
+
+from akkordeon.cli.main import app
+
+OPTIONS = ("--delays", "0,2", "--steps", "6", "--seeds", "2")
+
+
+def compare(folder, *options):
+    return CliRunner().invoke(app, ["compare", "digits", "--out", str(folder), *OPTIONS, *options])
+
+
+def test_it_prints_a_row_for_each_rule_and_goes_on_from_what_is_there(tmp_path):
+    told = compare(tmp_path, "--rules", "stash/sgd,inverse/sgd", "--lrs", "0.01,0.1")
+    assert told.exit_code == 0, told.output
+    for rule in ("stash/sgd", "inverse/sgd"):
+        assert f"{rule}, delay 2, lr 0.01, seed 1000: loss" in told.output
+        assert told.output.count(f" {rule} ") == 1
+    again = compare(tmp_path, "--rules", "stash/sgd", "--lrs", "0.01,0.1")
+    assert "seed" not in again.output
+    assert " stash/sgd " in again.output
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--lrs", "fast"), "--lrs is a list of numbers with commas between, got 'fast'"),
+        (("--delays", ","), "--delays names nothing"),
+        (("--rules", "never/sgd"), "there is no staleness rule 'never'"),
+        (("--rules", "stash"), "as in stash/adamw"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_in_a_sentence(tmp_path, options, sentence):
+    told = compare(tmp_path, *options)
+    assert told.exit_code == 1
+    assert sentence in " ".join(told.output.split())

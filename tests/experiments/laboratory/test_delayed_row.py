@@ -1,0 +1,98 @@
+"""A row of gates at exact delays: with none it is the plain loop, with others τ is what was asked for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tests.support.harness import same_bits
+from torch import nn
+from torch.nn import functional as F
+
+import akkordeon as ak
+from akkordeon.core.errors import DataError, RecipeError
+from akkordeon.experiments.laboratory.delayed_row import DelayedRow
+from akkordeon.experiments.laboratory.delays import Drawn, Fixed, PerStage, delays_of
+
+STEPS = 30
+
+
+def network(lr=0.1):
+    torch.manual_seed(0)
+    layers = [nn.Sequential(nn.Linear(8, 8), nn.Tanh()), nn.Sequential(nn.Linear(8, 8), nn.Tanh())]
+    gates = [
+        ak.Gate(layer, lambda p: torch.optim.SGD(p, lr=lr, momentum=0.9))
+        for layer in (*layers, nn.Linear(8, 3))
+    ]
+    return ak.Network(gates)
+
+
+def batches(steps=STEPS):
+    draw = torch.Generator().manual_seed(1)
+    for _ in range(steps):
+        yield torch.randn(4, 8, generator=draw), torch.randint(3, (4,), generator=draw)
+
+
+def trained(delays, recipe=None):
+    row = DelayedRow(recipe or network(), F.cross_entropy, delays)
+    losses = [row.train(x, y) for x, y in batches()]
+    row.finish()
+    return row, losses
+
+
+def test_without_delay_it_gives_the_bits_of_the_plain_loop():
+    model = network().module()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    expected = []
+    for x, y in batches():
+        loss = F.cross_entropy(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        expected.append(loss.item())
+    row, losses = trained(Fixed(0))
+    assert losses == expected
+    assert same_bits(row.module(), model)
+
+
+@pytest.mark.parametrize(
+    ("delays", "taus"),
+    [(Fixed(0), (0, 0, 0)), (Fixed(4), (4, 4, 4)), (PerStage(2), (2, 1, 0)), (PerStage(7), (7, 4, 0))],
+)
+def test_each_gate_learns_from_gradients_of_the_age_asked_for(delays, taus):
+    row, _ = trained(delays)
+    for (_, seen), tau in zip(row.staleness.items(), taus, strict=True):
+        assert seen == dict.fromkeys(range(tau), 1) | {tau: STEPS - tau}
+    assert list(row.copies.values()) == [tau + 1 for tau in taus]
+
+
+def test_a_late_gradient_is_that_of_the_weights_its_forward_had():
+    """One weight w, loss w²/2, steps of 1/2: the gradient of a batch is w as it was at its forward."""
+    layer = nn.Linear(1, 1, bias=False)
+    nn.init.ones_(layer.weight)
+    recipe = ak.Network([ak.Gate(layer, lambda p: torch.optim.SGD(p, lr=0.5))])
+    row = DelayedRow(recipe, lambda outputs, y: outputs.square().sum() / 2, Fixed(1))
+    found = [row.train(torch.ones(1, 1), None) for _ in range(4)]
+    weights = [1.0, 1.0, 0.5, 0.0]  # w_t+1 = w_t - w_t-1 / 2, as the first gradient comes one late
+    assert found == [w * w / 2 for w in weights]
+
+
+def test_drawn_delays_have_the_mean_asked_for_and_the_longest_is_bounded():
+    drawn = [Drawn(4, seed=3).of(batch, 3) for batch in range(2000)]
+    assert all(len(set(of_gates)) == 1 for of_gates in drawn)
+    assert sum(first for first, *_ in drawn) / 2000 == pytest.approx(4, abs=0.4)
+    assert max(first for first, *_ in drawn) <= 16
+    row, _ = trained(Drawn(4, seed=3))
+    assert {sum(seen.values()) for seen in row.staleness.values()} == {STEPS}
+
+
+def test_training_that_diverges_says_so():
+    row = DelayedRow(network(lr=1e30), lambda outputs, y: outputs.square().sum(), Fixed(0))
+    (first, second) = batches(2)
+    row.train(*first)
+    with pytest.raises(DataError, match=r"the loss of batch 1 is inf"):
+        row.train(*second)
+
+
+def test_unknown_delays_are_refused():
+    with pytest.raises(RecipeError, match="there are no delays 'random'; there are fixed, per-stage, drawn"):
+        delays_of("random", 2)

@@ -1,0 +1,92 @@
+"""A comparison of methods: tuned on seeds of their own, resumed where it broke off, with plain figures."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+import akkordeon as ak
+from akkordeon.core.errors import DataError, RecipeError
+from akkordeon.experiments.laboratory.arm import Arm, Method, run_arm
+from akkordeon.experiments.laboratory.study import Design, Study
+
+DESIGN = Design("line", ("stash/sgd",), (0, 2), (0.01, 0.1, 1e9), "fixed", steps=40, seeds=2)
+
+
+def sgd(parameters):
+    return torch.optim.SGD(parameters, lr=1.0)  # others are set
+
+
+def task(seed=0):
+    """A line through points, without noise; with one learning rate that diverges."""
+    torch.manual_seed(seed)
+    network = ak.Network([ak.Gate(layer, sgd) for layer in (nn.Linear(3, 4), nn.Linear(4, 1))])
+    x = torch.randn(64, 3, generator=torch.Generator().manual_seed(7))
+    points = x, x.sum(1, keepdim=True)
+    return ak.Task(network, points, points, nn.functional.mse_loss, batch_size=8)
+
+
+def test_an_arm_is_run_alike_again():
+    arm = Arm("line", "stash/sgd", "fixed", 2, 0.05, seed=3, steps=30)
+    one, other = run_arm(task(3), arm), run_arm(task(3), arm)
+    assert (one.loss, one.validation, one.curve) == (other.loss, other.validation, other.curve)
+    assert one.staleness == [pytest.approx((0 + 1 + 28 * 2) / 30)] * 2
+    assert one.copies == [3, 3]
+
+
+def test_the_best_learning_rate_on_the_tuning_seeds_is_taken_and_others_are_reported(tmp_path):
+    told = []
+    study = Study(task, DESIGN, tmp_path / "arms.jsonl", lambda arm, outcome: told.append(arm))
+    cells = list(study.cells())
+    assert [(cell.method, cell.delay, cell.lr) for cell in cells] == [("stash/sgd", d, 0.1) for d in (0, 2)]
+    assert not any(cell.at_edge for cell in cells)
+    assert len(told) == 2 * (3 + 2)
+    assert {arm.seed for arm in told} == {1000, 0, 1}
+    mean, spread = cells[0].of("validation")
+    assert 0 < mean < 0.5
+    assert spread > 0
+
+
+def test_a_study_goes_on_where_it_was_broken_off(tmp_path):
+    file = tmp_path / "arms.jsonl"
+    whole = list(Study(task, DESIGN, file).cells())
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(lines[:4]) + lines[4][:20])
+    told = []
+    again = list(Study(task, DESIGN, file, lambda arm, outcome: told.append(arm)).cells())
+    assert len(told) == len(lines) - 4
+    assert [cell.of("loss") for cell in again] == [cell.of("loss") for cell in whole]
+    told.clear()
+    assert list(Study(task, DESIGN, file, lambda arm, outcome: told.append(arm)).cells())
+    assert told == []
+
+
+def test_what_diverges_is_infinite_and_says_why(tmp_path):
+    design = Design("line", ("stash/sgd",), (0,), (1e9,), "fixed", steps=40, seeds=1)
+    (cell,) = Study(task, design, tmp_path / "arms.jsonl").cells()
+    assert cell.of("loss") == cell.of("validation") == (float("inf"),) * 2
+    assert cell.outcomes[0].why
+    (line,) = (tmp_path / "arms.jsonl").read_text().splitlines()
+    assert json.loads(line)["outcome"]["loss"] is None
+    (again,) = Study(task, design, tmp_path / "arms.jsonl").cells()
+    assert again == cell
+
+
+def test_another_file_is_refused(tmp_path):
+    (tmp_path / "arms.jsonl").write_text('{"epoch": 1}\n')
+    with pytest.raises(DataError, match=r"line 1 of .*arms\.jsonl is no arm of a comparison"):
+        Study(task, DESIGN, tmp_path / "arms.jsonl")
+
+
+@pytest.mark.parametrize("name", ["later", "stash/sdg"])
+def test_methods_are_rules_and_optimizers_with_a_name(name):
+    with pytest.raises(RecipeError, match="there is no"):
+        Method.named(name)
+
+
+def test_a_learning_rate_needs_an_optimizer_with_a_name():
+    with pytest.raises(RecipeError, match="as in stash/adamw"):
+        run_arm(task(), Arm("line", "stash", "fixed", 0, 0.1, seed=0, steps=1))
