@@ -24,7 +24,10 @@ from akkordeon.pipeline.gate import Gate
 from akkordeon.pipeline.learning.groups import decay_groups
 from akkordeon.pipeline.network import Network
 from akkordeon.pipeline.recovery.recipe import Recovery
-from akkordeon.pipeline.staleness import DelayCompensation, InverseStaleness, Latest, Rule, Stash
+from akkordeon.pipeline.staleness.delay_compensation import DelayCompensation
+from akkordeon.pipeline.staleness.kept_weights import Latest, Stash
+from akkordeon.pipeline.staleness.rule import Rule
+from akkordeon.pipeline.staleness.smaller_steps import AnnealedSteps, DelayAdaptive, InverseStaleness
 from akkordeon.sentinels.recipes import Best, Sentinel
 from akkordeon.sentinels.scores import accuracy
 from akkordeon.sentinels.streaming.drift import Drift, MoreLearning, ResetOptimizers, Shadow
@@ -38,12 +41,14 @@ from akkordeon.session.session import Session
 
 __all__ = [
     "AkkordeonError",
+    "AnnealedSteps",
     "Answer",
     "Attachment",
     "Attachments",
     "Batches",
     "Best",
     "Columns",
+    "DelayAdaptive",
     "DelayCompensation",
     "DelayedNesterov",
     "Downpour",

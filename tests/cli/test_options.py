@@ -15,7 +15,7 @@ from akkordeon.core.errors import RecipeError
 from akkordeon.experiments.config import DownpourConfig, Settings, TrainConfig
 from akkordeon.experiments.presets import OPTIMIZERS, SERVER_OPTIMIZERS, SERVER_RULES
 from akkordeon.experiments.tasks.named import NAMED, NETWORKS
-from akkordeon.pipeline.staleness import RULES
+from akkordeon.pipeline.staleness.named import RULES
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from akkordeon.cli.main import app
 from akkordeon.experiments.run_folder import REPORT, TASK, WEIGHTS
-from akkordeon.pipeline.staleness import RULES
+from akkordeon.pipeline.staleness.named import RULES
 
 # ── train ────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -13,7 +13,7 @@ from akkordeon.experiments.build import build_network
 from akkordeon.experiments.config import TrainConfig
 from akkordeon.experiments.presets import OPTIMIZERS, optimizer_named, rule_named, with_lr
 from akkordeon.experiments.tasks.loader import load_task
-from akkordeon.pipeline.staleness import RULES
+from akkordeon.pipeline.staleness.named import RULES
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

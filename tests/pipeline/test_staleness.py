@@ -10,7 +10,9 @@ from torch import nn
 
 import akkordeon as ak
 from akkordeon.core.errors import RecipeError
-from akkordeon.pipeline.staleness import BLOCK
+from akkordeon.experiments.laboratory.delayed_row import DelayedRow
+from akkordeon.experiments.laboratory.delays import Fixed
+from akkordeon.pipeline.staleness.delay_compensation import BLOCK
 
 SHAPES = [(1,), (7, 5), (0,), (BLOCK - 1,), (BLOCK,), (BLOCK + 1,), (2, BLOCK + 3)]
 
@@ -170,3 +172,41 @@ def test_a_gate_gives_the_rule_the_weights_then_and_now_and_the_measured_stalene
         (True, True, 1),
         (True, True, 2),
     ]
+
+
+@pytest.mark.parametrize(("staleness", "factor"), [(0, 1), (1, 1), (4, 1), (5, 4 / 5), (8, 1 / 2)])
+def test_delay_adaptive_steps_are_whole_up_to_what_is_usual(staleness, factor):
+    gradient = torch.tensor([1.0, -2.0])
+    (corrected,) = ak.DelayAdaptive(4).correct([gradient], [gradient], [gradient], staleness, None)
+    assert torch.equal(corrected, gradient * factor)
+    with pytest.raises(RecipeError, match="up to which steps are whole"):
+        ak.DelayAdaptive(0)
+
+
+@pytest.mark.parametrize(
+    ("staleness", "updates", "factor"),
+    [(0, 0, 1), (1, 0, 1), (4, 0, 1 / 4), (4, 50, 1 / 2), (4, 100, 1), (9, 50, 1 / 3), (9, 5000, 1)],
+)
+def test_annealed_steps_grow_with_training_and_shrink_with_staleness(staleness, updates, factor):
+    assert ak.AnnealedSteps(100).lr_factor(staleness, updates) == pytest.approx(factor)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.Adam])
+def test_a_rule_for_steps_scales_the_learning_rate_of_that_update_alone(make, accumulate):
+    rates = []
+
+    class Noted(make):
+        def step(self, closure=None):
+            rates.append(self.param_groups[0]["lr"])
+            return super().step(closure)
+
+    module = nn.Linear(2, 1, bias=False)
+    recipe = ak.Gate(module, lambda p: Noted(p, lr=0.5), ak.AnnealedSteps(10), accumulate=accumulate)
+    row = DelayedRow(ak.Network([recipe]), nn.functional.mse_loss, Fixed(3))
+    for _ in range(12):
+        row.train(torch.randn(4, 2), torch.randn(4, 1))
+    row.finish()
+    seen = [batch // accumulate - max(0, batch - 3) // accumulate for batch in range(12)]
+    taus = [max(seen[first : first + accumulate]) for first in range(0, 12, accumulate)]
+    assert rates == pytest.approx([0.5 * max(1, tau) ** -max(0, 1 - k / 10) for k, tau in enumerate(taus)])

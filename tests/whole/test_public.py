@@ -16,12 +16,14 @@ ROOT = Path(__file__).parents[2]
 
 PUBLIC = [
     "AkkordeonError",
+    "AnnealedSteps",
     "Answer",
     "Attachment",
     "Attachments",
     "Batches",
     "Best",
     "Columns",
+    "DelayAdaptive",
     "DelayCompensation",
     "DelayedNesterov",
     "Downpour",

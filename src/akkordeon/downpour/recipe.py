@@ -35,7 +35,8 @@ from akkordeon.pipeline.learning.optimizer import OptimizerFactory
 from akkordeon.pipeline.network import Network
 from akkordeon.pipeline.recovery.recipe import Recovery
 from akkordeon.pipeline.stage import Position
-from akkordeon.pipeline.staleness import Rule, Stash
+from akkordeon.pipeline.staleness.kept_weights import Stash
+from akkordeon.pipeline.staleness.rule import Rule
 
 __all__ = ["Downpour"]
 

@@ -32,7 +32,8 @@ from akkordeon.downpour.pacing import StepsBySpeed, WarmStart
 from akkordeon.pipeline.learning.optimizer import OptimizerFactory
 from akkordeon.pipeline.refusals.actor import keep
 from akkordeon.pipeline.stage import Position, Stage
-from akkordeon.pipeline.staleness import Rule, Stash
+from akkordeon.pipeline.staleness.kept_weights import Stash
+from akkordeon.pipeline.staleness.rule import Rule
 from akkordeon.pipeline.updater import Updater
 from akkordeon.pipeline.weights import Snapshot
 

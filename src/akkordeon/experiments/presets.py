@@ -1,7 +1,7 @@
 """Staleness rules and optimizers that go by a name, and networks that are told to use them.
 
 An entry of a table here is all that a new optimizer needs: commands offer what the tables have. The rules
-stand beside their classes, in ``pipeline/staleness.py``.
+stand beside their classes, in ``pipeline/staleness/``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from akkordeon.downpour.compression import COMPRESSIONS
 from akkordeon.downpour.delayed_nesterov import DelayedNesterov
 from akkordeon.pipeline.learning.optimizer import OptimizerFactory
 from akkordeon.pipeline.network import Network
-from akkordeon.pipeline.staleness import RULES, Rule
+from akkordeon.pipeline.staleness.named import RULES
+from akkordeon.pipeline.staleness.rule import Rule
 
 __all__ = [
     "OPTIMIZERS",

@@ -14,7 +14,8 @@ from torch.nn.parameter import is_lazy
 from akkordeon.core.checks import is_number, require_above, require_whole
 from akkordeon.core.errors import RecipeError
 from akkordeon.pipeline.learning.optimizer import OptimizerFactory
-from akkordeon.pipeline.staleness import Rule, Stash
+from akkordeon.pipeline.staleness.kept_weights import Stash
+from akkordeon.pipeline.staleness.rule import Rule
 
 __all__ = ["Gate", "GateSettings"]
 

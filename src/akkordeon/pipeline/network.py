@@ -27,7 +27,8 @@ from akkordeon.pipeline.splitting.balance import balanced
 from akkordeon.pipeline.splitting.part import Part
 from akkordeon.pipeline.splitting.split import split
 from akkordeon.pipeline.stage import Position
-from akkordeon.pipeline.staleness import Rule, Stash
+from akkordeon.pipeline.staleness.kept_weights import Stash
+from akkordeon.pipeline.staleness.rule import Rule
 from akkordeon.pipeline.surgery.change import recipe_with
 
 __all__ = ["Network"]

@@ -24,7 +24,7 @@ from akkordeon.pipeline.learning.optimizer import (
 )
 from akkordeon.pipeline.learning.optimizer_state import copied_plain, load_optimizer, state_of_optimizer
 from akkordeon.pipeline.learning.schedule import moving
-from akkordeon.pipeline.staleness import Rule
+from akkordeon.pipeline.staleness.rule import Rule
 from akkordeon.pipeline.weights import Snapshot, Weights
 
 __all__ = ["Updater", "clipped", "norm_of", "scaled_down"]
@@ -94,6 +94,7 @@ class Updater:
         self._counts_samples = by_samples
         self._move_schedule = moving(self._scheduler, by_samples, label)
         self._state = rule.initial(weights.masters)
+        self._lr_factor = 1.0  # of the next update
         self._label = label
         self._updates = 0
         self._without_gradient = set(weights.trainable)
@@ -144,7 +145,9 @@ class Updater:
     def corrected(
         self, gradients: list[Tensor | None], then: Snapshot, staleness: int
     ) -> list[Tensor | None]:
-        """What the staleness rule makes of gradients; see :meth:`update`."""
+        """What the staleness rule makes of gradients, and of the next step; see :meth:`update`."""
+        if self._rule.scales_steps:
+            self._lr_factor = min(self._lr_factor, self._rule.lr_factor(staleness, self._updates))
         return self._rule.correct(gradients, self._weights.now, then, staleness, self._state)
 
     def apply(self, gradients: list[Tensor | None], samples: int = 0) -> bool:
@@ -154,6 +157,7 @@ class Updater:
             gradients: as :meth:`update` takes them.
             samples: that they are of, for a schedule by samples.
         """
+        lr_factor, self._lr_factor = self._lr_factor, 1.0
         if self._optimizer is None or self.frozen:
             return True
         weights = self._weights
@@ -163,10 +167,10 @@ class Updater:
         try:
             for master, gradient in zip(weights.masters, gradients, strict=True):
                 master.grad = gradient
-            if self.boost is None:
+            if self.boost is None and lr_factor == 1.0:
                 self._step()
             else:
-                self._boosted_step(*self.boost)
+                self._scaled_step(lr_factor)
             if not self._updates:
                 refuse_kept_memory(self._optimizer, weights, self._label)
             if not weights.are_finite():
@@ -196,11 +200,14 @@ class Updater:
         else:
             self._bare_step()
 
-    def _boosted_step(self, factor: float, updates: int) -> None:
+    def _scaled_step(self, lr_factor: float) -> None:
+        """A step of another size than the optimizer's own, for once or for a while."""
         assert self._optimizer is not None, "nothing else is updated"
-        with with_lr_times(self._optimizer, factor):
+        factor, updates = self.boost or (1.0, 0)
+        with with_lr_times(self._optimizer, factor * lr_factor):
             self._step()
-        self.boost = (factor, updates - 1) if updates > 1 else None
+        if self.boost is not None:
+            self.boost = (factor, updates - 1) if updates > 1 else None
 
     def _warn_without_gradient(self, gradients: list[Tensor | None]) -> None:
         """Warn once of parameters that no loss has depended on so far."""

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map
 from akkordeon.pipeline.learning.optimizer import OptimizerFactory
 from akkordeon.pipeline.module_copy import copied
 from akkordeon.pipeline.splitting.walk import Call, leaves_in
-from akkordeon.pipeline.staleness import Stash
+from akkordeon.pipeline.staleness.kept_weights import Stash
 from akkordeon.pipeline.updater import Updater
 from akkordeon.pipeline.weights import Weights
 

@@ -1,105 +1,22 @@
-"""Rules for stale gradients: which weights a backward uses, and what its gradient becomes.
-
-A gate that learns from a batch τ updates after that batch went forward holds a gradient that belongs
-to weights it no longer has. A rule says two things about it:
-
-- ``keeps_weights``: whether the gate keeps the weights a forward used until its backward came
-  (weight stashing, PipeDream, arXiv:1806.03377), so that the gradient is one of a function that existed;
-- :meth:`Rule.correct`: what the optimizer gets instead of the raw gradient.
-
-Rules never write to what they are given: a gradient may be the very tensor that was sent on.
-"""
+"""A rule that moves a stale gradient to where the weights are now."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from akkordeon.core.checks import is_number, require_above
 from akkordeon.core.errors import RecipeError
+from akkordeon.pipeline.staleness.rule import Gradients, Rule
 
-__all__ = ["RULES", "DelayCompensation", "InverseStaleness", "Latest", "Rule", "Stash"]
-
-Gradients = list[Tensor | None]
+__all__ = ["DelayCompensation"]
 
 BLOCK = 1 << 15
 """Elements worked on at a time: few enough that all passes over a block stay in a core's own cache."""
-
-
-class Rule:
-    """What to do with a gradient that is τ updates old."""
-
-    keeps_weights: ClassVar[bool] = True
-    uses_old_weights: ClassVar[bool] = True
-    """Whether :meth:`correct` looks at ``then``, so that it must be what the gradients were taken at."""
-
-    def initial(self, parameters: Sequence[Tensor]) -> Any:
-        """The rule's own state for these parameters."""
-        return None
-
-    def tensors_of(self, state: Any) -> Sequence[Tensor]:
-        """The tensors of such a state, one for each parameter; none where it has none."""
-        return ()
-
-    def correct(
-        self, gradients: Gradients, now: Sequence[Tensor], then: Sequence[Tensor], staleness: int, state: Any
-    ) -> Gradients:
-        """The gradients the optimizer gets.
-
-        Args:
-            gradients: one for each parameter, of its shape; None where the loss does not depend on it.
-            now: the weights about to be updated.
-            then: the weights the gradients were computed at (equal to ``now`` when staleness is 0).
-            staleness: τ, the number of updates between ``then`` and ``now``.
-            state: what :meth:`initial` gave; the only argument a rule may change.
-        """
-        return gradients
-
-
-@dataclass(frozen=True)
-class Stash(Rule):
-    """Keep the weights of every batch in flight; the gradient is exact, only late. The default."""
-
-    uses_old_weights: ClassVar[bool] = False
-
-
-@dataclass(frozen=True)
-class InverseStaleness(Rule):
-    """Staleness-aware SGD (Zhang et al. 2015, arXiv:1511.05950): a gradient counts the less the later it is.
-
-    ::
-
-        g / max(1, τ)
-
-    The gradient is scaled and not the learning rate, so momentum keeps what it has. An optimizer that
-    divides by the size of past gradients (Adam, Adagrad) goes by how τ changes, not by how large it is.
-    """
-
-    uses_old_weights: ClassVar[bool] = False
-
-    def correct(
-        self, gradients: Gradients, now: Sequence[Tensor], then: Sequence[Tensor], staleness: int, state: Any
-    ) -> Gradients:
-        """Gradients divided by their staleness; see :class:`Rule`."""
-        if staleness <= 1:
-            return gradients
-        return [None if gradient is None else gradient / staleness for gradient in gradients]
-
-
-@dataclass(frozen=True)
-class Latest(Rule):
-    """Keep nothing: backward runs on whatever the weights are by then.
-
-    The result is the gradient of no function at all, as the activations are old and the weights new.
-    It is what the first Akkordeon did and is here for comparison; it diverges early.
-    """
-
-    keeps_weights: ClassVar[bool] = False
-    uses_old_weights: ClassVar[bool] = False
 
 
 @dataclass(frozen=True)
@@ -197,13 +114,3 @@ class _Moments:
     """State of the adaptive variant: MS, one tensor per parameter."""
 
     squares: list[Tensor] = field(default_factory=list)
-
-
-RULES: dict[str, Rule] = {
-    "latest": Latest(),
-    "stash": Stash(),
-    "inverse": InverseStaleness(),
-    "dc-constant": DelayCompensation("constant"),
-    "dc-adaptive": DelayCompensation("adaptive"),
-}
-"""Each rule by its name, on the command line and in files; to shards, those that keep weights are offered."""

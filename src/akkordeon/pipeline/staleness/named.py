@@ -1,0 +1,21 @@
+"""The rules that go by a name."""
+
+from __future__ import annotations
+
+from akkordeon.pipeline.staleness.delay_compensation import DelayCompensation
+from akkordeon.pipeline.staleness.kept_weights import Latest, Stash
+from akkordeon.pipeline.staleness.rule import Rule
+from akkordeon.pipeline.staleness.smaller_steps import AnnealedSteps, DelayAdaptive, InverseStaleness
+
+__all__ = ["RULES"]
+
+RULES: dict[str, Rule] = {
+    "latest": Latest(),
+    "stash": Stash(),
+    "inverse": InverseStaleness(),
+    "delay-adaptive": DelayAdaptive(),
+    "annealed": AnnealedSteps(),
+    "dc-constant": DelayCompensation("constant"),
+    "dc-adaptive": DelayCompensation("adaptive"),
+}
+"""Each rule by its name, on the command line and in files; to shards, those that keep weights are offered."""

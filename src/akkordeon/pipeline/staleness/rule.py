@@ -1,0 +1,65 @@
+"""What a rule for stale gradients is.
+
+A gate that learns from a batch τ updates after that batch went forward holds a gradient that belongs
+to weights it no longer has. A rule says three things about it:
+
+- ``keeps_weights``: whether the gate keeps the weights a forward used until its backward came
+  (weight stashing, PipeDream, arXiv:1806.03377), so that the gradient is one of a function that existed;
+- :meth:`Rule.correct`: what the optimizer gets instead of the raw gradient;
+- :meth:`Rule.lr_factor`: how much of its step the optimizer makes.
+
+Rules never write to what they are given: a gradient may be the very tensor that was sent on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+__all__ = ["Gradients", "Rule"]
+
+Gradients = list[Tensor | None]
+
+
+class Rule:
+    """What to do with a gradient that is τ updates old."""
+
+    keeps_weights: ClassVar[bool] = True
+    uses_old_weights: ClassVar[bool] = True
+    """Whether :meth:`correct` looks at ``then``, so that it must be what the gradients were taken at."""
+
+    scales_steps: ClassVar[bool] = False
+    """Whether it has an :meth:`lr_factor`."""
+
+    def initial(self, parameters: Sequence[Tensor]) -> Any:
+        """The rule's own state for these parameters."""
+        return None
+
+    def tensors_of(self, state: Any) -> Sequence[Tensor]:
+        """The tensors of such a state, one for each parameter; none where it has none."""
+        return ()
+
+    def correct(
+        self, gradients: Gradients, now: Sequence[Tensor], then: Sequence[Tensor], staleness: int, state: Any
+    ) -> Gradients:
+        """The gradients the optimizer gets.
+
+        Args:
+            gradients: one for each parameter, of its shape; None where the loss does not depend on it.
+            now: the weights about to be updated.
+            then: the weights the gradients were computed at (equal to ``now`` when staleness is 0).
+            staleness: τ, the number of updates between ``then`` and ``now``.
+            state: what :meth:`initial` gave; the only argument a rule may change.
+        """
+        return gradients
+
+    def lr_factor(self, staleness: int, updates: int) -> float:
+        """What the learning rate is multiplied by for one update.
+
+        Args:
+            staleness: τ of its gradient; the largest where several make one update.
+            updates: that were made before.
+        """
+        return 1.0
