@@ -807,7 +807,9 @@ def test_training_on_ray_with_one_batch_in_flight_gives_the_bits_of_threads(warm
         assert all(torch.equal(state[name], states[1][gate][name]) for name in state)
 
 
-@pytest.mark.parametrize("wire_dtype", [torch.bfloat16, torch.int8])
+@pytest.mark.parametrize(
+    "wire_dtype", [torch.int8, pytest.param(torch.bfloat16, marks=pytest.mark.slow)], ids=str
+)
 def test_activations_travel_in_fewer_bits_where_that_is_asked(warm, wire_dtype):
     warm.wire_dtype = wire_dtype
     with ak.run(three_gates(), engine=warm) as session:

@@ -33,6 +33,18 @@ WAIT_S = 30.0
 BATCHES, HALF = 6, 3
 BY_NAME = {row.name: row for row in ROWS}
 
+ON_ENGINES = [
+    pytest.param(
+        name,
+        engine,
+        id=f"{name}-{engine}",
+        marks=[] if engine == "threads, 2 workers" or name in DOWNPOUR else [pytest.mark.slow],
+    )
+    for name in BY_NAME
+    for engine in ENGINES
+]
+"""All of them where forward and backward may be on different threads; on other engines most are slow."""
+
 
 def made(row: Row) -> list[nn.Module]:
     torch.manual_seed(1)
@@ -125,8 +137,7 @@ def assert_same(got: Any, expected: Any, what: str) -> None:
 # ── the contract ─────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("name", BY_NAME)
+@pytest.mark.parametrize(("name", "engine"), ON_ENGINES)
 def test_a_module_trains_as_in_the_plain_loop_and_is_kept_whole(name, engine, tmp_path):
     row, batches = BY_NAME[name], data(name)
     expected, half_way, at_the_end = plain(name)

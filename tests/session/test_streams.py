@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.support.engines import ALL_ENGINES, ENGINES, NAMES
+from tests.support.engines import ALL_ENGINES, ENGINES, NAMES, each_on_engines
 from tests.support.harness import WAIT_S, same_bits
 from torch import nn
 from torch.nn import functional as F
@@ -421,8 +421,7 @@ def same_weights(one, other):
     return all(map(torch.equal, one.parameters(), other.parameters()))
 
 
-@pytest.mark.parametrize("reaction", REACTIONS)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "reaction"), each_on_engines(*REACTIONS))
 def test_gates_react_between_the_prediction_of_an_alarm_and_learning_from_it(name, reaction):
     model, _ = run(ALL_ENGINES[name](), turned(REACTIONS[reaction]))
     assert same_weights(model, turned_in_a_plain_loop(reaction))
@@ -481,10 +480,9 @@ def learn(model, optimizer, x, y):
     optimizer.step()
 
 
-@pytest.mark.parametrize(("examples", "takes_over"), [(60, True), (40, False)])
-@pytest.mark.parametrize("name", NAMES)
-def test_a_shadow_takes_over_if_it_was_better_than_the_gates(name, examples, takes_over):
-    tried = []
+@pytest.mark.parametrize(("name", "examples"), each_on_engines(60, 40))
+def test_a_shadow_takes_over_if_it_was_better_than_the_gates(name, examples):
+    tried, takes_over = [], examples == 60
     with ak.run(network(), ALL_ENGINES[name]()) as session:
         session.subscribe(lambda record: tried.append(record) if isinstance(record, ShadowTried) else None)
         session.attach(turned(ak.Shadow(examples)))

@@ -32,6 +32,21 @@ WITHOUT_RAY = pytest.mark.skipif(
 
 NAMES = [pytest.param(name, marks=[WITHOUT_RAY] if name == "ray" else []) for name in ALL_ENGINES]
 
+
+def each_on_engines(*values: Any) -> list[Any]:
+    """An engine's name and one of the values, for all of them; on Ray all but the first are slow."""
+    return [
+        pytest.param(
+            *name.values,
+            value,
+            id=f"{name.values[0]}-{value}",
+            marks=[*name.marks, *([pytest.mark.slow] if "ray" in name.values and value != values[0] else [])],
+        )
+        for value in values
+        for name in NAMES
+    ]
+
+
 OWN_THREADS = {"threads, 2 workers", "ray"}
 """Those where an actor that blocks holds up nobody else."""
 

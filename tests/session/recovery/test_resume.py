@@ -330,7 +330,9 @@ def test_an_optimizer_that_cannot_be_kept_fails_the_checkpoint_and_not_the_train
         assert trainer.wait(30).batches.trained == 24
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(
+    "seed", [*range(2), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 6))]
+)
 @pytest.mark.parametrize("engine", [lambda: ak.Threads(1), lambda: ak.Threads(2), lambda: ak.Simulator()])
 @pytest.mark.parametrize("recipe", [_network, lambda: ak.Downpour(_network(), replicas=2)])
 def test_whoever_comes_and_goes_while_checkpoints_are_taken_is_not_held_up(recipe, engine, seed):
