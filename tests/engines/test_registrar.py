@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from functools import cache, partial
-from unittest.mock import MagicMock
+from unittest.mock import MagicMock, patch
 
 import pytest
 import torch
@@ -49,23 +49,20 @@ def registrar(recovers: bool = False):
     """One whose gates are in no process."""
     from akkordeon.engines.ray.network_info import NetworkInfo
     from akkordeon.engines.ray.registrar import Registrar
-    from akkordeon.engines.ray.restarts import Restarts
+    from akkordeon.engines.ray.restarts import RestartingEngine
     from akkordeon.engines.ray.serialization import serialize
-    from akkordeon.engines.ray.snapshots import Snapshots
 
     made = Registrar("net")
     recipe = serialize(ak.Network([ak.Gate(nn.Linear(4, 3)) for _ in ROW]))
     recovery = serialize(partial(GateRecovery, ak.Recovery())) if recovers else None
     info = NetworkInfo(recipe, 0, {"host": MagicMock()}, {"host": ("here", 1)}, dict.fromkeys(ROW, "host"))
     info = replace(info, recovery=recovery)
+    with patch.object(RestartingEngine, "keep_spare"):  # which is a process
+        made._know(info)
     if recovers:
-        tell = made._send, made._note, made._fail
-        made._restarts = Restarts("net", made._members, info, made.info, made._move, *tell)
         made._restarts._engine.after = lambda seconds, do: None
-    made._snapshots = Snapshots(ROW, lambda gate, message: None)
-    made._info = info
     for name in "abvc":
-        made.register_sentinel(name, "train", False, "key", MagicMock(), ("here", 2))
+        made.register_sentinel(name, "train", False, "key", MagicMock(), ("here", 2), ROW)
     return made
 
 

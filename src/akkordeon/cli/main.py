@@ -82,6 +82,8 @@ app.command()(network.join)
 app.command()(network.status)
 app.command()(network.detach)
 app.command("set")(network.set_gate)
+app.command("insert")(network.insert_gate)
+app.command("remove")(network.remove_gate)
 app.add_typer(network.app, name="network")
 app.add_typer(sentinel.app, name="sentinel")
 

@@ -1,4 +1,4 @@
-"""Commands for networks on a Ray cluster: start, save, stop, show, set, join machines, detach sentinels."""
+"""Commands for networks on a Ray cluster: start, save, stop, show, change, join and detach."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from akkordeon.engines.ray.cluster.connection import join as join_cluster
 from akkordeon.engines.ray.cluster.connection import parse_target, require_ray
 from akkordeon.experiments.config import GateRule, TrainConfig
 from akkordeon.experiments.presets import rule_named
-from akkordeon.experiments.tasks.loader import load_function, load_network
+from akkordeon.experiments.tasks.loader import load_function, load_gate, load_network
 from akkordeon.experiments.tasks.named import NETWORKS
 from akkordeon.pipeline.network import Network
 from akkordeon.session.recovery.gates import GateRecovery
 from akkordeon.watch.lines import scores_in_words
 
-__all__ = ["app", "detach", "join", "set_gate", "status"]
+__all__ = ["app", "detach", "insert_gate", "join", "remove_gate", "set_gate", "status"]
 
 SET_S = 60.0
-"""How long a gate that is told to learn otherwise may take to answer."""
+"""How long a gate that is told to learn otherwise, or all that is under way, may take to answer."""
 
 POLL_S = 0.2
 """How often a waiting command looks for Ctrl-C."""
@@ -317,6 +317,45 @@ def set_gate(
     with connect(target) as session:
         session.gate(gate).set(timeout=SET_S, **wanted)
     typer.echo(f"{gate} learns with {', '.join(settings)}")
+
+
+def insert_gate(
+    target: Target,
+    recipe: Annotated[
+        str, typer.Argument(metavar="FILE.py:FUNCTION", help="What makes the gate, or its module.")
+    ],
+    before: Annotated[
+        str | None, typer.Option(metavar="GATE", help="Which gate it is to come before.")
+    ] = None,
+    after: Annotated[str | None, typer.Option(metavar="GATE", help="Which gate it is to come after.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the first weights.")] = 0,
+) -> None:
+    """Have another gate be part of a network, while it trains.
+
+    What is under way comes back first; all that is attached goes on with the new row.
+    """
+    from akkordeon.session.remote_session import connect
+
+    if (before is None) == (after is None):
+        raise RecipeError("where is the gate to come? Give --before GATE or --after GATE, one of the two")
+    gate = load_gate(recipe, seed)
+    with connect(target) as session:
+        if before is not None:
+            new = session.gate(before).insert_before(gate, timeout=SET_S)
+        else:
+            new = session.gate(after or "").insert_after(gate, timeout=SET_S)
+        typer.echo(f"{new.address} is there; the row is {', '.join(session.network.row())}")
+
+
+def remove_gate(
+    target: Target, gate: Annotated[str, typer.Argument(metavar="GATE", help="Its address or its name.")]
+) -> None:
+    """Have a network go on without a gate, while it trains."""
+    from akkordeon.session.remote_session import connect
+
+    with connect(target) as session:
+        session.gate(gate).remove(timeout=SET_S)
+        typer.echo(f"{gate} is gone; the row is {', '.join(session.network.row())}")
 
 
 def _setting(text: str) -> tuple[str, Any]:

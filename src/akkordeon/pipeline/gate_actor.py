@@ -307,7 +307,7 @@ class GateActor(Stage):
     def _rewire(self, message: Rewire) -> Iterator[Effect]:
         """Take another place in the row, where nothing is under way."""
         row = message.row
-        if message.from_last and self.address != row[-1]:
+        if self.address != row[-1] and (message.from_last or self._ledger is not None):
             yield Send(row[-1], Inherit(self._applied() or {}))
             self._ledger = None
         if self.address in row:
@@ -320,7 +320,8 @@ class GateActor(Stage):
             yield Report(Rewired(self.address))
 
     def _inherit(self, message: Inherit) -> Iterator[Effect]:
-        self._ledger = Ledger(message.applied)
+        if self._ledger is None:  # else it was told twice, as by a gate that was made anew meanwhile
+            self._ledger = Ledger(message.applied)
         if self.position.next is None:
             yield Report(Rewired(self.address))
 

@@ -12,14 +12,17 @@ from torch import Tensor
 
 from akkordeon.core.addresses import sentinel_address
 from akkordeon.core.checks import require_above, require_timeout
-from akkordeon.core.errors import RecipeError
 from akkordeon.core.plain_state import PlainState
+from akkordeon.core.surgery.reports import RowChanged
+from akkordeon.pipeline.network import Network
 from akkordeon.sentinels.recipes import Evaluation, Sentinel, Training
 from akkordeon.sentinels.roles import Role
 from akkordeon.session.attachment import Attachment, ParentSession
 from akkordeon.session.recovery.absence import Absence
 from akkordeon.session.registry import Registry
 from akkordeon.session.session import Session
+from akkordeon.session.surgery.live_gate import LiveGate
+from akkordeon.session.surgery.on_network import NetworkOperator
 from akkordeon.session.topology import RowTopology
 
 if TYPE_CHECKING:
@@ -70,13 +73,6 @@ class JoinedTopology(RowTopology):
         """None."""
         return ()
 
-    def require_loose(self) -> None:
-        """Refuse: other sessions have sentinels there, which nobody here could have pause."""
-        raise RecipeError(
-            "gates of a network that runs on its own can be set to learn otherwise, but none can come or go: "
-            "save it, and start another with the gates it is to have"
-        )
-
 
 class JoinedRegistry(Registry):
     """The sentinels of one session, under names that are free in the whole network.
@@ -92,13 +88,14 @@ class JoinedRegistry(Registry):
     def register(
         self, sentinel: Sentinel, row: tuple[str, ...], session: ParentSession, number: int | None = None
     ) -> Attachment:
-        """Give a sentinel the name and the number that it has in the network."""
+        """Give a sentinel the name and the number that it has in the network, and the row of then."""
         with self._named(sentinel.name, sentinel.role) as (name, number):
-            return super().register(replace(sentinel, name=name), row, session, number)
+            return super().register(replace(sentinel, name=name), self._joined.row, session, number)
 
     def restore(self, attachment: Attachment, number: int | None = None) -> None:
         """Have a sentinel that has ended be at work again in the network."""
         with self._named(attachment.name, attachment.role) as (_, number):
+            attachment.row = self._joined.row
             super().restore(attachment, number)
 
     @contextmanager
@@ -138,13 +135,29 @@ class JoinedSession(Session):
         super().__init__(engine.network, engine, engine.seed, topology=topology, registry=registry)
         self._renew = registry.renew
         self._operations.number_from(uuid4().int >> 80)
+        self._operator = NetworkOperator(self._operations, engine, self._wait)
         if patience_s is not None:
             self._absence = Absence(engine, topology.row, registry, self._relaunch, patience_s)
             self.at_close(self._absence.give_up)
 
     def _on_report(self, record: Any) -> None:
-        if self._absence is None or not self._absence.hear(record):
-            super()._on_report(record)
+        if self._absence is not None and self._absence.hear(record):
+            return
+        if isinstance(record, RowChanged):
+            self._become(self._joined.network)
+        super()._on_report(record)
+
+    def _become(self, network: Network) -> None:
+        """The network has another row, with which sentinels go on; the registrar tells them."""
+        self._topology.become(network)
+        for attachment in self._registry.at_work():
+            self._registry.rewire(attachment, network.row())
+        if self._absence is not None:
+            self._absence.rearranged(network.row())
+
+    def gate(self, name: str) -> LiveGate:
+        """A gate of the network, to be changed while it is at work; see :meth:`Session.gate`."""
+        return LiveGate(super().gate(name).address, self._operator)
 
     def _attach(self, sentinels: Sequence[Training | Evaluation]) -> list[Attachment]:
         if self._absence is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -41,16 +41,17 @@ class RowTopology:
 
     Args:
         network: the recipe.
+        past: addresses of gates that there were before.
 
     Attributes:
         row: where cuts are made, head first.
         network: the recipe, as it has become.
     """
 
-    def __init__(self, network: Network | Downpour) -> None:
+    def __init__(self, network: Network | Downpour, past: Iterable[str] = ()) -> None:
         self.row = network.row()
         self.network = network
-        self._addresses = set(self.row)  # that there ever were
+        self._addresses = {*self.row, *past}  # that there ever were
         self._newcomers: dict[str, Gate] = {}
         self._before: deque[Network] = deque(maxlen=PAST_MAX)
 
@@ -133,13 +134,6 @@ class RowTopology:
             raise RecipeError(f"{address} is not part of the row any more: {', '.join(self.row)}")
         return self._gates()[address]
 
-    def require_loose(self) -> None:
-        """Refuse to have gates come or go where they cannot.
-
-        Raises:
-            RecipeError: they cannot.
-        """
-
     def newcomer(self, gate: Gate, seed: int, address: str | None = None) -> Spawn:
         """The actor of a gate that is to be part of the row, and is told its place there later.
 
@@ -166,6 +160,10 @@ class RowTopology:
         """
         network = self._with(row)
         self._newcomers.clear()
+        self.become(network)
+
+    def become(self, network: Network) -> None:
+        """The recipe is another, of a row with other gates."""
         self._before.append(self._row_network)
         self.network, self.row = network, network.row()
 

@@ -28,6 +28,7 @@ through it, each with a session host of its own, and leave.
     network_info.py    what the registrar tells of it
     registrar.py       the registrar
     restarts.py        gates of such a network, made anew
+    surgery/           gates that come into its row, or leave it
     members.py         the sessions, sentinels and gates that it knows
     detached.py        starting, looking at and stopping such networks
     joined.py          the engine of a session that joined one

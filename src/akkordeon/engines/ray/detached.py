@@ -21,9 +21,9 @@ from akkordeon.engines.ray.cluster.waits import ANSWER_S, ask, end_actor
 from akkordeon.engines.ray.host_pool import READY_S, HostPool
 from akkordeon.engines.ray.network_info import NetworkInfo, NetworkStatus
 from akkordeon.engines.ray.placement import Placement, check_row
-from akkordeon.engines.ray.registrar import WEIGHTS_S, Registrar
+from akkordeon.engines.ray.registrar import Registrar
 from akkordeon.engines.ray.serialization import deserialize, pickle_by_value, serialize
-from akkordeon.engines.ray.snapshots import NetworkWeights
+from akkordeon.engines.ray.snapshots import WEIGHTS_S, NetworkWeights
 
 __all__ = [
     "answer",
@@ -136,6 +136,7 @@ def _end_leftovers(name: str) -> bool:
 def _new_registrar(name: str) -> Any:
     """A registrar, on this machine: others may leave the cluster."""
     options = {**UNRECORDED, "num_cpus": 0, **on_this_node(), **detached_as(PREFIX + name)}
+    options |= {"concurrency_groups": {"control": 1, "surgery": 1}}
     options |= {"max_restarts": -1}  # where its process is killed; it knows again then what it knew
     try:
         make = ray.remote(**options)(Registrar).remote
@@ -243,7 +244,7 @@ def registrar_of(address: str, name: str) -> Any:
         raise ClusterError(f"there is no network {name!r} at {address}; there are: {known}") from error
 
 
-def answer(ref: Any, timeout_s: float = ANSWER_S) -> Any:
+def answer(ref: Any, timeout_s: float | None = ANSWER_S) -> Any:
     """What a registrar, or a host, answers.
 
     Raises:

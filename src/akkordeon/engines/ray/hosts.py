@@ -17,7 +17,7 @@ from akkordeon.core.actor import Spawn
 from akkordeon.core.messages import Message
 from akkordeon.core.recovery.reports import StageSaved
 from akkordeon.core.reports import ActorFailed, EpochDone, GateLeft, GateStatus, RoundDone, SentinelEnded
-from akkordeon.core.surgery.reports import Changed
+from akkordeon.core.surgery.reports import AtRest, Changed, Rewired
 from akkordeon.engines.base import Load
 from akkordeon.engines.ray.network_info import NetworkInfo, SentinelEntry
 from akkordeon.engines.ray.serialization import (
@@ -40,7 +40,16 @@ COLLECT_S = 1.0
 """How long ``collect`` waits for something to hand over."""
 
 REGISTERED = (
-    ActorFailed | Changed | EpochDone | GateLeft | GateStatus | RoundDone | SentinelEnded | StageSaved
+    ActorFailed
+    | AtRest
+    | Changed
+    | EpochDone
+    | GateLeft
+    | GateStatus
+    | Rewired
+    | RoundDone
+    | SentinelEnded
+    | StageSaved
 )
 """Records that the registrar of a detached network hears of, so that whoever asks later can be told."""
 
@@ -199,6 +208,12 @@ class SessionHost(HostProcess):
     def add_sentinel(self, entry: SentinelEntry) -> None:
         """Know a sentinel as its network does, for a registrar that is made anew."""
         self._sentinels[entry.address] = entry
+
+    def begin_sentinel(self, address: str) -> None:
+        """A sentinel has been told to begin: have the network know."""
+        if address in self._sentinels:
+            self._sentinels[address].has_begun = True
+        self._registrar.begin_sentinel.remote(address)
 
     def sentinels(self) -> list[SentinelEntry]:
         """Those at work here, as their network knew them."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 import time
 from collections import deque
@@ -12,15 +14,18 @@ from typing import Any
 
 from akkordeon.core.actor import Spawn
 from akkordeon.core.addresses import sentinel_address
-from akkordeon.core.errors import ClusterError
+from akkordeon.core.errors import ClusterError, RecipeError
+from akkordeon.core.messages import Attach, Message
 from akkordeon.core.recovery.messages import Restarted
-from akkordeon.core.reports import ActorFailed, ActorLost
+from akkordeon.core.reports import ActorFailed, ActorLost, ClusterLost
+from akkordeon.core.surgery.reports import RowChanged
 from akkordeon.engines.ray.cluster.connection import is_connected, join
 from akkordeon.engines.ray.cluster.heartbeats import SILENT_S
 from akkordeon.engines.ray.detached import answer, info_of, raise_refusal, recipe_of, registrar_of, weights_of
 from akkordeon.engines.ray.engine import Ray
 from akkordeon.engines.ray.host_pool import READY_S, SESSION_HOST, HostPool
 from akkordeon.engines.ray.network_info import NetworkInfo, SentinelEntry
+from akkordeon.engines.ray.serialization import deserialize, pickle_by_value, serialize
 
 __all__ = ["JoinedEngine"]
 
@@ -41,6 +46,10 @@ class JoinedEngine(Ray):
         address: HOST:PORT of the cluster; this machine belongs to it.
         name: of the network.
 
+    Attributes:
+        row: addresses of the gates, head first, as the session knows them.
+        edition: how often the row was changed by then.
+
     Raises:
         ClusterError: there is no cluster, it does not let us in, or it has no such network.
     """
@@ -53,6 +62,7 @@ class JoinedEngine(Ray):
         self._registrar: Any = None
         self._joins = not is_connected()  # else whoever connected this process also takes it away
         self._info, self.network = self._find(address)
+        self.row, self.edition = self._info.row, self._info.edition
         self.seed = self._info.seed
         super().__init__(wire_dtype=self._info.wire_dtype)  # on the cluster that was just joined
 
@@ -99,6 +109,7 @@ class JoinedEngine(Ray):
         if network.row() != self.network.row():
             gates = f"{len(network.gates)} gates where there were {len(self.network.gates)}"
             raise ClusterError(f"the network that is there now is another, of {gates}")
+        self.row, self.edition = self._info.row, self._info.edition
         self.start(self._on_report, self.seed)
         self.spawn_all(())
         if self._pool.lost or any(gate not in self._pool.places for gate in network.row()):
@@ -121,7 +132,7 @@ class JoinedEngine(Ray):
         super()._settle_session_host()
         session_host = self._pool.hosts[SESSION_HOST]
         answer(session_host.set_registrar.remote(self._registrar), READY_S)
-        answer(self._registrar.register_session.remote(self._key, session_host))
+        answer(self._registrar.register_session.remote(self._key, session_host, self.edition))
 
     def register_sentinel(self, name: str | None, role: str, answers: bool) -> tuple[str, int]:
         """A name that no other sentinel of the network has, and its number.
@@ -136,7 +147,9 @@ class JoinedEngine(Ray):
         """
         session_host, location = self._pool.hosts[SESSION_HOST], self._pool.locations[SESSION_HOST]
         what = name, role, answers, self._key, session_host, location
-        given = answer(self._registrar.register_sentinel.remote(*what))
+        while (given := answer(self._registrar.register_sentinel.remote(*what, self.row))) is None:
+            if self._over.wait(RETRY_S):
+                raise ClusterError(f"{self.target} was left while its row was being changed")
         if isinstance(given[0], bytes):
             raise_refusal(given)
         entry = SentinelEntry(given[0], role, sentinel_address(*given), *location, answers)
@@ -144,14 +157,65 @@ class JoinedEngine(Ray):
         self._came.append((self.now_s(), entry.address))
         return given[0], given[1]
 
+    def send(self, to: str, message: Message) -> None:
+        """Put a message into a mailbox; the network hears of a sentinel that begins."""
+        super().send(to, message)
+        if isinstance(message, Attach):
+            self._pool.hosts[SESSION_HOST].begin_sentinel.remote(to)
+
+    # ── gates that come and go ───────────────────────────────────────────────────────────────────────
+
+    def rearrange(self, operation: Callable[[Any], Any]) -> Any:
+        """Have the registrar carry out a change of the row; what comes of it.
+
+        Args:
+            operation: is called there with a :class:`akkordeon.engines.ray.surgery.row_surgery.RowSurgery`.
+
+        Raises:
+            RecipeError: a gate cannot travel.
+            AkkordeonError: what the operation raised.
+            ClusterError: the registrar was lost meanwhile; the row is the one before, or the new one.
+        """
+        pickle_by_value()
+        try:
+            sent = serialize(operation)
+        except TypeError as error:
+            raise RecipeError(f"the gate cannot travel: {error}") from error
+        folders = tuple(os.path.abspath(folder) for folder in sys.path)
+        outcome = deserialize(answer(self._registrar.rearrange.remote(self._key, sent, folders), None), True)
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    def _become(self, info: NetworkInfo) -> None:
+        """The network has another row: have the session know, and make sentinels for it from then on."""
+        before = self._info
+        if info.edition <= before.edition:
+            return
+        try:
+            self.network = recipe_of(info, self._name)
+        except ClusterError as error:
+            super()._report(ClusterLost(str(error)))
+            return
+        self._info = info
+        self._pool.adopt(info.hosts, info.locations, info.places)
+        left = tuple(gate for gate in before.row if gate not in info.places)
+        self._pool.retire(left)
+        super()._report(RowChanged(info.row, tuple(g for g in info.row if g not in before.places), left))
+        with self._reported:
+            self.row, self.edition = info.row, info.edition
+            self._reported.notify_all()
+
     # ── gates that come back ─────────────────────────────────────────────────────────────────────────
 
     def _comes_back(self, address: str) -> bool:
         return self._info.recovery is not None and address in self._info.places and not self._pool.lost
 
     def _report(self, record: Any) -> None:
-        """The registrar tells when a gate that raised was one too many."""
-        if not (isinstance(record, ActorFailed) and self._comes_back(record.address)):
+        """The registrar tells of another row, and when a gate that raised was one too many."""
+        if isinstance(record, NetworkInfo):
+            self._become(record)
+        elif not (isinstance(record, ActorFailed) and self._comes_back(record.address)):
             super()._report(record)
 
     def _lost(self, record: ActorLost, location: tuple[str, int]) -> None:
@@ -166,7 +230,7 @@ class JoinedEngine(Ray):
         """Wait until the registrar has had it made anew, and know where it is; raise if it never will be."""
         lost_s, host = self.now_s(), self._info.places[gate]
         answered_s = lost_s
-        while not over.wait(RETRY_S):
+        while not over.wait(RETRY_S) and gate in self._info.places:
             with suppress(ClusterError):  # the registrar may have been killed, too
                 there = answer(self._registrar.there.remote())
                 if there is None:
@@ -181,6 +245,8 @@ class JoinedEngine(Ray):
                     answered_s = self.now_s()
             if self.now_s() - answered_s > AWAY_S:
                 break
+        if gate not in self._info.places:
+            return  # it left the row
         raise ClusterError(f"{gate} of {self._name!r} does not come back")
 
     def _unless_found(self, record: ActorLost, failure: Exception | None) -> None:

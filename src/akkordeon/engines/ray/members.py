@@ -7,10 +7,14 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+import ray
+
 from akkordeon.core.addresses import free_name, sentinel_address
 from akkordeon.core.errors import NameTakenError, NoSuchSentinelError
 from akkordeon.core.reports import EpochDone, GateStatus, RoundDone
-from akkordeon.engines.ray.network_info import SentinelEntry
+from akkordeon.engines.ray.cluster.names import named, named_actors
+from akkordeon.engines.ray.cluster.waits import answered
+from akkordeon.engines.ray.network_info import NetworkInfo, SentinelEntry
 from akkordeon.engines.ray.serialization import serialize
 
 __all__ = ["Members", "Statuses"]
@@ -69,6 +73,28 @@ class Members:
     def _take_in(self, entry: SentinelEntry, key: str) -> None:
         self._sentinels[entry.address] = entry
         self._session_of[entry.address] = key
+
+    def take_up(self) -> NetworkInfo | None:
+        """Know again what was known before the registrar was killed: the hosts do, and those of sessions.
+
+        Returns:
+            The latest way in that is known; None if there is none.
+        """
+        prefix = f"host/{self._network}/"
+        hosts = [named(name) for name in named_actors() if name.startswith(prefix)]
+        told = answered(ray, (host.membership.remote() for host in hosts), (None, {}))
+        found = [known for known in told if known[0]]
+        sessions = {key: host for _, listeners in found for key, host in listeners.items()}
+        asked = {key: host.sentinels.remote() for key, host in sessions.items()}
+        for key, entries in zip(asked, answered(ray, asked.values(), ()), strict=True):
+            self.add_session(key, sessions[key], entries)
+        return max((info for info, _ in found), key=lambda info: info.edition, default=None)
+
+    def begin(self, address: str) -> None:
+        """A sentinel has been told to begin."""
+        with self._lock:
+            if address in self._sentinels:
+                self._sentinels[address].has_begun = True
 
     def unregister(self, address: str) -> SentinelEntry | None:
         """A sentinel has ended, or never began; what was known of it."""
@@ -158,6 +184,13 @@ class Statuses:
             if now_s - then_s >= RATE_S:
                 self._rates[address] = (status.version - version) / (now_s - then_s)
                 self._heard[address] = (now_s, status.version)
+
+    def keep(self, gates: Iterable[str]) -> None:
+        """Forget all other gates."""
+        with self._told:
+            for known in (self._latest, self._heard, self._rates):
+                for gate in known.keys() - set(gates):
+                    del known[gate]
 
     def of(self, gate: str) -> tuple[GateStatus | None, float]:
         """The latest that a gate told, and its updates/s."""

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from akkordeon.core.reports import EpochDone, GateStatus, RoundDone
 from akkordeon.core.surgery.messages import OF_RECIPE
 from akkordeon.core.surgery.reports import Changed
-from akkordeon.engines.ray.placement import Placement
+from akkordeon.engines.ray.placement import Placement, host_of
 from akkordeon.engines.ray.serialization import Serialized, deserialize, serialize
 
-__all__ = ["GateEntry", "NetworkInfo", "NetworkStatus", "SentinelEntry", "changed"]
+__all__ = [
+    "GateEntry",
+    "NetworkInfo",
+    "NetworkStatus",
+    "SentinelEntry",
+    "changed",
+    "with_row",
+]
 
 
 @dataclass(frozen=True)
@@ -23,13 +31,15 @@ class NetworkInfo:
         seed: of the network.
         hosts: handles by name.
         locations: address of the node and number of the process, by name of the host.
-        places: name of the host, by address of the gate.
+        places: name of the host, by address of the gate, head first.
         wire_dtype: see :class:`akkordeon.Ray`.
         placement: likewise.
         folders: where the process that started the network finds modules.
         recovery: makes what decides when gates come back, where they do.
         stages: what its gates began with, by address, where that is not the recipe's weights.
         description: how the network's task is made again, for those that keep its weights.
+        edition: how often its row was changed.
+        past: addresses of all gates that there ever were.
     """
 
     recipe: Serialized
@@ -43,6 +53,38 @@ class NetworkInfo:
     recovery: Serialized | None = None
     stages: Serialized | None = None
     description: dict[str, Any] = field(default_factory=dict)
+    edition: int = 0
+    past: tuple[str, ...] = ()
+
+    @property
+    def row(self) -> tuple[str, ...]:
+        """Addresses of the gates, head first."""
+        return tuple(self.places)
+
+    def away(self) -> list[str]:
+        """Gates whose process is gone."""
+        return [address for address, host in self.places.items() if host not in self.hosts]
+
+    def silence(self, silent: Collection[str], seconds: float) -> str | None:
+        """Which gates are in hosts that do not answer, in words; None if none is."""
+        gates = [address for address, host in self.places.items() if host in silent]
+        if not gates:
+            return None
+        node, pid = self.locations.get(self.places[gates[0]], ("?", 0))
+        return f"{', '.join(gates)} has not answered for {seconds:g} s or more (number {pid} on {node})"
+
+    def without(self, name: str) -> NetworkInfo:
+        """The way in where a process is gone."""
+        return replace(self, hosts={each: handle for each, handle in self.hosts.items() if each != name})
+
+
+def with_row(info: NetworkInfo, row: tuple[str, ...], recipe: Serialized) -> NetworkInfo:
+    """The way in to a network whose row has other gates, without processes that have none any more."""
+    places = {address: host_of(address, info.placement) for address in row}
+    hosts = {name: handle for name, handle in info.hosts.items() if name in places.values()}
+    past = tuple({**dict.fromkeys(info.past), **info.places, **places})
+    edition = info.edition + 1
+    return replace(info, recipe=recipe, places=places, hosts=hosts, past=past, edition=edition)
 
 
 def changed(info: NetworkInfo, record: Changed) -> NetworkInfo:
@@ -74,6 +116,7 @@ class SentinelEntry:
     node: str
     pid: int
     answers: bool = False  # a question, of whose end nobody needs to hear
+    has_begun: bool = False
     last: EpochDone | RoundDone | None = None
 
     @property

@@ -11,14 +11,14 @@ import itertools
 import sys
 import threading
 import time
-from dataclasses import replace
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import ray
 
 from akkordeon.core.addresses import reader_of, sentinel_address
-from akkordeon.core.errors import NameTakenError, NoSuchSentinelError, explain
+from akkordeon.core.errors import ClusterError, NameTakenError, NoSuchSentinelError, explain
 from akkordeon.core.messages import Close, Detach, Forget, Message, Probe
 from akkordeon.core.recovery.messages import Save
 from akkordeon.core.reports import (
@@ -31,13 +31,12 @@ from akkordeon.core.reports import (
     RoundDone,
     SentinelEnded,
 )
-from akkordeon.core.surgery.reports import Changed
+from akkordeon.core.surgery.reports import AtRest, Changed, Rewired, RowChanged
 from akkordeon.engines.ray.cluster.heartbeats import HEARTBEAT_S, SILENT_S, Heartbeats, Lost
-from akkordeon.engines.ray.cluster.names import is_made_anew, named, named_actors
-from akkordeon.engines.ray.cluster.waits import answered
+from akkordeon.engines.ray.cluster.names import is_made_anew
 from akkordeon.engines.ray.members import Members, Statuses
 from akkordeon.engines.ray.network_info import GateEntry, NetworkInfo, NetworkStatus, SentinelEntry, changed
-from akkordeon.engines.ray.restarts import Restarts
+from akkordeon.engines.ray.restarts import RestartingEngine, Restarts
 from akkordeon.engines.ray.serialization import (
     Envelope,
     Serialized,
@@ -47,7 +46,8 @@ from akkordeon.engines.ray.serialization import (
     serialize_message,
     understood,
 )
-from akkordeon.engines.ray.snapshots import REGISTRAR, Snapshots
+from akkordeon.engines.ray.snapshots import REGISTRAR, WEIGHTS_S, Snapshots
+from akkordeon.engines.ray.surgery.row_surgery import RowSurgery
 
 __all__ = ["Registrar"]
 
@@ -56,15 +56,6 @@ READY_S = 60.0
 
 PROBE_S = 2.0
 """How often the gates are asked how they are."""
-
-SNAPSHOT_S = 60.0
-"""How often the gates are asked for their weights, if that is quick."""
-
-SNAPSHOT_SHARE = 0.05
-"""The part of the time that may go into it, if it is not."""
-
-WEIGHTS_S = 60.0
-"""How long somebody who asks for weights waits for those of now, before older ones must do."""
 
 
 class Registrar:
@@ -75,6 +66,7 @@ class Registrar:
         self._lock = threading.RLock()
         self._info: NetworkInfo | None = None
         self._members = Members(name)
+        self._surgery: RowSurgery | None = None
         self._restarts: Restarts | None = None
         self._numbers_before = 0
         self._statuses = Statuses()
@@ -104,34 +96,46 @@ class Registrar:
         """
         self._numbers_before = int(time.time())
         self._members = Members(self._name, self._numbers_before)
-        prefix = f"host/{self._name}/"
-        hosts = [named(name) for name in named_actors() if name.startswith(prefix)]
-        found = [
-            known for known in answered(ray, (h.membership.remote() for h in hosts), (None, {})) if known[0]
-        ]
-        sessions = {key: host for _, listeners in found for key, host in listeners.items()}
-        asked = {key: host.sentinels.remote() for key, host in sessions.items()}
-        for key, entries in zip(asked, answered(ray, asked.values(), ()), strict=True):
-            self._members.add_session(key, sessions[key], entries)
-        if found:
-            self._begin(found[0][0])
+        info = self._members.take_up()
+        if info is not None:
+            self._begin(info)
             if self._restarts is not None:
-                self._restarts.unsaved = set(found[0][0].places)
+                self._restarts.unsaved = set(info.places)
+            assert self._surgery is not None, "it has begun"
+            threading.Thread(target=self._surgery.settle, name="akkordeon-settle", daemon=True).start()
             self._note("the registrar was killed, and knows again what the processes of the network know")
 
     def _begin(self, info: NetworkInfo) -> None:
+        snapshots = self._know(info)
+        taken = self._statuses.versions, lambda: self._info is not None and self._failure is None
+        for name, do, args in (("registrar", self._watch, ()), ("snapshots", snapshots.follow, taken)):
+            threading.Thread(target=do, args=args, name=f"akkordeon-{name}", daemon=True).start()
+
+    def _know(self, info: NetworkInfo) -> Snapshots:
         self._info = info
         sys.path.extend(folder for folder in info.folders if folder not in sys.path)
+        engine = RestartingEngine(self._name, self._members, self.info, self._update)
         if info.recovery is not None:
-            tell = self._send, self._note, self._fail
-            self._restarts = Restarts(self._name, self._members, info, self.info, self._move, *tell)
-        self._snapshots = Snapshots(tuple(info.places), self._send, self._numbers_before)
-        threading.Thread(target=self._watch, name="akkordeon-registrar", daemon=True).start()
+            self._restarts = Restarts(engine, self._members, info, self._send, self._note, self._fail)
+        decides = None if self._restarts is None else self._restarts.decides
+        there = self.info, self._update, self._send, lambda: self._failure, self._row_changed
+        self._surgery = RowSurgery(self._members, engine, decides, *there)
+        self._snapshots = Snapshots(info.row, self._send, self._numbers_before)
+        return self._snapshots
 
-    def _move(self, info: NetworkInfo) -> None:
-        """Gates are elsewhere."""
+    def _update(self, change: Callable[[NetworkInfo], NetworkInfo]) -> NetworkInfo:
+        """Gates are elsewhere, or others."""
         with self._lock:
-            self._info = info
+            if self._info is None:
+                raise ClusterError(f"the network {self._name!r} has ended")
+            self._info = change(self._info)
+            return self._info
+
+    def _row_changed(self, record: RowChanged) -> None:
+        self._statuses.keep(record.row)
+        if self._snapshots is not None:
+            self._snapshots.rearranged(record.row)
+        self._note(f"the row was changed: {', '.join(record.row)}")
 
     def info(self) -> NetworkInfo | None:
         """The way in; None while the network is being started."""
@@ -139,20 +143,12 @@ class Registrar:
 
     def failure(self) -> str | None:
         """Why the network works no more, or not now, if so."""
-        if self._failure is not None:
+        info = self._info
+        if self._failure is not None or info is None:
             return self._failure
-        silent = self._heartbeats.silent(SILENT_S)
-        with self._lock:
-            places = self._info.places if self._info else {}
-            there = self._info.hosts if self._info else {}
-            away = [address for address, host in places.items() if host not in there]
-            gates = [address for address, host in places.items() if host in silent]
-        if away and self._restarts is not None:
+        if (away := info.away()) and self._restarts is not None:
             return f"{', '.join(away)} is being made anew"
-        if not gates:
-            return None
-        node, pid = self._location(places[gates[0]])
-        return f"{', '.join(gates)} has not answered for {SILENT_S:g} s or more (number {pid} on {node})"
+        return info.silence(self._heartbeats.silent(SILENT_S), SILENT_S)
 
     def there(self) -> tuple[dict[str, Any], dict[str, tuple[str, int]]] | None:
         """The hosts with gates that are there now, and where; None once the network has failed or ended."""
@@ -183,9 +179,8 @@ class Registrar:
         return any(version > saved.get(address, 0) for address, version in self._statuses.versions().items())
 
     def _living_gates(self) -> list[str]:
-        with self._lock:
-            info = self._info
-            return [a for a, host in info.places.items() if host in info.hosts] if info else []
+        info = self._info
+        return [a for a, host in info.places.items() if host in info.hosts] if info else []
 
     def register_sentinel(
         self,
@@ -195,15 +190,29 @@ class Registrar:
         key: str,
         session_host: Any,
         location: tuple[str, int],
-    ) -> tuple[str, int] | Serialized:
-        """Give a sentinel a name of its own and a number; see :class:`Members`."""
+        row: tuple[str, ...],
+    ) -> tuple[str, int] | Serialized | None:
+        """Give a sentinel a name of its own and a number; see :class:`Members`.
+
+        None has it come again, where the row is being changed, or is not the one that its session knows.
+        """
+        if self._surgery is None or self._info is None:
+            return serialize(ClusterError(f"the network {self._name!r} has ended"))
+        if self._info.row != row:
+            return None
+        what = partial(self._members.register, name, role, answers, key, session_host, location)
         try:
-            given = self._members.register(name, role, answers, key, session_host, location)
+            given = self._surgery.pauses.admit(what)
         except NameTakenError as error:
             return serialize(error)
-        if self._restarts is not None:
-            self._restarts.tell_of(sentinel_address(*given), session_host)
+        if given is not None:
+            self._surgery.tell_of(sentinel_address(*given), session_host)
         return given
+
+    def begin_sentinel(self, address: str) -> None:
+        """A sentinel has been told to begin."""
+        assert self._surgery is not None, "a session has joined"
+        self._surgery.pauses.begin_sentinel(address)
 
     def unregister_sentinel(self, address: str) -> None:
         """A sentinel has ended, or never began."""
@@ -211,9 +220,19 @@ class Registrar:
         if entry is not None and not entry.answers:
             self._note(f"{entry.name} ended")
 
-    def register_session(self, key: str, session_host: Any) -> None:
-        """A session begins; if its host dies, the gates need not tell it any more."""
+    def register_session(self, key: str, session_host: Any, edition: int) -> None:
+        """A session begins, which may know an earlier row; a host that dies need not be told any more."""
         self._members.add_session(key, session_host)
+        if (info := self._info) is not None and info.edition != edition:
+            session_host.report.remote(serialize(info))
+            for host in info.hosts.values():
+                host.add_listener.remote(key, session_host)
+
+    @ray.method(concurrency_group="surgery")
+    def rearrange(self, key: str, operation: Serialized, folders: tuple[str, ...]) -> Serialized:
+        """Have gates come or go, as a session asks; see :meth:`RowSurgery.do`."""
+        assert self._surgery is not None, "a session has joined"
+        return self._surgery.do(key, operation, folders)
 
     def unregister_session(self, key: str) -> None:
         """A session ends; its host is no more."""
@@ -271,6 +290,8 @@ class Registrar:
         record = understood(partial(deserialize, serialized, writable=True), self._note)
         if self._restarts is not None and self._restarts.hear(record):
             return
+        if self._surgery is not None and isinstance(record, AtRest | Changed | Rewired):
+            self._surgery.hear(record)
         if isinstance(record, GateStatus) and self._info is not None and record.address in self._info.places:
             self._statuses.hear(record)
         elif isinstance(record, EpochDone | RoundDone):
@@ -280,9 +301,9 @@ class Registrar:
         elif isinstance(record, GateLeft) and self._snapshots is not None:
             self._snapshots.keep(record)
         elif isinstance(record, Changed) and self._info is not None and record.error is None:
-            self._move(changed(self._info, record))  # for sessions that join later, and gates that come back
+            info = self._update(partial(changed, record=record))  # for who joins later, and who comes back
             if self._restarts is not None:
-                self._restarts.changed(self._info)
+                self._restarts.changed(info)
         elif isinstance(record, ActorFailed):
             self._fail(record.address, f"failed on {record.doing}: {explain(record.error)}")
 
@@ -308,8 +329,6 @@ class Registrar:
     def _watch(self) -> None:
         """Ask all for heartbeats, and the gates how they are. Runs on a thread of its own, to the end."""
         probed_s = 0.0
-        snapshots = threading.Thread(target=self._take_snapshots, name="akkordeon-snapshots", daemon=True)
-        snapshots.start()
         while self._info is not None:
             for name in self._dead():
                 self._mark_lost(name)
@@ -325,18 +344,6 @@ class Registrar:
         for address in () if self._restarts is None else tuple(self._restarts.unsaved):
             self._send(address, Save())  # again and again: none hears of those who ask while they come up
         return number
-
-    def _take_snapshots(self) -> None:
-        """Have the latest weights at hand, whatever happens to the gates. Runs on a thread of its own."""
-        assert self._snapshots is not None
-        taken: dict[str, int] | None = None
-        while self._info is not None and self._failure is None:
-            began_s = time.monotonic()
-            versions = self._statuses.versions()
-            if versions != taken and self._snapshots.wait_for(self._snapshots.ask(), WEIGHTS_S):
-                taken = versions
-            took_s = time.monotonic() - began_s
-            time.sleep(max(SNAPSHOT_S, took_s / SNAPSHOT_SHARE))
 
     def _dead(self) -> list[str]:
         """Ask everybody who owes no answer for a sign of life; the names of those who will give none."""
@@ -372,8 +379,7 @@ class Registrar:
         info = self._info
         if info is None or name not in info.hosts:
             return
-        hosts = {other: handle for other, handle in info.hosts.items() if other != name}
-        self._info = replace(info, hosts=hosts)  # Ray's thread may be reading the old one
+        info = self._update(partial(NetworkInfo.without, name=name))
         node, pid = info.locations.get(name, ("?", 0))
         why = f"its process died (number {pid} on {node})"
         for address in [address for address, host in info.places.items() if host == name]:

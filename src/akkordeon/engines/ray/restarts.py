@@ -13,7 +13,6 @@ import ray
 
 from akkordeon.core.actor import Spawn
 from akkordeon.core.addresses import reader_of
-from akkordeon.core.errors import ClusterError
 from akkordeon.core.messages import Message
 from akkordeon.core.recovery.reports import StageSaved
 from akkordeon.core.reports import ActorFailed, ActorLost, GateLeft, GateStatus, SentinelEnded
@@ -26,33 +25,30 @@ from akkordeon.engines.ray.serialization import deserialize
 from akkordeon.engines.ray.snapshots import REGISTRAR
 from akkordeon.engines.timers import Timers
 
-__all__ = ["Restarts"]
+__all__ = ["RestartingEngine", "Restarts"]
 
 
 class Restarts:
     """Has whoever decides when gates come back hear of what happens to them.
 
     Args:
-        name: of the network.
-        members: its sessions.
+        engine: makes them.
+        members: the sessions of the network.
         info: the way in.
-        find: gives it, as it is now.
-        moved: is told it, as it is then.
         send: carries a message to a gate.
         note: keeps a sentence for those who ask how the network is.
         give_up: is told the address of a gate that does not come back, and why.
 
     Attributes:
+        decides: when gates come back.
         unsaved: gates whose snapshot was lost with whoever kept it, and that are to leave another.
     """
 
     def __init__(
         self,
-        name: str,
+        engine: RestartingEngine,
         members: Members,
         info: NetworkInfo,
-        find: Callable[[], NetworkInfo | None],
-        moved: Callable[[NetworkInfo], None],
         send: Callable[[str, Message], None],
         note: Callable[[str], None],
         give_up: Callable[[str, str], None],
@@ -60,9 +56,9 @@ class Restarts:
         assert info.recovery is not None, "gates come back"
         self.unsaved: set[str] = set()
         self._note = note
-        self._lock = threading.RLock()
-        self._engine = RestartingEngine(name, members, find, moved, self._lock)
-        self._decides = deserialize(info.recovery, writable=True)(
+        self._lock = engine.lock
+        self._engine = engine
+        self.decides = deserialize(info.recovery, writable=True)(
             tuple(info.places),
             self._engine,
             send=send,
@@ -72,47 +68,43 @@ class Restarts:
         )
         spawns = list(deserialize(info.recipe, writable=True).spawns(info.seed))
         stages = None if info.stages is None else deserialize(info.stages, writable=True)
-        for _ in self._decides.keep(spawns, stages):
+        for _ in self.decides.keep(spawns, stages):
             pass
         self._engine.keep_spare(spawns)
 
     def stop(self) -> None:
         """Have none come back from now on."""
-        self._decides.stop()
+        self.decides.stop()
         self._engine.end_spare()
 
     def story(self, address: str) -> str:
         """How often a gate that does not come back was made anew, and why."""
-        return str(self._decides.story(address))
-
-    def tell_of(self, sentinel: str, session_host: Any) -> None:
-        """A sentinel is about to begin; its session may not know yet of a gate that was made anew."""
-        self._engine.tell_of(sentinel, session_host)
+        return str(self.decides.story(address))
 
     def changed(self, info: NetworkInfo) -> None:
         """Gates are as another recipe has them."""
         with self._lock:
             for spawn in deserialize(info.recipe, writable=True).spawns(info.seed):
-                self._decides.changed(spawn)
+                self.decides.changed(spawn)
 
     def hear(self, record: Any) -> bool:
         """Take note of a report; whether it is of a gate that comes back, and nobody else's business."""
         with self._lock:
             if isinstance(record, StageSaved):
-                self._decides.saved(record)
+                self.decides.saved(record)
                 if record.address in self.unsaved:
                     self.unsaved.discard(record.address)
                     self._note(f"a snapshot of {record.address} is kept again")
                 return True
             if isinstance(record, GateStatus):
-                self._decides.heard(record.address, record.version)
+                self.decides.heard(record.address, record.version)
             elif isinstance(record, SentinelEnded):
-                self._decides.departed(record.address)
+                self.decides.departed(record.address)
             if isinstance(record, ActorFailed):
-                return bool(self._decides.failed(record))
+                return bool(self.decides.failed(record))
             if isinstance(record, GateLeft):
-                return bool(self._decides.left(record))
-            return isinstance(record, ActorLost) and bool(self._decides.lost(record))
+                return bool(self.decides.left(record))
+            return isinstance(record, ActorLost) and bool(self.decides.lost(record))
 
 
 class RestartingEngine:
@@ -122,7 +114,9 @@ class RestartingEngine:
         name: of the network.
         members: its sessions, which are told where a gate is.
         info: gives the way in, as it is now.
-        moved: is told the way in, as it is then.
+        update: changes it, and gives it as it is then.
+
+    Attributes:
         lock: held while reports are heard.
     """
 
@@ -131,14 +125,14 @@ class RestartingEngine:
         name: str,
         members: Members,
         info: Callable[[], NetworkInfo | None],
-        moved: Callable[[NetworkInfo], None],
-        lock: threading.RLock,
+        update: Callable[[Callable[[NetworkInfo], NetworkInfo]], NetworkInfo],
     ) -> None:
+        self.lock = threading.RLock()
         self._name = name
         self._members = members
         self._info = info
-        self._moved = moved
-        self._timers = Timers(threading.Condition(lock))
+        self._update = update
+        self._timers = Timers(threading.Condition(self.lock))
         self._spawning = threading.Lock()  # what comes of one is what the next begins with
         self._spare: Any = None
 
@@ -151,10 +145,11 @@ class RestartingEngine:
         self._timers.after(seconds, do)
 
     def respawn(self, spawn: Spawn, then: Callable[[Exception | None], None]) -> None:
-        """Make a gate, in the process where others of its place live or in a new one; tell everybody."""
-        self._timers.meanwhile(partial(self._spawn, spawn), then)
+        """Make a gate anew."""
+        self._timers.meanwhile(partial(self.bring, spawn), then)
 
-    def _spawn(self, spawn: Spawn) -> None:
+    def bring(self, spawn: Spawn) -> None:
+        """Make a gate, in the process where others of its place live or in a new one; tell everybody."""
         with self._spawning:
             info = self._info()
             if info is None:
@@ -165,18 +160,9 @@ class RestartingEngine:
                 places = pool.spawn_all([spawn])
             finally:
                 self._spare = pool.spare
-            info = self._with(pool, *places.values())
-            self._moved(info)
+            (host,) = places.values()
+            info = self._update(partial(_with_host, name=host, pool=pool))
             self._tell(pool, places, info)
-
-    def _with(self, pool: HostPool, host: str) -> NetworkInfo:
-        """The way in as it is now, and to one host more."""
-        info = self._info()
-        if info is None:
-            raise ClusterError(f"the network {self._name!r} has ended")
-        hosts, locations = {**info.hosts, host: pool.hosts[host]}, {**info.locations}
-        locations[host] = pool.locations[host]
-        return replace(info, hosts=hosts, locations=locations)
 
     def keep_spare(self, spawns: Iterable[Spawn]) -> None:
         """Have a process ready for a gate that comes back: one that is there already, or another."""
@@ -215,7 +201,7 @@ class RestartingEngine:
         pool.tell_routes(places, also=told)
 
     def tell_of(self, sentinel: str, session_host: Any) -> None:
-        """Have the gates that are there know the way to a sentinel."""
+        """A sentinel is about to begin: have all gates that are there know the way to it."""
         info = self._info()
         for host in () if info is None else info.hosts.values():
             host.add_routes.remote(dict.fromkeys((sentinel, reader_of(sentinel)), session_host))
@@ -225,3 +211,9 @@ class RestartingEngine:
         for entry, session_host in self._members.with_hosts():
             routes |= dict.fromkeys((entry.address, reader_of(entry.address)), session_host)
         return routes
+
+
+def _with_host(info: NetworkInfo, name: str, pool: HostPool) -> NetworkInfo:
+    """The way in, to one host more."""
+    hosts, locations = {**info.hosts, name: pool.hosts[name]}, {**info.locations, name: pool.locations[name]}
+    return replace(info, hosts=hosts, locations=locations)

@@ -11,6 +11,7 @@ So of a gate whose process dies there are the weights of the last cut; one that 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,10 +19,20 @@ from typing import Any
 from akkordeon.core.messages import Cut, CutId, Export, Exported, Message, Release
 from akkordeon.core.reports import GateLeft
 
-__all__ = ["REGISTRAR", "NetworkWeights", "Snapshots"]
+__all__ = ["REGISTRAR", "WEIGHTS_S", "NetworkWeights", "Snapshots"]
 
 REGISTRAR = "registrar"
 """The registrar's address among the actors."""
+
+
+WEIGHTS_S = 60.0
+"""How long weights of now are waited for, before older ones must do."""
+
+SNAPSHOT_S = 60.0
+"""How often the gates are asked for their weights, if that is quick."""
+
+SNAPSHOT_SHARE = 0.05
+"""The part of the time that may go into it, if it is not."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +67,13 @@ class Snapshots:
         self._latest: NetworkWeights | None = None
         self._left: dict[str, GateLeft] = {}
 
+    def rearranged(self, row: Sequence[str]) -> None:
+        """The row is another: a cut under way is given up for one of the new row."""
+        with self._changed:
+            self._row = tuple(row)
+            self._left = {gate: left for gate, left in self._left.items() if gate in row}
+        self.ask()
+
     def ask(self) -> int:
         """Begin another cut; its number."""
         with self._changed:
@@ -65,6 +83,22 @@ class Snapshots:
         self._to_all(Release(CutId(REGISTRAR, given_up)))
         self._send(self._row[-1], Cut(CutId(REGISTRAR, number), ()))
         return number
+
+    def follow(self, versions: Callable[[], dict[str, int]], goes_on: Callable[[], bool]) -> None:
+        """Have the latest weights at hand, whatever happens to the gates; for a thread of its own.
+
+        Args:
+            versions: of the gates, as they told last.
+            goes_on: whether there is still something to follow.
+        """
+        taken: dict[str, int] | None = None
+        while goes_on():
+            began_s = time.monotonic()
+            now = versions()
+            if now != taken and self.wait_for(self.ask(), WEIGHTS_S):
+                taken = now
+            took_s = time.monotonic() - began_s
+            time.sleep(max(SNAPSHOT_S, took_s / SNAPSHOT_SHARE))
 
     def give_up(self) -> None:
         """A gate will not answer any more: there will be no whole cut, and nobody waits for one."""

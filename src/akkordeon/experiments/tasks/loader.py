@@ -15,13 +15,15 @@ from types import CodeType, ModuleType
 from typing import Any
 
 import torch
+from torch import nn
 
 from akkordeon.core.errors import TaskError, explain
 from akkordeon.experiments.tasks.named import NAMED, NETWORKS, needs_folder
 from akkordeon.experiments.tasks.task import Task, kind_of
+from akkordeon.pipeline.gate import Gate
 from akkordeon.pipeline.network import Network
 
-__all__ = ["load_function", "load_network", "load_task"]
+__all__ = ["load_function", "load_gate", "load_network", "load_task"]
 
 
 def load_task(name: str, data_dir: str | Path | None = None, seed: int = 0) -> Task:
@@ -82,6 +84,28 @@ def load_network(name: str, seed: int = 0) -> Network:
         if name in NETWORKS:
             return NETWORKS[name]()
     raise TaskError(f"there is no network {name!r}; there are {', '.join(NETWORKS)}, and FILE.py:FUNCTION")
+
+
+def load_gate(name: str, seed: int = 0) -> Gate:
+    """Make a gate that is to come into a row.
+
+    Args:
+        name: ``FILE.py:FUNCTION``, where the function takes nothing and returns a :class:`Gate`, or a module
+            that has nothing to learn.
+        seed: of the first weights.
+
+    Raises:
+        TaskError: this does not lead to a gate.
+        RecipeError: none can be made of the module.
+    """
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(seed)
+        made = _made_by_file(name)
+    if isinstance(made, nn.Module):
+        made = Gate(made)
+    if not isinstance(made, Gate):
+        raise TaskError(f"{name} must return an akkordeon.Gate, or a module, got {kind_of(made)}")
+    return made
 
 
 def load_function(name: str) -> Callable[..., Any]:

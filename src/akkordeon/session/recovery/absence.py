@@ -93,6 +93,10 @@ class Absence:
         self._thread.start()
         return True
 
+    def rearranged(self, row: Sequence[str]) -> None:
+        """The network has other gates."""
+        self._row = row
+
     def wait_until_over(self) -> None:
         """Wait until the network is there again, or is waited for no more."""
         self._is_there.wait(self._patience_s + LEAVE_S)

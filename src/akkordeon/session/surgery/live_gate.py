@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,8 +10,8 @@ from akkordeon.pipeline.gate import Gate
 
 __all__ = ["LiveGate", "Put"]
 
-Put = Callable[[str | None], tuple[str | None, ...]]
-"""From the address of a gate that comes to what is to be in the place of another; None where none comes."""
+Put = tuple[str | None, ...]
+"""What is to be in the place of a gate: addresses, and None for the gate that comes."""
 
 
 class Operator(Protocol):
@@ -81,19 +80,19 @@ class LiveGate:
             SessionError: it is called from within an actor, or while the row is being changed.
             WaitTimeoutError: not all has come back by then; the row is what it was.
         """
-        return self._put(gate, lambda new: (new, self.address), timeout)
+        return self._put(gate, (None, self.address), timeout)
 
     def insert_after(self, gate: Gate, *, timeout: float | None = None) -> LiveGate:
         """Have another gate work on what this one gives; see :meth:`insert_before`."""
-        return self._put(gate, lambda new: (self.address, new), timeout)
+        return self._put(gate, (self.address, None), timeout)
 
     def replace(self, gate: Gate, *, timeout: float | None = None) -> LiveGate:
         """Have another gate work in the place of this one, which ends; see :meth:`insert_before`."""
-        return self._put(gate, lambda new: (new,), timeout)
+        return self._put(gate, (None,), timeout)
 
     def remove(self, *, timeout: float | None = None) -> None:
         """Have the row go on without this gate, which ends; see :meth:`insert_before`."""
-        self._operator.rearrange(self.address, None, lambda new: (), timeout)
+        self._operator.rearrange(self.address, None, (), timeout)
 
     def _put(self, gate: Gate, put: Put, timeout: float | None) -> LiveGate:
         if not isinstance(gate, Gate):

@@ -9,21 +9,19 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
+from akkordeon.core.actor import Spawn
 from akkordeon.core.errors import AkkordeonError, RecipeError, SessionError, again, explain
-from akkordeon.core.messages import Close
+from akkordeon.core.messages import Close, Message
 from akkordeon.core.surgery.messages import Change, Rewire
 from akkordeon.core.surgery.reports import AtRest, Changed, Rewired, RowChanged
-from akkordeon.engines.base import Engine
 from akkordeon.pipeline.gate import Gate
 from akkordeon.pipeline.surgery.change import recipe_with
-from akkordeon.session.outbox import Outbox
 from akkordeon.session.records.recorder import Recorder
 from akkordeon.session.recovery.gates import GateRecovery
 from akkordeon.session.surgery.live_gate import LiveGate, Put
-from akkordeon.session.surgery.pauses import Pauses
 from akkordeon.session.topology import RowTopology
 
 __all__ = ["Operations"]
@@ -35,6 +33,42 @@ class Wait(Protocol):
     def __call__(
         self, condition: Callable[[], bool], timeout: float | None, what: str, *, drain: bool
     ) -> None: ...
+
+
+class Carrier(Protocol):
+    """Makes gates, and ends them."""
+
+    def check_may_wait(self) -> None:
+        """Raise where a wait in this thread could never end."""
+
+    def spawn_all(self, spawns: Iterable[Spawn]) -> None:
+        """Make actors."""
+
+    def retire(self, addresses: Iterable[str]) -> None:
+        """These have been told to close."""
+
+
+class Sender(Protocol):
+    """Tells gates things."""
+
+    def send(self, to: str, message: Message) -> None:
+        """Carry a message to an actor."""
+
+
+class Halt(Protocol):
+    """Has sentinels pause."""
+
+    def begin_pause(self) -> None:
+        """Have nobody begin anything new."""
+
+    def at_rest(self, address: str) -> None:
+        """A sentinel has nothing under way."""
+
+    def is_paused(self) -> bool:
+        """Whether nothing is under way."""
+
+    def end(self) -> None:
+        """Have all go on with the row that there is now."""
 
 
 class Operations:
@@ -54,10 +88,10 @@ class Operations:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Carrier,
         topology: RowTopology,
-        pauses: Pauses,
-        outbox: Outbox,
+        pauses: Halt,
+        outbox: Sender,
         recovery: GateRecovery,
         recorder: Recorder | None,
         seed: int,
@@ -146,7 +180,7 @@ class Operations:
         Args:
             address: of the gate.
             gate: one that comes, if any does.
-            put: from the address of the new gate to what is to be in that place.
+            put: what is to be in that place.
             timeout: seconds to wait until nothing is under way; None waits as long as it takes.
 
         Returns:
@@ -163,10 +197,10 @@ class Operations:
     def _rearrange(self, address: str, gate: Gate | None, put: Put, timeout: float | None) -> str | None:
         before = self._topology.row
         self._topology.gate_at(address)
-        self._topology.require_loose()
         new = None if gate is None else self._make(gate)
         place = before.index(address)
-        row = tuple(each for each in (*before[:place], *put(new), *before[place + 1 :]) if each is not None)
+        there = [new if each is None else each for each in put]
+        row = tuple(each for each in (*before[:place], *there, *before[place + 1 :]) if each is not None)
         try:
             self._topology.check(row)
             self._pauses.begin_pause()
@@ -196,10 +230,7 @@ class Operations:
 
     def _rewire(self, before: tuple[str, ...], row: tuple[str, ...]) -> None:
         """Have every gate know its place."""
-        self._topology.rearrange(row)
-        if self._recorder is not None:
-            self._recorder.rearranged(row)
-        self._tell_recovery()
+        self._become(row)
         self._rewired.clear()
         to_tell = {address: Rewire(row, address == before[-1]) for address in (*row, before[-1])}
         restarts: Counter[str] | None = None
@@ -212,6 +243,13 @@ class Operations:
                 return to_tell.keys() <= self._rewired or self._recovery.restarts != then
 
             self._wait(is_heard, None, "not every gate knows its place", drain=False)
+
+    def _become(self, row: tuple[str, ...]) -> None:
+        """Have the recipe be of that row, and whoever would have its gates made anew know it."""
+        self._topology.rearrange(row)
+        if self._recorder is not None:
+            self._recorder.rearranged(row)
+        self._tell_recovery()
 
     def _end(self, gates: Sequence[str]) -> None:
         """These are not part of the row, and nobody talks to them."""

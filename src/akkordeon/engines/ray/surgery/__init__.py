@@ -1,0 +1,1 @@
+"""Gates that come and go in a network that runs on its own, where its registrar is."""
