@@ -31,13 +31,18 @@ LATER = {"prestart_worker_first_driver": False}
 @contextmanager
 def forked_workers() -> Iterator[None]:
     """A cluster that is started meanwhile has its workers forked, for as long as this process is there."""
+    from ray._private.node import Node
     from ray._private.parameter import RayParams
 
     from akkordeon.engines.ray.cluster.connection import SYSTEM_CONFIG
 
     unused = {"include_log_monitor": False, "no_monitor": True}  # shows output, and rents machines
     begin = partialmethod(RayParams.__init__, worker_path=worker_path(), **unused)
-    with mock.patch.object(RayParams, "__init__", begin), mock.patch.dict(SYSTEM_CONFIG, LATER):
+    with (
+        mock.patch.object(RayParams, "__init__", begin),
+        mock.patch.object(Node, "start_api_server"),  # for dashboards, and Ray waits for it
+        mock.patch.dict(SYSTEM_CONFIG, LATER),
+    ):
         yield
 
 
