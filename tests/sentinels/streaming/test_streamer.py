@@ -14,6 +14,7 @@ from akkordeon.core.messages import (
     Attach,
     Backward,
     Batch,
+    Close,
     Cut,
     CutId,
     Detach,
@@ -282,6 +283,19 @@ def test_what_is_lost_is_left_to_come_again():
     do(streamer, Refused(Batch(ME, 0), "gate/0", Fault.LOST, "why"))
     train(streamer, 1)
     assert acknowledged(do(streamer, Kept())) == [2]
+
+
+# A stream that failed had the records of its batches under way among those that wait for a checkpoint: the
+# next one after its restart acknowledged what no weights have.
+@pytest.mark.parametrize("end", [Close(), Detach(drop=True)])
+def test_what_is_dropped_with_the_end_is_left_to_come_again(end):
+    streamer = streamer_of(in_flight=2)
+    do(streamer, Attach(), Kept(), Item(X, Y, at(1)), Item(X, Y, at(2)))
+    predict(streamer, 0, 1)
+    train(streamer, 0)
+    (ended,) = reports(do(streamer, end), SentinelEnded)
+    assert ended.batches.as_tuple() == (2, 1, 0, 1)
+    assert acknowledged(do(streamer_of(ended.state), Kept())) == [1]
 
 
 # On a machine with much other work hundreds of examples were trained from the cut of a checkpoint until the

@@ -17,16 +17,7 @@ from typing import Any
 
 from akkordeon.core.actor import Effect, Report, Send
 from akkordeon.core.checkpoint_messages import AllRead, Locate
-from akkordeon.core.messages import (
-    Attach,
-    Backward,
-    EpochEnd,
-    Forward,
-    Item,
-    Pull,
-    Refused,
-    SourceFailed,
-)
+from akkordeon.core.messages import Attach, Backward, EpochEnd, Forward, Item, Pull, Refused, SourceFailed
 from akkordeon.core.payload import Payload, samples
 from akkordeon.core.plain_state import Applied, PlainState
 from akkordeon.core.streams.messages import Acknowledge, Answer, Event, Kept, Key, Labelled, Question, Record
@@ -277,6 +268,12 @@ class Streamer(PredictingTrainer):
         assert isinstance(flight, _StreamFlight), "it sends no others"
         self._receipts.lost(flight.example.records)
         yield from super()._lose(number, flight, now_s)
+
+    def _drop(self) -> Iterator[Effect]:
+        for flight in self._flights.values():
+            assert isinstance(flight, _StreamFlight), "it sends no others"
+            self._receipts.lost(flight.example.records)
+        yield from super()._drop()
 
     # ── ending, telling, and going on ────────────────────────────────────────────────────────────────
 
