@@ -50,6 +50,19 @@ def test_what_comes_together_is_computed_together():
     assert (batcher.batches, batcher.rows) == (1, 6)
 
 
+# An example that was posted to learn from was tried by a network that centres its inputs in place: the stream
+# had it centred twice.
+def test_a_module_that_writes_to_its_input_leaves_that_of_a_request_as_it_was():
+    class Centred(nn.Module):
+        def forward(self, x):
+            return x.sub_(1)
+
+    x = 3 * ones(1)
+    with closing(Batcher(lambda: weights_of(Centred()), 1, 0.0)) as batcher:
+        assert torch.equal(batcher.submit(x).result(WAIT_S).outputs, 2 * ones(1))
+    assert torch.equal(x, 3 * ones(1))
+
+
 def test_inputs_of_other_shapes_are_computed_apart():
     module = Seen()
     with closing(Batcher(lambda: weights_of(module), 3, LONG_S)) as batcher:

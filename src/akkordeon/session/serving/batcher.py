@@ -143,9 +143,7 @@ def _by_kind(requests: Sequence[_Request]) -> Iterable[list[_Request]]:
 
 
 def _joined(inputs: Sequence[Payload]) -> Payload:
-    """Several batches as one."""
-    if len(inputs) == 1:
-        return inputs[0]
+    """Several batches as one, in memory of its own: a module may write to what it is given."""
     leaves = iter([torch.cat(together) for together in zip(*map(tensors, inputs), strict=True)])
     return map_tensors(lambda _: next(leaves), inputs[0])
 
