@@ -9,6 +9,7 @@ import torch
 from tests.support.harness import backward, do, forward, gate_alone, reports, same_bits, sends
 from torch import nn
 
+import akkordeon as ak
 from akkordeon.core.messages import Cut, CutId, Export, Exported
 from akkordeon.core.plain_state import StageState
 from akkordeon.core.reports import MessageRefused
@@ -104,13 +105,18 @@ def with_more():
     return StageState(0, {**state.tensors, "5.bias": torch.ones(1)}, state.learner)
 
 
-def of_another_optimizer():
-    return state_of(trained(optimizer=torch.optim.Adam))
+# A gate that was set to another optimizer after its stream was attached refused what its shadow had learned,
+# and the other gates took it: half a network went on with the weights of the other half's past.
+@pytest.mark.parametrize("other", [{"optimizer": torch.optim.Adam}, {"staleness": ak.InverseStaleness()}])
+def test_one_that_learns_with_something_else_has_the_weights_and_begins_with_that_as_new(other):
+    shadow, actor = trained(), trained(**other)
+    assert not reports(take_over(actor, state_of(shadow)), MessageRefused)
+    assert same_bits(actor.module, shadow.module)
+    do(actor, forward(10, torch.randn(5, 4)), backward(10, torch.randn(5, 3)))
+    assert actor.version == 5
 
 
-@pytest.mark.parametrize(
-    "wrong", [without_learner, of_another_module, not_finite, with_more, of_another_optimizer]
-)
+@pytest.mark.parametrize("wrong", [without_learner, of_another_module, not_finite, with_more])
 def test_what_does_not_fit_is_refused_and_the_gate_before_is_told_all_the_same(wrong):
     actor = trained(ema=0.5)
     before, average = copy.deepcopy(actor.module.state_dict()), actor.weights.average
