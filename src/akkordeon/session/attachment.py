@@ -146,7 +146,8 @@ class Attachment:
             SessionClosedError: the session has ended.
         """
         if self.error is not None and not self.ended:
-            self._session._wait(lambda: self.ended, None, f"{self.name!r} has not ended")
+            what = f"{self.name!r} has not ended"
+            self._session._wait(lambda: self.ended or self.error is None, None, what)
         if not self._may_restart:
             how = "has not failed" if self.role.has_place else f"is to {self.role}: attach it again"
             raise SessionError(
