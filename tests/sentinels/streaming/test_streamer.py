@@ -8,6 +8,7 @@ from tests.support.harness import do, reports, sends, stops
 from torch.nn import functional as F
 
 import akkordeon as ak
+from akkordeon.core.actor import After
 from akkordeon.core.checkpoint_messages import AllRead, GoOn, Locate
 from akkordeon.core.errors import RecipeError
 from akkordeon.core.messages import (
@@ -283,6 +284,18 @@ def test_what_is_lost_is_left_to_come_again():
     do(streamer, Refused(Batch(ME, 0), "gate/0", Fault.LOST, "why"))
     train(streamer, 1)
     assert acknowledged(do(streamer, Kept())) == [2]
+
+
+# A source of somebody's own waited for its next record, and could not be told: detach() had no end.
+def test_a_source_that_stalls_holds_up_the_end_for_a_while_only():
+    streamer = streamer_of()
+    do(streamer, Attach(), Item(X, Y, at(1)))
+    predict(streamer, 0)
+    assert acknowledged(train(streamer, 0)) == [1]
+    effects = do(streamer, Detach())
+    assert not stops(effects)
+    (later,) = [effect for effect in effects if isinstance(effect, After)]
+    assert stops(do(streamer, later.message))
 
 
 # A stream that failed had the records of its batches under way among those that wait for a checkpoint: the

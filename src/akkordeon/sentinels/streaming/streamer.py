@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from akkordeon.core.actor import Effect, Report, Send
+from akkordeon.core.actor import After, Effect, Report, Send
 from akkordeon.core.checkpoint_messages import AllRead, Locate
 from akkordeon.core.messages import Attach, Backward, EpochEnd, Forward, Item, Pull, Refused, SourceFailed
 from akkordeon.core.payload import Payload, samples
@@ -35,6 +35,9 @@ __all__ = ["Streamer"]
 
 RECENT = 64
 """A checkpoint has the data of what was trained after its cut, of so many times ``in_flight`` at most."""
+
+TOLD_S = 10.0
+"""How long the end waits for the source to be told."""
 
 
 @dataclass(slots=True)
@@ -278,12 +281,13 @@ class Streamer(PredictingTrainer):
     # ── ending, telling, and going on ────────────────────────────────────────────────────────────────
 
     def _end(self) -> Iterator[Effect]:
-        """End once the source was told of all that it need not give again."""
+        """End once the source was told of all that it need not give again, if it does not stall."""
         if not self._unheard:
             yield from super()._end()
         elif not self._asked_last:
             self._asked_last = True
             yield Send(self._reader, Locate(self.address))
+            yield After(TOLD_S, AllRead())
 
     def _all_read(self, message: AllRead, now_s: float) -> Iterator[Effect]:
         self._unheard = self._asked_last = False
