@@ -93,6 +93,9 @@ def test_what_cannot_be_served_is_told_in_a_sentence(tmp_path):
         ([tmp_path], "has no task.json"),
         ([tmp_path, "--network", "digits"], "is not there; `akkordeon train --out"),
         (["127.0.0.1:1/mine"], "127.0.0.1:1"),
+        ([tmp_path, "--ema"], "is a folder, where --ema would change nothing"),
+        (["127.0.0.1:1/mine", "--best", "--trust"], "where --best and --trust would change nothing"),
+        ([tmp_path, "--token", "a", "--new-token"], "leave out --new-token or --token"),
     ):
         told = akkordeon("serve", *arguments, expecting=1).stderr
         assert why in told

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +13,7 @@ from torch import nn
 
 from akkordeon.cli.options import OfBest, Patience, Trust
 from akkordeon.cli.signals import EndingSignals
-from akkordeon.core.errors import TaskError
+from akkordeon.core.errors import RecipeError, TaskError
 from akkordeon.core.payload import Payload
 from akkordeon.downpour.recipe import Downpour
 from akkordeon.experiments.config import DataDir
@@ -62,6 +62,13 @@ def serve(
 ) -> None:
     """Answer predictions over HTTP until Ctrl-C, always with the newest weights."""
     settings = {"port": port, "host": host, "token": True if new_token else token, "refresh_s": refresh}
+    if new_token and token is not None:
+        raise RecipeError("a token is made, or it is given: leave out --new-token or --token")
+    if _is_network(what):
+        of_folders = {"--best": best, "--network": recipe, "--trust": trust, "--data-dir": data_dir}
+        _refuse_given(of_folders, f"{what} is a network on Ray")
+    else:
+        _refuse_given({"--ema": ema, "--patience": patience}, f"{what} is a folder")
     with EndingSignals():
         serving: AbstractContextManager[Server]
         if _is_network(what):
@@ -76,6 +83,13 @@ def serve(
 def _is_network(what: str) -> bool:
     address, slash, name = what.partition("/")
     return bool(slash and name) and address.rpartition(":")[2].isdecimal() and not Path(what).exists()
+
+
+def _refuse_given(options: Mapping[str, object], why: str) -> None:
+    """Refuse options that would make no difference."""
+    given = [option for option, value in options.items() if value]
+    if given:
+        raise RecipeError(f"{why}, where {' and '.join(given)} would change nothing; leave that out")
 
 
 def _say_where(what: str, server: Server, is_new: bool) -> None:
