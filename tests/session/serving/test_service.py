@@ -304,6 +304,7 @@ def test_examples_are_taken_as_long_as_there_is_room_for_them():
         assert client.post("/learn", json=example).json() == {"waiting": 1}
         second = client.post("/learn", json=example)
         assert sentence(second, 503) == "1 examples wait to be learned from, and no more are taken now"
+        assert "akkordeon_batches_total 1" in client.get("/metrics").text.splitlines()  # it was not tried
         assert second.headers["retry-after"] == "1"
         assert "akkordeon_examples_waiting 1" in client.get("/metrics").text.splitlines()
 

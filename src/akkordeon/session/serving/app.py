@@ -112,8 +112,10 @@ class Service:
         inputs, targets, key = _fields(body, "inputs", "targets", key=None)
         x, key = self._inputs.from_json(inputs), key_of(key)
         y = learning.targets(targets, samples(x))
-        await asyncio.wrap_future(self._batcher.submit(x, partial(learning.check, y)))
-        why_not = learning.take(x, y, key)
+        why_not = learning.why_not
+        if why_not is None:
+            await asyncio.wrap_future(self._batcher.submit(x, partial(learning.check, y)))
+            why_not = learning.take(x, y, key)
         if why_not is not None:
             raise _come_again(why_not)
         return _json({"waiting": learning.waiting}, 202)

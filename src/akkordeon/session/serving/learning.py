@@ -63,13 +63,20 @@ class Learning:
         """
         return targets_of(value, rows, self._posts.target_dtype)
 
-    def take(self, x: Payload, y: Payload, key: Key | None) -> str | None:
-        """Have the stream learn from an example; gives the reason where it does not."""
+    @property
+    def why_not(self) -> str | None:
+        """Why nobody would learn from an example that comes now; None where somebody would."""
         if self._stream.ended:
             return "the stream that learns has ended"
-        if not self._posts.put(x, y, key):
-            return f"{self._posts.waiting} examples wait to be learned from, and no more are taken now"
-        return None
+        return None if self._posts.has_room else self._full
+
+    def take(self, x: Payload, y: Payload, key: Key | None) -> str | None:
+        """Have the stream learn from an example; gives the reason where it does not."""
+        return self.why_not or (None if self._posts.put(x, y, key) else self._full)
+
+    @property
+    def _full(self) -> str:
+        return f"{self._posts.waiting} examples wait to be learned from, and no more are taken now"
 
     @property
     def waiting(self) -> int:

@@ -45,7 +45,7 @@ class Posts:
             Whether there was room for it; never after :meth:`close`.
         """
         with self._changed:
-            if self._closed or len(self._waiting) >= self._max_waiting:
+            if not self.has_room:
                 return False
             self._waiting.append((key, (x, y)))
             self._changed.notify()
@@ -56,6 +56,11 @@ class Posts:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more can be brought."""
+        return not self._closed and len(self._waiting) < self._max_waiting
 
     @property
     def waiting(self) -> int:
