@@ -179,6 +179,18 @@ def test_a_learning_rate_that_a_scheduler_sets_is_refused_and_one_that_waits_for
     Learner(waiting).change(lr=1.0)
 
 
+def cycling(params):
+    optimizer = momentum(params)
+    return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=50)
+
+
+# It was taken without a word, and was what the scheduler had it be after the next update.
+def test_a_momentum_that_a_scheduler_sets_is_refused_too():
+    with pytest.raises(RecipeError, match="the momentum of gate/1 is set by its scheduler, OneCycleLR"):
+        Learner(cycling).change(momentum=0.5)
+    Learner(cycling).change(weight_decay=0.1)
+
+
 def test_an_average_of_the_weights_goes_on():
     averages = []
     for is_changed in (False, True):

@@ -67,7 +67,7 @@ def changed(updater: Updater, weights: Weights, label: str, settings: Mapping[st
         fresh = updater.like(**recipe)
         state = _state(before, fresh.state(), recipe, is_reset)
         if options:
-            _refuse_scheduled(state["kinds"]["scheduler"], options, label)
+            _refuse_scheduled(state, options, label)
             state["optimizer"] = _with_options(state["optimizer"], options, label)
         if boost is not None:
             _require_lr(state["optimizer"], label)
@@ -120,13 +120,18 @@ def _state(
     return state
 
 
-def _refuse_scheduled(scheduler: str | None, options: Mapping[str, Any], label: str) -> None:
-    """Refuse a learning rate that the next update would set again."""
-    if "lr" in options and scheduler not in (None, ReduceLROnPlateau.__name__):
-        raise RecipeError(
-            f"the learning rate of {label} is set by its scheduler, {scheduler}, with every update; give it "
-            "both anew: set(optimizer=…), with a function that makes both, or no scheduler"
-        )
+def _refuse_scheduled(state: LearnerState, options: Mapping[str, Any], label: str) -> None:
+    """Refuse a learning rate, or a momentum, that the next update would set again."""
+    scheduler = state["kinds"]["scheduler"]
+    sets = {"lr": "learning rate"} if scheduler not in (None, ReduceLROnPlateau.__name__) else {}
+    if sets and state["scheduler"].get("cycle_momentum"):  # as those of one cycle, or more
+        sets |= {"momentum": "momentum", "betas": "momentum"}
+    for name, what in sets.items():
+        if name in options:
+            raise RecipeError(
+                f"the {what} of {label} is set by its scheduler, {scheduler}, with every update; give it "
+                "both anew: set(optimizer=…), with a function that makes both, or no scheduler"
+            )
 
 
 def _with_options(optimizer: Any, options: Mapping[str, Any], label: str) -> dict[str, Any]:
