@@ -76,6 +76,15 @@ def test_of_keys_that_came_a_bounded_number_is_known():
     assert waiting.is_new("key 3")
 
 
+# With more examples in flight than keys that are known each key came back with its end, for ever.
+def test_of_keys_that_are_done_late_no_more_are_known():
+    waiting = Unlabelled(1)
+    for number in range(100):
+        waiting.came(number)
+        waiting.done(max(0, number - 8))
+    assert len(waiting.state()["keys"]) == 2
+
+
 def test_another_goes_on_from_its_state_and_knows_what_is_not_predicted():
     one, other = Unlabelled(10), Unlabelled(10)
     one.add(Example(0, "x", key="a", is_predicted=True, outputs="y"))

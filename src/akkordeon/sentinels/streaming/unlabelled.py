@@ -103,13 +103,16 @@ class Unlabelled:
 
     def came(self, key: Key) -> None:
         """Something has come under a new key."""
-        self._keys[key] = False
-        if len(self._keys) > 2 * self._most:
-            self._keys.popitem(last=False)
+        self._note(key, False)
 
     def done(self, key: Key) -> None:
         """What came under a key is done with."""
-        self._keys[key] = True
+        self._note(key, True)
+
+    def _note(self, key: Key, done: bool) -> None:
+        self._keys[key] = done
+        if len(self._keys) > 2 * self._most:
+            self._keys.popitem(last=False)
 
     def add(self, example: Example) -> Example | None:
         """Have an example wait; the one that is dropped for it, if there are too many."""
