@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
+from functools import partial
+
 import pytest
 import torch
 from tests.support.engines import ENGINES
@@ -111,6 +115,42 @@ def test_a_gate_that_is_made_anew_learns_with_what_it_was_set_to():
         stage = session.checkpoint().stages["gate/1"]
     assert stage.learner["kinds"]["optimizer"] == "Adam"
     assert stage.learner["optimizer"]["groups"][0]["lr"] == 0.3
+
+
+class Late(ak.Threads):
+    """Makes gates anew a little later, as engines do to which that takes a process."""
+
+    def __init__(self, workers):
+        super().__init__(workers)
+        self.is_asked = threading.Event()
+
+    def meanwhile(self, do, then):
+        self.is_asked.set()
+        self.after(0.1, partial(super().meanwhile, do, then))
+
+
+class FailsOnce(torch.optim.SGD):
+    """Raises in its third step, counted over all there are."""
+
+    steps = itertools.count(1)
+
+    def step(self, closure=None):
+        if next(self.steps) == 3:
+            raise OSError("boom")
+        super().step(closure)
+
+
+# A gate counted as made anew before it was: what it was told then was lost, and set() waited for ever.
+def test_a_gate_that_is_away_is_told_of_its_settings_when_it_is_back():
+    engine, recovery = Late(2), ak.Recovery(backoff_s=0.0)
+    failing = ak.Gate(nn.Linear(6, 4), partial(FailsOnce, lr=0.1))
+    with ak.run(ak.Network([failing], recovery=recovery), engine=engine) as session:
+        session.attach(training())
+        assert engine.is_asked.wait(WAIT_S)
+        session.gate("gate/0").set(lr=0.3, timeout=WAIT_S)
+        session.wait(WAIT_S)
+        assert session.status().restarts == {"gate/0": 1}
+        assert session.checkpoint().stages["gate/0"].learner["optimizer"]["groups"][0]["lr"] == 0.3
 
 
 def test_a_run_that_is_taken_up_has_the_settings_it_had():

@@ -231,10 +231,9 @@ class GateRecovery:
         before, saved = kept.version, kept.state.version
         kept.version = max(before, unheard) + 1
         kept.state = replace(kept.state, version=kept.version)
-        self.restarts[address] += 1
         assert kept.spawn.restore is not None, "only those are kept"
         spawn = replace(kept.spawn, make=partial(kept.spawn.restore, kept.state))
-        record = GateRestarted(address, gone.why, self.restarts[address], before, saved, kept.version)
+        record = GateRestarted(address, gone.why, self.restarts[address] + 1, before, saved, kept.version)
         self._engine.respawn(spawn, partial(self._is_back, kept, record, gone.refused))
 
     def _is_back(
@@ -245,6 +244,7 @@ class GateRecovery:
         if self._over or self._kept.get(record.address) is not kept:
             self._send(record.address, Close())
         elif failure is None:
+            self.restarts[record.address] += 1
             self._tell_all(record.address, refused)
             self._tell(record)
         elif kept.gone is None:  # else its new process was lost, and it comes once more
