@@ -746,6 +746,8 @@ def test_what_is_no_list_of_sentinels_or_no_watcher_is_refused_in_a_sentence():
 def test_arguments_of_another_kind_are_refused_by_run_and_by_replay(tmp_path):
     with pytest.raises(RecordError, match="a record is the path of a file, got int"):
         ak.run(small_network(), record=5)
+    with pytest.raises(RecipeError, match=r"resume is a checkpoint, got 'folder'; akkordeon\.resume takes"):
+        ak.run(small_network(), resume="folder")
     file, recipe = tmp_path / "run.akr", ak.Sentinel.train(batches_of(2), F.cross_entropy)
     with ak.run(small_network(), record=file) as session:
         session.attach(recipe).wait(WAIT_S)

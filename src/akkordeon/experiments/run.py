@@ -90,6 +90,8 @@ def run(
     stage = engine_named(engine) if isinstance(engine, str) else engine
     if not isinstance(stage, Engine):
         raise RecipeError(f"an engine is a name or one such as Threads(), got {engine!r}")
+    if not isinstance(resume, Checkpoint | None):
+        raise RecipeError(f"resume is a checkpoint, got {resume!r}; akkordeon.resume takes the folder of one")
     if record is not None and resume is not None:
         raise RecipeError("a run that goes on from a checkpoint cannot be recorded; leave out record")
     recorder = None if record is None else Recorder(record, network, seed, task)
