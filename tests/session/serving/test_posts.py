@@ -7,6 +7,7 @@ import threading
 import pytest
 import torch
 from tests.support.harness import WAIT_S
+from torch import nn
 
 import akkordeon as ak
 from akkordeon.core.errors import RecipeError
@@ -34,6 +35,28 @@ def test_what_waits_is_given_before_the_end_in_the_order_it_came():
     assert first == (X, Y)
     assert (question.key, answer.key) == ("a", "a")
     assert list(posts) == []
+
+
+# Of a source without a state what was read before was to be read again, and left out: as many new examples as
+# the stream had read were posted, and learned from by nobody.
+def test_a_stream_that_goes_on_learns_from_the_first_that_is_posted_then():
+    network = ak.Network([ak.Gate(nn.Linear(2, 1), lambda params: torch.optim.SGD(params, lr=0.1))])
+
+    def learning(session, until):
+        stream = session.attach(ak.Sentinel.stream(posts := ak.Posts(), nn.functional.mse_loss))
+        for _ in range(3):
+            posts.put(X, torch.zeros(1, 1))
+        while stream.batches.trained < until:
+            assert not stream.ended
+        return posts, stream
+
+    with ak.run(network, ak.Threads(2)) as session:
+        learning(session, 3)
+        checkpoint = session.checkpoint(timeout=WAIT_S)
+    with ak.run(network, ak.Threads(2), resume=checkpoint) as session:
+        posts, stream = learning(session, 0)
+        posts.close()
+        assert stream.wait(WAIT_S).batches.trained == 6
 
 
 def test_a_reader_waits_for_what_comes():

@@ -10,6 +10,7 @@ import torch
 
 from akkordeon.core.checks import require_whole
 from akkordeon.core.payload import Payload
+from akkordeon.core.plain_state import PlainState
 from akkordeon.core.streams.messages import Answer, Key, Question
 
 __all__ = ["Posts"]
@@ -66,6 +67,13 @@ class Posts:
     def waiting(self) -> int:
         """Examples that were not read yet."""
         return len(self._waiting)
+
+    def state_dict(self) -> PlainState:
+        """Nothing: what was read is here no more, and another reader goes on with what comes."""
+        return {}
+
+    def load_state_dict(self, state: PlainState) -> None:
+        """Nothing is to be read again, or left out."""
 
     def __iter__(self) -> Iterator[Example | Question | Answer]:
         while True:
