@@ -37,6 +37,23 @@ def test_what_waits_is_given_before_the_end_in_the_order_it_came():
     assert list(posts) == []
 
 
+# The reader of a stream that had failed still waited here: of what was posted after the restart it took as
+# much as may be in flight, which was lost.
+def test_the_latest_reader_has_all_that_comes():
+    posts, read = ak.Posts(), ([], [])
+    first, second = (threading.Thread(target=lambda own=own: own.extend(posts)) for own in read)
+    posts.put(X, Y)
+    first.start()
+    while posts.waiting:
+        assert first.is_alive()
+    second.start()
+    first.join(WAIT_S)
+    posts.put(X, Y)
+    posts.close()
+    second.join(WAIT_S)
+    assert [len(own) for own in read] == [1, 1]
+
+
 # Of a source without a state what was read before was to be read again, and left out: as many new examples as
 # the stream had read were posted, and learned from by nobody.
 def test_a_stream_that_goes_on_learns_from_the_first_that_is_posted_then():

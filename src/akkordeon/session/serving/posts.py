@@ -21,7 +21,8 @@ Example = tuple[Payload, Payload]
 class Posts:
     """A source for :meth:`Sentinel.stream` that waits for examples, and gives them in the order they came.
 
-    What comes twice under one key is learned from once. What waits here when the process dies is lost.
+    What comes twice under one key is learned from once. Of several readers the latest has all, and those
+    before it end. What waits here when the process dies is lost.
 
     Args:
         max_waiting: examples that wait to be read.
@@ -38,6 +39,7 @@ class Posts:
         self._waiting: deque[tuple[Key | None, Example]] = deque()
         self._changed = threading.Condition()
         self._closed = False
+        self._reader: object = None  # the latest, who has what comes
 
     def put(self, x: Payload, y: Payload, key: Key | None = None) -> bool:
         """Bring an example, or a small batch of them; from any thread.
@@ -76,11 +78,13 @@ class Posts:
         """Nothing is to be read again, or left out."""
 
     def __iter__(self) -> Iterator[Example | Question | Answer]:
+        with self._changed:
+            self._reader = me = object()
+            self._changed.notify_all()  # one before, which may wait, has ended
         while True:
             with self._changed:
-                while not (self._waiting or self._closed):
-                    self._changed.wait()
-                if not self._waiting:
+                self._changed.wait_for(lambda: self._waiting or self._closed or self._reader is not me)
+                if not self._waiting or self._reader is not me:
                     return
                 key, (x, y) = self._waiting.popleft()
             if key is None:
