@@ -63,6 +63,20 @@ def test_detectors_of_river_find_a_planted_change(detector, options):
     assert 1000 < first.examples < 1200
 
 
+@pytest.mark.parametrize(
+    ("detector", "options"),
+    [("ADWIN", {}), ("PageHinkley", {"threshold": 20}), ("PageHinkley", {"threshold": 20, "mode": "down"})],
+)
+def test_detectors_of_river_tell_a_fall_of_accuracy_from_a_rise(detector, options):
+    drift = pytest.importorskip("river.drift")
+    noise = random.Random(0)
+    falls = [noise.gauss(0.9 if i < 1000 else 0.5, 0.1) for i in range(1500)]
+    watch = ak.Drift(getattr(drift, detector)(**options), on="accuracy")
+    (first, *_) = alarms_of(watch, falls)
+    assert 1000 < first.examples < 1200
+    assert not alarms_of(watch, [1 - value for value in falls])
+
+
 def test_the_latest_alarms_are_kept_and_a_detector_is_copied():
     drift = ak.Drift(Every(1))
     watch = DriftWatch("s", drift)
