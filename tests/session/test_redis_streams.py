@@ -8,32 +8,19 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from redis import Redis
+from tests.support import redis as support
 from tests.support.engines import ALL_ENGINES, ENGINES
 from tests.support.forks import FORKS
 from tests.support.harness import WAIT_S
 from tests.support.lineage import OneOf, counted, counting_network, latest, learn_from_redis, learned
-from tests.support.redis import needs_redis, redis_server
 
 import akkordeon as ak
 from akkordeon.core.reports import TrainingProgress
 
-pytestmark = needs_redis
+pytestmark = support.needs_redis
+url, client = support.url, support.client
 
 N = 60
-
-
-@pytest.fixture(scope="module")
-def url(tmp_path_factory):
-    with redis_server(tmp_path_factory.mktemp("redis")) as url:
-        yield url
-
-
-@pytest.fixture
-def client(url):
-    with Redis.from_url(url, protocol=2, decode_responses=True) as client:
-        client.flushall()
-        yield client
 
 
 def write(client, numbers):

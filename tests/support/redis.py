@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,3 +30,20 @@ def redis_server(folder: Path) -> Iterator[str]:
             yield f"unix://{socket}"
         finally:
             server.kill()
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Of a server that the tests of a module share."""
+    with redis_server(tmp_path_factory.mktemp("redis")) as url:
+        yield url
+
+
+@pytest.fixture
+def client(url: str) -> Iterator[Any]:
+    """A client of that server, which has nothing yet."""
+    from redis import Redis
+
+    with Redis.from_url(url, protocol=2, decode_responses=True) as client:
+        client.flushall()
+        yield client

@@ -7,27 +7,13 @@ import threading
 from itertools import islice
 
 import pytest
-from tests.support.redis import needs_redis, redis_server
+from tests.support import redis as support
 
 from akkordeon.core.errors import DataError, RecipeError
 from akkordeon.data.streams.redis import RedisStream
 
-pytestmark = needs_redis
-
-
-@pytest.fixture(scope="module")
-def url(tmp_path_factory):
-    with redis_server(tmp_path_factory.mktemp("redis")) as url:
-        yield url
-
-
-@pytest.fixture
-def client(url):
-    from redis import Redis
-
-    with Redis.from_url(url, protocol=2, decode_responses=True) as client:
-        client.flushall()
-        yield client
+pytestmark = support.needs_redis
+url, client = support.url, support.client
 
 
 def write(client, *numbers):
@@ -184,7 +170,7 @@ def test_it_travels_to_another_process_without_its_connection(client, url):
 def test_a_server_that_is_back_in_time_is_asked_again(tmp_path):
     from redis import Redis
 
-    with redis_server(tmp_path) as url, Redis.from_url(url) as client:
+    with support.redis_server(tmp_path) as url, Redis.from_url(url) as client:
         write(client, 1)
         stream = source(url, follow=True, patience_s=20, poll_s=0.01)
         records = iter(stream)
@@ -192,7 +178,7 @@ def test_a_server_that_is_back_in_time_is_asked_again(tmp_path):
     found = []
     reader = threading.Thread(target=lambda: found.append(next(record for record in records if record)))
     reader.start()
-    with redis_server(tmp_path) as url, Redis.from_url(url) as client:
+    with support.redis_server(tmp_path) as url, Redis.from_url(url) as client:
         write(client, 2)
         reader.join(20)
     assert [record["n"] for record in found] == [2]
