@@ -8,9 +8,7 @@ checkpoint is written to disk, in a folder that is removed afterwards.
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
 import statistics
 import sys
 import tempfile
@@ -24,6 +22,9 @@ from torch import nn
 import akkordeon as ak
 from akkordeon.session.recovery.checkpoint import Checkpoint
 from akkordeon.session.recovery.checkpoint_files import CheckpointFolder
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import figures
 
 BATCH, SAMPLES = 128, 12_800
 
@@ -111,18 +112,14 @@ def measure(rounds: int, seconds: float, every_s: float) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="one short round")
+    parser = figures.options(__doc__, quick="one short round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--every", type=float, default=5.0)
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
     rounds, seconds = (1, 8.0) if options.quick else (options.rounds, 40.0)
     result = measure(rounds, seconds, 2.0 if options.quick else options.every)
-    print(json.dumps(result, indent=2))
-    if options.json is not None:
-        options.json.write_text(json.dumps(result, indent=2))
+    figures.tell(result, options.json)
 
 
 if __name__ == "__main__":

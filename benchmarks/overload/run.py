@@ -5,9 +5,6 @@ python benchmarks/overload/run.py [--quick] [--json FILE] [--sentinels N] [--sec
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import statistics
 import sys
 import time
@@ -18,6 +15,9 @@ import torch
 from torch import nn
 
 import akkordeon as ak
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import figures
 
 SAMPLES, WIDTH, BATCH = 4096, 32, 16
 
@@ -34,17 +34,11 @@ def network() -> ak.Network:
     return ak.Network(gates, max_in_flight=100_000)
 
 
-def resident_mb() -> float:
-    """What the process holds of the machine's memory, in MB."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
-
-
 def crowd(count: int, seconds: float, in_flight: int = 1) -> dict[str, Any]:
     """So many sentinels train for so long; one in ten has ten times the batches in flight."""
     x, y = torch.randn(SAMPLES, WIDTH), torch.randint(10, (SAMPLES,))
     batches, loss = ak.Batches(x, y, BATCH), nn.CrossEntropyLoss()
-    before_mb, attach_s = resident_mb(), []
+    before_mb, attach_s = figures.resident_mb(), []
     with ak.run(network(), ak.Threads(2)) as session:
         attached = []
         for number in range(count):
@@ -62,7 +56,7 @@ def crowd(count: int, seconds: float, in_flight: int = 1) -> dict[str, Any]:
         session.status(30)
         took_s = time.monotonic() - began_s
         served = [a._batches.trained - t for a, t in zip(attached, then, strict=True)]
-        memory_mb = resident_mb() - before_mb
+        memory_mb = figures.resident_mb() - before_mb
     return {
         "sentinels": count,
         "batches_per_s": sum(served) / took_s,
@@ -75,18 +69,14 @@ def crowd(count: int, seconds: float, in_flight: int = 1) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="100 sentinels for 5 s")
+    parser = figures.options(__doc__, quick="100 sentinels for 5 s")
     parser.add_argument("--sentinels", type=int, default=1000)
     parser.add_argument("--seconds", type=float, default=30.0)
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
     count, seconds = (100, 5.0) if options.quick else (options.sentinels, options.seconds)
     result = {"one": crowd(1, seconds), "many": crowd(count, seconds)}
-    print(json.dumps(result, indent=2))
-    if options.json is not None:
-        options.json.write_text(json.dumps(result, indent=2))
+    figures.tell(result, options.json)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,7 @@ clients than there is room for. With --minutes it serves that long besides, and 
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import subprocess
 import sys
 import time
@@ -23,6 +21,9 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import akkordeon as ak
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import figures
 
 SAMPLES, FEATURES, WIDTH, CLASSES, BATCH = 8192, 32, 256, 10, 128
 CLIENT = Path(__file__).with_name("client.py")
@@ -39,12 +40,6 @@ def network() -> ak.Network:
     sizes = [FEATURES, WIDTH, WIDTH, CLASSES]
     layers = [nn.Sequential(nn.Linear(a, b), nn.ReLU()) for a, b in pairwise(sizes)]
     return ak.Network([ak.Gate(layer, adam) for layer in layers])
-
-
-def resident_mb() -> float:
-    """What the process holds of the machine's memory, in MB."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def asked(url: str, **options: float) -> dict[str, Any]:
@@ -111,24 +106,20 @@ def _idle(pace: Pace, seconds: float) -> float:
 
 def _resident_after(url: str, rate: float) -> float:
     asked(url, rate=rate, seconds=15)
-    return round(resident_mb(), 1)
+    return round(figures.resident_mb(), 1)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="5 s each")
+    parser = figures.options(__doc__, quick="5 s each")
     parser.add_argument("--rate", type=float, default=200.0, help="requests per second")
     parser.add_argument("--seconds", type=float, default=30.0, help="of each part")
     parser.add_argument("--minutes", type=float, default=0.0, help="to look at memory, besides")
     parser.add_argument("--in-flight", type=int, default=3)
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
     seconds = 5.0 if options.quick else options.seconds
     result = measure(options.rate, seconds, options.minutes, options.in_flight)
-    print(json.dumps(result, indent=2))
-    if options.json is not None:
-        options.json.write_text(json.dumps(result, indent=2))
+    figures.tell(result, options.json)
 
 
 if __name__ == "__main__":

@@ -8,11 +8,8 @@ are taken, and somebody asks how all are.
 
 from __future__ import annotations
 
-import argparse
 import gc
 import itertools
-import json
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -23,6 +20,9 @@ import torch
 from torch import Tensor, nn
 
 import akkordeon as ak
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import figures
 
 WIDTH = 16
 
@@ -58,12 +58,6 @@ def network() -> ak.Network:
     )
 
 
-def resident_mb() -> float:
-    """What the process holds of the machine's memory, in MB."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
-
-
 def soak(minutes: float, marks: list[float]) -> dict[str, Any]:
     """Run so long; the memory at some minutes."""
     loss, found = nn.MSELoss(), {}
@@ -87,7 +81,7 @@ def soak(minutes: float, marks: list[float]) -> dict[str, Any]:
                 guest.wait(60)
                 time.sleep(0.2)
             gc.collect()
-            found[mark] = resident_mb()
+            found[mark] = figures.resident_mb()
             print(
                 f"{mark:5.1f} min  {found[mark]:7.1f} MB  {steady.batches}  {visitor} visitors",
                 file=sys.stderr,
@@ -103,17 +97,13 @@ def soak(minutes: float, marks: list[float]) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="one minute")
+    parser = figures.options(__doc__, quick="one minute")
     parser.add_argument("--minutes", type=float, default=30.0)
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     minutes = 1.0 if options.quick else options.minutes
     marks = [0.25, 0.5] if options.quick else [1.0, 5.0, 10.0, 15.0, 20.0, 25.0]
     result = soak(minutes, [mark for mark in marks if mark < minutes])
-    print(json.dumps(result, indent=2))
-    if options.json is not None:
-        options.json.write_text(json.dumps(result, indent=2))
+    figures.tell(result, options.json)
 
 
 if __name__ == "__main__":
