@@ -611,25 +611,6 @@ def test_who_waits_for_a_cut_that_gave_way_to_a_later_one_has_the_later_one():
     assert snapshots.latest().versions == {"gate/0": 7}
 
 
-def test_a_network_says_how_many_batches_a_lost_sentinel_has_trained():
-    """Of a sentinel whose session was killed there was no number any more, though it had told of them."""
-    from akkordeon.core.reports import BatchCount, EpochDone
-    from akkordeon.engines.ray.registrar import Registrar
-    from akkordeon.engines.ray.serialization import serialize
-
-    registrar = Registrar("net")
-    for name in ("told", "silent"):
-        registrar.register_sentinel(name, "train", False, "key", None, ("10.0.0.7", 42))
-    count = BatchCount(sent=23, trained=20, refused=1)
-    registrar.report(serialize(EpochDone("told", 1, 0.5, {}, 160, 1.0, 0.0, 0, 1, count)))
-    registrar._mark_lost("key")
-    assert registrar.status().events == [
-        "told is lost: its process died (number 42 on 10.0.0.7) after epoch 1: 20 batches trained, 1 refused",
-        "silent is lost: its process died (number 42 on 10.0.0.7)",
-    ]
-    assert registrar.status().sentinels == []
-
-
 def test_a_network_is_saved_and_another_starts_from_what_was_saved(starting_at, tmp_path, lent_session_hosts):
     from akkordeon.experiments.run_folder import WEIGHTS
     from akkordeon.experiments.safetensors_file import from_safetensors

@@ -17,7 +17,7 @@ from torch import nn
 
 import akkordeon as ak
 from akkordeon.core.messages import Cut, CutId, Exported, Message
-from akkordeon.core.reports import ActorFailed, ActorLost, GateLeft, GateStatus
+from akkordeon.core.reports import ActorFailed, ActorLost, BatchCount, EpochDone, GateLeft, GateStatus
 from akkordeon.session.recovery.gates import GateRecovery
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install '.[ray]'")
@@ -176,3 +176,20 @@ def test_bytes_that_nobody_can_read_are_noted():
     made.report((b"", []))
     made.enqueue(b"\x80")
     assert [event.split(":")[0] for event in made.status().events] == ["what came could not be read"] * 2
+
+
+def test_a_network_says_how_many_batches_a_lost_sentinel_has_trained():
+    """Of a sentinel whose session was killed there was no number any more, though it had told of them."""
+    from akkordeon.engines.ray.serialization import serialize
+
+    made = registrar()
+    for name in ("told", "silent"):
+        made.register_sentinel(name, "train", False, "killed", MagicMock(), ("10.0.0.7", 42), ROW)
+    count = BatchCount(sent=23, trained=20, refused=1)
+    made.report(serialize(EpochDone("told", 1, 0.5, {}, 160, 1.0, 0.0, 0, 1, count)))
+    made._mark_lost("killed")
+    assert made.status().events == [
+        "told is lost: its process died (number 42 on 10.0.0.7) after epoch 1: 20 batches trained, 1 refused",
+        "silent is lost: its process died (number 42 on 10.0.0.7)",
+    ]
+    assert [sentinel.name for sentinel in made.status().sentinels] == list("abvc")
