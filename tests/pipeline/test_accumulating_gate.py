@@ -210,3 +210,16 @@ def test_a_replica_refuses_it_and_says_what_there_is_instead():
         ak.Downpour(small_network().replacing(accumulate=4))
     with pytest.raises(RecipeError, match="accumulate is at least 1, got 0"):
         small_network().replacing(accumulate=0)
+
+
+def test_a_snapshot_has_the_size_of_the_step_that_gradients_are_gathered_for():
+    """A quarter of the learning rate: the first gradient is four updates old, the second fresh."""
+    gate, again = (alone(0.5, 2, staleness=ak.AnnealedSteps(10)) for _ in range(2))
+    gradients = [torch.ones(2, 3)]
+    gate._updater.corrected(gradients, gate.weights.now, 4)
+    again._updater.load(gate._updater.state())
+    again._updater.corrected(gradients, again.weights.now, 0)
+    (before,) = again.weights.now
+    assert again._updater.apply(gradients)
+    assert torch.equal(again.weights.now[0], before - 0.5 / 4)
+    assert "lr factor" not in again._updater.state()

@@ -203,9 +203,9 @@ def test_a_rule_for_steps_scales_the_learning_rate_of_that_update_alone(make, ac
 
     module = nn.Linear(2, 1, bias=False)
     recipe = ak.Gate(module, lambda p: Noted(p, lr=0.5), ak.AnnealedSteps(10), accumulate=accumulate)
-    row = DelayedRow(ak.Network([recipe]), nn.functional.mse_loss, Fixed(3))
+    row = DelayedRow(ak.Network([recipe]), Fixed(3))
     for _ in range(12):
-        row.train(torch.randn(4, 2), torch.randn(4, 1))
+        row.learn(torch.randn(4, 2), torch.randn(4, 1), nn.functional.mse_loss)
     row.finish()
     seen = [batch // accumulate - max(0, batch - 3) // accumulate for batch in range(12)]
     taus = [max(seen[first : first + accumulate]) for first in range(0, 12, accumulate)]

@@ -38,6 +38,9 @@ FROZEN = "frozen"
 BOOST = "boost"
 """Where the state says that it learns faster for a while; others have no such entry."""
 
+LR_FACTOR = "lr factor"
+"""Where the state says how large a step the rule has gradients gathered for; others have no such entry."""
+
 UPDATES_WITHOUT_SCORE = 1000
 """After so many it is said that a scheduler waits for a score."""
 
@@ -94,7 +97,7 @@ class Updater:
         self._counts_samples = by_samples
         self._move_schedule = moving(self._scheduler, by_samples, label)
         self._state = rule.initial(weights.masters)
-        self._lr_factor = 1.0  # of the next update
+        self._lr_factor: float | None = None  # of the next update, once it has a gradient
         self._label = label
         self._updates = 0
         self._without_gradient = set(weights.trainable)
@@ -146,8 +149,8 @@ class Updater:
         self, gradients: list[Tensor | None], then: Snapshot, staleness: int
     ) -> list[Tensor | None]:
         """What the staleness rule makes of gradients, and of the next step; see :meth:`update`."""
-        if self._rule.scales_steps:
-            self._lr_factor = min(self._lr_factor, self._rule.lr_factor(staleness, self._updates))
+        factor, known = self._rule.lr_factor(staleness, self._updates), self._lr_factor
+        self._lr_factor = factor if known is None else min(factor, known)
         return self._rule.correct(gradients, self._weights.now, then, staleness, self._state)
 
     def apply(self, gradients: list[Tensor | None], samples: int = 0) -> bool:
@@ -157,7 +160,7 @@ class Updater:
             gradients: as :meth:`update` takes them.
             samples: that they are of, for a schedule by samples.
         """
-        lr_factor, self._lr_factor = self._lr_factor, 1.0
+        lr_factor, self._lr_factor = self._lr_factor or 1.0, None
         if self._optimizer is None or self.frozen:
             return True
         weights = self._weights
@@ -254,6 +257,7 @@ class Updater:
             **({} if average is None else {AVERAGE: average.state(self._weights.names)}),
             **({FROZEN: True} if self.frozen else {}),
             **({} if self.boost is None else {BOOST: [*self.boost]}),
+            **({} if self._lr_factor in (None, 1.0) else {LR_FACTOR: self._lr_factor}),
         }
 
     def load(self, state: LearnerState) -> None:
@@ -281,6 +285,7 @@ class Updater:
         self._updates = state["updates"]
         self.frozen = state.get(FROZEN, False)
         self.boost = (*state[BOOST],) if state.get(BOOST) else None
+        self._lr_factor = state.get(LR_FACTOR)
         if self._weights.average is not None and state.get(AVERAGE):
             self._weights.average.load(state[AVERAGE], self._weights.names)
 

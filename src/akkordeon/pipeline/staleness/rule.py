@@ -30,9 +30,6 @@ class Rule:
     uses_old_weights: ClassVar[bool] = True
     """Whether :meth:`correct` looks at ``then``, so that it must be what the gradients were taken at."""
 
-    scales_steps: ClassVar[bool] = False
-    """Whether it has an :meth:`lr_factor`."""
-
     def initial(self, parameters: Sequence[Tensor]) -> Any:
         """The rule's own state for these parameters."""
         return None
@@ -56,10 +53,10 @@ class Rule:
         return gradients
 
     def lr_factor(self, staleness: int, updates: int) -> float:
-        """What the learning rate is multiplied by for one update.
+        """What the learning rate is multiplied by for one update; of several gradients the smallest counts.
 
         Args:
-            staleness: τ of its gradient; the largest where several make one update.
+            staleness: τ of its gradient.
             updates: that were made before.
         """
         return 1.0

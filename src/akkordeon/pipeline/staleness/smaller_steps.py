@@ -92,7 +92,6 @@ class AnnealedSteps(Rule):
 
     updates: int = 1000
     uses_old_weights: ClassVar[bool] = False
-    scales_steps: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Check the number."""
