@@ -31,7 +31,7 @@ def test_it_prints_a_row_for_each_rule_and_goes_on_from_what_is_there(tmp_path):
         (("--lrs", "fast"), "--lrs is a list of numbers with commas between, got 'fast'"),
         (("--delays", ","), "--delays names nothing"),
         (("--rules", "never/sgd"), "there is no staleness rule 'never'"),
-        (("--rules", "stash"), "as in stash/adamw"),
+        (("--rules", "stash"), "names no optimizer, as stash/adamw does"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_in_a_sentence(tmp_path, options, sentence):

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -14,6 +14,7 @@ from akkordeon.cli.errors import say
 from akkordeon.cli.options import with_settings
 from akkordeon.core.errors import RecipeError
 from akkordeon.experiments.config import TrainConfig
+from akkordeon.experiments.laboratory.delays import Kind
 
 __all__ = ["compare", "plan"]
 
@@ -69,7 +70,7 @@ def compare(
         str, typer.Option(metavar="N,…", help="Updates between a forward and its gradient, at the head.")
     ] = "0,1,2,4,8",
     kind: Annotated[
-        Literal["fixed", "per-stage", "drawn"],
+        Kind,
         typer.Option(help="The same at all gates; less down the row, as in 1F1B; drawn for each batch."),
     ] = "fixed",
     lrs: Annotated[

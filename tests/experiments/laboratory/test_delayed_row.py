@@ -33,8 +33,8 @@ def batches(steps=STEPS):
 
 
 def trained(delays, recipe=None):
-    row = DelayedRow(recipe or network(), F.cross_entropy, delays)
-    losses = [row.train(x, y) for x, y in batches()]
+    row = DelayedRow(recipe or network(), delays)
+    losses = [row.learn(x, y, F.cross_entropy) for x, y in batches()]
     row.finish()
     return row, losses
 
@@ -66,14 +66,14 @@ def test_each_gate_learns_from_gradients_of_the_age_asked_for(delays, taus):
 
 
 def test_a_late_gradient_is_that_of_the_weights_its_forward_had():
-    """One weight w, loss w²/2, steps of 1/2: the gradient of a batch is w as it was at its forward."""
+    """One weight w, loss w², rate 1/4: the gradient of a batch is 2w as it was at its forward."""
     layer = nn.Linear(1, 1, bias=False)
     nn.init.ones_(layer.weight)
-    recipe = ak.Network([ak.Gate(layer, lambda p: torch.optim.SGD(p, lr=0.5))])
-    row = DelayedRow(recipe, lambda outputs, y: outputs.square().sum() / 2, Fixed(1))
-    found = [row.train(torch.ones(1, 1), None) for _ in range(4)]
+    recipe = ak.Network([ak.Gate(layer, lambda p: torch.optim.SGD(p, lr=0.25))])
+    row = DelayedRow(recipe, Fixed(1))
+    found = [row.learn(torch.ones(1, 1), None, _large) for _ in range(4)]
     weights = [1.0, 1.0, 0.5, 0.0]  # w_t+1 = w_t - w_t-1 / 2, as the first gradient comes one late
-    assert found == [w * w / 2 for w in weights]
+    assert found == [w * w for w in weights]
 
 
 def test_drawn_delays_have_the_mean_asked_for_and_the_longest_is_bounded():
@@ -86,13 +86,17 @@ def test_drawn_delays_have_the_mean_asked_for_and_the_longest_is_bounded():
 
 
 def test_training_that_diverges_says_so():
-    row = DelayedRow(network(lr=1e30), lambda outputs, y: outputs.square().sum(), Fixed(0))
+    row = DelayedRow(network(lr=1e30), Fixed(0))
     (first, second) = batches(2)
-    row.train(*first)
+    row.learn(*first, _large)
     with pytest.raises(DataError, match=r"the loss of batch 1 is inf"):
-        row.train(*second)
+        row.learn(*second, _large)
 
 
-def test_unknown_delays_are_refused():
-    with pytest.raises(RecipeError, match="there are no delays 'random'; there are fixed, per-stage, drawn"):
-        delays_of("random", 2)
+def _large(outputs, y):
+    return outputs.square().sum()
+
+
+def test_a_delay_is_a_whole_number():
+    with pytest.raises(RecipeError, match="a delay"):
+        delays_of("fixed", -1)

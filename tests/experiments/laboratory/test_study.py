@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 
 import akkordeon as ak
 from akkordeon.core.errors import DataError, RecipeError
-from akkordeon.experiments.laboratory.arm import Arm, Method, run_arm
+from akkordeon.experiments.laboratory.arm import Arm, run_arm
 from akkordeon.experiments.laboratory.study import Design, Study
 
 DESIGN = Design("line", ("stash/sgd",), (0, 2), (0.01, 0.1, 1e9), "fixed", steps=40, seeds=2)
@@ -81,12 +82,14 @@ def test_another_file_is_refused(tmp_path):
         Study(task, DESIGN, tmp_path / "arms.jsonl")
 
 
-@pytest.mark.parametrize("name", ["later", "stash/sdg"])
-def test_methods_are_rules_and_optimizers_with_a_name(name):
-    with pytest.raises(RecipeError, match="there is no"):
-        Method.named(name)
-
-
-def test_a_learning_rate_needs_an_optimizer_with_a_name():
-    with pytest.raises(RecipeError, match="as in stash/adamw"):
-        run_arm(task(), Arm("line", "stash", "fixed", 0, 0.1, seed=0, steps=1))
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("later/sgd", "there is no"),
+        ("stash/sdg", "there is no"),
+        ("stash", "names no optimizer, as stash/adamw"),
+    ],
+)
+def test_what_names_no_rule_and_optimizer_is_refused_before_anything_is_run(name, sentence):
+    with pytest.raises(RecipeError, match=sentence):
+        replace(DESIGN, methods=("stash/sgd", name))

@@ -15,7 +15,7 @@ from akkordeon.core.errors import DataError, RecipeError
 from akkordeon.core.payload import samples
 from akkordeon.data.sources import as_batches
 from akkordeon.experiments.laboratory.delayed_row import DelayedRow
-from akkordeon.experiments.laboratory.delays import delays_of
+from akkordeon.experiments.laboratory.delays import Kind, delays_of
 from akkordeon.experiments.presets import OPTIMIZERS, optimizer_named, rule_named
 from akkordeon.experiments.tasks.task import Task
 from akkordeon.pipeline.network import Network
@@ -29,15 +29,10 @@ POINTS = 50
 
 @dataclass(frozen=True)
 class Method:
-    """A rule for stale gradients with an optimizer: ``stash``, ``stash/adamw``.
-
-    Attributes:
-        rule: its name.
-        optimizer: its name; the task's own if not given.
-    """
+    """A rule for stale gradients with an optimizer, both by name: ``stash/adamw``."""
 
     rule: str
-    optimizer: str | None = None
+    optimizer: str
 
     @classmethod
     def named(cls, name: str) -> Method:
@@ -48,12 +43,12 @@ class Method:
         """
         rule, _, optimizer = name.partition("/")
         rule_named(rule)
-        if optimizer:
-            optimizer_named(optimizer)
-        return cls(rule, optimizer or None)
-
-    def __str__(self) -> str:
-        return self.rule if self.optimizer is None else f"{self.rule}/{self.optimizer}"
+        if not optimizer:
+            raise RecipeError(
+                f"{name!r} names no optimizer, as {rule}/adamw does; there are {', '.join(OPTIMIZERS)}"
+            )
+        optimizer_named(optimizer)
+        return cls(rule, optimizer)
 
 
 @dataclass(frozen=True)
@@ -73,7 +68,7 @@ class Arm:
 
     task: str
     method: str
-    kind: str
+    kind: Kind
     delay: int
     lr: float
     seed: int
@@ -117,14 +112,14 @@ def run_arm(task: Task, arm: Arm) -> Outcome:
         RecipeError: the network cannot learn that way.
     """
     torch.manual_seed(arm.seed)  # of whatever draws outside of the gates
-    row = DelayedRow(_network(task, arm), task.loss, delays_of(arm.kind, arm.delay, arm.seed), arm.seed)
+    row = DelayedRow(_network(task, arm), delays_of(arm.kind, arm.delay, arm.seed), arm.seed)
     losses: list[float] = []
     times: list[float] = []
     why = None
     try:
         for x, y in islice(_endless(task, arm), arm.steps):
             began_s = time.perf_counter()
-            losses.append(row.train(x, y))
+            losses.append(row.learn(x, y, task.loss))
             times.append(time.perf_counter() - began_s)
         row.finish()
         validation, scores = _judged(row, task)
@@ -145,11 +140,6 @@ def run_arm(task: Task, arm: Arm) -> Outcome:
 
 def _network(task: Task, arm: Arm) -> Network:
     method = Method.named(arm.method)
-    if method.optimizer is None:
-        raise RecipeError(
-            f"a learning rate is tuned for an optimizer with a name, as in {method.rule}/adamw; "
-            f"there are {', '.join(OPTIMIZERS)}"
-        )
     network = task.network.replacing(
         staleness=rule_named(method.rule), optimizer=optimizer_named(method.optimizer, arm.lr)
     )

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from akkordeon.core.checks import require_whole
-from akkordeon.core.errors import RecipeError
 
-__all__ = ["KINDS", "Delays", "Drawn", "Fixed", "PerStage", "delays_of"]
+__all__ = ["Delays", "Drawn", "Fixed", "Kind", "PerStage", "delays_of"]
 
 LONGEST = 4
 """A delay that is drawn is at most so many times the mean."""
@@ -66,25 +65,22 @@ class Drawn:
         return (found,) * gates
 
 
-KINDS = ("fixed", "per-stage", "drawn")
+Kind = Literal["fixed", "per-stage", "drawn"]
+"""The kinds of delays, by name."""
 
 
-def delays_of(kind: str, delay: int, seed: int = 0) -> Delays:
+def delays_of(kind: Kind, delay: int, seed: int = 0) -> Delays:
     """Delays by the name of their kind.
 
     Args:
-        kind: one of ``KINDS``.
+        kind: which.
         delay: in updates; see the classes.
         seed: of what is drawn.
 
     Raises:
-        RecipeError: there is no such kind, or the delay is no whole number of at least 0.
+        RecipeError: the delay is no whole number of at least 0.
     """
     require_whole("a delay", delay, 0)
-    if kind == "fixed":
-        return Fixed(delay)
-    if kind == "per-stage":
-        return PerStage(delay)
     if kind == "drawn":
         return Drawn(delay, seed)
-    raise RecipeError(f"there are no delays {kind!r}; there are {', '.join(KINDS)}")
+    return PerStage(delay) if kind == "per-stage" else Fixed(delay)

@@ -14,7 +14,8 @@ from statistics import mean, stdev
 from typing import Any
 
 from akkordeon.core.errors import DataError
-from akkordeon.experiments.laboratory.arm import Arm, Outcome, run_arm
+from akkordeon.experiments.laboratory.arm import Arm, Method, Outcome, run_arm
+from akkordeon.experiments.laboratory.delays import Kind
 from akkordeon.experiments.tasks.task import Task
 
 __all__ = ["Compared", "Design", "Study"]
@@ -37,17 +38,25 @@ class Design:
         seeds: runs of each method and delay that are reported.
         tuning_seeds: runs of each learning rate before that.
         batch_size: the task's own if not given.
+
+    Raises:
+        RecipeError: there is no such method.
     """
 
     task: str
     methods: tuple[str, ...]
     delays: tuple[int, ...]
     lrs: tuple[float, ...]
-    kind: str
+    kind: Kind
     steps: int
     seeds: int
     tuning_seeds: int = 1
     batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse now what would be refused after all that comes before it was run."""
+        for method in self.methods:
+            Method.named(method)
 
 
 @dataclass(frozen=True)

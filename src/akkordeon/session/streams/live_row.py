@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
-from akkordeon.core.actor import Actor, Send
+from akkordeon.core.actor import Send
 from akkordeon.core.errors import DataError
 from akkordeon.core.messages import (
     Backward,
@@ -34,11 +34,13 @@ from akkordeon.core.payload import Payload, map_tensors, samples
 from akkordeon.core.plain_state import StageState
 from akkordeon.downpour.recipe import Downpour
 from akkordeon.pipeline.network import Network
-from akkordeon.sentinels.loss import Loss, gradient_of, leaf_of, loss_of
+from akkordeon.pipeline.stage import Stage
+from akkordeon.sentinels.loss import Loss, LossInputs, gradient_of, leaf_of, loss_of, to_targets_device
 
-__all__ = ["LiveRow", "shadow_of"]
+__all__ = ["ME", "LiveRow", "shadow_of"]
 
 ME = "caller"
+"""The address of who asks."""
 
 
 class LiveRow:
@@ -59,8 +61,8 @@ class LiveRow:
         batches: int = 0,
     ) -> None:
         self._row = network.row()
-        self._gates: dict[str, Actor] = {
-            spawn.address: spawn.make() for spawn in network.spawns(seed, states=states)
+        self._gates = {
+            spawn.address: cast(Stage, spawn.make()) for spawn in network.spawns(seed, states=states)
         }
         self._network = network
         self._cuts = 0
@@ -72,18 +74,9 @@ class LiveRow:
         Raises:
             DataError: a gate refused it.
         """
-        batch = Batch(ME, self.batches)
-        self.batches += 1
-        outputs = self._asked(Forward, self._row[0], Forward(batch, x, samples(x))).payload
-        leaves = map_tensors(leaf_of, outputs)
-        try:
-            value = with_gradients(loss_of, loss, leaves, y)
-            gradient = gradient_of(value, leaves)
-        except BaseException:
-            self._tell_all(Forget(*batch))
-            raise
-        self._asked(Backward, self._row[-1], Backward(batch, gradient))
-        return value.item()
+        loss_now, backward = self._turned(x, y, loss)
+        self._asked(Backward, self._row[-1], backward)
+        return loss_now
 
     def predict(self, x: Payload) -> Payload:
         """The outputs of the gates as they are.
@@ -111,6 +104,20 @@ class LiveRow:
         """The network as a plain module with the weights that it has now."""
         return self._network.module({gate: state.tensors for gate, state in self.states().items()})
 
+    def _turned(self, x: Payload, y: Any, loss: Loss) -> tuple[float, Backward]:
+        """Send a batch through the row; its loss, and what the last gate is to be told then."""
+        batch = Batch(ME, self.batches)
+        self.batches += 1
+        outputs = self._asked(Forward, self._row[0], Forward(batch, x, samples(x))).payload
+        leaves = map_tensors(leaf_of, outputs)
+        try:
+            given = LossInputs(leaves, loss).payload
+            value = with_gradients(loss_of, loss, given, to_targets_device(y, leaves))
+            return value.item(), Backward(batch, gradient_of(value, leaves))
+        except BaseException:
+            self._tell_all(Forget(*batch))
+            raise
+
     def _pin(self, whole: bool = False) -> CutId:
         cut = CutId(ME, self._cuts)
         self._cuts += 1
@@ -120,30 +127,37 @@ class LiveRow:
     def _asked(self, kind: type, to: str, message: Message) -> Any:
         """What comes back for a message."""
         for answer in self._answers(to, message):
-            if isinstance(answer, Refused):
-                self._tell_all(Forget(*answer.batch))
-                raise DataError(f"{answer.gate} refused it: {answer.reason}") from answer.error
             if isinstance(answer, kind):
                 return answer
         raise AssertionError(f"{to} has answered {message} with nothing")
 
     def _tell_all(self, message: Message) -> None:
         for gate in self._row:
-            for _ in self._answers(gate, message):
-                pass
+            self._answers(gate, message)
 
     def _answers(self, to: str, message: Message) -> list[Message]:
-        """Carry a message and all that follow from it, and keep what comes back."""
+        """Carry a message and all that follow from it, and keep what comes back.
+
+        Raises:
+            DataError: a gate refused it.
+        """
         waiting, answers = deque([Send(to, message)]), []
         while waiting:
             to, message = waiting.popleft()
-            if to == ME:
+            if to != ME:
+                waiting.extend(self._sent(to, message))
+            elif isinstance(message, Refused):
+                self._tell_all(Forget(*message.batch))
+                raise DataError(f"{message.gate} refused it: {message.reason}") from message.error
+            else:
                 answers.append(message)
-                continue
-            with torch.no_grad():
-                effects = list(self._gates[to].receive(message, 0.0))
-            waiting.extend(effect for effect in effects if isinstance(effect, Send))
         return answers
+
+    def _sent(self, to: str, message: Message) -> list[Send]:
+        """What a gate sends when it is given a message."""
+        with torch.no_grad():
+            effects = list(self._gates[to].receive(message, 0.0))
+        return [effect for effect in effects if isinstance(effect, Send)]
 
 
 def _state_of(exported: Exported) -> StageState:
