@@ -51,6 +51,8 @@ class PredictingTrainer(Trainer):
         make_shadow: makes gates that are as the recipe of the row has them.
     """
 
+    _recipe: Streaming
+
     def __init__(
         self,
         address: str,
@@ -62,7 +64,6 @@ class PredictingTrainer(Trainer):
         make_shadow: Callable[[], ShadowRow] | None = None,
     ) -> None:
         super().__init__(address, name, row, reader, recipe, endless=True, saves=saves)
-        self._how = recipe
         self._to_predict: deque[Example] = deque()
         self._predicting: dict[int, Example] = {}  # by the number of the cut
         self._cuts = 0
@@ -158,7 +159,7 @@ class PredictingTrainer(Trainer):
 
     def _try_shadow(self, example: Example, at_work: Mapping[str, float], is_alarm: bool) -> Iterator[Effect]:
         """Have the shadow do what the gates do, if there is one; an alarm begins one."""
-        trial, drift = self._trial, self._how.drift
+        trial, drift = self._trial, self._recipe.drift
         assert drift is not None, "somebody watches"
         if trial is not None:
             trial.add(example.x, example.y, at_work, self._values, self._recipe.loss)

@@ -183,10 +183,10 @@ class Streamer(PredictingTrainer):
         if isinstance(item, Labelled):
             example.key = item.key
             self._unlabelled.came(item.key)
-        if self._how.delay is None:
+        if self._recipe.delay is None:
             example.is_labelled = True
         else:
-            delay = delay_of(self._how.delay, item)
+            delay = delay_of(self._recipe.delay, item)
             example.due = None if delay is None else self._time - samples(item.x) + delay
             yield from self._wait_for_label(example)
 
