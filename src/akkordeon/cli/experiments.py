@@ -127,24 +127,28 @@ def _compared(cells: Sequence[Any], delays: Sequence[int]) -> Any:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1), title="validation loss, mean ± sd (lr)")
+    table = Table(
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        show_lines=True,
+        padding=(0, 1),
+        title="validation loss, mean ± sd, and the learning rate",
+    )
     table.add_column("rule/optimizer", no_wrap=True)
     for delay in delays:
-        table.add_column(f"delay {delay}", justify="right")
-    table.add_column("copies\nhead", justify="right")
-    table.add_column("ms a\nstep", justify="right")
+        table.add_column(f"delay {delay}", justify="right", no_wrap=True)
     for method in dict.fromkeys(cell.method for cell in cells):
         row = [cell for cell in cells if cell.method == method]
         copies = max(max(outcome.copies) for cell in row for outcome in cell.outcomes)
         step_s = median(outcome.step_s for cell in row for outcome in cell.outcomes)
-        table.add_row(method, *map(_cell, row), f"{copies}", f"{1e3 * step_s:.2f}")
+        table.add_row(f"{method}\n≤ {copies} copies held\n{1e3 * step_s:.2f} ms a step", *map(_cell, row))
     return table
 
 
 def _cell(cell: Any) -> str:
     mean, spread = cell.of("validation")
-    found = f"{mean:.4f} ± {spread:.4f}" if math.isfinite(mean) else "diverges"
-    return f"{found} ({cell.lr:g}{'*' if cell.at_edge else ''})"
+    found = f"{mean:.4f}\n± {spread:.4f}" if math.isfinite(mean) else "diverges\n"
+    return f"{found}\nlr {cell.lr:g}{'*' if cell.at_edge else ''}"
 
 
 def _table(found: Any) -> Any:
