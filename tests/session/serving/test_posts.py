@@ -31,9 +31,7 @@ def test_what_waits_is_given_before_the_end_in_the_order_it_came():
     posts.put(X, Y, "a")
     posts.close()
     assert not posts.put(X, Y)
-    first, question, answer = posts
-    assert first == (X, Y)
-    assert (question.key, answer.key) == ("a", "a")
+    assert list(posts) == [(X, Y), ak.Labelled("a", X, Y)]
     assert list(posts) == []
 
 
@@ -74,6 +72,58 @@ def test_a_stream_that_goes_on_learns_from_the_first_that_is_posted_then():
         posts, stream = learning(session, 0)
         posts.close()
         assert stream.wait(WAIT_S).batches.trained == 6
+
+
+# The reader of a stream that had failed waited here until another one came: what was posted before the
+# restart it gave to nobody, up to as much as may be in flight.
+def test_what_is_posted_between_a_failure_and_the_restart_is_learned_from():
+    fails = threading.Event()
+
+    def loss(outputs, y):
+        if fails.is_set():
+            raise ValueError("out of order")
+        return nn.functional.mse_loss(outputs, y)
+
+    network = ak.Network([ak.Gate(nn.Linear(2, 1), lambda params: torch.optim.SGD(params, lr=0.1))])
+    posts = ak.Posts()
+    with ak.run(network, ak.Threads(2)) as session:
+        stream = session.attach(ak.Sentinel.stream(posts, loss, in_flight=2))
+        fails.set()
+        posts.put(X, torch.zeros(1, 1))
+        with pytest.raises(ak.AkkordeonError, match="out of order"):
+            stream.wait(WAIT_S)
+        fails.clear()
+        for _ in range(3):
+            posts.put(X, torch.zeros(1, 1))
+        while posts.waiting == 3:  # the reader of before takes one
+            assert stream.ended
+        stream.restart()
+        posts.close()
+        assert stream.wait(WAIT_S).batches.trained == 3
+
+
+def test_another_reader_begins_behind_the_place_it_is_given():
+    posts = ak.Posts()
+    for i in range(4):
+        posts.put(i, Y)
+    reader = iter(posts)
+    next(reader)
+    place = posts.state_dict()
+    next(reader), next(reader)
+    posts.load_state_dict(place)
+    assert posts.waiting == 3
+    assert list(reader) == []
+    posts.close()
+    assert [x for x, _ in posts] == [1, 2, 3]
+
+
+def test_the_place_of_another_process_changes_nothing():
+    before, posts = ak.Posts(), ak.Posts()
+    before.put(X, Y), next(iter(before))
+    posts.put(X, Y)
+    posts.load_state_dict(before.state_dict())
+    posts.close()
+    assert list(posts) == [(X, Y)]
 
 
 def test_a_reader_waits_for_what_comes():
