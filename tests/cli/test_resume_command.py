@@ -16,7 +16,7 @@ from akkordeon.experiments.run_folder import BEST, REPORT, TASK, WEIGHTS
 from akkordeon.session.recovery.checkpoint_files import CHECKPOINTS
 
 REPEATABLE = ["--workers", 1, "--seed", 3, "--checkpoint-every", "20u", "--keep-best", "loss"]
-EPOCHS = 40
+EPOCHS = 16
 
 
 def weights_in(folder, name=WEIGHTS):

@@ -173,7 +173,7 @@ def test_one_waiting_replica_trains_a_module_as_in_the_plain_loop(name, engine):
 
 
 @WITHOUT_RAY
-@pytest.mark.parametrize("name", RAY)
+@pytest.mark.parametrize("name", [RAY[0], *(pytest.param(name, marks=pytest.mark.slow) for name in RAY[1:])])
 def test_processes_of_a_cluster_train_a_module_as_in_the_plain_loop(name):
     row = BY_NAME[name]
     network = ak.Network([ak.Gate(module, row.optimizer) for module in made(row)])

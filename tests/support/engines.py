@@ -34,13 +34,13 @@ NAMES = [pytest.param(name, marks=[WITHOUT_RAY] if name == "ray" else []) for na
 
 
 def each_on_engines(*values: Any) -> list[Any]:
-    """An engine's name and one of the values, for all of them; on Ray all but the first are slow."""
+    """An engine's name and one of the values, for all of them; those on Ray are slow."""
     return [
         pytest.param(
             *name.values,
             value,
             id=f"{name.values[0]}-{value}",
-            marks=[*name.marks, *([pytest.mark.slow] if "ray" in name.values and value != values[0] else [])],
+            marks=[*name.marks, *([pytest.mark.slow] if "ray" in name.values else [])],
         )
         for value in values
         for name in NAMES

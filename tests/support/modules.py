@@ -1374,10 +1374,10 @@ DOWNPOUR = [
 """Names in ``ROWS`` that one waiting replica of a Downpour trains as well."""
 
 RAY = [
+    "small GPT with a tied head",
     "namedtuple out",
     "integer counter and bool mask",
     "tied within a gate",
-    "small GPT with a tied head",
     "ResNet block",
 ]
-"""Names in ``ROWS`` that are trained over the processes of a cluster as well."""
+"""Names in ``ROWS`` that are trained over the processes of a cluster as well; all but the first are slow."""
