@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from contextlib import suppress
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +28,7 @@ class FakeHost:
 
         self.name = name
         self.rehearse = answering("rehearse")
+        self.become = answering("become")
         self.location = answering("location", (f"node of {name}", 1))
         self.spawn = answering("spawn")
         self.add_routes = answering("add_routes")
@@ -162,6 +165,39 @@ def test_a_gate_that_comes_back_moves_into_the_spare_process_and_another_is_begu
     assert pool.hosts["gate/0"] is spare
     assert pool.spare.name.startswith("spare/")
     assert pool.spare is not spare
+
+
+def test_a_replica_that_comes_back_moves_into_the_spare_process_which_has_one_worker_then(ray):
+    """It waited for a new process, up to twenty seconds where all machines were busy."""
+    pool = FakePool()
+    gate = Spawn("replica/0/gate/0", partial(Scripted, "", []), restore=lambda state: Scripted("", []))
+    pool.spawn_all([gate])
+    spare = pool.spare
+    pool.remove("replica/0")
+    pool.told.clear()
+    pool.spawn_all([gate])
+    assert pool.hosts["replica/0"] is spare
+    assert [(name, workers) for name, _, workers in pool.what("become")] == [(spare.name, 1)]
+
+
+def test_gates_that_come_back_at_once_begin_one_spare_process(ray):
+    begun = threading.Barrier(2)
+
+    class Slow(FakePool):
+        """Begins processes so slowly that another thread could begin one meanwhile."""
+
+        def _start(self, name: str, needs: Any) -> FakeHost:
+            with suppress(threading.BrokenBarrierError):
+                begun.wait(0.2)
+            return super()._start(name, needs)
+
+    pool = Slow()
+    threads = [threading.Thread(target=pool.keep_spare, args=(b"",)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(pool.what("start")) == 1
 
 
 def test_no_process_is_kept_for_actors_that_do_not_come_back_or_need_more_than_any_has(ray):

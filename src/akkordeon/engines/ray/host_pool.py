@@ -143,7 +143,7 @@ class HostPool:
         Args:
             maker: of such an actor.
         """
-        with suppress(ClusterError):  # all goes on without one
+        with suppress(ClusterError), self._launching:  # all goes on without one
             if self.spare is None:
                 self.spare = self._start(f"{SPARE}/{uuid.uuid4().hex[:8]}", {})
                 self.spare.rehearse.remote(maker)
@@ -160,7 +160,7 @@ class HostPool:
             return None
         ray, (spare, self.spare) = require_ray(), (self.spare, None)
         with suppress(ray.exceptions.RayError):  # it may have died, too
-            ray.get(spare.location.remote(), timeout=SPARE_S)
+            ray.get(spare.become.remote(*self._seed_and_workers(name)), timeout=SPARE_S)
             return spare
         end_actor(ray, spare)
         return None
@@ -182,14 +182,18 @@ class HostPool:
             options |= {**with_resources(needs), "scheduling_strategy": "SPREAD"}
         if self._network is not None:
             options |= detached_as(f"host/{self._network}/{name}")
-        seed = (self._seed + zlib.crc32(name.encode())) % 2**63
-        # The gates of a replica mostly wait for each other: a second worker would take turns with the first.
-        workers = self._workers or (1 if is_replica(name) else None)
         folders = [os.path.abspath(folder) for folder in sys.path]
+        arguments = (*self._seed_and_workers(name), self._wire_dtype, folders)
         try:
-            return self._launch(name, kind, options, (seed, workers, self._wire_dtype, folders))
+            return self._launch(name, kind, options, arguments)
         except ValueError as error:
             raise RecipeError(f"{name} cannot have the resources {dict(needs)}: {error}") from error
+
+    def _seed_and_workers(self, name: str) -> tuple[int, int | None]:
+        """What differs between hosts of one kind."""
+        seed = (self._seed + zlib.crc32(name.encode())) % 2**63
+        # The gates of a replica mostly wait for each other: a second worker would take turns with the first.
+        return seed, self._workers or (1 if is_replica(name) else None)
 
     def _launch(
         self, name: str, kind: type[HostProcess], options: dict[str, Any], arguments: tuple[Any, ...]
@@ -360,7 +364,7 @@ class HostPool:
 
 def can_be_spare(host: str, needs: Mapping[str, float] | None) -> bool:
     """Whether any process would do for a host."""
-    return not needs and not is_replica(host) and host != SESSION_HOST
+    return not needs and host != SESSION_HOST
 
 
 def shipped(make: Callable[[], Actor]) -> Serialized:

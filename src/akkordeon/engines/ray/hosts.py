@@ -99,10 +99,18 @@ class HostProcess:
         self._listeners: dict[str, Any] = {}
         self._registrar: Any = None
         self._info: NetworkInfo | None = None
+        self._begin(seed, workers)
+
+    def _begin(self, seed: int, workers: int | None) -> None:
         self._dispatcher = Dispatcher(self._post, workers)
         self._dispatcher.start(self._report, seed)
 
     # ── from the engine ──────────────────────────────────────────────────────────────────────────────
+
+    def become(self, seed: int, workers: int | None) -> None:
+        """Be a host from now on. So far this process was kept ready for any, and has no actors."""
+        self._dispatcher.stop()
+        self._begin(seed, workers)
 
     def spawn(self, address: str, make: Serialized) -> Serialized | None:
         """Make an actor here; what making it raises is handed back."""
