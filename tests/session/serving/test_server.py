@@ -224,6 +224,24 @@ def test_targets_that_the_loss_cannot_take_do_not_reach_the_stream(asker):
         assert not stream.refusals
 
 
+# What is infinite as a float has a finite loss behind a Tanh. It was taken, the gates refused it, and ten
+# such examples ended the stream.
+@pytest.mark.parametrize("number", ["1e400", "-1e39"])
+def test_inputs_that_gates_refuse_do_not_reach_the_stream_though_they_have_a_loss(number, asker):
+    network = ak.Network([ak.Gate(nn.Sequential(nn.Linear(1, 4), nn.Tanh()), sgd)])
+    with ak.run(network, ak.Threads(2)) as session:
+        stream = session.attach(ak.Sentinel.stream(ak.Posts(), cross_entropy))
+        with session.serve(port=0, learn=stream) as server:
+            body = f'{{"inputs": [[{number}]], "targets": [1]}}'
+            answer = asker.post(f"{server.url}/learn", content=body)
+            assert post(asker, server, inputs=[[1.0]], targets=[1]).status_code == 202
+        stream.recipe.batches.close()
+        stream.wait(WAIT_S)
+    assert answer.status_code == 422
+    assert answer.json()["error"] == "the inputs of this example are not finite"
+    assert stream.batches.as_tuple() == (1, 1, 0, 0)
+
+
 def test_whole_numbers_are_targets_of_a_regression_where_that_is_said(asker):
     posts = ak.Posts(target_dtype=torch.float32)
     with learning_session() as session:

@@ -114,7 +114,7 @@ class Service:
         y = learning.targets(targets, samples(x))
         why_not = learning.why_not
         if why_not is None:
-            await asyncio.wrap_future(self._batcher.submit(x, partial(learning.check, y)))
+            await asyncio.wrap_future(self._batcher.submit(x, partial(learning.check, x, y)))
             why_not = learning.take(x, y, key)
         if why_not is not None:
             raise _come_again(why_not)

@@ -7,7 +7,7 @@ from typing import Any
 
 from akkordeon.core.errors import DataError, RecipeError
 from akkordeon.core.numerics.autograd import with_gradients
-from akkordeon.core.payload import Payload, map_tensors
+from akkordeon.core.payload import Payload, all_finite, map_tensors, tensors
 from akkordeon.core.streams.messages import Key
 from akkordeon.sentinels.loss import LossInputs, gradient_of, leaf_of, loss_of, to_targets_device
 from akkordeon.sentinels.recipes import Streaming
@@ -42,12 +42,14 @@ class Learning:
         self._loss = recipe.loss
         self._posts = recipe.batches
 
-    def check(self, y: Payload, outputs: Payload) -> None:
-        """Refuse targets that the outputs have no finite loss with.
+    def check(self, x: Payload, y: Payload, outputs: Payload) -> None:
+        """Refuse inputs that gates would refuse, and targets that the outputs have no finite loss with.
 
         Raises:
-            DataError: they have none; or whatever the loss raises.
+            DataError: inputs are not finite, or there is no such loss; or whatever the loss raises.
         """
+        if not all_finite(tensors(x)):  # 1e400 is one in JSON, and a module may squash it
+            raise DataError("the inputs of this example are not finite")
         leaves = map_tensors(leaf_of, outputs)
         given = LossInputs(leaves, self._loss)
         loss = with_gradients(loss_of, self._loss, given.payload, to_targets_device(y, leaves))
