@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 import akkordeon as ak
 from akkordeon.core.errors import DataError, RecipeError
+from akkordeon.session.streams.live_row import LiveRow
 
 pytest.importorskip("river.base", reason="river is not installed: pip install '.[river]'")
 
@@ -195,3 +196,15 @@ def test_what_a_gate_refuses_is_told_and_leaves_the_gates_as_they_were():
 def test_a_model_is_made_of_a_network():
     with pytest.raises(RecipeError, match="is made of a Network, got Linear"):
         ak.river.Classifier(nn.Linear(2, 2))
+
+
+# A prediction had the number of the batch that was to be learned next. Gates were told to forget what they
+# had refused, so they kept silent on that batch, too.
+def test_after_a_prediction_that_gates_refuse_it_learns_as_if_nothing_had_been_asked():
+    rows = [LiveRow(network(3, 1), seed=0) for _ in range(2)]
+    for i, row in enumerate(rows):
+        if i:
+            with pytest.raises(DataError, match="its module cannot evaluate"):
+                row.predict(torch.ones(1, 4))
+        row.learn(torch.ones(1, 3), torch.ones(1, 1), F.mse_loss)
+    assert same_bits(*(row.module() for row in rows))

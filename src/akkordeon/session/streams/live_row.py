@@ -36,6 +36,7 @@ from akkordeon.downpour.recipe import Downpour
 from akkordeon.pipeline.network import Network
 from akkordeon.pipeline.stage import Stage
 from akkordeon.sentinels.loss import Loss, LossInputs, gradient_of, leaf_of, loss_of, to_targets_device
+from akkordeon.sentinels.streaming.predicting import PREDICTIONS
 
 __all__ = ["ME", "LiveRow", "shadow_of"]
 
@@ -86,7 +87,7 @@ class LiveRow:
         """
         cut = self._pin()
         try:
-            asked = Evaluate(Batch(ME, self.batches), x, cut)
+            asked = Evaluate(Batch(ME, PREDICTIONS + cut.number), x, cut)
             outputs: Payload = self._asked(Evaluate, self._row[0], asked).payload
             return outputs
         finally:
