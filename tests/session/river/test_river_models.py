@@ -141,6 +141,27 @@ def test_mini_batches_are_data_frames_of_which_the_same_comes_back():
     assert list(model.predict_many(frame)) == of_lists.predict_many(ROWS[:2])
 
 
+# The loss took them as they were, and a gate's refusal, or a shape of PyTorch's, was all that was said.
+@pytest.mark.parametrize("kind", [ak.river.Classifier, ak.river.Regressor])
+def test_a_mini_batch_has_a_label_for_each_row_and_may_be_empty(kind):
+    model = kind(network(2, 1))
+    with pytest.raises(DataError, match="has a label for each row, got 2 for 1 rows"):
+        model.learn_many(ROWS[:1], [1, 1])
+    assert same_bits(model.module(), network(2, 1).module())
+    model.learn_many(ROWS, [1, 1, 1])
+    learned = model.module()
+    model.learn_many([], [])
+    assert same_bits(model.module(), learned)
+    assert model.predict_many([]) == []
+
+
+def test_a_label_that_is_no_number_is_told_to_a_regressor_in_a_sentence():
+    model = ak.river.Regressor(network(2, 1))
+    for label in (None, "high"):
+        with pytest.raises(DataError, match=f"the label {label!r} is no number"):
+            model.learn_one(ROWS[0], label)
+
+
 def test_more_classes_or_features_than_there_is_room_for_are_refused_in_a_sentence_and_it_goes_on():
     model = ak.river.Classifier(network(2, 2))
     model.learn_many(ROWS, ["x", "y", "x"])

@@ -16,7 +16,7 @@ from akkordeon.pipeline.network import Network
 from akkordeon.sentinels.loss import Loss
 from akkordeon.session.river.estimator import NetworkEstimator
 from akkordeon.session.river.features import Row
-from akkordeon.session.river.frames import frame_like, labels_of, rows_of, series_like
+from akkordeon.session.river.frames import frame_like, pairs_of, rows_of, series_like
 
 __all__ = ["Classifier"]
 
@@ -50,10 +50,13 @@ class Classifier(NetworkEstimator, base.MiniBatchClassifier):
             y: a list of labels, or a series.
 
         Raises:
-            DataError: there are more features or classes than the network has inputs and outputs for.
+            DataError: there are more features or classes than the network has inputs and outputs for, or not
+                as many labels as rows.
         """
-        x = self._features.tensor(rows_of(X), learn=True)
-        self._gates.learn(x, self._numbers_of(labels_of(y), x), self.loss)
+        rows, labels = pairs_of(X, y)
+        if rows:
+            x = self._features.tensor(rows, learn=True)
+            self._gates.learn(x, self._numbers_of(labels, x), self.loss)
 
     def predict_proba_one(self, x: Row, **kwargs: Any) -> dict[ClfTarget, float]:
         """The probability of each class that was seen so far; before the first there is none."""
@@ -70,7 +73,7 @@ class Classifier(NetworkEstimator, base.MiniBatchClassifier):
         return series_like(X, likeliest)
 
     def _probabilities(self, rows: Sequence[Row]) -> list[Mapping[ClfTarget, float]]:
-        if not self._classes:
+        if not (self._classes and rows):
             return [{} for _ in rows]
         logits = self._outputs(self._features.tensor(rows, learn=False))[:, : len(self._classes)]
         shares = logits.double().softmax(1).tolist()

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from river.utils import dataframe
 
+from akkordeon.core.errors import DataError
 from akkordeon.session.river.features import Row
 
-__all__ = ["frame_like", "labels_of", "rows_of", "series_like"]
+__all__ = ["frame_like", "pairs_of", "rows_of", "series_like"]
 
 
 def rows_of(x: Any) -> Sequence[Row]:
@@ -21,10 +22,17 @@ def rows_of(x: Any) -> Sequence[Row]:
     return rows
 
 
-def labels_of(y: Any) -> Sequence[Any]:
-    """A list as it is, and what is in a series."""
+def pairs_of(x: Any, y: Any) -> tuple[Sequence[Row], Sequence[Any]]:
+    """Rows, and a label for each: a list as it is, and what is in a series.
+
+    Raises:
+        DataError: there are more of the one than of the other.
+    """
+    rows = rows_of(x)
     labels: Sequence[Any] = y if isinstance(y, list) else dataframe.into_series(y).to_list()
-    return labels
+    if len(rows) != len(labels):
+        raise DataError(f"a mini-batch has a label for each row, got {len(labels)} for {len(rows)} rows")
+    return rows, labels
 
 
 def series_like(x: Any, values: Sequence[Any], name: str | None = None) -> Any:

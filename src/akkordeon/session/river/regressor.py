@@ -9,12 +9,12 @@ import torch
 from river import base
 from torch.nn import functional as F
 
-from akkordeon.core.errors import RecipeError
+from akkordeon.core.errors import DataError, RecipeError
 from akkordeon.pipeline.network import Network
 from akkordeon.sentinels.loss import Loss
 from akkordeon.session.river.estimator import NetworkEstimator
 from akkordeon.session.river.features import Row
-from akkordeon.session.river.frames import labels_of, rows_of, series_like
+from akkordeon.session.river.frames import pairs_of, rows_of, series_like
 
 __all__ = ["Regressor"]
 
@@ -42,10 +42,13 @@ class Regressor(NetworkEstimator, base.MiniBatchRegressor):
             y: a list of numbers, or a series.
 
         Raises:
-            DataError: there are more features than the network has inputs for.
+            DataError: there are more features than the network has inputs for, or a label is no number, or
+                there are not as many labels as rows.
         """
-        targets = torch.tensor([[float(value)] for value in labels_of(y)])
-        self._gates.learn(self._features.tensor(rows_of(X), learn=True), targets, self.loss)
+        rows, labels = pairs_of(X, y)
+        if rows:
+            targets = torch.tensor([[_number(label)] for label in labels])
+            self._gates.learn(self._features.tensor(rows, learn=True), targets, self.loss)
 
     def predict_one(self, x: Row) -> float:
         """What the network gives; 0 before it has learned from anything."""
@@ -56,10 +59,17 @@ class Regressor(NetworkEstimator, base.MiniBatchRegressor):
         return series_like(X, self._values(rows_of(X)))
 
     def _values(self, rows: Sequence[Row]) -> list[float]:
-        if not self._gates.batches:
+        if not (self._gates.batches and rows):
             return [0.0 for _ in rows]
         outputs = self._outputs(self._features.tensor(rows, learn=False))
         if outputs.shape != (len(rows), 1):
             raise RecipeError(f"a regressor gives (N, 1), got {tuple(outputs.shape)} for {len(rows)} rows")
         values: list[float] = outputs[:, 0].tolist()
         return values
+
+
+def _number(label: Any) -> float:
+    try:
+        return float(label)
+    except (TypeError, ValueError):
+        raise DataError(f"the label {label!r} is no number, which a regressor learns from") from None
