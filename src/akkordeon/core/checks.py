@@ -16,6 +16,7 @@ from akkordeon.core.errors import AkkordeonError, RecipeError
 __all__ = [
     "is_number",
     "require_above",
+    "require_factor",
     "require_path",
     "require_seconds",
     "require_timeout",
@@ -46,6 +47,13 @@ def require_above(what: str, value: Any, bound: float = 0, *, optional: bool = F
         return
     if not (is_number(value) and value > bound):
         raise RecipeError(f"{what} is above {bound}, got {value!r}")
+
+
+def require_factor(what: str, value: Any) -> None:
+    """Refuse what is no finite number above 0."""
+    require_above(what, value)
+    if value == math.inf:
+        raise RecipeError(f"{what} is finite, got {value!r}")
 
 
 def require_seconds(what: str, value: Any, *, optional: bool = False) -> None:

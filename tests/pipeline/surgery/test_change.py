@@ -155,6 +155,7 @@ def test_what_did_not_learn_learns_once_it_has_an_optimizer():
         ({"params": []}, "no setting 'params'"),
         ({"frozen": 1}, "frozen is True or False"),
         ({"boost": 3.0}, r"the boost of gate/1 is \(factor, updates\), got 3.0"),
+        ({"boost": (float("inf"), 10)}, "the factor of the boost of gate/1 is finite, got inf"),
         ({"boost": (0, 10)}, "the factor of the boost of gate/1 is above 0, got 0"),
         ({"boost": (2, 0)}, "the updates of the boost of gate/1 is at least 1, got 0"),
         ({"lr": 0.5, "optimizer": lambda params: 3}, "gave a int"),

@@ -127,6 +127,7 @@ def test_alarms_go_on_in_a_checkpoint_and_the_detector_begins_anew():
         (lambda: stream(ak.Drift(Every(1), on="f1")), "watched on 'f1', but the scores are loss, accuracy"),
         (lambda: ak.Drift(Every(1), react="more"), "reactions to drift are .*, got 'm'"),
         (lambda: ak.MoreLearning(factor=0), "factor is above 0, got 0"),
+        (lambda: ak.MoreLearning(factor=float("inf")), "factor is finite, got inf"),
         (lambda: ak.MoreLearning(updates=0), "updates is at least 1, got 0"),
         (lambda: stream("ADWIN"), "drift is a Drift, as in Drift.ADWIN..., got 'ADWIN'"),
     ],

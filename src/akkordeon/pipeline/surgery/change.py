@@ -14,7 +14,7 @@ from typing import Any
 
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from akkordeon.core.checks import is_number, require_above, require_whole
+from akkordeon.core.checks import is_number, require_factor, require_whole
 from akkordeon.core.errors import RecipeError
 from akkordeon.core.plain_state import LearnerState
 from akkordeon.core.surgery.messages import OF_RECIPE
@@ -93,7 +93,7 @@ def _boost(value: Any, label: str) -> tuple[float, int] | None:
         factor, updates = value
     except (TypeError, ValueError):
         raise RecipeError(f"the boost of {label} is (factor, updates), got {value!r}") from None
-    require_above(f"the factor of the boost of {label}", factor)
+    require_factor(f"the factor of the boost of {label}", factor)
     require_whole(f"the updates of the boost of {label}", updates)
     return factor, updates
 
@@ -146,8 +146,8 @@ def _with_options(optimizer: Any, options: Mapping[str, Any], label: str) -> dic
         if name not in known:
             has = f"its optimizer has {', '.join(known)}" if known else "it has no optimizer"
             raise RecipeError(
-                f"{label} has no setting {name!r}: there are optimizer, staleness, clip_norm, frozen and "
-                f"reset_optimizer, and {has}"
+                f"{label} has no setting {name!r}: there are optimizer, staleness, clip_norm, frozen, "
+                f"reset_optimizer and boost, and {has}"
             )
         for group in groups:
             _check_option(name, value, group[name], label)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from akkordeon.core.checks import require_above, require_whole
+from akkordeon.core.checks import require_factor, require_whole
 from akkordeon.core.errors import RecipeError
 
 __all__ = ["Detector", "Drift", "MoreLearning", "ResetOptimizers", "Shadow", "require_drift", "require_gates"]
@@ -40,7 +40,7 @@ class MoreLearning:
 
     def __post_init__(self) -> None:
         """Refuse what gates would refuse later."""
-        require_above("factor", self.factor)
+        require_factor("factor", self.factor)
         require_whole("updates", self.updates)
 
     @property
