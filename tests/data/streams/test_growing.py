@@ -71,3 +71,15 @@ def test_a_file_that_was_cut_off_is_refused(path):
 def test_a_file_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"none\.csv cannot be read: No such file"):
         next(iter(GrowingFile(tmp_path / "none.csv")))
+
+
+# The mark that spreadsheets put first was part of the first name, and no feature was found under that.
+def test_a_byte_order_mark_is_no_part_of_the_first_name(path):
+    path.write_bytes(b"\xef\xbb\xbfa,b\n1,2\n")
+    assert list(GrowingFile(path, follow=False)) == [{"a": 1.0, "b": 2.0}]
+
+
+def test_a_line_that_is_no_text_is_refused_with_its_number(path):
+    path.write_bytes(b"a,b\n\xff,2\n")
+    with pytest.raises(DataError, match=r"line 2 of .* is no text in UTF-8: invalid start byte"):
+        list(GrowingFile(path, follow=False))

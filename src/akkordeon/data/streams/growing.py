@@ -48,9 +48,16 @@ class GrowingFile:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for line in self._lines():
-            record = self._parser.parse(line.decode())
+            record = self._parser.parse(self._decoded(line))
             if record is not None:
                 yield record
+
+    def _decoded(self, line: bytes) -> str:
+        try:
+            return line.decode()
+        except UnicodeDecodeError as error:
+            number = self._parser.lines + 1
+            raise DataError(f"line {number} of {self._path} is no text in UTF-8: {error.reason}") from None
 
     def _lines(self) -> Iterator[bytes]:
         """Whole lines; at the very end also one that nothing ends."""

@@ -13,6 +13,9 @@ __all__ = ["Format", "LineParser", "parsed_value"]
 
 Format = Literal["json", "csv"]
 
+BYTE_ORDER_MARK = "\ufeff"
+"""What spreadsheets put before the first line of a file."""
+
 
 class LineParser:
     """Makes records of lines, one after the other.
@@ -42,7 +45,7 @@ class LineParser:
             DataError: it is no record.
         """
         self.lines += 1
-        line = line.strip()
+        line = line.removeprefix(BYTE_ORDER_MARK).strip()
         if not line:
             return None
         return self._json(line) if self._form == "json" else self._csv(line)
