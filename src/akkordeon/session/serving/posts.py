@@ -30,8 +30,9 @@ class Posts:
     """A source for :meth:`Sentinel.stream` that waits for examples, and gives them in the order they came.
 
     What comes twice under one key is learned from once. Of several readers the latest has all, and those
-    before it end. A stream that failed and goes on is given again what was on its way to it. What waits here
-    when the process dies is lost.
+    before it end. A stream that failed and goes on is given again what was on its way to it. What is brought
+    after one has ended and before another is attached may be lost, up to as many as the first had in flight;
+    a server takes none then. What waits here when the process dies is lost.
 
     Args:
         max_waiting: examples that wait to be read; the latest of those that were given are kept likewise.
