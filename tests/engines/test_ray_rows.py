@@ -19,6 +19,8 @@ from torch.nn import functional as F
 
 import akkordeon as ak
 from akkordeon.core.errors import ClusterError, RecipeError
+from akkordeon.core.messages import Attach
+from akkordeon.engines.ray.host_pool import SESSION_HOST
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install '.[ray]'")
 
@@ -165,3 +167,62 @@ def test_all_go_on_when_the_registrar_is_killed_while_sentinels_pause(monkeypatc
             assert goes_on(other, stuck)
             assert other.network.row() == ("gate/0", "gate/2")
             assert a.batches.refused == a.batches.lost == 0
+
+
+def registrars():
+    """The processes of registrars on this machine."""
+    with contextlib.suppress(psutil.Error):
+        found = psutil.Process().children(recursive=True)
+        return [each for each in found if each.cmdline() and each.cmdline()[0].startswith("ray::Registrar")]
+    return []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_a_sentinel_that_begins_while_the_registrar_is_made_anew_does_not_keep_the_row(monkeypatch):
+    """It was taken for one that has not begun, and the row could not be changed until it ended."""
+    with (
+        running(monkeypatch, "anew", ak.Recovery(snapshot_every=5, backoff_s=0.1)) as address,
+        ak.connect(f"{address}/anew") as session,
+        ak.connect(f"{address}/anew") as other,
+    ):
+        engine, begins, ends = session._engine, [], session.attach(training("ends", 10**6))
+        theirs = other.attach(training("theirs", 10**6))
+        assert goes_on(session, ends)
+        assert goes_on(other, theirs)
+        send = engine.send
+        with monkeypatch.context() as held:
+            held.setattr(engine, "send", lambda *what: begins.append(what))
+            late = session.attach(training("late", 10**6))
+        assert isinstance(begins[0][1], Attach)
+        (registrar,) = registrars()
+        _, pid = ray_get(other._engine._pool.hosts[SESSION_HOST].location)
+        os.kill(pid, signal.SIGSTOP)  # the registrar that is made anew waits for it, once it knows of us
+        try:
+            registrar.kill()
+            engine.wait_until(lambda: False, 6.0)  # it has asked us, and waits 10 s for the others
+            assert not registrars()
+            for what in begins:
+                send(*what)
+            assert goes_on(session, late)
+            ends.detach()
+            ends.wait(WAIT_S)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert engine.wait_until(partial(is_there, address, "anew"), WAIT_S)
+        session.gate("gate/1").remove(timeout=20)
+        assert goes_on(session, late)
+        assert goes_on(other, theirs)
+
+
+def is_there(address, name):
+    from akkordeon.engines.ray import detached as networks
+
+    with contextlib.suppress(ClusterError):
+        return networks.status(address, name)
+
+
+def ray_get(method):
+    import ray
+
+    return ray.get(method.remote())

@@ -229,9 +229,9 @@ class SessionHost(HostProcess):
         return [entry for entry in self._sentinels.values() if entry.address in at_work]
 
     def _report(self, record: Any) -> None:
-        if isinstance(record, SentinelEnded):
-            self._sentinels.pop(record.address, None)
         super()._report(record)
+        if isinstance(record, SentinelEnded) and self._sentinels.pop(record.address, None) is not None:
+            self._registrar.unregister_sentinel.remote(record.address)  # reports may be lost
 
     @ray.method(num_returns=0)
     def report(self, serialized: Serialized) -> None:

@@ -29,7 +29,6 @@ from akkordeon.core.reports import (
     GateLeft,
     GateStatus,
     RoundDone,
-    SentinelEnded,
 )
 from akkordeon.core.surgery.reports import AtRest, Changed, Rewired, RowChanged
 from akkordeon.engines.ray.cluster.heartbeats import HEARTBEAT_S, SILENT_S, Heartbeats, Lost
@@ -209,11 +208,13 @@ class Registrar:
             self._surgery.tell_of(sentinel_address(*given), session_host)
         return given
 
+    @ray.method(max_task_retries=-1)  # comes also where this process is just being made anew
     def begin_sentinel(self, address: str) -> None:
         """A sentinel has been told to begin."""
         assert self._surgery is not None, "a session has joined"
         self._surgery.pauses.begin_sentinel(address)
 
+    @ray.method(max_task_retries=-1)
     def unregister_sentinel(self, address: str) -> None:
         """A sentinel has ended, or never began."""
         entry = self._members.unregister(address)
@@ -296,8 +297,6 @@ class Registrar:
             self._statuses.hear(record)
         elif isinstance(record, EpochDone | RoundDone):
             self._members.note(record)
-        elif isinstance(record, SentinelEnded):
-            self.unregister_sentinel(record.address)
         elif isinstance(record, GateLeft) and self._snapshots is not None:
             self._snapshots.keep(record)
         elif isinstance(record, Changed) and self._info is not None and record.error is None:
