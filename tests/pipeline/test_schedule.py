@@ -16,6 +16,7 @@ from torch.optim import lr_scheduler as schedulers
 import akkordeon as ak
 from akkordeon.core.errors import RecipeError
 from akkordeon.pipeline.learning.schedule import moving
+from akkordeon.session.recovery.checkpoint_files import CheckpointFolder
 from akkordeon.session.recovery.state_check import require_whole
 
 SIZES = (8, 3, 8, 8, 1, 5, 8, 8, 2, 8, 8, 4)
@@ -148,6 +149,34 @@ def test_a_run_taken_up_from_a_checkpoint_has_the_bits_of_one_that_never_stopped
     assert same_bits(again, whole)
     with pytest.raises(RecipeError, match="the scheduler LambdaLR by samples, and its recipe has LambdaLR;"):
         trained_on(batches[6:], "second", resume=kept, network=network.replacing(schedule_by="updates"))
+
+
+def by_milestones(params):
+    optimizer = torch.optim.SGD(params, lr=0.1)
+    return optimizer, schedulers.MultiStepLR(optimizer, [20, 50])
+
+
+def to_milestones(params):
+    optimizer = torch.optim.SGD(params, lr=0.1)
+    parts = [schedulers.ConstantLR(optimizer, 0.5, 8), schedulers.MultiStepLR(optimizer, [2])]
+    return optimizer, schedulers.SequentialLR(optimizer, parts, [8])
+
+
+@pytest.mark.parametrize(("optimizer", "by"), [(by_milestones, "samples"), (to_milestones, "updates")])
+def test_milestones_are_still_counted_when_a_run_is_taken_up(optimizer, by, tmp_path):
+    """As plain data they were a dict, and the gates failed at the next one: a dict has no elements()."""
+    network, batches = small_network().replacing(optimizer=optimizer, schedule_by=by), uneven()
+
+    def trained_on(part, name, **resume):
+        with ak.run(network, ak.Threads(1), **resume) as session:
+            session.attach(ak.Sentinel.train(part, F.cross_entropy, name=name)).wait(timeout=WAIT_S)
+            return session.checkpoint(tmp_path), session.module()
+
+    _, whole = trained_on(batches, "whole")
+    kept, _ = trained_on(batches[:6], "first")
+    for start in (kept, CheckpointFolder.inside(tmp_path).latest()):
+        _, again = trained_on(batches[6:], "second", resume=start)
+        assert same_bits(again, whole)
 
 
 # ── which schedulers ─────────────────────────────────────────────────────────────────────────────────

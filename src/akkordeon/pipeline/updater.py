@@ -23,7 +23,7 @@ from akkordeon.pipeline.learning.optimizer import (
     with_lr_times,
 )
 from akkordeon.pipeline.learning.optimizer_state import copied_plain, load_optimizer, state_of_optimizer
-from akkordeon.pipeline.learning.schedule import moving
+from akkordeon.pipeline.learning.schedule import load_scheduler, moving
 from akkordeon.pipeline.staleness.rule import Rule
 from akkordeon.pipeline.weights import Snapshot, Weights
 
@@ -279,7 +279,7 @@ class Updater:
         if optimizer is not None:
             load_optimizer(optimizer, state["optimizer"], self._names_by_group(optimizer), self._label)
         if scheduler is not None:
-            scheduler.load_state_dict(copied_plain(state["scheduler"], f"the scheduler of {self._label}"))
+            load_scheduler(scheduler, state["scheduler"], self._label)
         for name, tensor in own.items():
             tensor.copy_(state["rule"][name])
         self._updates = state["updates"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch.optim.lr_scheduler import (
     CosineAnnealingWarmRestarts,
@@ -14,8 +16,9 @@ from torch.optim.lr_scheduler import (
 )
 
 from akkordeon.core.errors import RecipeError
+from akkordeon.pipeline.learning.optimizer_state import copied_plain
 
-__all__ = ["moving"]
+__all__ = ["load_scheduler", "moving"]
 
 
 def moving(scheduler: LRScheduler | None, by_samples: bool, label: str) -> Callable[[int], object] | None:
@@ -54,3 +57,20 @@ def _setter(scheduler: LRScheduler) -> Callable[[int], object] | None:
         set_to: Callable[[int], object] = getattr(scheduler, "_update_lr", scheduler.step)
         return set_to
     return None
+
+
+def load_scheduler(scheduler: LRScheduler, state: Mapping[str, Any], label: str) -> None:
+    """Have a scheduler go on from what its ``state_dict`` gave, as plain data; that stays as it is."""
+    plain = copied_plain(state, f"the scheduler of {label}")
+    scheduler.load_state_dict(_with_counters(plain, scheduler.state_dict()))
+
+
+def _with_counters(plain: Any, own: Any) -> Any:
+    """Plain data with the counters that a scheduler has, and those in it: ``MultiStepLR`` has milestones."""
+    if isinstance(own, Counter):
+        return Counter(plain)
+    if isinstance(own, Mapping) and isinstance(plain, Mapping):
+        return {key: _with_counters(each, own.get(key)) for key, each in plain.items()}
+    if isinstance(own, list) and isinstance(plain, list) and len(own) == len(plain):
+        return [_with_counters(each, mine) for each, mine in zip(plain, own, strict=True)]
+    return plain
