@@ -3,7 +3,8 @@
 Forward keeps what the backward will need (the *stash*) and passes the output on. Backward sends the
 gradient of the input to the gate before and only then updates, so that both work at the same time.
 What is refused leaves the gate as it was. It is refused before the first effect, but for an update
-that would make the weights not finite: by then the gradient has gone on.
+that would make the weights not finite: by then the gradient has gone on, and the optimizer has it in its
+momentum, which may have later updates refused too.
 """
 
 from __future__ import annotations
