@@ -4,6 +4,7 @@ import typing
 
 from akkordeon.core import errors
 from akkordeon.core.errors import AkkordeonError
+from akkordeon.core.schedules import Async, Flush, TwoBuffers
 from akkordeon.core.streams.messages import Answer, Labelled, Question
 from akkordeon.data.batches import Batches
 from akkordeon.data.streams.columns import Columns
@@ -43,6 +44,7 @@ __all__ = [
     "AkkordeonError",
     "AnnealedSteps",
     "Answer",
+    "Async",
     "Attachment",
     "Attachments",
     "Batches",
@@ -54,6 +56,7 @@ __all__ = [
     "Downpour",
     "DownpourSession",
     "Drift",
+    "Flush",
     "Gate",
     "GrowingFile",
     "InverseStaleness",
@@ -80,6 +83,7 @@ __all__ = [
     "Stash",
     "Task",
     "Threads",
+    "TwoBuffers",
     "accuracy",
     "auto",
     "connect",

@@ -206,3 +206,17 @@ def test_what_cannot_begin_leaves_nothing_behind(mine, tmp_path):
 )
 def test_wrong_usage_exits_with_2(arguments):
     assert "Usage" in akkordeon("train", *arguments, expecting=2).stderr
+
+
+@pytest.mark.parametrize("schedule", ["flush", "2bw"])
+def test_a_schedule_is_kept_to(schedule, tmp_path):
+    options = ["--schedule", schedule, "--accumulate", 4, "--in-flight", 3, "--out", tmp_path]
+    outcome = outcome_of(akkordeon("train", *QUICK, *options, "--json"))
+    assert {gate["version"] for gate in outcome["gates"]} == {4}
+    assert outcome["batches"]["trained"] == 16
+    akkordeon("test", tmp_path)
+
+
+def test_a_schedule_of_nobody_knows_how_many_batches_is_refused():
+    refused = akkordeon("train", "--schedule", "flush", expecting=1)
+    assert "the schedule 'flush' needs to know of how many batches an update is made" in refused.stderr

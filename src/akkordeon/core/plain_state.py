@@ -76,7 +76,7 @@ None where there is none; ``rule``, of the staleness rule, by the weight's name;
 the averaged ``weights`` by name, and the ``updates`` in them; one that is frozen ``frozen``, True; one that
 learns faster for a while ``boost``, the factor of its learning rate and the updates that are left; one that
 clips the norm of the whole gradient ``clipping``: the ``squared_norm`` of its own latest update, and the
-``whole_norm``.
+``whole_norm``; one that computes on older weights ``earlier``: the ``weights`` before the latest by name.
 """
 
 

@@ -25,6 +25,7 @@ from akkordeon.core.actor import Actor, Spawn
 from akkordeon.core.checks import require_whole
 from akkordeon.core.errors import RecipeError
 from akkordeon.core.plain_state import StageState
+from akkordeon.core.schedules import ASYNC
 from akkordeon.downpour.replica_gate import ReplicaGate, writes_sentence
 from akkordeon.downpour.shard import ParameterShard, ShardActor, SplitRole, WeightIndices
 from akkordeon.downpour.split_shard import FrontRole, PartRole, divide_weights, part_of
@@ -115,6 +116,10 @@ class Downpour:
             raise RecipeError(
                 f"the network has clip_whole_norm={self.network.clip_whole_norm}, and what is pushed is each "
                 "gate's own, which nobody adds up; give the gates a clip_norm each instead"
+            )
+        if self.network.schedule != ASYNC:
+            raise RecipeError(
+                f"the network has the schedule {self.network.schedule}; replicas train without one"
             )
         for i, gate in enumerate(self.network.gates):
             self._check_module(i, gate.module)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from akkordeon.core.errors import DataError
-from akkordeon.core.forms import signature
+from akkordeon.core.numerics.forms import signature
 from akkordeon.session.recovery.durable import whole_file
 
 __all__ = ["load_array", "save_array", "signature_of_rows"]

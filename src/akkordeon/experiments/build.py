@@ -11,6 +11,7 @@ from akkordeon.experiments.planning.blocks import recut
 from akkordeon.experiments.presets import (
     optimizer_named,
     rule_named,
+    schedule_named,
     server_optimizer_named,
     server_rule_named,
     with_lr,
@@ -47,6 +48,8 @@ def build_network(task: Task, config: TrainConfig) -> Network:
         network = with_lr(network, config.lr)
     if config.accumulate is not None:
         network = network.replacing(accumulate=config.accumulate)
+    if config.schedule is not None:
+        network = replace(network, schedule=schedule_named(config.schedule, config.accumulate))
     if config.clip_norm is not None:
         network = replace(network, clip_whole_norm=config.clip_norm)
     if config.ema is not None:

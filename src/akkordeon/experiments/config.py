@@ -21,6 +21,7 @@ from akkordeon.experiments.presets import (
     CompressionName,
     OptimizerName,
     RuleName,
+    ScheduleName,
     ServerOptimizerName,
     ServerRuleName,
 )
@@ -113,7 +114,7 @@ class TrainConfig(Settings):
     they can be kept while training goes on; ``downpour`` trains replicas, None one row.
     """
 
-    ONE_ROW: ClassVar = ("sentinels", "take", "accumulate", "clip_norm")
+    ONE_ROW: ClassVar = ("sentinels", "take", "schedule", "accumulate", "clip_norm")
     """What makes no sense where there are replicas, each with a sentinel and a part of the data."""
 
     task: Annotated[str, Argument(metavar="[TASK]", help=f"{', '.join(NAMED)} or FILE.py:FUNCTION.")] = (
@@ -137,6 +138,12 @@ class TrainConfig(Settings):
     ] = None
     staleness: GateRule = None
     max_staleness: Annotated[int | None, Option(min=0, help="Refuse older gradients.")] = None
+    schedule: Annotated[
+        ScheduleName | None,
+        Option(
+            help="Who waits: nobody, or with flush and 2bw sentinels for an update of --accumulate batches."
+        ),
+    ] = None
     accumulate: Annotated[int | None, Option(min=1, help="Batches for one update of a gate.")] = None
     clip_norm: Annotated[
         float | None,

@@ -16,6 +16,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from akkordeon.core.errors import RecipeError
+from akkordeon.core.schedules import ASYNC, Flush, Schedule, TwoBuffers
 from akkordeon.downpour.compression import COMPRESSIONS
 from akkordeon.downpour.delayed_nesterov import DelayedNesterov
 from akkordeon.pipeline.learning.optimizer import OptimizerFactory
@@ -30,10 +31,12 @@ __all__ = [
     "CompressionName",
     "OptimizerName",
     "RuleName",
+    "ScheduleName",
     "ServerOptimizerName",
     "ServerRuleName",
     "optimizer_named",
     "rule_named",
+    "schedule_named",
     "server_optimizer_named",
     "server_rule_named",
     "with_lr",
@@ -63,6 +66,9 @@ OPTIMIZERS: dict[str, Preset] = {
     "adamw": (partial(_fused, torch.optim.AdamW), 1e-3),
 }
 
+SCHEDULES: dict[str, type[Flush] | None] = {"async": None, "flush": Flush, "2bw": TwoBuffers}
+"""Those in which updates are waited for, and the one in which they are not."""
+
 SERVER_OPTIMIZERS: dict[str, Preset] = {
     "adagrad": (torch.optim.Adagrad, 0.01),
     "sgd": (torch.optim.SGD, 0.05),
@@ -82,12 +88,14 @@ if TYPE_CHECKING:
     OptimizerName: TypeAlias = str
     ServerOptimizerName: TypeAlias = str
     CompressionName: TypeAlias = str
+    ScheduleName: TypeAlias = str
 else:  # so that a command offers, and a file may say, what the tables have
     RuleName = Literal[tuple(RULES)]
     ServerRuleName = Literal[tuple(SERVER_RULES)]
     OptimizerName = Literal[tuple(OPTIMIZERS)]
     ServerOptimizerName = Literal[tuple(SERVER_OPTIMIZERS)]
     CompressionName = Literal[tuple(name or "none" for name in COMPRESSIONS)]
+    ScheduleName = Literal[tuple(SCHEDULES)]
 
 T = TypeVar("T")
 
@@ -122,6 +130,26 @@ def optimizer_named(name: str, lr: float | None = None) -> OptimizerFactory:
     """
     make, usual_lr = _entry(OPTIMIZERS, name, "there is no optimizer")
     return partial(make, lr=usual_lr if lr is None else lr)
+
+
+def schedule_named(name: str, micro_batches: int | None) -> Schedule:
+    """The schedule of that name.
+
+    Args:
+        name: a key of ``SCHEDULES``.
+        micro_batches: that an update is made of.
+
+    Raises:
+        RecipeError: there is none, or nobody has said of how many batches an update is made.
+    """
+    kind = _entry(SCHEDULES, name, "there is no schedule")
+    if kind is None:
+        return ASYNC
+    if micro_batches is None:
+        raise RecipeError(
+            f"the schedule {name!r} needs to know of how many batches an update is made: accumulate"
+        )
+    return kind(micro_batches)
 
 
 def server_optimizer_named(name: str, lr: float | None, replicas: int) -> OptimizerFactory:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from akkordeon.core.errors import ActorFailedError, DataError, RecipeError, RecordError, TaskError
-from akkordeon.core.forms import signature
+from akkordeon.core.numerics.forms import signature
 from akkordeon.data.sources import as_batches
 from akkordeon.downpour.recipe import Downpour
 from akkordeon.experiments.array_file import load_array, signature_of_rows

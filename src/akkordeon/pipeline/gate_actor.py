@@ -17,9 +17,9 @@ from torch import Tensor
 
 from akkordeon.core.actor import Effect, Report, Send
 from akkordeon.core.errors import explain
-from akkordeon.core.forms import same_form, signature
 from akkordeon.core.messages import Backward, Batch, Fault, Forget, Forward, Scored
 from akkordeon.core.numerics.autograd import accumulated, gradients, with_gradients
+from akkordeon.core.numerics.forms import same_form, signature
 from akkordeon.core.numerics.generator import GeneratorObserver, GeneratorUse
 from akkordeon.core.payload import (
     Payload,

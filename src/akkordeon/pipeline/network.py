@@ -10,19 +10,25 @@ from functools import partial
 from typing import Any, Unpack
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from akkordeon.core.actor import Spawn
 from akkordeon.core.checks import require_above, require_whole
-from akkordeon.core.errors import RecipeError, SharedParameterError, explain
+from akkordeon.core.errors import RecipeError
 from akkordeon.core.payload import Payload
 from akkordeon.core.plain_state import StageState
+from akkordeon.core.schedules import ASYNC, Schedule
 from akkordeon.pipeline.gate import Gate, GateSettings
 from akkordeon.pipeline.learning.kinds import gate_actor
 from akkordeon.pipeline.learning.optimizer import OptimizerFactory
 from akkordeon.pipeline.module_copy import copied
 from akkordeon.pipeline.module_state import tensors_of, write
 from akkordeon.pipeline.recovery.recipe import Recovery
+from akkordeon.pipeline.refusals.recipes import (
+    refuse_off_schedule,
+    refuse_shared,
+    refuse_to_compile,
+    refuse_uncopyable,
+)
 from akkordeon.pipeline.splitting.balance import balanced
 from akkordeon.pipeline.splitting.part import Part
 from akkordeon.pipeline.splitting.split import split
@@ -55,6 +61,8 @@ class Network:
         addresses: of the gates, where they are not ``gate/0``, ``gate/1`` and so on.
         clip_whole_norm: largest norm of the gradient of all gates together; larger ones are scaled down to
             it by the norm that is known by then, of the batch before; see :class:`ClippingGate`.
+        schedule: of how many batches an update is made, and how old their gradients are: ``Async()``,
+            ``Flush(m)`` or ``TwoBuffers(m)``.
 
     Raises:
         RecipeError: no gates, something that is no gate, or a number out of range.
@@ -69,6 +77,7 @@ class Network:
     max_payload_bytes: int = 2**32
     addresses: Sequence[str] | None = None
     clip_whole_norm: float | None = None
+    schedule: Schedule = ASYNC
 
     def __post_init__(self) -> None:
         """Refuse what could only fail later."""
@@ -95,9 +104,10 @@ class Network:
         if self.recovery is not None and not isinstance(self.recovery, Recovery):
             raise RecipeError(f"recovery is a Recovery(…) or None, got {self.recovery!r}")
         for i, gate in enumerate(self.gates):
-            _refuse_uncopyable(i, gate)
-            _refuse_to_compile(i, gate)
-        _refuse_shared(self.gates)
+            refuse_uncopyable(i, gate)
+            refuse_to_compile(i, gate)
+        refuse_shared(self.gates)
+        refuse_off_schedule(self.schedule, self.gates, self.clip_whole_norm)
 
     def __repr__(self) -> str:
         """The gates by name or module, and how large they are."""
@@ -120,6 +130,7 @@ class Network:
         cut_before: Sequence[str] = (),
         tie: bool = False,
         clip_whole_norm: float | None = None,
+        schedule: Schedule = ASYNC,
         **settings: Unpack[GateSettings],
     ) -> Network:
         """Cut a module into gates; the names of its weights stay what they are.
@@ -145,6 +156,7 @@ class Network:
             tie: a weight that several gates use is the first one's, which sends it along with every batch and
                 gets its gradient back. Without it such cuts are refused.
             clip_whole_norm: see :class:`Network`.
+            schedule: see :class:`Network`.
             settings: of every gate, such as ``accumulate``; see :class:`GateSettings`.
 
         Raises:
@@ -164,7 +176,7 @@ class Network:
         else:
             parts = split(module, gates, example, optimizer, cut_before, tie)
         its = [Gate(part, optimizer, rule, **settings) for part in parts]
-        return cls(its, max_staleness=max_staleness, whole=module, clip_whole_norm=clip_whole_norm)
+        return cls(its, max_staleness, whole=module, clip_whole_norm=clip_whole_norm, schedule=schedule)
 
     def replacing(
         self,
@@ -222,6 +234,7 @@ class Network:
                 max_payload_bytes=self.max_payload_bytes,
                 snapshot_every=self.snapshot_every(gate),
                 clip_norm=self.clip_whole_norm,
+                schedule=self.schedule,
             )
             yield position.within(row)
 
@@ -348,46 +361,3 @@ def _named_ends(module: nn.Sequential, cut_before: Sequence[str]) -> list[int]:
             f"cut_before has names in the order of their calls, not that of the first, got {list(cut_before)}"
         )
     return ends
-
-
-def _refuse_uncopyable(i: int, gate: Gate) -> None:
-    """Refuse a module that no gate could have a copy of, or that could not be handed out again."""
-    try:
-        copied(gate.module, structure_only=True)
-    except Exception as error:  # whatever its own copying raises
-        raise RecipeError(
-            f"the module of gate {i} ({type(gate.module).__name__}) cannot be copied: {explain(error)}; keep "
-            "what cannot be copied out of its attributes"
-        ) from error
-    tensors_of(gate.module)
-
-
-def _refuse_to_compile(i: int, gate: Gate) -> None:
-    """Refuse to compile the forward of a whole module that a gate runs for some of its parts."""
-    if gate.compile is not False and isinstance(gate.module, Part):
-        raise RecipeError(
-            f"gate {i} cannot have compile: it was cut from a forward by an example, and keeps count of its "
-            "calls in Python that changes with each; compile gates that are written as such, or cut from an "
-            "nn.Sequential"
-        )
-
-
-def _refuse_shared(gates: Sequence[Gate]) -> None:
-    owners: dict[int, tuple[int, str]] = {}
-    norms: dict[int, int] = {}
-    for i, gate in enumerate(gates):
-        for name, part in gate.module.named_modules():
-            if isinstance(part, _NormBase) and part.track_running_stats:
-                j = norms.setdefault(id(part), i)
-                if j != i:
-                    raise SharedParameterError(
-                        f"the statistics of {name!r} of gate {i} are also those of gate {j}; copy the layer, "
-                        "or put both uses into one gate"
-                    )
-        for name, parameter in gate.module.named_parameters():
-            j, other = owners.setdefault(id(parameter), (i, name))
-            if j != i:
-                raise SharedParameterError(
-                    f"the parameter {name!r} of gate {i} is also {other!r} of gate {j}; a gate owns its "
-                    "parameters alone: copy it, or put both layers into one gate"
-                )

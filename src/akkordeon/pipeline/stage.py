@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from akkordeon.core.actor import Effect, Report, Send, Stop
 from akkordeon.core.errors import RecipeError, explain
-from akkordeon.core.forms import Forms, signature
 from akkordeon.core.messages import (
     Batch,
     Close,
@@ -33,11 +32,13 @@ from akkordeon.core.messages import (
     Watch,
 )
 from akkordeon.core.numerics.autocast import Autocast, autocast_here, autocast_of
+from akkordeon.core.numerics.forms import Forms, signature
 from akkordeon.core.payload import Payload, map_tensors
 from akkordeon.core.plain_state import Applied, LearnerState, StageState
 from akkordeon.core.recovery.messages import ForgetBefore, Save
 from akkordeon.core.recovery.reports import StageSaved
 from akkordeon.core.reports import GateLeft, GateStatus
+from akkordeon.core.schedules import ASYNC, Schedule
 from akkordeon.core.well_formed import malformed
 from akkordeon.pipeline.forward.output import OutputError, output_of
 from akkordeon.pipeline.input_guard import InputGuard
@@ -69,6 +70,7 @@ class Position:
     snapshot_every: int | float | None = None
     autocast: Autocast = field(default_factory=autocast_here)
     clip_norm: float | None = None
+    schedule: Schedule = ASYNC
 
     def within(self, row: tuple[str, ...]) -> Position:
         """The place of the same gate in another row."""

@@ -109,6 +109,27 @@ class Weights:
             module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]
         self._installed = snapshot
 
+    def like_now(self, tensors: Mapping[str, Tensor]) -> Snapshot:
+        """Tensors by name as a version of these weights, in memory of their own."""
+        return self._as_weights(tensors[name].detach().clone() for name in self.names)
+
+    @contextmanager
+    def computing_on(self, snapshot: Snapshot) -> Iterator[None]:
+        """Have the module compute with another version, to which it is not to write.
+
+        Raises:
+            RecipeError: it has written to it.
+        """
+        self.install(snapshot)
+        before = [weight._version for weight in snapshot]
+        try:
+            yield
+        finally:
+            self._installed = None  # it may have put others in their places
+            self.install(self.now)
+        if [weight._version for weight in snapshot] != before:
+            raise RecipeError("its forward writes to its weights, and by its schedule they are to stay")
+
     def pin(self, averaged: bool = False) -> Snapshot:
         """The weights as they are now, or their average where one is kept, safe from any later update."""
         if averaged and self.average is not None:

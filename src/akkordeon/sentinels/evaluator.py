@@ -20,7 +20,6 @@ from torch import Tensor
 from akkordeon.core.actor import After, Effect, Report, Send, Stop
 from akkordeon.core.checkpoint_messages import Locate
 from akkordeon.core.errors import DataError
-from akkordeon.core.forms import form
 from akkordeon.core.messages import (
     Attach,
     Cut,
@@ -40,6 +39,7 @@ from akkordeon.core.messages import (
     Tick,
     Watch,
 )
+from akkordeon.core.numerics.forms import form
 from akkordeon.core.payload import Payload, rebuilt, samples
 from akkordeon.core.plain_state import CutStates, PlainState
 from akkordeon.core.recovery.messages import ForgetBefore, Restarted, Rewind, Rewound

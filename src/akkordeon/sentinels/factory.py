@@ -17,6 +17,7 @@ from akkordeon.core.errors import DataError, RecipeError
 from akkordeon.core.numerics.autocast import autocast_here
 from akkordeon.core.payload import map_tensors, tensors
 from akkordeon.core.plain_state import PlainState
+from akkordeon.core.schedules import ASYNC, Schedule
 from akkordeon.data.batches import Batches
 from akkordeon.data.position import Place, SourcePosition, fast_forwarded, has_state
 from akkordeon.data.sources import as_batches, gives_new_tensors, has_length, is_indexable
@@ -54,6 +55,7 @@ def make_actors(
     start: PlainState | None = None,
     saves: bool = False,
     make_shadow: Callable[[], ShadowRow] | None = None,
+    schedule: Schedule = ASYNC,
 ) -> tuple[Spawn, Spawn]:
     """What an engine needs to make the actors of a sentinel: its reader and itself.
 
@@ -66,6 +68,7 @@ def make_actors(
         start: what it goes on from.
         saves: whether it tells now and then where it is, if it has a place.
         make_shadow: makes gates that are as the recipe of the row has them.
+        schedule: of the network.
 
     Raises:
         DataError: there is nothing it could read.
@@ -81,7 +84,8 @@ def make_actors(
         how = saves, acknowledges, make_shadow
         own = partial(Streamer, address, name, row, reader, recipe, start, *how)
     elif isinstance(recipe, Training):
-        own = partial(Trainer, address, name, row, reader, recipe, not has_length(source), start, saves)
+        endless = not has_length(source)
+        own = partial(Trainer, address, name, row, reader, recipe, endless, start, saves, schedule)
     elif recipe.role.keeps:
         own = partial(Checkpointer, address, name, row, reader, recipe, start)
     else:

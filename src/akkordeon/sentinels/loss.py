@@ -25,12 +25,11 @@ from akkordeon.core.payload import (
 
 __all__ = [
     "OWN_WEIGHTS",
+    "BatchLoss",
     "GraphCheck",
     "Loss",
     "LossInputs",
     "check_loss",
-    "gradient_of",
-    "leaf_of",
     "loss_of",
     "to_targets_device",
 ]
@@ -110,8 +109,45 @@ def _copy(output: Tensor) -> Tensor:
     return copy_of(output.detach())
 
 
-def leaf_of(output: Tensor) -> Tensor:
-    """An output as a leaf of the graph of the loss."""
+class BatchLoss:
+    """The loss of a batch at the outputs that came back for it.
+
+    Args:
+        outputs: of the last gate; they stay as they are.
+        y: the batch's labels.
+        function: the loss.
+
+    Attributes:
+        leaves: the outputs, as leaves of the loss's graph.
+        targets: the labels where the outputs are.
+        loss: one number, with its graph.
+        value: that number.
+
+    Raises:
+        RecipeError: the function gives something else than one number.
+    """
+
+    def __init__(self, outputs: Payload, y: Any, function: Loss) -> None:
+        self.leaves = map_tensors(_leaf_of, outputs)
+        self.targets = to_targets_device(y, self.leaves)
+        self._given = LossInputs(self.leaves, function)
+        self.loss = with_gradients(loss_of, function, self._given.payload, self.targets)
+        self.value: float = self.loss.item()
+
+    def gradient(self) -> Payload:
+        """Of the loss by the outputs, in their form; None where there is none.
+
+        Raises:
+            RecipeError: it does not depend on them.
+        """
+        return _gradient_of(self.loss, self.leaves)
+
+    def outputs(self) -> Payload:
+        """The outputs for somebody else, who may write into them."""
+        return self._given.unchanged()
+
+
+def _leaf_of(output: Tensor) -> Tensor:
     leaf = output.detach()
     return leaf.requires_grad_() if is_floating(leaf) else leaf
 
@@ -168,8 +204,7 @@ def _follow(loss: Tensor, leaves: Payload) -> None:
             raise RecipeError(OWN_WEIGHTS.format(f"of shape {tuple(weight.shape)}"))
 
 
-def gradient_of(loss: Tensor, leaves: Payload) -> Payload:
-    """The gradient of the loss by the outputs, in their form; None where there is none."""
+def _gradient_of(loss: Tensor, leaves: Payload) -> Payload:
     if not loss.requires_grad:
         raise RecipeError("its loss does not depend on the network's outputs; there is nothing to learn")
     wanted = needing_gradient(leaves)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 
 from akkordeon.core.actor import After, Effect, Report, Send, Stop
 from akkordeon.core.checkpoint_messages import AllRead, Locate
@@ -27,16 +28,17 @@ from akkordeon.core.messages import (
     Refused,
     SourceFailed,
 )
-from akkordeon.core.numerics.autograd import with_gradients, without_gradients
-from akkordeon.core.payload import map_tensors, samples
+from akkordeon.core.numerics.autograd import without_gradients
+from akkordeon.core.payload import samples
 from akkordeon.core.plain_state import Applied, PlainState
 from akkordeon.core.recovery.messages import ForgetBefore, Restarted
 from akkordeon.core.reports import BatchCount
+from akkordeon.core.schedules import ASYNC, Schedule
 from akkordeon.core.shard_messages import Settle, Settled
 from akkordeon.data.position import Places
 from akkordeon.sentinels.base import START, SentinelActor
 from akkordeon.sentinels.epoch import Epoch, Flight
-from akkordeon.sentinels.loss import GraphCheck, LossInputs, gradient_of, leaf_of, loss_of, to_targets_device
+from akkordeon.sentinels.loss import BatchLoss, GraphCheck
 from akkordeon.sentinels.reader import READ_AHEAD
 from akkordeon.sentinels.recipes import Training
 from akkordeon.sentinels.refusals import Refusals, not_finite, record_of
@@ -56,6 +58,7 @@ class Trainer(SentinelActor[Flight]):
         endless: nobody knows whether its source ends; scores keep no batch beyond a report of progress.
         start: what it goes on from, as it said itself; it stays at rest until it is told to go on.
         saves: somebody may have another go on where it is told of last, if this one is lost.
+        schedule: of the network.
     """
 
     def __init__(
@@ -68,11 +71,13 @@ class Trainer(SentinelActor[Flight]):
         endless: bool = False,
         start: PlainState | None = None,
         saves: bool = False,
+        schedule: Schedule = ASYNC,
     ) -> None:
         super().__init__(address, name, row, reader, recipe.role, recipe.in_flight, saves)
-        self._recipe, self._endless = recipe, endless
-        self._places = Places()
-        self._epoch = self._new_epoch(1)
+        self._recipe, self._room = recipe, partial(schedule.room, recipe.in_flight)
+        self._settles = recipe.replica is not None or schedule is not ASYNC
+        self._epoch_of = recipe.scores, endless
+        self._places, self._epoch = Places(), Epoch(1, *self._epoch_of)
         self._samples_sent = self._samples_trained = 0
         self._in_all: int | None = None  # batches that it is to send, once that is known
         self._all_sent = self._cut_short = self._reader_asked = False
@@ -131,7 +136,7 @@ class Trainer(SentinelActor[Flight]):
                     self._waiting.popleft()
                     yield Send(self.address, item)
                 break
-            elif isinstance(item, Item) and len(self._flights) < self._in_flight:
+            elif isinstance(item, Item) and len(self._flights) < self._room(self.batches.trained):
                 self._waiting.popleft()
                 yield from self._launch(item)
                 if self._is_last():
@@ -171,14 +176,11 @@ class Trainer(SentinelActor[Flight]):
         return self.batches.sent == self._in_all or self._samples_sent >= (self._recipe.samples or math.inf)
 
     def _all_of_epoch_sent(self, last: bool, now_s: float) -> Iterator[Effect]:
-        epoch, self._epoch = self._epoch, self._new_epoch(self._epoch.number + 1)
+        epoch, self._epoch = self._epoch, Epoch(self._epoch.number + 1, *self._epoch_of)
         epoch.all_sent, self._all_sent = True, last
         if last and not self._cut_short:
             self._in_all = self.batches.sent
         yield from self._report(epoch, now_s)
-
-    def _new_epoch(self, number: int) -> Epoch:
-        return Epoch(number, self._recipe.scores, self._endless)
 
     def _come_to_rest(self, now_s: float) -> Iterator[Effect]:
         """With nothing under way, wait for all that was asked for to be read: so it is where one begins."""
@@ -224,7 +226,7 @@ class Trainer(SentinelActor[Flight]):
         self._rounds, left = start["epochs"], start["left"]
         self._in_all, self._all_sent = None if left is None else self.batches.sent + left, left == 0
         self._began_s = -start["seconds"]
-        self._epoch = self._new_epoch(self._places.next.epoch + 1)
+        self._epoch = Epoch(self._places.next.epoch + 1, *self._epoch_of)
         if start["epoch"] is not None:
             self._epoch.go_on_from(start["epoch"])
 
@@ -235,19 +237,16 @@ class Trainer(SentinelActor[Flight]):
         batch, flight = message.batch, self._flights.get(message.batch)
         if flight is None or flight.turned:
             return
-        leaves = map_tensors(leaf_of, message.payload)
-        targets = to_targets_device(flight.y, leaves)
-        given = LossInputs(leaves, self._recipe.loss)
-        loss = with_gradients(loss_of, self._recipe.loss, given.payload, targets)
-        if not math.isfinite(value := loss.item()):
-            yield from self._count_refused(not_finite(batch, self.name, value), self._row, now_s)
+        judged = BatchLoss(message.payload, flight.y, self._recipe.loss)
+        if not math.isfinite(judged.value):
+            yield from self._count_refused(not_finite(batch, self.name, judged.value), self._row, now_s)
             return
-        self._graph_check.look(loss, leaves)
-        gradient = gradient_of(loss, leaves)
+        self._graph_check.look(judged.loss, judged.leaves)
+        gradient = judged.gradient()
         flight.x = None
         yield Send(self._row[-1], Backward(batch, gradient))
-        shown = given.unchanged() if self._recipe.scores else None
-        without_gradients(flight.epoch.board.add, value, shown, targets, flight.samples)
+        shown = judged.outputs() if self._recipe.scores else None
+        without_gradients(flight.epoch.board.add, judged.value, shown, judged.targets, flight.samples)
 
     def _trained(self, message: Backward, now_s: float) -> Iterator[Effect]:
         flight = self._flights.get(message.batch)
@@ -309,7 +308,7 @@ class Trainer(SentinelActor[Flight]):
             self._raise_if_too_many()
 
     def _raise_if_too_many(self) -> None:
-        self._refusals.raise_if_too_many(self.batches, over=self._all_sent and not self._flights)
+        self._refusals.raise_if_too_many(self.batches, self._all_sent and not self._flights)
 
     def _restarted(self, message: Restarted, now_s: float) -> Iterator[Effect]:
         """Send again what no gate has learned from; the rest is lost, and refused what the gate raised on."""
@@ -376,8 +375,8 @@ class Trainer(SentinelActor[Flight]):
             yield from self._to_all(Forget(self.address))
 
     def _end(self) -> Iterator[Effect]:
-        """End; a replica's gates first bring to the shards what is not there yet."""
-        if self._recipe.replica is None:
+        """End; gates first make of what they gathered an update, and a replica's bring it to the shards."""
+        if not self._settles:
             yield from self._end_now()
         elif not self._unsettled:
             self._unsettled.update(self._row)

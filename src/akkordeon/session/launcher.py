@@ -176,7 +176,8 @@ class Launcher:
         """Have the actors of a sentinel made, the reader first."""
         saves = self._engine.may_lose and self._recorder is None  # in a record nobody goes on
         what = attachment.address, attachment.name, attachment.row, self._seed, start, saves
-        for spawn in make_actors(sentinel, *what, shadow_of(self._topology.network, self._seed)):
+        how = shadow_of(self._topology.network, self._seed), self._topology.schedule
+        for spawn in make_actors(sentinel, *what, *how):
             self._engine.spawn(spawn, beside=self._topology.place_beside(sentinel))
 
     def _to_keepers(self, placed: Sequence[Attachment]) -> Iterator[tuple[str, Message]]:

@@ -18,6 +18,7 @@ from akkordeon.core.actor import Spawn
 from akkordeon.core.errors import RecipeError
 from akkordeon.core.messages import Close, Forget, Message
 from akkordeon.core.plain_state import StageState
+from akkordeon.core.schedules import ASYNC, Schedule
 from akkordeon.core.shard_messages import Left
 from akkordeon.data.sources import as_batches
 from akkordeon.data.split import deal_data
@@ -90,6 +91,11 @@ class RowTopology:
                 "there is no average of weights to be had: no gate that learns keeps one; give gates "
                 "ema=0.999, as in Network.replacing(ema=0.999)"
             )
+
+    @property
+    def schedule(self) -> Schedule:
+        """Of those who train; replicas have none."""
+        return self.network.schedule if isinstance(self.network, Network) else ASYNC
 
     def place_beside(self, sentinel: Sentinel) -> str | None:
         """The actor whose place a sentinel shares; None leaves it with the process that attaches it."""

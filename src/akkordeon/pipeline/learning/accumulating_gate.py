@@ -19,10 +19,13 @@ from torch import Tensor
 from akkordeon.core.actor import Effect
 from akkordeon.core.messages import Backward, Batch
 from akkordeon.core.plain_state import LearnerState, StageState
+from akkordeon.core.schedules import ASYNC
+from akkordeon.core.shard_messages import Settle
 from akkordeon.pipeline.gate import Gate
 from akkordeon.pipeline.gate_actor import GateActor
 from akkordeon.pipeline.learning.gathered import Gathered, GatheredMean
 from akkordeon.pipeline.stage import Position, Stashed
+from akkordeon.pipeline.weights import Snapshot
 
 __all__ = ["AccumulatingGate", "gathered_in"]
 
@@ -36,7 +39,8 @@ class AccumulatingGate(GateActor):
     def __init__(
         self, gate: Gate, position: Position, restored: StageState | None = None, *, anew: bool = False
     ) -> None:
-        self._gathered = Gathered(gate.accumulate)
+        self._gathered = Gathered(position.schedule.batches_per_update(gate.accumulate))
+        self._earlier: Snapshot | None = None  # the version before the latest, where somebody needs it
         super().__init__(gate, position, restored, anew=anew)
         before = gathered_in(restored)
         if before is not None:
@@ -60,13 +64,25 @@ class AccumulatingGate(GateActor):
         return gathered.take() if gathered.is_enough else None
 
     def _make_update(self, mean: GatheredMean) -> Iterator[Effect]:
+        before = self._before_update()
         if not self._updater.apply(mean.gradients, mean.samples):
             for batch in mean.batches:
                 yield self._refuse_update(batch)
             return
         self.version += 1
+        self._earlier = before
         yield from self._tell_watchers()
         yield from self._save_if_due()
+
+    def _settle(self, message: Settle) -> Iterator[Effect]:
+        """Whoever asks sends nothing more: by a schedule what is gathered is an update then."""
+        if self._gathered.batches and self.position.schedule != ASYNC:
+            yield from self._make_update(self._gathered.take())
+        yield from super()._settle(message)
+
+    def _before_update(self) -> Snapshot | None:
+        """The weights, where they are to be kept until the update after this one."""
+        return None
 
     def _learner_state(self) -> LearnerState:
         return {**super()._learner_state(), GATHERED: self._gathered.state(self.weights.names)}

@@ -27,12 +27,13 @@ class Gathered:
         enough: batches for one update.
 
     Attributes:
+        enough: batches for one update.
         batches: whose gradients are in it.
         samples: that these have.
     """
 
     def __init__(self, enough: int) -> None:
-        self._enough = enough
+        self.enough = enough
         self._sums: list[Tensor | None] = []
         self.batches: list[Batch] = []
         self.samples = 0
@@ -49,7 +50,7 @@ class Gathered:
     @property
     def is_enough(self) -> bool:
         """Whether there are enough for an update."""
-        return len(self.batches) >= self._enough
+        return len(self.batches) >= self.enough
 
     def take(self) -> GatheredMean:
         """The batches and the mean of their gradients; it is empty then.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from akkordeon.core.plain_state import StageState
+from akkordeon.core.schedules import TwoBuffers
 from akkordeon.pipeline.gate import Gate
 from akkordeon.pipeline.gate_actor import GateActor
 from akkordeon.pipeline.learning.accumulating_gate import AccumulatingGate, gathered_in
 from akkordeon.pipeline.learning.clipping_gate import ClippingGate
+from akkordeon.pipeline.schedules.two_buffers_gate import TwoBuffersGate
 from akkordeon.pipeline.stage import Position
 
 __all__ = ["gate_actor"]
@@ -21,8 +23,14 @@ def gate_actor(
     accumulates no more.
     """
     kind = GateActor
-    if position.clip_norm is not None:
+    if isinstance(position.schedule, TwoBuffers):
+        kind = TwoBuffersGate
+    elif position.clip_norm is not None:
         kind = ClippingGate
-    elif gate.accumulate > 1 or gate.schedule_by == "samples" or gathered_in(restored):
+    elif (
+        position.schedule.batches_per_update(gate.accumulate) > 1
+        or gate.schedule_by == "samples"
+        or gathered_in(restored)
+    ):
         kind = AccumulatingGate
     return kind(gate, position, restored, anew=anew)

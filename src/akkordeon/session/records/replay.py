@@ -218,8 +218,9 @@ class _Replay(Interpreter[_Cell]):
             self.suspects.append(f"the data of {what['name']!r}")
         row = self.topology.row_for(recipe)
         seed = self.record.header["seed"]
-        shadow = shadow_of(self.topology.network, seed)
-        self._spawn(make_actors(recipe, address, what["name"], row, seed, make_shadow=shadow))
+        how: dict[str, Any] = {"schedule": self.topology.schedule}
+        how["make_shadow"] = shadow_of(self.topology.network, seed)
+        self._spawn(make_actors(recipe, address, what["name"], row, seed, **how))
 
     def _recipe(self, what: dict[str, Any]) -> Training | Evaluation:
         name, role = what["name"], what["role"]

@@ -198,7 +198,9 @@ def _learner(stages: Mapping[str, StageState], moves: Sequence[_Move]) -> Learne
     first = next(iter(with_optimizer.values()))
     state: dict[str, Any] = {}
     rule: dict[str, Tensor] = {}
-    others = {**_gathered(with_optimizer, moves), **_average(with_optimizer, moves)}
+    others = _gathered(with_optimizer, moves)
+    for what in ("average", "earlier"):
+        others |= _versions(what, with_optimizer, moves)
     groups: list[dict[str, Any]] = [{**group, "params": []} for group in first["optimizer"]["groups"]]
     for gate, old, new in moves:
         learner = with_optimizer.get(gate)
@@ -235,9 +237,9 @@ def _gathered(learners: Mapping[str, LearnerState], moves: Sequence[_Move]) -> d
     return {"gathered": {**first, "sums": sums}}
 
 
-def _average(learners: Mapping[str, LearnerState], moves: Sequence[_Move]) -> dict[str, Any]:
-    """The averaged weights, of those gates that keep them; the number of updates is that of the first."""
-    their = {gate: learner["average"] for gate, learner in learners.items() if learner.get("average")}
+def _versions(what: str, learners: Mapping[str, LearnerState], moves: Sequence[_Move]) -> dict[str, Any]:
+    """Other weights than the latest, of those gates that keep them; all else of them is that of the first."""
+    their = {gate: learner[what] for gate, learner in learners.items() if learner.get(what)}
     if not their:
         return {}
     weights = {
@@ -245,4 +247,4 @@ def _average(learners: Mapping[str, LearnerState], moves: Sequence[_Move]) -> di
         for gate, old, new in moves
         if gate in their and old in their[gate]["weights"]
     }
-    return {"average": {"weights": weights, "updates": next(iter(their.values()))["updates"]}}
+    return {what: {**next(iter(their.values())), "weights": weights}}

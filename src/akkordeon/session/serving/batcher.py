@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from akkordeon.core.errors import DataError, explain
-from akkordeon.core.forms import form, signature
+from akkordeon.core.numerics.forms import form, signature
 from akkordeon.core.payload import Payload, map_tensors, samples, tensors
 from akkordeon.session.serving.weights import ServedWeights
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from akkordeon.core.errors import DataError, explain
-from akkordeon.core.forms import signature
+from akkordeon.core.numerics.forms import signature
 from akkordeon.core.payload import Payload, rebuilt, samples, tensors
 
 __all__ = ["NUMPY", "Inputs", "as_json_value", "json_object", "numpy_bytes", "targets_of"]

@@ -6,10 +6,9 @@ import math
 from typing import Any
 
 from akkordeon.core.errors import DataError, RecipeError
-from akkordeon.core.numerics.autograd import with_gradients
-from akkordeon.core.payload import Payload, all_finite, map_tensors, tensors
+from akkordeon.core.payload import Payload, all_finite, tensors
 from akkordeon.core.streams.messages import Key
-from akkordeon.sentinels.loss import LossInputs, gradient_of, leaf_of, loss_of, to_targets_device
+from akkordeon.sentinels.loss import BatchLoss
 from akkordeon.sentinels.recipes import Streaming
 from akkordeon.session.attachment import Attachment
 from akkordeon.session.serving.bodies import targets_of
@@ -50,12 +49,10 @@ class Learning:
         """
         if not all_finite(tensors(x)):  # 1e400 is one in JSON, and a module may squash it
             raise DataError("the inputs of this example are not finite")
-        leaves = map_tensors(leaf_of, outputs)
-        given = LossInputs(leaves, self._loss)
-        loss = with_gradients(loss_of, self._loss, given.payload, to_targets_device(y, leaves))
-        if not math.isfinite(value := loss.item()):
-            raise DataError(f"the loss of this example is {value}")
-        gradient_of(loss, leaves)
+        judged = BatchLoss(outputs, y, self._loss)
+        if not math.isfinite(judged.value):
+            raise DataError(f"the loss of this example is {judged.value}")
+        judged.gradient()
 
     def targets(self, value: Any, rows: int) -> Payload:
         """Targets of what was posted, for so many rows.

@@ -29,13 +29,12 @@ from akkordeon.core.messages import (
     Refused,
     Release,
 )
-from akkordeon.core.numerics.autograd import with_gradients
-from akkordeon.core.payload import Payload, map_tensors, samples
+from akkordeon.core.payload import Payload, samples
 from akkordeon.core.plain_state import StageState
 from akkordeon.downpour.recipe import Downpour
 from akkordeon.pipeline.network import Network
 from akkordeon.pipeline.stage import Stage
-from akkordeon.sentinels.loss import Loss, LossInputs, gradient_of, leaf_of, loss_of, to_targets_device
+from akkordeon.sentinels.loss import BatchLoss, Loss
 from akkordeon.sentinels.streaming.predicting import PREDICTIONS
 
 __all__ = ["ME", "LiveRow", "shadow_of"]
@@ -110,11 +109,9 @@ class LiveRow:
         batch = Batch(ME, self.batches)
         self.batches += 1
         outputs = self._asked(Forward, self._row[0], Forward(batch, x, samples(x))).payload
-        leaves = map_tensors(leaf_of, outputs)
         try:
-            given = LossInputs(leaves, loss).payload
-            value = with_gradients(loss_of, loss, given, to_targets_device(y, leaves))
-            return value.item(), Backward(batch, gradient_of(value, leaves))
+            judged = BatchLoss(outputs, y, loss)
+            return judged.value, Backward(batch, judged.gradient())
         except BaseException:
             self._tell_all(Forget(*batch))
             raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from akkordeon.core.forms import FORMS_MAX, Forms, form, same_form, signature
+from akkordeon.core.numerics.forms import FORMS_MAX, Forms, form, same_form, signature
 
 A, B, N = torch.ones(3, 2), torch.ones(3, 5, dtype=torch.float64), torch.arange(3)
 

@@ -1,0 +1,1 @@
+"""Gates whose gradients are as old as a schedule says."""
