@@ -24,6 +24,8 @@ from akkordeon.pipeline import nn
 from akkordeon.pipeline.gate import Gate
 from akkordeon.pipeline.learning.groups import decay_groups
 from akkordeon.pipeline.network import Network
+from akkordeon.pipeline.optimizers.error_feedback import ErrorFeedback
+from akkordeon.pipeline.optimizers.muon import muon
 from akkordeon.pipeline.recovery.recipe import Recovery
 from akkordeon.pipeline.staleness.delay_compensation import DelayCompensation
 from akkordeon.pipeline.staleness.kept_weights import Latest, Stash
@@ -56,6 +58,7 @@ __all__ = [
     "Downpour",
     "DownpourSession",
     "Drift",
+    "ErrorFeedback",
     "Flush",
     "Gate",
     "GrowingFile",
@@ -89,6 +92,7 @@ __all__ = [
     "connect",
     "decay_groups",
     "errors",
+    "muon",
     "nn",
     "plan",
     "replay",

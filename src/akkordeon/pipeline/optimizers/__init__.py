@@ -1,0 +1,1 @@
+"""Optimizers that bear stale gradients better, beside those of PyTorch."""

@@ -1,0 +1,48 @@
+"""Muon for the matrices of a model, AdamW for the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import nn
+from torch.optim import AdamW, Muon, Optimizer
+
+from akkordeon.pipeline.optimizers.composed import Composed
+
+__all__ = ["muon"]
+
+TABLES = ("emb", "wte", "wpe", "head")
+"""What is in the names of matrices whose rows are looked up, or are scores; they are AdamW's, as is usual."""
+
+
+def muon(
+    named_parameters: Iterable[tuple[str, nn.Parameter]],
+    lr: float = 1e-3,
+    momentum: float = 0.95,
+    weight_decay: float = 0.01,
+    betas: tuple[float, float] = (0.9, 0.95),
+) -> Optimizer:
+    """Muon (Jordan et al. 2024) for matrices, but for embeddings and heads, and AdamW for all else.
+
+    Muon's step is the momentum, orthogonalised by Newton-Schulz and of the length that AdamW's mostly has
+    (``adjust_lr_fn="match_rms_adamw"``, Liu et al. 2025, arXiv:2502.16982), so both have one learning rate.
+    Of all optimizers it loses least by gradients that are a few updates old (arXiv:2606.30634).
+
+    Args:
+        named_parameters: pairs of name and parameter; a gate gives them to a function that asks so.
+        lr: of both.
+        momentum: of Muon.
+        weight_decay: of both.
+        betas: of AdamW.
+    """
+    matrices, others = [], []
+    for name, parameter in named_parameters:
+        is_table = any(word in part for part in name.lower().split(".") for word in TABLES)
+        (matrices if parameter.ndim == 2 and not is_table else others).append(parameter)
+    parts: list[Optimizer] = []
+    if matrices:
+        how = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+        parts.append(Muon(matrices, adjust_lr_fn="match_rms_adamw", **how))
+    if others:
+        parts.append(AdamW(others, lr=lr, betas=betas, weight_decay=weight_decay))
+    return Composed(*parts)

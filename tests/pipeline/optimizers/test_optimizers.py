@@ -1,0 +1,117 @@
+"""Muon with AdamW, and error feedback: pipeline/optimizers/."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from tests.support.harness import WAIT_S, batches_of, same_bits
+from torch import nn
+from torch.nn import functional as F
+
+import akkordeon as ak
+from akkordeon.experiments.presets import OPTIMIZERS, optimizer_named
+
+LR = 0.01
+
+
+def model():
+    torch.manual_seed(5)
+    return nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 4))
+
+
+def step(network, optimizer, x, y):
+    optimizer.zero_grad()
+    F.cross_entropy(network(x), y).backward()
+    optimizer.step()
+
+
+def test_muon_has_the_matrices_and_adamw_the_rest():
+    together, apart = model(), model()
+    ours = ak.muon(together.named_parameters(), lr=LR)
+    names = dict(apart.named_parameters())
+    muon = torch.optim.Muon(
+        [names["0.weight"], names["2.weight"]],
+        lr=LR,
+        momentum=0.95,
+        weight_decay=0.01,
+        adjust_lr_fn="match_rms_adamw",
+    )
+    adamw = torch.optim.AdamW([names["0.bias"], names["2.bias"]], lr=LR, betas=(0.9, 0.95), weight_decay=0.01)
+    for x, y in batches_of(5):
+        step(together, ours, x, y)
+        muon.zero_grad()
+        step(apart, adamw, x, y)
+        muon.step()
+    assert same_bits(together, apart)
+
+
+def test_embeddings_and_heads_are_adamws():
+    parts = {"emb": nn.Embedding(7, 5), "mix": nn.Linear(5, 5), "lm_head": nn.Linear(5, 7, bias=False)}
+    optimizer = ak.muon(nn.ModuleDict(parts).named_parameters())
+    of_muon, of_adamw = (group["params"] for group in optimizer.param_groups)
+    assert [tuple(p.shape) for p in of_muon] == [(5, 5)]
+    assert sorted(tuple(p.shape) for p in of_adamw) == [(5,), (7, 5), (7, 5)]
+
+
+def test_a_model_without_matrices_is_adamws_alone():
+    (group,) = ak.muon(nn.LayerNorm(4).named_parameters()).param_groups
+    assert len(group["params"]) == 2
+
+
+def test_error_feedback_adds_what_the_update_before_was_wrong_by():
+    w = nn.Parameter(torch.tensor([1.0]))
+    optimizer = ak.ErrorFeedback(torch.optim.SGD([w], lr=0.5), c=1.0)
+    seen = []
+    for gradient in (2.0, 3.0, None, 4.0, 6.0):
+        w.grad = None if gradient is None else torch.tensor([gradient])
+        optimizer.step()
+        seen.append(w.item())
+    # u = 1, 1.5, none, 2, 3: w - 1; w - 1.5 - 0.5; the same; w - 2, as if for the first time; w - 3 - 1
+    assert seen == [0.0, -2.0, -2.0, -4.0, -8.0]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_one_batch_in_flight_gives_the_bits_of_the_plain_loop(name):
+    make = optimizer_named(name, LR)
+    network, batches = ak.Network.from_module(model(), 1, make), batches_of(12)
+    with ak.run(network, engine=ak.Threads(1)) as session:
+        session.attach(ak.Sentinel.train(batches, F.cross_entropy)).wait(timeout=WAIT_S)
+        ours = session.module()
+    plain = model()
+    by_name = "muon" in name
+    optimizer = make(plain.named_parameters() if by_name else plain.parameters())
+    for x, y in batches:
+        step(plain, optimizer, x, y)
+    assert same_bits(ours, plain)
+
+
+@pytest.mark.parametrize("name", ["nadam", "muon", "adamw-ef", "muon-ef"])
+def test_a_run_taken_up_has_the_bits_of_the_one_that_never_stopped(name, tmp_path):
+    network, batches = ak.Network.from_module(model(), 2, optimizer_named(name, LR)), batches_of(12)
+
+    def run(part, sentinel, **resume):
+        with ak.run(network, engine=ak.Threads(1), **resume) as session:
+            session.attach(ak.Sentinel.train(part, F.cross_entropy, name=sentinel)).wait(timeout=WAIT_S)
+            return session.checkpoint(tmp_path), session.module()
+
+    _, whole = run(batches, "whole")
+    kept, _ = run(batches[:5], "first")
+    _, again = run(batches[5:], "second", resume=kept)
+    assert same_bits(again, whole)
+
+
+def test_a_copy_of_the_state_goes_on_as_the_original_does():
+    one, other = model(), model()
+    ours = ak.ErrorFeedback(ak.muon(one.named_parameters(), lr=LR))
+    batches = batches_of(6)
+    for x, y in batches[:3]:
+        step(one, ours, x, y)
+    other.load_state_dict(one.state_dict())
+    twin = ak.ErrorFeedback(ak.muon(other.named_parameters(), lr=LR))
+    twin.load_state_dict(copy.deepcopy(ours.state_dict()))
+    for x, y in batches[3:]:
+        step(one, ours, x, y)
+        step(other, twin, x, y)
+    assert same_bits(one, other)
