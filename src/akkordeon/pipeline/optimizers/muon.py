@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 
 from torch import nn
 from torch.optim import AdamW, Muon, Optimizer
@@ -35,14 +36,15 @@ def muon(
         weight_decay: of both.
         betas: of AdamW.
     """
-    matrices, others = [], []
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in named_parameters:
         is_table = any(word in part for part in name.lower().split(".") for word in TABLES)
         (matrices if parameter.ndim == 2 and not is_table else others).append(parameter)
     parts: list[Optimizer] = []
     if matrices:
-        how = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
-        parts.append(Muon(matrices, adjust_lr_fn="match_rms_adamw", **how))
+        muons = partial(Muon, momentum=momentum, adjust_lr_fn="match_rms_adamw")
+        parts.append(muons(matrices, lr=lr, weight_decay=weight_decay))
     if others:
         parts.append(AdamW(others, lr=lr, betas=betas, weight_decay=weight_decay))
     return Composed(*parts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from akkordeon.core.payload import Payload
 
@@ -18,6 +18,8 @@ def arguments(module: nn.Module, payload: Payload) -> tuple[tuple[Any, ...], dic
     A dict whose names are those of arguments is keyword arguments, a tuple or list for a forward of several
     arguments is positional ones; all else is the one argument.
     """
+    if isinstance(payload, Tensor):
+        return (payload,), {}
     signature = inspect.signature(module.forward)
     if isinstance(payload, dict) and payload and _takes(signature, payload):
         return (), dict(payload)
