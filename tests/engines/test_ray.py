@@ -15,6 +15,7 @@ import pytest
 import torch
 from tests.support.engines import Note, Stage
 from tests.support.forks import python
+from tests.support.registrars import registrars
 from torch import nn
 from torch.nn import functional as F
 from typer.testing import CliRunner
@@ -390,9 +391,8 @@ def test_a_registrar_that_was_killed_knows_again_what_it_knew(started, lent_sess
             ak.Sentinel.train(Endless(problem(10)), F.cross_entropy, epochs=10**6, name="t")
         )
         assert mine._engine.wait_until(lambda: training.epochs, 30)
-        for process in psutil.Process().children(recursive=True):
-            if process.name() == "ray::Registrar" or process.cmdline()[:1] == ["ray::Registrar"]:
-                process.kill()
+        for process in registrars():
+            process.kill()
         status = until_answered(lambda: networks.status(address, name))
         assert [(sentinel.name, sentinel.address) for sentinel in status.sentinels] == [("t", "sentinel/t#1")]
         assert "the registrar was killed" in status.events[0]
@@ -501,9 +501,8 @@ def test_a_gate_comes_back_with_what_it_had_learned_when_the_registrar_was_kille
     ):
         session.attach(ak.Sentinel.train(problem(), F.cross_entropy)).wait(timeout=30)
         learned = session.states(timeout=30)
-        for process in psutil.Process().children(recursive=True):
-            if process.name() == "ray::Registrar" or process.cmdline()[:1] == ["ray::Registrar"]:
-                process.kill()
+        for process in registrars():
+            process.kill()
         until_told(address, "forgetful", "a snapshot of gate/0 is kept again")
         os.kill(session._engine.locations()["gate/0"][1], signal.SIGKILL)
         until_told(address, "forgetful", "it was made anew")

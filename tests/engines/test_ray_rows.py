@@ -10,10 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 
-import psutil
 import pytest
 import torch
 from tests.support.harness import WAIT_S, sgd
+from tests.support.registrars import registrars
 from torch import nn
 from torch.nn import functional as F
 
@@ -153,9 +153,8 @@ def test_all_go_on_when_the_registrar_is_killed_while_sentinels_pause(monkeypatc
             session._engine.wait_until(lambda: False, 3.0)  # a is at rest by then, and stuck is not
             done = a.epochs_done
             assert not session._engine.wait_until(lambda: a.epochs_done > done, 1.0)
-            for process in psutil.Process().children(recursive=True):
-                if process.name() == "ray::Registrar" or process.cmdline()[:1] == ["ray::Registrar"]:
-                    process.kill()
+            for process in registrars():
+                process.kill()
             with pytest.raises(ClusterError, match="the network does not answer"):
                 change.result(WAIT_S)
             assert goes_on(session, a)
@@ -169,18 +168,11 @@ def test_all_go_on_when_the_registrar_is_killed_while_sentinels_pause(monkeypatc
             assert a.batches.refused == a.batches.lost == 0
 
 
-def registrars():
-    """The processes of registrars on this machine."""
-    with contextlib.suppress(psutil.Error):
-        found = psutil.Process().children(recursive=True)
-        return [each for each in found if each.cmdline() and each.cmdline()[0].startswith("ray::Registrar")]
-    return []
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_a_sentinel_that_begins_while_the_registrar_is_made_anew_does_not_keep_the_row(monkeypatch):
     """It was taken for one that has not begun, and the row could not be changed until it ended."""
+    others = registrars()
     with (
         running(monkeypatch, "anew", ak.Recovery(snapshot_every=5, backoff_s=0.1)) as address,
         ak.connect(f"{address}/anew") as session,
@@ -195,13 +187,13 @@ def test_a_sentinel_that_begins_while_the_registrar_is_made_anew_does_not_keep_t
             held.setattr(engine, "send", lambda *what: begins.append(what))
             late = session.attach(training("late", 10**6))
         assert isinstance(begins[0][1], Attach)
-        (registrar,) = registrars()
+        (registrar,) = registrars(others)
         _, pid = ray_get(other._engine._pool.hosts[SESSION_HOST].location)
         os.kill(pid, signal.SIGSTOP)  # the registrar that is made anew waits for it, once it knows of us
         try:
             registrar.kill()
             engine.wait_until(lambda: False, 6.0)  # it has asked us, and waits 10 s for the others
-            assert not registrars()
+            assert not registrars(others)
             for what in begins:
                 send(*what)
             assert goes_on(session, late)
