@@ -5,8 +5,9 @@
 
     W(0) ── W(0) ──▶ W(1) ── W(0) ──▶ W(2) ── W(1) ──▶ W(3) …          W(t+1) = W(t) - η ∇f(W(t-1))
 
-Which update a batch belongs to is known from how many are here that are in none yet. So all gates agree,
-though at this one the update before may have been made when the batch arrives, and at another not yet.
+Which update a batch belongs to is known from how many are here that are in none yet. So gates agree, though
+at this one the update before may have been made when the batch arrives, and at another not yet; unless a
+batch is refused that some of them had counted.
 """
 
 from __future__ import annotations
