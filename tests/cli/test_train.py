@@ -208,11 +208,11 @@ def test_wrong_usage_exits_with_2(arguments):
     assert "Usage" in akkordeon("train", *arguments, expecting=2).stderr
 
 
-@pytest.mark.parametrize("schedule", ["flush", "2bw"])
-def test_a_schedule_is_kept_to(schedule, tmp_path):
+@pytest.mark.parametrize(("schedule", "staleness"), [("flush", 0.0), ("2bw", 12 / 16)])
+def test_a_schedule_is_kept_to(schedule, staleness, tmp_path):
     options = ["--schedule", schedule, "--accumulate", 4, "--in-flight", 3, "--out", tmp_path]
     outcome = outcome_of(akkordeon("train", *QUICK, *options, "--json"))
-    assert {gate["version"] for gate in outcome["gates"]} == {4}
+    assert {(gate["version"], gate["staleness_mean"]) for gate in outcome["gates"]} == {(4, staleness)}
     assert outcome["batches"]["trained"] == 16
     akkordeon("test", tmp_path)
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 import akkordeon as ak
 from akkordeon.core.errors import AkkordeonError, RecipeError
+from akkordeon.core.reports import GateRestarted
 from akkordeon.engines.simulator.compute import Compute, Cost
 from akkordeon.engines.simulator.faults import Crash
 from akkordeon.session.recovery.checkpoint import Checkpoint
@@ -100,7 +101,7 @@ def test_how_much_is_in_flight_changes_the_speed_alone(schedule, in_flight):
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_a_refused_batch_is_made_up_for_by_the_next(schedule):
+def test_a_batch_that_the_first_gate_refuses_is_made_up_for_by_the_next(schedule):
     kind, delay = SCHEDULES[schedule]
     network, batches = small_network(schedule=kind).replacing(optimizer=momentum), batches_of(6 * M)
     bad = [(x, y) for x, y in batches]
@@ -189,11 +190,14 @@ def test_gates_that_crash_come_back_and_all_is_accounted_for(schedule):
     recovery = ak.Recovery(snapshot_every=1, restarts=99, backoff_s=0.02)
     network, batches = small_network(schedule=kind, recovery=recovery), batches_of(30 * M)
     compute = Compute({"*": Cost(forward_s=0.01, backward_s=0.01)})
-    faults = (Crash(who="gate/*", every_s=3.0, back_after_s=0.1),)
+    faults = (Crash(who="gate/*", every_s=0.5, back_after_s=0.1),)
+    seen = []
     with ak.run(network, ak.Simulator(5, compute=compute, faults=faults)) as session:
+        session.subscribe(seen.append, inline=True)
         attached = session.attach(ak.Sentinel.train(batches, F.cross_entropy, in_flight=2 * M))
         session.wait(timeout=WAIT_S)
         sent, trained, refused, lost = attached.batches.as_tuple()
+        assert any(isinstance(record, GateRestarted) for record in seen)
         assert (sent, refused) == (30 * M, 0)
         assert sent == trained + lost
 
