@@ -55,9 +55,31 @@ def test_embeddings_and_heads_are_adamws():
     assert sorted(tuple(p.shape) for p in of_adamw) == [(5,), (7, 5), (7, 5)]
 
 
-def test_a_model_without_matrices_is_adamws_alone():
-    (group,) = ak.muon(nn.LayerNorm(4).named_parameters()).param_groups
-    assert len(group["params"]) == 2
+def test_a_model_without_matrices_leaves_muon_none():
+    of_muon, of_adamw = (
+        group["params"] for group in ak.muon(nn.LayerNorm(4).named_parameters()).param_groups
+    )
+    assert (len(of_muon), len(of_adamw)) == (0, 2)
+
+
+def test_gates_with_matrices_go_on_from_gates_without(tmp_path):
+    """One of a normalisation alone had one group, and one of layers two: neither could take up the other."""
+    torch.manual_seed(5)
+    network, batches = (
+        nn.Sequential(nn.Linear(6, 9), nn.LayerNorm(9), nn.Linear(9, 4, bias=False)),
+        batches_of(12),
+    )
+
+    def run(part, cut_before, sentinel, **resume):
+        gates = ak.Network.from_module(network, None, optimizer_named("muon", LR), cut_before=cut_before)
+        with ak.run(gates, engine=ak.Threads(1), **resume) as session:
+            session.attach(ak.Sentinel.train(part, F.cross_entropy, name=sentinel)).wait(timeout=WAIT_S)
+            return session.checkpoint(tmp_path), session.module()
+
+    _, whole = run(batches, ["2"], "whole")
+    kept, _ = run(batches[:5], ["1", "2"], "first")
+    _, again = run(batches[5:], ["2"], "second", resume=kept)
+    assert same_bits(again, whole)
 
 
 def test_error_feedback_adds_what_the_update_before_was_wrong_by():

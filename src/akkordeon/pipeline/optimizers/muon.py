@@ -27,7 +27,8 @@ def muon(
 
     Muon's step is the momentum, orthogonalised by Newton-Schulz and of the length that AdamW's mostly has
     (``adjust_lr_fn="match_rms_adamw"``, Liu et al. 2025, arXiv:2502.16982), so both have one learning rate.
-    Of all optimizers it loses least by gradients that are a few updates old (arXiv:2606.30634).
+    Of all optimizers it loses least by gradients that are a few updates old (arXiv:2606.30634). There are
+    always both, so that the layers of a checkpoint can go on in other gates.
 
     Args:
         named_parameters: pairs of name and parameter; a gate gives them to a function that asks so.
@@ -41,10 +42,8 @@ def muon(
     for name, parameter in named_parameters:
         is_table = any(word in part for part in name.lower().split(".") for word in TABLES)
         (matrices if parameter.ndim == 2 and not is_table else others).append(parameter)
-    parts: list[Optimizer] = []
-    if matrices:
-        muons = partial(Muon, momentum=momentum, adjust_lr_fn="match_rms_adamw")
-        parts.append(muons(matrices, lr=lr, weight_decay=weight_decay))
-    if others:
-        parts.append(AdamW(others, lr=lr, betas=betas, weight_decay=weight_decay))
-    return Composed(*parts)
+    muons = partial(Muon, momentum=momentum, adjust_lr_fn="match_rms_adamw")
+    return Composed(
+        muons([{"params": matrices}], lr=lr, weight_decay=weight_decay),
+        AdamW([{"params": others}], lr=lr, betas=betas, weight_decay=weight_decay),
+    )
