@@ -55,6 +55,30 @@ def test_embeddings_and_heads_are_adamws():
     assert sorted(tuple(p.shape) for p in of_adamw) == [(5,), (7, 5), (7, 5)]
 
 
+def of_muon(module):
+    """Names of the parameters that Muon has."""
+    ours = {id(p) for p in ak.muon(module.named_parameters()).param_groups[0]["params"]}
+    return [name for name, p in module.named_parameters() if id(p) in ours]
+
+
+def test_attention_of_many_heads_is_no_head():
+    """The "head" within "multihead_attn" had the matrices of a decoder's attention be AdamW's."""
+    layer = nn.TransformerDecoderLayer(8, 2, 16)
+    assert of_muon(layer) == [name for name, p in layer.named_parameters() if p.ndim == 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "is_muons"),
+    [(other, True) for other in ("ensemble", "member", "overhead", "multi_head_attn")]
+    + [
+        (table, False)
+        for table in ("tok_emb", "embed_tokens", "head2", "unembed", "posEmb", "lmHead", "LMHead")
+    ],
+)
+def test_what_a_matrix_is_goes_by_the_words_of_its_name(name, is_muons):
+    assert of_muon(nn.ModuleDict({name: nn.Linear(3, 3, bias=False)})) == [f"{name}.weight"] * is_muons
+
+
 def test_a_model_without_matrices_leaves_muon_none():
     of_muon, of_adamw = (
         group["params"] for group in ak.muon(nn.LayerNorm(4).named_parameters()).param_groups

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from functools import partial
 
@@ -12,8 +13,12 @@ from akkordeon.pipeline.optimizers.composed import Composed
 
 __all__ = ["muon"]
 
-TABLES = ("emb", "wte", "wpe", "head")
-"""What is in the names of matrices whose rows are looked up, or are scores; they are AdamW's, as is usual."""
+TABLES = {"emb", "embs", "embed", "embeds", "embedder", "embedding", "embeddings", "wte", "wpe"}
+TABLES |= {"unembed", "unembedding", "head", "heads", "lmhead"}
+"""Words in names of matrices whose rows are looked up, or are scores; they are AdamW's, as is usual."""
+
+BETWEEN_WORDS = re.compile(r"(?<!multi)(?:[\W\d_]+|(?<=[a-z])(?=[A-Z]))")
+"""As in ``layers.0.lm_head`` or ``lmHead``; attention with ``multi_head`` is no head."""
 
 
 def muon(
@@ -40,10 +45,15 @@ def muon(
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, parameter in named_parameters:
-        is_table = any(word in part for part in name.lower().split(".") for word in TABLES)
-        (matrices if parameter.ndim == 2 and not is_table else others).append(parameter)
+        is_matrix = parameter.ndim == 2 and TABLES.isdisjoint(_words(name))
+        (matrices if is_matrix else others).append(parameter)
     muons = partial(Muon, momentum=momentum, adjust_lr_fn="match_rms_adamw")
     return Composed(
         muons([{"params": matrices}], lr=lr, weight_decay=weight_decay),
         AdamW([{"params": others}], lr=lr, betas=betas, weight_decay=weight_decay),
     )
+
+
+def _words(name: str) -> list[str]:
+    """The words in the name of a parameter."""
+    return [word.lower() for word in BETWEEN_WORDS.split(name)]
