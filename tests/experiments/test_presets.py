@@ -63,6 +63,15 @@ def test_another_rate_is_given_to_every_optimizer_of_a_network_and_nothing_else_
     assert network.gates[0].optimizer(network.gates[0].module.parameters()).param_groups[0]["lr"] == 0.05
 
 
+def test_another_rate_is_given_to_optimizers_that_ask_for_names():
+    """The function around theirs did not ask, so they were given parameters alone."""
+    network = with_lr(ak.Network.from_module(nn.Linear(2, 2), 1, optimizer_named("muon")), 0.25)
+    with ak.run(network, engine=ak.Threads(1)):
+        pass
+    groups = network.gates[0].optimizer(network.gates[0].module.named_parameters()).param_groups
+    assert [group["lr"] for group in groups] == [0.25, 0.25]
+
+
 def test_settings_clip_the_norm_of_the_whole_gradient():
     assert build_network(load_task("xor"), TrainConfig("xor", clip_norm=0.5)).clip_whole_norm == 0.5
     assert build_network(load_task("xor"), TrainConfig("xor")).clip_whole_norm is None

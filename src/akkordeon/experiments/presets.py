@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from functools import partial
-from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
+from functools import partial, update_wrapper
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import torch
 from torch import nn
@@ -197,13 +197,18 @@ def with_lr(network: Network, lr: float) -> Network:
     Running it raises ``RecipeError`` where an optimizer comes with a scheduler, which has its own idea.
     """
     gates = [
-        gate if gate.optimizer is None else replace(gate, optimizer=partial(_set_lr, gate.optimizer, lr))
+        gate if gate.optimizer is None else replace(gate, optimizer=_with_lr(gate.optimizer, lr))
         for gate in network.gates
     ]
     return replace(network, gates=gates)
 
 
-def _set_lr(factory: OptimizerFactory, lr: float, parameters: Iterable[nn.Parameter]) -> Optimizer:
+def _with_lr(factory: OptimizerFactory, lr: float) -> OptimizerFactory:
+    """The same function with another learning rate, which asks for what that one asks for, as names."""
+    return update_wrapper(partial(_set_lr, factory, lr), factory, updated=())
+
+
+def _set_lr(factory: OptimizerFactory, lr: float, parameters: Iterable[Any]) -> Optimizer:
     optimizer = factory(parameters)
     if isinstance(optimizer, tuple):
         raise RecipeError(
