@@ -65,7 +65,7 @@ def test_another_rate_is_given_to_every_optimizer_of_a_network_and_nothing_else_
 
 def test_another_rate_is_given_to_optimizers_that_ask_for_names():
     """The function around theirs did not ask, so they were given parameters alone."""
-    network = with_lr(ak.Network.from_module(nn.Linear(2, 2), 1, optimizer_named("muon")), 0.25)
+    network = with_lr(ak.Network([ak.Gate(nn.Linear(2, 2), optimizer_named("muon"))]), 0.25)
     with ak.run(network, engine=ak.Threads(1)):
         pass
     groups = network.gates[0].optimizer(network.gates[0].module.named_parameters()).param_groups
