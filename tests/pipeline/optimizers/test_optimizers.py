@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 
 import akkordeon as ak
 from akkordeon.experiments.presets import OPTIMIZERS, optimizer_named
+from akkordeon.pipeline.learning.optimizer import with_lr_times
 
 LR = 0.01
 
@@ -116,6 +118,39 @@ def test_error_feedback_adds_what_the_update_before_was_wrong_by():
         seen.append(w.item())
     # u = 1, 1.5, none, 2, 3: w - 1; w - 1.5 - 0.5; the same; w - 2, as if for the first time; w - 3 - 1
     assert seen == [0.0, -2.0, -2.0, -4.0, -8.0]
+
+
+@pytest.mark.parametrize(
+    ("factors", "steps"),
+    [((1, 1, 4, 1, 1), (1, 1, 4, 1, 1)), ((2, 0, 1, 1), (2, 0, 1, 1)), ((0, 8, 0.5), (0, 8, 0.5))],
+)
+def test_error_feedback_steps_by_the_learning_rate_of_the_moment(factors, steps):
+    """After a boost it took back what the boost had made, as the update before was larger."""
+    w = nn.Parameter(torch.tensor([0.0]))
+    optimizer = ak.ErrorFeedback(torch.optim.SGD([w], lr=0.5))
+    seen = [0.0]
+    for factor in factors:
+        w.grad = torch.tensor([-2.0])
+        with with_lr_times(optimizer, factor):
+            optimizer.step()
+        seen.append(w.item())
+    assert [after - before for before, after in pairwise(seen)] == [*steps]
+
+
+def test_error_feedback_forgets_an_update_that_was_refused():
+    """The update after it made up for infinity, and was refused as well."""
+    weight = nn.Linear(1, 1, bias=False)
+    nn.init.ones_(weight.weight)
+    network = ak.Network([ak.Gate(weight, lambda params: ak.ErrorFeedback(torch.optim.SGD(params, lr=1e10)))])
+    slopes = (2e-10, 1e30, 2e-10, 2e-10)  # updates of 2, of infinity, and of 2 again
+    batches = [(torch.ones(1, 1), torch.full((1, 1), slope)) for slope in slopes]
+    trainer = ak.Sentinel.train(batches, lambda output, slope: (output * slope).mean())
+    with ak.run(network, engine=ak.Threads(1)) as session:
+        attached = session.attach(trainer)
+        attached.wait(timeout=WAIT_S)
+        assert attached.batches.refused == 1
+        (left,) = session.module().parameters()
+    assert left.item() == pytest.approx(1 - 2 - 2 - 2)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

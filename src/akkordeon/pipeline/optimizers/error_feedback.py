@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
+from akkordeon.core.payload import all_finite
 from akkordeon.pipeline.optimizers.composed import Composed
 
 __all__ = ["ErrorFeedback"]
@@ -18,10 +20,13 @@ class ErrorFeedback(Composed):
     Had the update before been known one update earlier, it would have been this one. So what it was wrong by
     is added::
 
-        u(t): the whole update of the optimizer inside, learning rate and weight decay included
-        w ← w - u(t) - c (u(t) - u(t-1))            w ← w - u(t) the first time
+        u(t): the whole update of the optimizer inside, learning rate ε(t) and weight decay included
+        v(t) = u(t-1) ε(t)/ε(t-1), the update before with the learning rate of this one
+        w ← w - u(t) - c (u(t) - v(t))              w ← w - u(t) the first time
 
-    A parameter without a gradient stays, and what is known of its update before is dropped.
+    So a learning rate, and what it is multiplied by for a while, scales all of the step. A parameter without
+    a gradient stays, and what is known of its update before is dropped. An update that makes a weight that
+    is not finite is not remembered: a gate takes it back.
 
     Args:
         inside: the optimizer; it is not to be used by itself any more.
@@ -35,16 +40,27 @@ class ErrorFeedback(Composed):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """A step of the optimizer inside, and what its step before was wrong by."""
-        parameters = [p for group in self.param_groups for p in group["params"]]
-        before = [None if p.grad is None else p.detach().clone() for p in parameters]
+        rates = {p: float(group.get("lr", 1.0)) for group in self.param_groups for p in group["params"]}
+        before = {p: None if p.grad is None else p.detach().clone() for p in rates}
         loss = super().step(closure)
-        for parameter, was in zip(parameters, before, strict=True):
-            if was is None:
-                self.state.get(parameter, {}).pop("last_update", None)
-                continue
-            update = was.sub_(parameter)
-            last = self.state[parameter].get("last_update")
-            if last is not None:
-                parameter.sub_(update - last, alpha=self._c)
-            self.state[parameter]["last_update"] = update
+        updates = {p: was.sub_(p) for p, was in before.items() if was is not None}
+        for parameter, update in updates.items():
+            self._correct(parameter, update, rates[parameter])
+        if all_finite(updates):
+            for parameter, rate in rates.items():
+                self._remember(parameter, updates.get(parameter), rate)
         return loss
+
+    def _correct(self, parameter: Tensor, update: Tensor, rate: float) -> None:
+        """Add what the update before was wrong by; one at a rate of 0 says nothing."""
+        last = self.state[parameter].get("last_update")
+        last_rate = self.state[parameter].get("last_lr")
+        if last is not None and last_rate:
+            parameter.sub_(update.sub(last, alpha=rate / last_rate), alpha=self._c)
+
+    def _remember(self, parameter: Tensor, update: Tensor | None, rate: float) -> None:
+        if update is not None:
+            self.state[parameter].update(last_update=update, last_lr=rate)
+        elif parameter in self.state:
+            self.state[parameter].pop("last_update", None)
+            self.state[parameter].pop("last_lr", None)
