@@ -24,6 +24,7 @@ from akkordeon.pipeline.learning.optimizer import (
 )
 from akkordeon.pipeline.learning.optimizer_state import copied_plain, load_optimizer, state_of_optimizer
 from akkordeon.pipeline.learning.schedule import load_scheduler, moving
+from akkordeon.pipeline.optimizers.composed import all_within, kind_of
 from akkordeon.pipeline.staleness.rule import Rule
 from akkordeon.pipeline.weights import Snapshot, Weights
 
@@ -124,8 +125,7 @@ class Updater:
         """
         optimizer = self._optimizer
         return optimizer is None or (
-            type(optimizer).__module__.startswith(("torch.optim", "akkordeon"))
-            and not is_hooked(optimizer)
+            all(_is_known(each) and not is_hooked(each) for each in all_within(optimizer))
             and not any(group.get("foreach") for group in optimizer.param_groups)
             and all(master.device.type == "cpu" for master in self._weights.masters)
         )
@@ -294,7 +294,7 @@ class Updater:
         optimizer, scheduler = self._optimizer, self._scheduler
         by = " by samples" if self._counts_samples else ""
         return {
-            "optimizer": None if optimizer is None else type(optimizer).__name__,
+            "optimizer": None if optimizer is None else kind_of(optimizer),
             "scheduler": None if scheduler is None else type(scheduler).__name__ + by,
             "staleness rule": type(self._rule).__name__,
         }
@@ -313,6 +313,10 @@ class Updater:
         if self._wanted_score is not None:
             self._wanted_score.came()
             self._scheduler.step(value)  # type: ignore[union-attr, arg-type]  # a ReduceLROnPlateau's metric
+
+
+def _is_known(optimizer: Optimizer) -> bool:
+    return type(optimizer).__module__.startswith(("torch.optim", "akkordeon"))
 
 
 class _WantedScore:

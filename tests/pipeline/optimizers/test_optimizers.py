@@ -12,8 +12,12 @@ from torch import nn
 from torch.nn import functional as F
 
 import akkordeon as ak
+from akkordeon.core.errors import RecipeError
+from akkordeon.experiments.planning.blocks import learn_alike
 from akkordeon.experiments.presets import OPTIMIZERS, optimizer_named
 from akkordeon.pipeline.learning.optimizer import with_lr_times
+from akkordeon.pipeline.updater import Updater
+from akkordeon.pipeline.weights import Weights
 
 LR = 0.01
 
@@ -196,3 +200,63 @@ def test_a_copy_of_the_state_goes_on_as_the_original_does():
         step(one, ours, x, y)
         step(other, twin, x, y)
     assert same_bits(one, other)
+
+
+# ── what an optimizer is composed of ─────────────────────────────────────────────────────────────────
+
+
+def around(kind, **options):
+    return lambda params: ak.ErrorFeedback(kind(params, lr=LR, **options))
+
+
+@pytest.mark.parametrize(
+    ("factory", "reason"),
+    [
+        (around(torch.optim.LBFGS), "is LBFGS, whose step needs a closure"),
+        (around(torch.optim.SGD, differentiable=True), r"is SGD\(differentiable=True\)"),
+    ],
+)
+def test_an_optimizer_that_cannot_work_is_refused_inside_another_too(factory, reason):
+    """It failed on its first update, in the run."""
+    with pytest.raises(RecipeError, match=reason):
+        ak.run(ak.Network([ak.Gate(nn.Linear(3, 2), factory)]))
+
+
+def test_the_state_of_another_optimizer_inside_is_refused(tmp_path):
+    """All were of the kind ErrorFeedback: the first update failed with a KeyError."""
+
+    def run(kind, **resume):
+        network = ak.Network.from_module(model(), 1, around(kind))
+        with ak.run(network, engine=ak.Threads(1), **resume) as session:
+            session.attach(ak.Sentinel.train(batches_of(3), F.cross_entropy)).wait(timeout=WAIT_S)
+            return session.checkpoint(tmp_path)
+
+    kept = run(torch.optim.SGD)
+    with pytest.raises(RecipeError, match=r"ErrorFeedback\(SGD\), and its recipe has ErrorFeedback\(AdamW\)"):
+        run(torch.optim.AdamW, resume=kept)
+
+
+class WritesToGradients(torch.optim.SGD):
+    """As an optimizer of the user's may."""
+
+
+def with_a_hook(params, lr):
+    optimizer = torch.optim.SGD(params, lr=lr)
+    optimizer.register_step_pre_hook(lambda *_: None)
+    return optimizer
+
+
+@pytest.mark.parametrize(
+    ("kind", "spares"), [(torch.optim.SGD, True), (WritesToGradients, False), (with_a_hook, False)]
+)
+def test_gradients_are_spared_only_if_the_optimizer_inside_spares_them(kind, spares):
+    updater = Updater(Weights(nn.Linear(3, 2)), around(kind), ak.Stash(), None, "gate/0")
+    assert updater.spares_gradients is spares
+
+
+def test_gates_do_not_learn_alike_where_optimizers_inside_are_others():
+    """A plan merged gates with ErrorFeedback into one, which had the optimizer of the first."""
+    kinds = (torch.optim.SGD, torch.optim.AdamW)
+    assert not learn_alike([ak.Gate(nn.Linear(3, 3), around(kind)) for kind in kinds])
+    same = around(torch.optim.SGD)
+    assert learn_alike([ak.Gate(nn.Linear(3, 3), same) for _ in range(2)])

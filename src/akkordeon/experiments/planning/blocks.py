@@ -16,6 +16,7 @@ from akkordeon.experiments.planning.costs import Compression
 from akkordeon.pipeline.gate import Gate
 from akkordeon.pipeline.learning.optimizer import OptimizerFactory, built
 from akkordeon.pipeline.network import Network
+from akkordeon.pipeline.optimizers.composed import Composed
 from akkordeon.pipeline.splitting.split import split_finely
 from akkordeon.pipeline.weights import Weights
 
@@ -174,9 +175,9 @@ def _settings(gate: Gate) -> tuple[object, ...]:
 
 
 def _optimizer_settings(gate: Gate) -> tuple[object, ...]:
-    """Of what kind an optimizer is; one with a schedule or groups of its own is like itself alone."""
+    """Of what kind an optimizer is; one with a schedule, groups or parts of its own is like itself alone."""
     assert gate.optimizer is not None, "it learns"
     optimizer, scheduler = built(gate.optimizer, Weights(gate.module), "a gate")
-    if scheduler is not None or len(optimizer.param_groups) > 1:
+    if scheduler is not None or len(optimizer.param_groups) > 1 or isinstance(optimizer, Composed):
         return (gate.optimizer,)
     return type(optimizer), tuple(sorted(optimizer.defaults.items(), key=str))

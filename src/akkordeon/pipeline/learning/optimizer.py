@@ -20,6 +20,7 @@ from akkordeon.core.errors import AkkordeonError, ForeignParameterError, RecipeE
 from akkordeon.core.numerics.autograd import without_gradients
 from akkordeon.core.payload import memory
 from akkordeon.pipeline.module_copy import tensors_in
+from akkordeon.pipeline.optimizers.composed import all_within
 from akkordeon.pipeline.weights import Weights
 
 __all__ = ["OptimizerFactory", "bare_step", "built", "is_hooked", "refuse_kept_memory", "with_lr_times"]
@@ -68,7 +69,8 @@ def built(factory: OptimizerFactory, weights: Weights, label: str) -> tuple[Opti
             f"the optimizer function of {label} gave a {type(optimizer).__name__}; it must return a "
             "torch.optim.Optimizer, or (optimizer, scheduler)"
         )
-    _refuse_unfit(optimizer, label)
+    for each in all_within(optimizer):
+        _refuse_unfit(each, label)
     if scheduler is not None:
         _refuse_unfit_scheduler(scheduler, optimizer, label)
     refuse_kept_memory(optimizer, weights, label)

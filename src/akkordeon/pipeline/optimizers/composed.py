@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch.optim import Optimizer
 
-__all__ = ["Composed"]
+__all__ = ["Composed", "all_within", "kind_of"]
 
 
 class Composed(Optimizer):
@@ -40,3 +40,19 @@ class Composed(Optimizer):
         for part in self.parts:
             part.step()
         return loss
+
+
+def all_within(optimizer: Optimizer) -> Iterator[Optimizer]:
+    """Those that an optimizer is composed of, and itself, last."""
+    if isinstance(optimizer, Composed):
+        for part in optimizer.parts:
+            yield from all_within(part)
+    yield optimizer
+
+
+def kind_of(optimizer: Optimizer) -> str:
+    """The class of an optimizer, with those it is composed of: ``ErrorFeedback(SGD)``."""
+    name = type(optimizer).__name__
+    if not isinstance(optimizer, Composed):
+        return name
+    return f"{name}({', '.join(map(kind_of, optimizer.parts))})"
