@@ -30,7 +30,7 @@ from akkordeon.engines.simulator.faults import Crash, Freeze, Partition
 from akkordeon.engines.simulator.hosts import Host
 from akkordeon.engines.simulator.links import Link
 from akkordeon.pipeline.stage import Stage
-from akkordeon.sentinels.trainer import Trainer
+from akkordeon.sentinels.training.trainer import Trainer
 
 SIDES = [("sentinel/*", "*gate/*"), ("*gate/0", "*gate/1"), ("rack", "*")]
 """Who is cut off from whom."""

@@ -29,7 +29,7 @@ from akkordeon.engines import interpreter
 from akkordeon.engines.simulator.compute import Compute, Cost
 from akkordeon.engines.simulator.faults import Crash, Freeze, Partition
 from akkordeon.engines.simulator.links import Link
-from akkordeon.sentinels.trainer import Trainer
+from akkordeon.sentinels.training.trainer import Trainer
 
 TURN = 8
 """Evaluation gets at least every so many-th turn."""

@@ -60,7 +60,7 @@ from akkordeon.engines.threads import workers
 from akkordeon.pipeline.gate_actor import GateActor
 from akkordeon.pipeline.stage import Position
 from akkordeon.sentinels.evaluator import Evaluator
-from akkordeon.sentinels.trainer import Trainer
+from akkordeon.sentinels.training.trainer import Trainer
 from akkordeon.session import session as session_module
 
 

@@ -13,7 +13,7 @@ from akkordeon.core.actor import Send
 from akkordeon.core.messages import Backward, Forward
 from akkordeon.core.recovery.messages import ForgetBefore
 from akkordeon.engines.simulator.links import Wire
-from akkordeon.sentinels.trainer import Trainer
+from akkordeon.sentinels.training.trainer import Trainer
 from akkordeon.session.recovery import gates as recovery
 
 FAST, WORLDS, SLOW = 60, 100, 10_000

@@ -12,7 +12,7 @@ from akkordeon.core.messages import Attach, Cut, Detach, Due
 from akkordeon.core.reports import BatchRefused, RoundDone, SentinelEnded
 from akkordeon.sentinels.evaluator import Evaluator
 from akkordeon.sentinels.reader import Reader
-from akkordeon.sentinels.trainer import Trainer
+from akkordeon.sentinels.training.trainer import Trainer
 
 GATES = 3
 SEEDS = [

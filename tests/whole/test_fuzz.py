@@ -28,7 +28,7 @@ from akkordeon.core.shard_messages import Dropped, Parameters
 from akkordeon.core.well_formed import malformed
 from akkordeon.pipeline.refusals.actor import OFFENCES_MAX
 from akkordeon.pipeline.stage import Stage
-from akkordeon.sentinels.trainer import Trainer
+from akkordeon.sentinels.training.trainer import Trainer
 
 ME = "sentinel/a#1"
 

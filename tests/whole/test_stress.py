@@ -16,7 +16,7 @@ from tests.support.harness import WAIT_S, batches_of, small_network
 from torch.nn import functional as F
 
 import akkordeon as ak
-from akkordeon.sentinels.trainer import READ_AHEAD
+from akkordeon.sentinels.training.trainer import READ_AHEAD
 
 DATA, IN_FLIGHT = batches_of(5), 5
 

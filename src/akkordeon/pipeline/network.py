@@ -107,7 +107,7 @@ class Network:
             refuse_uncopyable(i, gate)
             refuse_to_compile(i, gate)
         refuse_shared(self.gates)
-        refuse_off_schedule(self.schedule, self.gates, self.clip_whole_norm)
+        refuse_off_schedule(self.schedule, self.gates, self.clip_whole_norm, self.max_staleness)
 
     def __repr__(self) -> str:
         """The gates by name or module, and how large they are."""

@@ -30,7 +30,7 @@ from akkordeon.sentinels.streaming.drift import require_gates
 from akkordeon.sentinels.streaming.reader import StreamReader
 from akkordeon.sentinels.streaming.shadow import ShadowRow
 from akkordeon.sentinels.streaming.streamer import Streamer
-from akkordeon.sentinels.trainer import Trainer
+from akkordeon.sentinels.training.trainer import Trainer
 
 __all__ = ["make_actors", "require_recipes"]
 

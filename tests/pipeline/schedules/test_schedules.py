@@ -219,6 +219,10 @@ def test_what_does_not_go_together_is_refused_in_a_sentence():
             "keeps no weights but the latest",
         ),
         (lambda: small_network(schedule=ak.TwoBuffers(4), clip_whole_norm=1.0), "clip_norm each instead"),
+        (
+            lambda: small_network(schedule=ak.TwoBuffers(4), max_staleness=0),
+            "all gradients are one update old",
+        ),
         (lambda: ak.Downpour(small_network(schedule=ak.Flush(4)), replicas=2), "replicas train without one"),
     ):
         with pytest.raises(RecipeError, match=sentence):

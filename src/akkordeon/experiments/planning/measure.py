@@ -36,7 +36,7 @@ from akkordeon.pipeline.weights import Weights
 from akkordeon.sentinels.loss import Loss
 from akkordeon.sentinels.reader import Reader
 from akkordeon.sentinels.recipes import Sentinel
-from akkordeon.sentinels.trainer import Trainer
+from akkordeon.sentinels.training.trainer import Trainer
 
 __all__ = ["measured"]
 

@@ -24,7 +24,7 @@ from akkordeon.pipeline.network import Network
 from akkordeon.sentinels.loss import Loss
 from akkordeon.sentinels.reader import Reader
 from akkordeon.sentinels.recipes import Sentinel
-from akkordeon.sentinels.trainer import Trainer
+from akkordeon.sentinels.training.trainer import Trainer
 
 __all__ = ["Stopwatch", "from_operations", "measure_costs"]
 

@@ -38,7 +38,9 @@ def refuse_to_compile(i: int, gate: Gate) -> None:
         )
 
 
-def refuse_off_schedule(schedule: object, gates: Sequence[Gate], clip_whole_norm: float | None) -> None:
+def refuse_off_schedule(
+    schedule: object, gates: Sequence[Gate], clip_whole_norm: float | None, max_staleness: int | None
+) -> None:
     """Refuse what is no schedule, and gates that cannot keep to it."""
     if not isinstance(schedule, Schedule):
         raise RecipeError(f"schedule is Async(), Flush(m) or TwoBuffers(m), got {schedule!r}")
@@ -54,6 +56,11 @@ def refuse_off_schedule(schedule: object, gates: Sequence[Gate], clip_whole_norm
                 f"gate {i} has staleness={gate.staleness}, which keeps no weights but the latest, and by the "
                 f"schedule {schedule} a gate computes on those before; give it Stash()"
             )
+    if isinstance(schedule, TwoBuffers) and max_staleness == 0:
+        raise RecipeError(
+            f"the network has max_staleness=0, and by the schedule {schedule} all gradients are one update "
+            "old; leave max_staleness out, or take Flush(m)"
+        )
     if schedule != ASYNC and clip_whole_norm is not None:
         raise RecipeError(
             f"the network has clip_whole_norm={clip_whole_norm}, which goes with no schedule={schedule}; "

@@ -12,9 +12,13 @@ batch is refused that some of them had counted.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+from akkordeon.core.actor import Effect
 from akkordeon.core.messages import Forward
 from akkordeon.core.payload import Payload
 from akkordeon.core.plain_state import LearnerState, StageState
+from akkordeon.core.streams.messages import TakeOver
 from akkordeon.pipeline.gate import Gate
 from akkordeon.pipeline.learning.accumulating_gate import AccumulatingGate
 from akkordeon.pipeline.stage import Position, Stashed
@@ -51,6 +55,11 @@ class TwoBuffersGate(AccumulatingGate):
     def _stashed(self, message: Forward, x: Payload, y: Payload) -> Stashed:
         weights, version = self._chosen()
         return Stashed(x, y, weights, version, message.samples, message.norm)
+
+    def _take_over(self, message: TakeOver) -> Iterator[Effect]:
+        """Go on without a version before the latest: that one led elsewhere."""
+        self._earlier = None
+        yield from super()._take_over(message)
 
     def _before_update(self) -> Snapshot:
         return self.weights.pin()

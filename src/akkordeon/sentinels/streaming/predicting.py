@@ -27,7 +27,7 @@ from akkordeon.sentinels.streaming.drift_watch import DriftWatch
 from akkordeon.sentinels.streaming.prequential import Prequential
 from akkordeon.sentinels.streaming.shadow import ShadowRow, Trial
 from akkordeon.sentinels.streaming.unlabelled import Example
-from akkordeon.sentinels.trainer import Trainer
+from akkordeon.sentinels.training.trainer import Trainer
 
 __all__ = ["PredictingTrainer"]
 

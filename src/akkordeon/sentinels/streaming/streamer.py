@@ -23,13 +23,13 @@ from akkordeon.core.plain_state import Applied, PlainState
 from akkordeon.core.streams.messages import Acknowledge, Answer, Event, Kept, Key, Labelled, Question, Record
 from akkordeon.core.streams.reports import StreamReport
 from akkordeon.data.position import Place, SourcePosition
-from akkordeon.sentinels.epoch import Epoch, Flight
 from akkordeon.sentinels.recipes import Streaming
 from akkordeon.sentinels.streaming.events import as_plain, from_plain
 from akkordeon.sentinels.streaming.predicting import PredictingTrainer
 from akkordeon.sentinels.streaming.receipts import Receipts
 from akkordeon.sentinels.streaming.shadow import ShadowRow
 from akkordeon.sentinels.streaming.unlabelled import Example, Unlabelled, delay_of
+from akkordeon.sentinels.training.epoch import Epoch, Flight
 
 __all__ = ["Streamer"]
 

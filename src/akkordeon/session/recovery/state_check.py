@@ -138,6 +138,7 @@ def require_whole(checkpoint: Checkpoint) -> None:
         _require(state.get("stream", {}).get("drift"), Maybe(DRIFT), f"what drift {name} has seen")
         if not state["address"].rpartition("#")[2].isdecimal():
             raise DataError(f"the address of {name} has no number")
+        _require(state.get("counted"), Maybe(PLACE), f"where {name} counts updates from")
     for address, stage in checkpoint.stages.items():
         _require(stage.version, COUNT, f"the version of {address}")
         _require(stage.learner, Maybe(LEARNER), f"what {address} learns with")

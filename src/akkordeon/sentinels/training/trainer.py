@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from functools import partial
 
 from akkordeon.core.actor import After, Effect, Report, Send, Stop
 from akkordeon.core.checkpoint_messages import AllRead, Locate
@@ -34,19 +33,19 @@ from akkordeon.core.plain_state import Applied, PlainState
 from akkordeon.core.recovery.messages import ForgetBefore, Restarted
 from akkordeon.core.reports import BatchCount
 from akkordeon.core.schedules import ASYNC, Schedule
-from akkordeon.core.shard_messages import Settle, Settled
 from akkordeon.data.position import Places
-from akkordeon.sentinels.base import START, SentinelActor
-from akkordeon.sentinels.epoch import Epoch, Flight
+from akkordeon.sentinels.base import START
 from akkordeon.sentinels.loss import BatchLoss, GraphCheck
 from akkordeon.sentinels.reader import READ_AHEAD
 from akkordeon.sentinels.recipes import Training
-from akkordeon.sentinels.refusals import Refusals, not_finite, record_of
+from akkordeon.sentinels.training.epoch import Epoch, Flight
+from akkordeon.sentinels.training.refusals import Refusals, not_finite, record_of
+from akkordeon.sentinels.training.settling import SettlingSentinel
 
 __all__ = ["Trainer"]
 
 
-class Trainer(SentinelActor[Flight]):
+class Trainer(SettlingSentinel):
     """The actor of :meth:`Sentinel.train`.
 
     Args:
@@ -73,16 +72,14 @@ class Trainer(SentinelActor[Flight]):
         saves: bool = False,
         schedule: Schedule = ASYNC,
     ) -> None:
-        super().__init__(address, name, row, reader, recipe.role, recipe.in_flight, saves)
-        self._recipe, self._room = recipe, partial(schedule.room, recipe.in_flight)
-        self._settles = recipe.replica is not None or schedule is not ASYNC
+        super().__init__(address, name, row, reader, recipe, saves, schedule)
+        self._recipe = recipe
         self._epoch_of = recipe.scores, endless
         self._places, self._epoch = Places(), Epoch(1, *self._epoch_of)
         self._samples_sent = self._samples_trained = 0
         self._in_all: int | None = None  # batches that it is to send, once that is known
         self._all_sent = self._cut_short = self._reader_asked = False
         self._graph_check, self._refusals = GraphCheck(), Refusals(name, recipe.in_flight)
-        self._unsettled: set[str] = set()
         self._began_s = self._latest_s = self._epoch_began_s = self._reported_s = 0.0
         if start is not None:
             self._go_on_from(start)
@@ -92,7 +89,6 @@ class Trainer(SentinelActor[Flight]):
             Forward: self._came_back,
             Backward: self._trained,
             Refused: self._refused,
-            Settled: self._settled,
             AllRead: self._all_read,
             Restarted: self._restarted,
             Detach: self._detach,
@@ -136,7 +132,7 @@ class Trainer(SentinelActor[Flight]):
                     self._waiting.popleft()
                     yield Send(self.address, item)
                 break
-            elif isinstance(item, Item) and len(self._flights) < self._room(self.batches.trained):
+            elif isinstance(item, Item) and len(self._flights) < self._pace.room(self.batches.trained):
                 self._waiting.popleft()
                 yield from self._launch(item)
                 if self._is_last():
@@ -148,6 +144,8 @@ class Trainer(SentinelActor[Flight]):
         if self._all_sent and not self._flights:
             self._raise_if_too_many()
             yield from self._end()
+        elif not self._flights and not self._pace.is_known:
+            yield from self._settle()
 
     def _launch(self, item: Item) -> Iterator[Effect]:
         """Send a batch, or count it where it was trained before."""
@@ -184,7 +182,7 @@ class Trainer(SentinelActor[Flight]):
 
     def _come_to_rest(self, now_s: float) -> Iterator[Effect]:
         """With nothing under way, wait for all that was asked for to be read: so it is where one begins."""
-        if not (self._flights or self._reader_asked or all(self._rest.values())):
+        if not (self._is_under_way or self._reader_asked or all(self._rest.values())):
             self._reader_asked = True
             yield Send(self._reader, Locate(self.address))
 
@@ -204,10 +202,12 @@ class Trainer(SentinelActor[Flight]):
         sent, begun = batches.sent - len(not_done), place["position"]["place"][0]
         back, known = set(not_done) - under_way, under_way - set(not_done)
         left = None if self._in_all is None else self._in_all - sent
+        trained = sent - batches.refused - batches.lost
         return {
             "role": str(self._role),
             **place,
-            "batches": [sent, sent - batches.refused - batches.lost, batches.refused, batches.lost],
+            "batches": [sent, trained, batches.refused, batches.lost],
+            "counted": self._pace.as_plain(trained, in_cut=asked.applied is not None),
             "samples_sent": self._samples_sent - samples_of(not_done),
             "samples_trained": self._samples_trained + samples_of(known) - samples_of(back),
             # One broken off was told of, and goes on; one that is whole will not be told of.
@@ -222,6 +222,7 @@ class Trainer(SentinelActor[Flight]):
         self._rest[START], self._numbers = True, start["number"]
         self._places = Places.from_plain(start)
         self.batches = BatchCount(*start["batches"])
+        self._pace.go_on_from(start.get("counted"))
         self._samples_sent, self._samples_trained = start["samples_sent"], start["samples_trained"]
         self._rounds, left = start["epochs"], start["left"]
         self._in_all, self._all_sent = None if left is None else self.batches.sent + left, left == 0
@@ -292,6 +293,8 @@ class Trainer(SentinelActor[Flight]):
     def _count_refused(self, why: Refused, holders: tuple[str, ...], now_s: float) -> Iterator[Effect]:
         """Count a batch as refused and have the gates that hold it forget it."""
         flight = self._flights.pop(why.batch)
+        if flight.turned:
+            self._pace.lose()
         self._refusals.add(why)
         self.batches.refused += 1
         flight.epoch.count_refused()
@@ -312,8 +315,8 @@ class Trainer(SentinelActor[Flight]):
 
     def _restarted(self, message: Restarted, now_s: float) -> Iterator[Effect]:
         """Send again what no gate has learned from; the rest is lost, and refused what the gate raised on."""
-        if message.gate in self._unsettled:
-            yield Send(message.gate, Settle(self.address))
+        self._pace.lose()
+        yield from self._settle_again(message.gate)
         yield from self._to_all(ForgetBefore(self.address, self._numbers))
         refused, flights, self._flights = message.refused, self._flights, {}
         for batch, flight in flights.items():
@@ -332,6 +335,7 @@ class Trainer(SentinelActor[Flight]):
     def _lose(self, number: int, flight: Flight, now_s: float) -> Iterator[Effect]:
         """Count a batch as lost; some gates may have learned from it."""
         self.batches.lost += 1
+        self._pace.lose()
         self._refusals.remember(number)
         flight.epoch.count_lost()
         yield from self._report(flight.epoch, now_s)
@@ -376,17 +380,14 @@ class Trainer(SentinelActor[Flight]):
 
     def _end(self) -> Iterator[Effect]:
         """End; gates first make of what they gathered an update, and a replica's bring it to the shards."""
-        if not self._settles:
-            yield from self._end_now()
-        elif not self._unsettled:
-            self._unsettled.update(self._row)
-            yield from self._to_all(Settle(self.address))
+        yield from self._settle() if self._settles else self._end_now()
 
-    def _settled(self, message: Settled, now_s: float) -> Iterator[Effect]:
-        before, self._unsettled = self._unsettled, self._unsettled - {message.by}
-        if before and not self._unsettled:
+    def _all_settled(self, now_s: float) -> Iterator[Effect]:
+        if self._all_sent and not self._flights:
             self._raise_if_too_many()
             yield from self._end_now()
+        else:
+            yield from self._send(now_s)
 
     def _end_now(self) -> Iterator[Effect]:
         yield from self._say_end(cut_short=self._cut_short)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from akkordeon.core.reports import BatchCount
-from akkordeon.sentinels.epoch import Epoch, Tally
+from akkordeon.sentinels.training.epoch import Epoch, Tally
 
 
 def test_a_tally_has_mean_and_maximum():

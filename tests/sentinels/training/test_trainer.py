@@ -38,8 +38,8 @@ from akkordeon.core.reports import (
     SentinelStatus,
     TrainingProgress,
 )
-from akkordeon.sentinels.refusals import REFUSED_MAX
-from akkordeon.sentinels.trainer import Trainer
+from akkordeon.sentinels.training.refusals import REFUSED_MAX
+from akkordeon.sentinels.training.trainer import Trainer
 
 ME, ROW = "sentinel/tdp#1", ("gate/0", "gate/1", "gate/2")
 
