@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from itertools import pairwise
 
 import pytest
@@ -260,3 +261,57 @@ def test_gates_do_not_learn_alike_where_optimizers_inside_are_others():
     assert not learn_alike([ak.Gate(nn.Linear(3, 3), around(kind)) for kind in kinds])
     same = around(torch.optim.SGD)
     assert learn_alike([ak.Gate(nn.Linear(3, 3), same) for _ in range(2)])
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))])
+def test_a_copy_with_its_model_goes_on_as_the_original_does(copied):
+    """It had no parts."""
+    one = model()
+    ours = ak.ErrorFeedback(ak.muon(one.named_parameters(), lr=LR), c=0.5)
+    first, *others = batches_of(4)
+    step(one, ours, *first)
+    other, twin = copied((one, ours))
+    for x, y in others:
+        step(one, ours, x, y)
+        step(other, twin, x, y)
+    assert same_bits(one, other)
+
+
+def test_more_parameters_are_refused_once_it_is_made():
+    """They were in its groups, and no optimizer in it updated them."""
+    optimizer = ak.ErrorFeedback(torch.optim.SGD(nn.Linear(3, 2).parameters(), lr=LR))
+    with pytest.raises(
+        RecipeError, match=r"^ErrorFeedback\(SGD\) takes no more parameters, .*; make it anew"
+    ):
+        optimizer.add_param_group({"params": [*nn.Linear(2, 2).parameters()]})
+    assert len(optimizer.param_groups) == 1
+
+
+def test_a_closure_computes_the_gradients_of_the_step():
+    """It was called without gradients, and after a look at which parameters have one."""
+    one, other = model(), model()
+    ours = ak.ErrorFeedback(torch.optim.SGD(one.parameters(), lr=LR))
+    theirs = ak.ErrorFeedback(torch.optim.SGD(other.parameters(), lr=LR))
+    for x, y in batches_of(3):
+
+        def closure(x=x, y=y):
+            ours.zero_grad()
+            loss = F.cross_entropy(one(x), y)
+            loss.backward()
+            return loss
+
+        assert ours.step(closure).requires_grad
+        step(other, theirs, x, y)
+    assert same_bits(one, other)
+
+
+def test_the_rate_that_a_scheduler_of_the_optimizer_inside_sets_after_loading_is_kept():
+    """The optimizer inside had the groups of before until its next step, and a plateau is seen before it."""
+    weights = [nn.Parameter(torch.zeros(1))]
+    inside = torch.optim.SGD(weights, lr=1.0)
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(inside, factor=0.5, patience=0)
+    optimizer = ak.ErrorFeedback(inside)
+    optimizer.load_state_dict(optimizer.state_dict())
+    for score in (1.0, 2.0):
+        scheduler.step(score)
+    assert optimizer.param_groups[0]["lr"] == 0.5

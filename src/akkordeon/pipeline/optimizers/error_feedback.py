@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from akkordeon.core.payload import all_finite
-from akkordeon.pipeline.optimizers.composed import Composed
+from akkordeon.pipeline.optimizers.composed import Composed, loss_of
 
 __all__ = ["ErrorFeedback"]
 
@@ -37,12 +38,16 @@ class ErrorFeedback(Composed):
         super().__init__(inside)
         self._c = c
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_c": self._c}
+
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """A step of the optimizer inside, and what its step before was wrong by."""
+        loss = loss_of(closure)
         rates = {p: float(group.get("lr", 1.0)) for group in self.param_groups for p in group["params"]}
         before = {p: None if p.grad is None else p.detach().clone() for p in rates}
-        loss = super().step(closure)
+        super().step()
         updates = {p: was.sub_(p) for p, was in before.items() if was is not None}
         for parameter, update in updates.items():
             self._correct(parameter, update, rates[parameter])
