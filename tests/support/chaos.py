@@ -61,7 +61,8 @@ class World:
     exact_versions: bool
 
 
-def world_of(seed: int) -> World:
+def world_of(seed: int, *, scheduled: bool = False) -> World:
+    """The world of a seed; ``scheduled``: of a row of gates with a schedule."""
     rng = Random(seed)
     gates = rng.randint(1, 4)
     row = [f"gate/{i}" for i in range(gates)]
@@ -69,7 +70,10 @@ def world_of(seed: int) -> World:
     recovery = ak.Recovery(snapshot_every=every, restarts=rng.choice([2, 99, 99, 99]), backoff_s=0.02)
     network = ak.Network([ak.Gate(nn.Linear(2, 2), _sgd) for _ in range(gates)], recovery=recovery)
     recipe: ak.Network | ak.Downpour = network
-    if rng.random() < 0.5:
+    if scheduled:
+        schedule, batches = rng.choice([ak.Flush, ak.TwoBuffers]), rng.randint(1, 4)
+        recipe = replace(network, schedule=schedule(batches))
+    elif rng.random() < 0.5:
         recipe = ak.Downpour(
             network,
             replicas=rng.randint(1, 3),
@@ -197,9 +201,9 @@ class Witness:
         self._versions[address] = version
 
 
-def violations(seed: int, seen: Seen | None = None) -> list[str]:
+def violations(seed: int, seen: Seen | None = None, *, scheduled: bool = False) -> list[str]:
     """Run the world of a seed; what did not hold in it."""
-    world = world_of(seed)
+    world = world_of(seed, scheduled=scheduled)
     witness = Witness(world.exact_versions)
     session = ak.run(world.recipe, engine=world.engine)
     world.engine.recorder = witness  # type: ignore[assignment]

@@ -20,10 +20,10 @@ FAST, WORLDS, SLOW = 60, 100, 10_000
 """Worlds in the fast suite, those in which a broken recovery is found, and those of the slow study."""
 
 
-def check(seeds):
+def check(seeds, **kind):
     seen = Seen()
     for seed in seeds:
-        assert violations(seed, seen) == [], f"world {seed}"
+        assert violations(seed, seen, **kind) == [], f"world {seed}"
     print(f"{len(seeds)} worlds: {seen}")
     assert seen.repeated > len(seeds)
     return seen
@@ -36,6 +36,11 @@ def test_recovery_keeps_its_promises_in_sixty_worlds():
         assert seen.faults[f"lost: {who}"] > FAST / 10, who
 
 
+def test_recovery_keeps_its_promises_in_rows_with_a_schedule():
+    seen = check(range(FAST // 3), scheduled=True)
+    assert seen.restarts > FAST / 3
+
+
 def test_a_shard_that_was_made_anew_answers_a_push_that_asks_for_weights():
     """It had lent nothing yet, and dropped the push and the question with it: the gate waited on."""
     assert violations(6359) == []
@@ -45,6 +50,12 @@ def test_a_shard_that_was_made_anew_answers_a_push_that_asks_for_weights():
 @pytest.mark.timeout(1800)
 def test_recovery_keeps_its_promises_in_ten_thousand_worlds():
     check(range(SLOW))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_recovery_keeps_its_promises_in_a_thousand_rows_with_a_schedule():
+    check(range(SLOW // 10), scheduled=True)
 
 
 def test_no_call_on_ray_is_tried_again_but_of_whom_a_network_has():
