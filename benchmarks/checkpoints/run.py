@@ -78,10 +78,11 @@ def intervals_ms(seconds: float, every_s: float | None) -> tuple[list[float], in
 
 
 def summary(times_ms: list[float]) -> dict[str, float]:
-    """Median, 99th percentile and longest."""
+    """Median, mean, 99th percentile and longest."""
     in_order = sorted(times_ms)
     return {
         "median_ms": statistics.median(in_order),
+        "mean_ms": statistics.fmean(in_order),
         "p99_ms": in_order[int(0.99 * (len(in_order) - 1))],
         "longest_ms": in_order[-1],
         "updates": len(in_order),
@@ -102,11 +103,12 @@ def measure(rounds: int, seconds: float, every_s: float) -> dict[str, Any]:
         name: {key: statistics.median(each[key] for each in runs) for key in runs[0]}
         for name, runs in found.items()
     }
-    ratios = [w["median_ms"] / o["median_ms"] for w, o in zip(found["with"], found["without"], strict=True)]
+    pairs = list(zip(found["with"], found["without"], strict=True))
     return {
         **median,
         "every_s": every_s,
-        "ratio_of_medians": statistics.median(ratios),
+        "ratio_of_medians": statistics.median(w["median_ms"] / o["median_ms"] for w, o in pairs),
+        "ratio_of_means": statistics.median(w["mean_ms"] / o["mean_ms"] for w, o in pairs),
         "seconds_to_write": statistics.median(took_s) if took_s else None,
     }
 
