@@ -334,10 +334,11 @@ def test_without_weights_to_go_back_to_such_an_update_is_a_failure():
 
 
 def test_a_sparse_table_is_updated_in_place_unless_a_cut_holds_it():
+    plain_sgd = functools.partial(torch.optim.SGD, lr=0.05)  # momentum would move other rows, too
     module, plain = nn.Embedding(1000, 2, sparse=True), None
     plain = copy.deepcopy(module)
-    weights, updater = updater_of(module)
-    optimizer = sgd(plain.parameters())
+    weights, updater = updater_of(module, plain_sgd)
+    optimizer = plain_sgd(plain.parameters())
 
     def step():
         for table in (plain, module):
@@ -368,6 +369,30 @@ def test_a_sparse_update_that_would_not_be_finite_is_taken_back():
     weights, updater = updater_of(module, lambda params: torch.optim.SGD(params, lr=1e38))
     (module(torch.tensor([4, 4])) * 1e30).sum().backward()
     assert not updater.update([weights.now[0].grad], weights.now, 0)
+    assert same_bits(module, before)
+
+
+@pytest.mark.parametrize(
+    "factory",
+    [
+        lambda params: torch.optim.SGD(params, lr=1.0, momentum=0.9),
+        lambda params: ak.ErrorFeedback(torch.optim.SGD(params, lr=1.0)),
+    ],
+    ids=["momentum", "error feedback"],
+)
+def test_rows_that_a_refused_update_moved_beside_those_of_its_gradient_are_taken_back(factory):
+    """Rows with an earlier gradient kept what the refused update had done to them."""
+    module = nn.Embedding(10, 2, sparse=True)
+    weights, updater = updater_of(module, factory)
+
+    def gradient(row, scale):
+        (module(torch.tensor([row])) * scale).sum().backward()
+        found, weights.now[0].grad = weights.now[0].grad, None
+        return [found]
+
+    assert updater.update(gradient(4, 1.0), weights.now, 0)
+    before = copy.deepcopy(module)
+    assert not updater.update(gradient(7, torch.inf), weights.now, 0)
     assert same_bits(module, before)
 
 

@@ -19,6 +19,7 @@ from akkordeon.pipeline.learning.optimizer import (
     bare_step,
     built,
     is_hooked,
+    keeps_to_rows,
     refuse_kept_memory,
     with_lr_times,
 )
@@ -166,7 +167,7 @@ class Updater:
         weights = self._weights
         if self._clip_norm is not None:
             gradients = clipped(gradients, self._clip_norm)
-        weights.prepare_update(gradients)
+        weights.prepare_update(gradients, by_rows=keeps_to_rows(self._optimizer))
         try:
             for master, gradient in zip(weights.masters, gradients, strict=True):
                 master.grad = gradient

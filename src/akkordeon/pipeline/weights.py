@@ -171,16 +171,21 @@ class Weights:
         self.now = self._aliases()
         self.install(self.now)
 
-    def prepare_update(self, gradients: Sequence[Tensor | None]) -> None:
+    def prepare_update(self, gradients: Sequence[Tensor | None], by_rows: bool = True) -> None:
         """Give the masters fresh memory, so that the update leaves this version as it is.
 
         A table whose gradient is sparse is looked up alone, and the backward of a lookup needs no weights:
         it is updated in place, rather than copied as a whole for a few rows, unless a cut holds it.
+
+        Args:
+            gradients: one for each weight, or None.
+            by_rows: the update writes to no other rows of such a table, so that it can be taken back.
         """
         tied = {i for group in self._tied for i in group} if self._tied else ()
         for i in self.trainable:
             master, gradient = self.masters[i], gradients[i]
-            if gradient is not None and gradient.is_sparse and i not in self._pinned and i not in tied:
+            may_stay = by_rows and i not in self._pinned and i not in tied
+            if may_stay and gradient is not None and gradient.is_sparse:
                 rows = torch.unique(gradient._indices()[0])
                 self._rows[i] = rows, master.data.index_select(0, rows)
             elif self.keep:

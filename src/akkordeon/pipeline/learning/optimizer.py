@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from torch.optim import Optimizer
+from torch.optim import SGD, Adagrad, Optimizer, SparseAdam
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import (
     _global_optimizer_post_hooks,
@@ -23,7 +23,15 @@ from akkordeon.pipeline.module_copy import tensors_in
 from akkordeon.pipeline.optimizers.composed import all_within
 from akkordeon.pipeline.weights import Weights
 
-__all__ = ["OptimizerFactory", "bare_step", "built", "is_hooked", "refuse_kept_memory", "with_lr_times"]
+__all__ = [
+    "OptimizerFactory",
+    "bare_step",
+    "built",
+    "is_hooked",
+    "keeps_to_rows",
+    "refuse_kept_memory",
+    "with_lr_times",
+]
 
 NAMED = "named_parameters"
 """What an optimizer function calls its argument that wants (name, parameter) pairs."""
@@ -169,6 +177,16 @@ def bare_step(optimizer: Optimizer) -> Callable[[], object] | None:
     if getattr(step, "__code__", None) is _WITHOUT_GRADIENTS and not optimizer.defaults["differentiable"]:
         return partial(without_gradients, step.__wrapped__, optimizer)
     return partial(step, optimizer)
+
+
+def keeps_to_rows(optimizer: Optimizer) -> bool:
+    """Whether it is known to write only to the rows of a table that a sparse gradient has.
+
+    Momentum goes on moving rows that had a gradient earlier.
+    """
+    if type(optimizer) is SGD:
+        return not any(group["momentum"] for group in optimizer.param_groups)
+    return type(optimizer) in (Adagrad, SparseAdam)
 
 
 @contextmanager
