@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from akkordeon.core.errors import NameTakenError, NoSuchSentinelError
 from akkordeon.engines.ray import members as known
 from akkordeon.engines.ray.members import Members
-from akkordeon.engines.ray.network_info import SentinelEntry
+from akkordeon.engines.ray.network_info import NetworkInfo, SentinelEntry
 
 HERE = ("10.0.0.7", 42)
 
@@ -62,3 +64,51 @@ def test_a_registrar_made_anew_gives_no_number_that_was_given_before():
     members.add_session("mine", "host", [SentinelEntry("a", "train", "sentinel/a#7", *HERE)])
     members.unregister("sentinel/a#7")
     assert register(members, "a") == ("a", 1001)
+
+
+@pytest.fixture
+def taken_up(monkeypatch):
+    """What a registrar made anew takes for the way in, and whose process it ends, by what each knows."""
+
+    def take_up(knows):
+        hosts = {name: SimpleNamespace(membership=Asked((knows[name], {}))) for name in knows}
+        ended = []
+        monkeypatch.setattr(known, "hosts_of", lambda network: hosts)
+        monkeypatch.setattr(known, "answered", lambda ray, asked, missing: list(asked))
+        monkeypatch.setattr(known, "end_named", ended.extend)
+        for info in filter(None, knows.values()):
+            info.hosts.update({gate: hosts.get(host) for gate, host in info.hosts.items()})
+        return Members("net").take_up(), ended
+
+    return take_up
+
+
+class Asked:
+    def __init__(self, answer):
+        self._answer = answer
+
+    def remote(self):
+        return self._answer
+
+
+def way_in(edition, **hosts):
+    return NetworkInfo(b"", 0, hosts, {}, {gate: gate for gate in hosts}, edition=edition)
+
+
+def test_of_two_ways_in_the_one_to_gates_that_are_there_is_taken(taken_up):
+    before, now = way_in(1, a="host/net/a", b="lost"), way_in(1, a="host/net/a", b="host/net/b")
+    info, ended = taken_up({"host/net/a": before, "host/net/b": now})
+    assert info is now
+    assert ended == []
+
+
+def test_a_process_ends_that_no_way_in_leads_to_but_not_one_that_is_spare_or_was_left_lately(taken_up):
+    before, now = way_in(1, a="host/net/a", left="host/net/left"), way_in(2, a="host/net/a")
+    others = dict.fromkeys(("host/net/new", "host/net/spare/1"))
+    info, ended = taken_up({"host/net/a": now, "host/net/left": before, **others})
+    assert info is now
+    assert ended == ["host/net/new"]
+
+
+def test_no_process_ends_where_none_knows_the_way_in(taken_up):
+    assert taken_up(dict.fromkeys(("host/net/a", "host/net/b"))) == (None, [])

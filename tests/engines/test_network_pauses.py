@@ -124,6 +124,7 @@ def test_who_waits_ends_with_whoever_asked_and_with_the_network():
 def test_a_registrar_that_was_killed_in_the_middle_of_a_change_has_all_go_on():
     made = registrar()
     sent = told_to(made)
+    made._surgery._engine.end_unused = lambda after_s: None  # which are processes
     settling = threading.Thread(target=made._surgery.settle)
     settling.start()
     for gate in ROW:

@@ -714,7 +714,7 @@ def test_a_network_whose_registrar_was_killed_can_be_stopped_and_started_again(s
     start()  # in the place of what was left
     ray.kill(networks.registrar_of(address, name))
     networks.stop(address, name)
-    assert networks._leftovers(name) == []
+    assert networks.hosts_of(name) == {}
     with pytest.raises(ClusterError, match="no network 'orphan'"):
         networks.stop(address, name)
 

@@ -48,7 +48,7 @@ def training(name, epochs, in_flight=4):
 
 
 @contextlib.contextmanager
-def running(monkeypatch, name, recovery=None):
+def running(monkeypatch, name, recovery=None, gates=None):
     """A network of three gates on the shared cluster; its target."""
     import ray
 
@@ -57,7 +57,7 @@ def running(monkeypatch, name, recovery=None):
 
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     address = ray.get_runtime_context().gcs_address
-    network = ak.Network([gate(seed) for seed in range(3)], recovery=recovery)
+    network = ak.Network(gates or [gate(seed) for seed in range(3)], recovery=recovery)
     comes_back = None if recovery is None else partial(GateRecovery, recovery)
     networks.start(name, network, network.spawns(0), recovery=comes_back)
     try:
@@ -166,6 +166,8 @@ def test_all_go_on_when_the_registrar_is_killed_while_sentinels_pause(monkeypatc
             assert goes_on(other, stuck)
             assert other.network.row() == ("gate/0", "gate/2")
             assert a.batches.refused == a.batches.lost == 0
+            ends = partial(processes_are, "killed", 3)  # of two gates, and a spare one; not that of gate/3
+            assert session._engine.wait_until(ends, WAIT_S)
 
 
 @pytest.mark.slow
@@ -212,6 +214,12 @@ def is_there(address, name):
 
     with contextlib.suppress(ClusterError):
         return networks.status(address, name)
+
+
+def processes_are(network, count):
+    from akkordeon.engines.ray.cluster.names import hosts_of
+
+    return len(hosts_of(network)) == count
 
 
 def ray_get(method):

@@ -6,7 +6,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from typing import Any, NoReturn
 
 import ray
@@ -16,7 +15,7 @@ from akkordeon.core.actor import Spawn
 from akkordeon.core.errors import ClusterError, NameTakenError, explain
 from akkordeon.core.plain_state import StageState
 from akkordeon.engines.ray.cluster.actor_options import UNRECORDED, detached_as, on_this_node
-from akkordeon.engines.ray.cluster.names import named, named_actors
+from akkordeon.engines.ray.cluster.names import end_named, hosts_of, named, named_actors
 from akkordeon.engines.ray.cluster.waits import ANSWER_S, ask, end_actor
 from akkordeon.engines.ray.host_pool import READY_S, HostPool
 from akkordeon.engines.ray.network_info import NetworkInfo, NetworkStatus
@@ -116,20 +115,10 @@ def start(
         raise
 
 
-def _leftovers(name: str) -> list[str]:
-    """Hosts of a network whose registrar was killed."""
-    return [actor for actor in named_actors() if actor.startswith(f"host/{name}/")]
-
-
 def _end_leftovers(name: str) -> bool:
     """End what no registrar knows of; whether there was anything."""
-    left = _leftovers(name)
-    for host in left:
-        with suppress(ValueError):  # it ended by itself
-            end_actor(ray, named(host))
-    deadline_s = time.monotonic() + ANSWER_S
-    while _leftovers(name) and time.monotonic() < deadline_s:
-        time.sleep(0.1)
+    left = hosts_of(name)
+    end_named(left)
     return bool(left)
 
 

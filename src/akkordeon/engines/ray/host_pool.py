@@ -21,6 +21,7 @@ from akkordeon.core.actor import Actor, Spawn
 from akkordeon.core.errors import ClusterError, RecipeError
 from akkordeon.engines.ray.cluster.actor_options import UNRECORDED, detached_as, on_this_node, with_resources
 from akkordeon.engines.ray.cluster.connection import require_ray
+from akkordeon.engines.ray.cluster.names import SPARE
 from akkordeon.engines.ray.cluster.waits import FETCH_S, ask, end_actor
 from akkordeon.engines.ray.placement import Placement, host_of, is_replica, sum_of_resources
 
@@ -28,13 +29,10 @@ if TYPE_CHECKING:
     from akkordeon.engines.ray.hosts import HostProcess, Routes
     from akkordeon.engines.ray.serialization import Serialized
 
-__all__ = ["READY_S", "SESSION_HOST", "SPARE", "HostPool", "can_be_spare", "shipped"]
+__all__ = ["READY_S", "SESSION_HOST", "HostPool", "can_be_spare", "shipped"]
 
 SESSION_HOST = "session host"
 """The name of the host of a session's sentinels."""
-
-SPARE = "spare"
-"""Begins the name of a process that is no host yet."""
 
 READY_S = 60.0
 """How long a host may take to come up; one that waits for resources never does."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import ray
@@ -12,7 +12,7 @@ import ray
 from akkordeon.core.addresses import free_name, sentinel_address
 from akkordeon.core.errors import NameTakenError, NoSuchSentinelError
 from akkordeon.core.reports import EpochDone, GateStatus, RoundDone
-from akkordeon.engines.ray.cluster.names import named, named_actors
+from akkordeon.engines.ray.cluster.names import SPARE, end_named, hosts_of
 from akkordeon.engines.ray.cluster.waits import answered
 from akkordeon.engines.ray.network_info import NetworkInfo, SentinelEntry
 from akkordeon.engines.ray.serialization import serialize
@@ -77,18 +77,23 @@ class Members:
     def take_up(self) -> NetworkInfo | None:
         """Know again what was known before the registrar was killed: the hosts do, and those of sessions.
 
+        A process that it had just made for a gate, and told nobody of, ends: there its gate is not found.
+
         Returns:
             The latest way in that is known; None if there is none.
         """
-        prefix = f"host/{self._network}/"
-        hosts = [named(name) for name in named_actors() if name.startswith(prefix)]
-        told = answered(ray, (host.membership.remote() for host in hosts), (None, {}))
+        hosts = hosts_of(self._network)
+        told = answered(ray, (host.membership.remote() for host in hosts.values()), (None, {}))
+        there = [host for host, known in zip(hosts.values(), told, strict=True) if known[0]]
         found = [known for known in told if known[0]]
         sessions = {key: host for _, listeners in found for key, host in listeners.items()}
         asked = {key: host.sentinels.remote() for key, host in sessions.items()}
         for key, entries in zip(asked, answered(ray, asked.values(), ()), strict=True):
             self.add_session(key, sessions[key], entries)
-        return max((info for info, _ in found), key=lambda info: info.edition, default=None)
+        if found:
+            end_named(_unlisted(hosts, self._network, [info for info, _ in found]))
+        latest = (info for info, _ in found)
+        return max(latest, key=lambda info: (info.edition, info.gates_in(there)), default=None)
 
     def begin(self, address: str) -> None:
         """A sentinel has been told to begin."""
@@ -163,6 +168,13 @@ class Members:
             for entry in self._sentinels.values():
                 if entry.name == record.sentinel:
                     entry.last = record
+
+
+def _unlisted(hosts: Mapping[str, Any], network: str, known: Iterable[NetworkInfo]) -> dict[str, Any]:
+    """Hosts that no way in leads to, by name; the spare ones, which none leads to, are not among them."""
+    listed = [handle for info in known for handle in info.hosts.values()]
+    spare = f"host/{network}/{SPARE}/"
+    return {n: handle for n, handle in hosts.items() if handle not in listed and not n.startswith(spare)}
 
 
 class Statuses:

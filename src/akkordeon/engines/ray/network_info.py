@@ -73,6 +73,14 @@ class NetworkInfo:
         node, pid = self.locations.get(self.places[gates[0]], ("?", 0))
         return f"{', '.join(gates)} has not answered for {seconds:g} s or more (number {pid} on {node})"
 
+    def gates_in(self, hosts: Collection[Any]) -> int:
+        """How many gates are in these hosts."""
+        return sum(self.hosts.get(name) in hosts for name in self.places.values())
+
+    def without_empty(self) -> NetworkInfo:
+        """The way in to the processes alone that have gates of the row."""
+        return replace(self, hosts={n: host for n, host in self.hosts.items() if n in self.places.values()})
+
     def without(self, name: str) -> NetworkInfo:
         """The way in where a process is gone."""
         return replace(self, hosts={each: handle for each, handle in self.hosts.items() if each != name})
@@ -81,10 +89,9 @@ class NetworkInfo:
 def with_row(info: NetworkInfo, row: tuple[str, ...], recipe: Serialized) -> NetworkInfo:
     """The way in to a network whose row has other gates, without processes that have none any more."""
     places = {address: host_of(address, info.placement) for address in row}
-    hosts = {name: handle for name, handle in info.hosts.items() if name in places.values()}
     past = tuple({**dict.fromkeys(info.past), **info.places, **places})
     edition = info.edition + 1
-    return replace(info, recipe=recipe, places=places, hosts=hosts, past=past, edition=edition)
+    return replace(info, recipe=recipe, places=places, past=past, edition=edition).without_empty()
 
 
 def changed(info: NetworkInfo, record: Changed) -> NetworkInfo:

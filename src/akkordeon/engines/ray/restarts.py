@@ -16,9 +16,9 @@ from akkordeon.core.addresses import reader_of
 from akkordeon.core.messages import Message
 from akkordeon.core.recovery.reports import StageSaved
 from akkordeon.core.reports import ActorFailed, ActorLost, GateLeft, GateStatus, SentinelEnded
-from akkordeon.engines.ray.cluster.names import named, named_actors
+from akkordeon.engines.ray.cluster.names import SPARE, hosts_of
 from akkordeon.engines.ray.cluster.waits import end_actor
-from akkordeon.engines.ray.host_pool import SPARE, HostPool, can_be_spare, shipped
+from akkordeon.engines.ray.host_pool import HostPool, can_be_spare, shipped
 from akkordeon.engines.ray.members import Members
 from akkordeon.engines.ray.network_info import NetworkInfo
 from akkordeon.engines.ray.serialization import deserialize
@@ -170,13 +170,24 @@ class RestartingEngine:
         if info is None:
             return
         pool, prefix = self._pool(info), f"host/{self._name}/{SPARE}/"
-        there = [named(name) for name in named_actors() if name.startswith(prefix)]
+        there = [handle for name, handle in hosts_of(self._name).items() if name.startswith(prefix)]
         pool.spare = next((handle for handle in there if handle not in info.hosts.values()), None)
         for spawn in spawns:
             if spawn.restore is not None and can_be_spare(spawn.address, spawn.resources):
                 pool.keep_spare(shipped(spawn.make))
                 break
         self._spare = pool.spare
+
+    def end_unused(self, after_s: float) -> None:
+        """End processes, after a while, that are for no gate of the row and not spare.
+
+        They are left by a registrar that was killed while gates came or went. No change is under way.
+        """
+        with self._spawning:  # each that gets a gate is listed
+            used = [*self._update(NetworkInfo.without_empty).hosts.values(), self._spare]
+            unused = [handle for handle in hosts_of(self._name).values() if handle not in used]
+        for handle in unused:
+            self._timers.after(after_s, partial(end_actor, ray, handle))
 
     def end_spare(self) -> None:
         """Need none any more."""

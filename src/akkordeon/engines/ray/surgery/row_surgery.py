@@ -264,6 +264,7 @@ class RowSurgery:
             self._hear = None
             self._members.report(info)
             self.pauses.end(info.row)
+            self._engine.end_unused(LINGER_S)
 
 
 def _read(operation: Serialized) -> Callable[[RowSurgery], Any]:
