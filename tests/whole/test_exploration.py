@@ -18,7 +18,8 @@ from akkordeon.engines.mailbox import Mailbox
 from akkordeon.engines.simulator.compute import Compute, Cost
 from akkordeon.engines.simulator.links import Link, Links
 from akkordeon.pipeline import gate_actor
-from akkordeon.sentinels import evaluator, trainer
+from akkordeon.sentinels import evaluator
+from akkordeon.sentinels.training import trainer
 
 BUDGET = 500
 """Worlds in which a broken protocol is found."""
