@@ -28,7 +28,9 @@ from akkordeon.pipeline.optimizers.error_feedback import ErrorFeedback
 from akkordeon.pipeline.optimizers.muon import muon
 from akkordeon.pipeline.recovery.recipe import Recovery
 from akkordeon.pipeline.staleness.delay_compensation import DelayCompensation
+from akkordeon.pipeline.staleness.gap_aware import GapAware
 from akkordeon.pipeline.staleness.kept_weights import Latest, Stash
+from akkordeon.pipeline.staleness.prediction import Prediction
 from akkordeon.pipeline.staleness.rule import Rule
 from akkordeon.pipeline.staleness.smaller_steps import AnnealedSteps, DelayAdaptive, InverseStaleness
 from akkordeon.sentinels.recipes import Best, Sentinel
@@ -60,6 +62,7 @@ __all__ = [
     "Drift",
     "ErrorFeedback",
     "Flush",
+    "GapAware",
     "Gate",
     "GrowingFile",
     "InverseStaleness",
@@ -73,6 +76,7 @@ __all__ = [
     "Network",
     "Plan",
     "Posts",
+    "Prediction",
     "Question",
     "Ray",
     "Recovery",

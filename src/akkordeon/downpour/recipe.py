@@ -149,6 +149,12 @@ class Downpour:
                 raise RecipeError(f"gate {i} has an embedding with max_norm: {why}")
 
     def _check_rules(self, policy: SyncPolicy) -> None:
+        for rule in (self.staleness, *(gate.staleness for gate in self.network.gates)):
+            if rule.looks_ahead:
+                raise RecipeError(
+                    f"replicas and shards cannot have staleness={rule}: their weights come from several, and "
+                    "where these lead to is not known ahead; take another rule"
+                )
         if self.staleness.uses_old_weights and (policy.local_step or policy.push_every > 1):
             raise RecipeError(
                 f"{type(self.staleness).__name__} needs the weights a push was computed at, but shards know "

@@ -96,8 +96,8 @@ SERVER_OPTIMIZERS: dict[str, Preset] = {
 }
 """Of parameter shards. 0.07 because 0.7, DiLoCo's, is too much where pushes are not averaged."""
 
-SERVER_RULES = {name: rule for name, rule in RULES.items() if rule.keeps_weights}
-"""Of parameter shards: a shard lends weights and runs no backward, so to keep none says nothing there."""
+SERVER_RULES = {name: rule for name, rule in RULES.items() if rule.keeps_weights and not rule.looks_ahead}
+"""Of parameter shards: a shard lends weights and runs no forward and no backward."""
 
 if TYPE_CHECKING:
     RuleName: TypeAlias = str

@@ -63,6 +63,7 @@ class Updater:
         by_samples: the scheduler counts samples, and not updates.
 
     Attributes:
+        rule: what to do with stale gradients.
         frozen: whether the weights stay as they are for now.
         boost: what learning rates are multiplied by for now, and for how many updates more.
 
@@ -86,7 +87,7 @@ class Updater:
         self.frozen = False
         self.boost: tuple[float, int] | None = None
         self._weights = weights
-        self._rule = rule
+        self.rule = rule
         self._clip_norm = clip_norm
         self._optimizer: Optimizer | None = None
         self._scheduler: LRScheduler | None = None
@@ -150,9 +151,9 @@ class Updater:
         self, gradients: list[Tensor | None], then: Snapshot, staleness: int
     ) -> list[Tensor | None]:
         """What the staleness rule makes of gradients, and of the next step; see :meth:`update`."""
-        factor, known = self._rule.lr_factor(staleness, self._updates), self._lr_factor
+        factor, known = self.rule.lr_factor(staleness, self._updates), self._lr_factor
         self._lr_factor = factor if known is None else min(factor, known)
-        return self._rule.correct(gradients, self._weights.now, then, staleness, self._state)
+        return self.rule.correct(gradients, self._weights.now, then, staleness, self._state)
 
     def apply(self, gradients: list[Tensor | None], samples: int = 0) -> bool:
         """Make the next version with gradients as they are, but for clipping; see :meth:`update`.
@@ -297,12 +298,12 @@ class Updater:
         return {
             "optimizer": None if optimizer is None else kind_of(optimizer),
             "scheduler": None if scheduler is None else type(scheduler).__name__ + by,
-            "staleness rule": type(self._rule).__name__,
+            "staleness rule": type(self.rule).__name__,
         }
 
     def _rule_tensors(self) -> dict[str, Tensor]:
         """What the staleness rule keeps of each weight, by its name."""
-        tensors = self._rule.tensors_of(self._state)
+        tensors = self.rule.tensors_of(self._state)
         return dict(zip(self._weights.names, tensors, strict=True)) if tensors else {}
 
     def _names_by_group(self, optimizer: Optimizer) -> list[str]:

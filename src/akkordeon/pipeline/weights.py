@@ -113,6 +113,10 @@ class Weights:
         """Tensors by name as a version of these weights, in memory of their own."""
         return self._as_weights(tensors[name].detach().clone() for name in self.names)
 
+    def as_version(self, tensors: Iterable[Tensor]) -> Snapshot:
+        """Tensors that are nobody else's as a version of these weights."""
+        return self._as_weights(tensor.detach() for tensor in tensors)
+
     @contextmanager
     def computing_on(self, snapshot: Snapshot) -> Iterator[None]:
         """Have the module compute with another version, to which it is not to write.
@@ -128,7 +132,7 @@ class Weights:
             self._installed = None  # it may have put others in their places
             self.install(self.now)
         if [weight._version for weight in snapshot] != before:
-            raise RecipeError("its forward writes to its weights, and by its schedule they are to stay")
+            raise RecipeError("its forward writes to its weights, which by its schedule or rule are to stay")
 
     def pin(self, averaged: bool = False) -> Snapshot:
         """The weights as they are now, or their average where one is kept, safe from any later update."""

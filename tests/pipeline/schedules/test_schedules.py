@@ -242,5 +242,5 @@ def test_a_forward_that_writes_to_its_weights_has_its_batches_refused():
     network = ak.Network(gates, schedule=ak.TwoBuffers(1))
     with ak.run(network) as session:
         attached = session.attach(ak.Sentinel.train(batches_of(40), F.cross_entropy))
-        with pytest.raises(AkkordeonError, match="by its schedule they are to stay"):
+        with pytest.raises(AkkordeonError, match="by its schedule or rule are to stay"):
             attached.wait(timeout=WAIT_S)

@@ -56,6 +56,16 @@ def refuse_off_schedule(
                 f"gate {i} has staleness={gate.staleness}, which keeps no weights but the latest, and by the "
                 f"schedule {schedule} a gate computes on those before; give it Stash()"
             )
+        if isinstance(schedule, TwoBuffers) and gate.staleness.looks_ahead:
+            raise RecipeError(
+                f"gate {i} has staleness={gate.staleness}, which has forwards on weights of its own, as the "
+                f"schedule {schedule} has: leave one of them out"
+            )
+        if gate.staleness.looks_ahead and clip_whole_norm is not None:
+            raise RecipeError(
+                f"gate {i} has staleness={gate.staleness}, which goes with no clip_whole_norm; give the "
+                "gates a clip_norm each instead"
+            )
     if isinstance(schedule, TwoBuffers) and max_staleness == 0:
         raise RecipeError(
             f"the network has max_staleness=0, and by the schedule {schedule} all gradients are one update "

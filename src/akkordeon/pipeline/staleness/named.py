@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from akkordeon.pipeline.staleness.delay_compensation import DelayCompensation
+from akkordeon.pipeline.staleness.gap_aware import GapAware
 from akkordeon.pipeline.staleness.kept_weights import Latest, Stash
+from akkordeon.pipeline.staleness.prediction import Prediction
 from akkordeon.pipeline.staleness.rule import Rule
 from akkordeon.pipeline.staleness.smaller_steps import AnnealedSteps, DelayAdaptive, InverseStaleness
 
@@ -15,6 +17,9 @@ RULES: dict[str, Rule] = {
     "inverse": InverseStaleness(),
     "delay-adaptive": DelayAdaptive(),
     "annealed": AnnealedSteps(),
+    "gap-aware": GapAware(),
+    "prediction": Prediction(),
+    "prediction-decayed": Prediction(decay=0.9),
     "dc-constant": DelayCompensation("constant"),
     "dc-adaptive": DelayCompensation("adaptive"),
 }

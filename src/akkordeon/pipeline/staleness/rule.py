@@ -1,12 +1,13 @@
 """What a rule for stale gradients is.
 
 A gate that learns from a batch τ updates after that batch went forward holds a gradient that belongs
-to weights it no longer has. A rule says three things about it:
+to weights it no longer has. A rule says four things about it:
 
 - ``keeps_weights``: whether the gate keeps the weights a forward used until its backward came
   (weight stashing, PipeDream, arXiv:1806.03377), so that the gradient is one of a function that existed;
 - :meth:`Rule.correct`: what the optimizer gets instead of the raw gradient;
-- :meth:`Rule.lr_factor`: how much of its step the optimizer makes.
+- :meth:`Rule.lr_factor`: how much of its step the optimizer makes;
+- :meth:`Rule.ahead`: on which weights the forward is, where not on the latest.
 
 Rules never write to what they are given: a gradient may be the very tensor that was sent on.
 """
@@ -30,6 +31,9 @@ class Rule:
     uses_old_weights: ClassVar[bool] = True
     """Whether :meth:`correct` looks at ``then``, so that it must be what the gradients were taken at."""
 
+    looks_ahead: ClassVar[bool] = False
+    """Whether forwards are on what :meth:`ahead` says, and not on the latest weights."""
+
     def initial(self, parameters: Sequence[Tensor]) -> Any:
         """The rule's own state for these parameters."""
         return None
@@ -51,6 +55,16 @@ class Rule:
             state: what :meth:`initial` gave; the only argument a rule may change.
         """
         return gradients
+
+    def ahead(self, now: Sequence[Tensor], before: Sequence[Tensor], updates: int) -> Sequence[Tensor]:
+        """The weights that a forward is on, for a rule that looks ahead.
+
+        Args:
+            now: the latest weights.
+            before: those of one update earlier.
+            updates: that will come before the gradient of the batch does; at least 1.
+        """
+        return now
 
     def lr_factor(self, staleness: int, updates: int) -> float:
         """What the learning rate is multiplied by for one update; of several gradients the smallest counts.

@@ -1,0 +1,61 @@
+"""A gate whose forwards are on other weights than the latest: earlier ones, or those it expects."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+from akkordeon.core.messages import Batch, Forward
+from akkordeon.core.payload import Payload
+from akkordeon.core.plain_state import LearnerState, StageState
+from akkordeon.pipeline.gate import Gate
+from akkordeon.pipeline.learning.accumulating_gate import AccumulatingGate
+from akkordeon.pipeline.stage import Position, Stashed
+from akkordeon.pipeline.weights import Snapshot
+
+__all__ = ["ChosenWeightsGate"]
+
+EARLIER = "earlier"
+"""Where the state has the version before the latest; other gates have none."""
+
+
+class ChosenWeightsGate(AccumulatingGate):
+    """It keeps the version before the latest, too; see :class:`GateActor`."""
+
+    def __init__(
+        self, gate: Gate, position: Position, restored: StageState | None = None, *, anew: bool = False
+    ) -> None:
+        super().__init__(gate, position, restored, anew=anew)
+        kept = (restored.learner or {}).get(EARLIER) if restored is not None else None
+        if kept is not None:
+            self._earlier = self.weights.like_now(kept["weights"])
+        self._chosen = self.weights.now, self.version
+
+    @abstractmethod
+    def _choose(self, in_no_update: int) -> tuple[Snapshot, int]:
+        """The weights that the next batch is computed on, and the version that its staleness is counted from.
+
+        Args:
+            in_no_update: batches that are here, and in no update yet.
+        """
+
+    def _begin(self, batch: Batch) -> None:
+        super()._begin(batch)
+        self._chosen = self._choose(len(self._gathered.batches) + len(self.stash))
+
+    def _through(self, payload: Payload) -> tuple[Payload, Payload]:
+        with self.weights.computing_on(self._chosen[0]):
+            return super()._through(payload)
+
+    def _stashed(self, message: Forward, x: Payload, y: Payload) -> Stashed:
+        weights, version = self._chosen
+        return Stashed(x, y, weights, version, message.samples, message.norm)
+
+    def _before_update(self) -> Snapshot:
+        return self.weights.pin()
+
+    def _learner_state(self) -> LearnerState:
+        state = super()._learner_state()
+        if self._earlier is None:
+            return state
+        weights = zip(self.weights.names, self._earlier, strict=True)
+        return {**state, EARLIER: {"weights": {name: each.detach().clone() for name, each in weights}}}
