@@ -218,5 +218,7 @@ def test_a_schedule_is_kept_to(schedule, staleness, tmp_path):
 
 
 def test_a_schedule_of_nobody_knows_how_many_batches_is_refused():
+    refused = akkordeon("train", "--schedule", "flush", "--accumulate", "4", "--warm-up", "50", expecting=1)
+    assert "warm_up=50 goes with no schedule=Flush(micro_batches=4)" in refused.stderr
     refused = akkordeon("train", "--schedule", "flush", expecting=1)
     assert "the schedule 'flush' needs to know of how many batches an update is made" in refused.stderr

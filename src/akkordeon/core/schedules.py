@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 from akkordeon.core.checks import require_whole
 
@@ -17,6 +18,9 @@ __all__ = ["ASYNC", "Async", "Flush", "Schedule", "TwoBuffers"]
 
 class Schedule(ABC):
     """How many batches of a sentinel may be in flight, and of how many an update is made."""
+
+    is_exact: ClassVar[bool] = True
+    """Whether gradients are as old as it says, because sentinels wait for updates."""
 
     @abstractmethod
     def batches_per_update(self, accumulate: int) -> int:
@@ -34,15 +38,32 @@ class Schedule(ABC):
 
 @dataclass(frozen=True)
 class Async(Schedule):
-    """Gates update as gradients come, and nobody waits for anybody."""
+    """Gates update as gradients come, and nobody waits for anybody.
+
+    Args:
+        warm_up: batches over which a sentinel comes to what it may have in flight, from one: gradients that
+            are late do most harm early in training.
+
+    Raises:
+        RecipeError: no whole number of at least 0.
+    """
+
+    warm_up: int = 0
+    is_exact: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        """Refuse what could only fail later."""
+        require_whole("warm_up", self.warm_up, 0)
 
     def batches_per_update(self, accumulate: int) -> int:
         """As many as the gate says."""
         return accumulate
 
     def room(self, in_flight: int, trained: int) -> int:
-        """As many as the sentinel allows."""
-        return in_flight
+        """As many as the sentinel allows, or fewer while it is new."""
+        if trained >= self.warm_up:
+            return in_flight
+        return 1 + (in_flight - 1) * trained // self.warm_up
 
 
 ASYNC = Async()

@@ -119,7 +119,8 @@ class Downpour:
             )
         if self.network.schedule != ASYNC:
             raise RecipeError(
-                f"the network has the schedule {self.network.schedule}; replicas train without one"
+                f"the network has the schedule {self.network.schedule}; replicas train without one, and with "
+                "warm_start instead of a warm_up"
             )
         for i, gate in enumerate(self.network.gates):
             self._check_module(i, gate.module)

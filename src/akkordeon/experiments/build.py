@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 
+from akkordeon.core.errors import RecipeError
+from akkordeon.core.schedules import Async
 from akkordeon.data.split import deal_data, take_samples
 from akkordeon.downpour.recipe import Downpour
 from akkordeon.experiments.config import DownpourConfig, TrainConfig
@@ -50,6 +52,8 @@ def build_network(task: Task, config: TrainConfig) -> Network:
         network = network.replacing(accumulate=config.accumulate)
     if config.schedule is not None:
         network = replace(network, schedule=schedule_named(config.schedule, config.accumulate))
+    if config.warm_up is not None:
+        network = _warmed_up(network, config.warm_up)
     if config.clip_norm is not None:
         network = replace(network, clip_whole_norm=config.clip_norm)
     if config.ema is not None:
@@ -88,6 +92,15 @@ def build_downpour(network: Network, config: DownpourConfig) -> Downpour:
 
 def _compression_named(name: str) -> str | None:
     return None if name == "none" else name
+
+
+def _warmed_up(network: Network, batches: int) -> Network:
+    if network.schedule.is_exact:
+        raise RecipeError(
+            f"warm_up={batches} goes with no schedule={network.schedule}, whose gradients are of one age all "
+            "the time; leave one of them out"
+        )
+    return replace(network, schedule=Async(warm_up=batches))
 
 
 def in_flight_of(task: Task, config: TrainConfig) -> int:

@@ -114,7 +114,7 @@ class TrainConfig(Settings):
     they can be kept while training goes on; ``downpour`` trains replicas, None one row.
     """
 
-    ONE_ROW: ClassVar = ("sentinels", "take", "schedule", "accumulate", "clip_norm")
+    ONE_ROW: ClassVar = ("sentinels", "take", "schedule", "warm_up", "accumulate", "clip_norm")
     """What makes no sense where there are replicas, each with a sentinel and a part of the data."""
 
     task: Annotated[str, Argument(metavar="[TASK]", help=f"{', '.join(NAMED)} or FILE.py:FUNCTION.")] = (
@@ -143,6 +143,10 @@ class TrainConfig(Settings):
         Option(
             help="Who waits: nobody, or with flush and 2bw sentinels for an update of --accumulate batches."
         ),
+    ] = None
+    warm_up: Annotated[
+        int | None,
+        Option(min=1, metavar="BATCHES", help="Come to --in-flight from one over so many batches."),
     ] = None
     accumulate: Annotated[int | None, Option(min=1, help="Batches for one update of a gate.")] = None
     clip_norm: Annotated[

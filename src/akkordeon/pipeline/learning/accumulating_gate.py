@@ -19,7 +19,6 @@ from torch import Tensor
 from akkordeon.core.actor import Effect
 from akkordeon.core.messages import Backward, Batch
 from akkordeon.core.plain_state import LearnerState, StageState
-from akkordeon.core.schedules import ASYNC
 from akkordeon.core.shard_messages import Settle
 from akkordeon.pipeline.gate import Gate
 from akkordeon.pipeline.gate_actor import GateActor
@@ -76,7 +75,7 @@ class AccumulatingGate(GateActor):
 
     def _settle(self, message: Settle) -> Iterator[Effect]:
         """Whoever asks sends nothing more: by a schedule what is gathered is an update then."""
-        if self._gathered.batches and self.position.schedule != ASYNC:
+        if self._gathered.batches and self.position.schedule.is_exact:
             yield from self._make_update(self._gathered.take())
         yield from super()._settle(message)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch.nn.modules.batchnorm import _NormBase
 
 from akkordeon.core.errors import RecipeError, SharedParameterError, explain
-from akkordeon.core.schedules import ASYNC, Schedule, TwoBuffers
+from akkordeon.core.schedules import Schedule, TwoBuffers
 from akkordeon.pipeline.gate import Gate
 from akkordeon.pipeline.module_copy import copied
 from akkordeon.pipeline.module_state import tensors_of
@@ -71,7 +71,7 @@ def refuse_off_schedule(
             f"the network has max_staleness=0, and by the schedule {schedule} all gradients are one update "
             "old; leave max_staleness out, or take Flush(m)"
         )
-    if schedule != ASYNC and clip_whole_norm is not None:
+    if schedule.is_exact and clip_whole_norm is not None:
         raise RecipeError(
             f"the network has clip_whole_norm={clip_whole_norm}, which goes with no schedule={schedule}; "
             "give the gates a clip_norm each instead"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from akkordeon.core.schedules import ASYNC, Schedule
+from akkordeon.core.schedules import Schedule
 
 __all__ = ["Pace"]
 
@@ -22,7 +22,7 @@ class Pace:
 
     def __init__(self, schedule: Schedule, in_flight: int) -> None:
         self._schedule, self._in_flight = schedule, in_flight
-        self._from: int | None = 0 if schedule == ASYNC else None
+        self._from: int | None = None if schedule.is_exact else 0
 
     @property
     def is_known(self) -> bool:
@@ -31,12 +31,13 @@ class Pace:
 
     def lose(self) -> None:
         """Gates may have gathered other batches than came back."""
-        if self._schedule != ASYNC:
+        if self._schedule.is_exact:
             self._from = None
 
     def count_from(self, trained: int) -> None:
         """All gates have made updates of what they had gathered."""
-        self._from = trained
+        if self._schedule.is_exact:
+            self._from = trained
 
     def room(self, trained: int) -> int:
         """How many batches may be in flight now, of a sentinel of which so many were trained."""
@@ -49,11 +50,11 @@ class Pace:
             trained: of the batches that another goes on from.
             in_cut: these are in the weights of a cut. The gates may have settled since.
         """
-        if self._schedule == ASYNC or self._from is None or (in_cut and trained <= self._from):
+        if not self._schedule.is_exact or self._from is None or (in_cut and trained <= self._from):
             return None
         return [self._from, self._schedule.batches_per_update(1)]
 
     def go_on_from(self, counted: Sequence[int] | None) -> None:
         """Count as another one did that said this, if updates are of as many batches now."""
-        if self._schedule != ASYNC and counted and counted[1] == self._schedule.batches_per_update(1):
+        if self._schedule.is_exact and counted and counted[1] == self._schedule.batches_per_update(1):
             self._from = counted[0]

@@ -11,7 +11,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 
 from akkordeon.core.actor import Effect, Send
-from akkordeon.core.schedules import ASYNC, Schedule
+from akkordeon.core.schedules import Schedule
 from akkordeon.core.shard_messages import Settle, Settled
 from akkordeon.sentinels.base import SentinelActor
 from akkordeon.sentinels.recipes import Training
@@ -36,7 +36,7 @@ class SettlingSentinel(SentinelActor[Flight]):
     ) -> None:
         super().__init__(address, name, row, reader, recipe.role, recipe.in_flight, saves)
         self._pace = Pace(schedule, recipe.in_flight)
-        self._settles = recipe.replica is not None or schedule != ASYNC
+        self._settles = recipe.replica is not None or schedule.is_exact
         self._unsettled: set[str] = set()
         self._handlers[Settled] = self._settled
 
