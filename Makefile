@@ -44,5 +44,5 @@ clean: ## remove what these commands made
 	@touch $@
 
 .venv/.ready-dev: .venv/.made pyproject.toml constraints.txt
-	$(INSTALL) '.[dev,ray,river,serve,streams]'
+	$(INSTALL) '.[dev,figures,ray,river,serve,streams]'
 	@touch .venv/.ready $@

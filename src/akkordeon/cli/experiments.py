@@ -79,6 +79,7 @@ def compare(
     steps: Annotated[int, typer.Option(min=1, help="Batches of each run.")] = 1000,
     seeds: Annotated[int, typer.Option(min=1, help="Runs that are reported.")] = 3,
     tuning_seeds: Annotated[int, typer.Option(min=1, help="Runs of each learning rate before.")] = 1,
+    figures: Annotated[bool, typer.Option("--figures", help="Draw them, too, with matplotlib.")] = False,
 ) -> None:
     """Compare rules for stale gradients at exact delays, each with the learning rate that suits it.
 
@@ -88,8 +89,11 @@ def compare(
 
     from rich.console import Console
 
+    from akkordeon.experiments.laboratory.figures import draw, require_matplotlib
     from akkordeon.experiments.laboratory.study import Design, Study
 
+    if figures:
+        require_matplotlib()
     design = Design(
         task=config.task,
         methods=tuple(_listed("--rules", rules, str)),
@@ -103,8 +107,11 @@ def compare(
     )
     out.mkdir(parents=True, exist_ok=True)
     study = Study(lambda seed: replace(config, seed=seed).load_task(), design, out / "arms.jsonl", _tell)
-    Console().print(_compared(list(study.cells()), design.delays))
+    cells = list(study.cells())
+    Console().print(_compared(cells, design.delays))
     say("lr*: at an edge of --lrs, beyond which a better one may be")
+    if figures:
+        say(f"drawn: {', '.join(map(str, draw(cells, out)))}")
 
 
 def _listed(option: str, text: str, kind: Callable[[str], Any]) -> list[Any]:

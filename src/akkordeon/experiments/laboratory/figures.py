@@ -1,0 +1,116 @@
+"""Figures of a comparison: loss by delay, over batches, and over seconds. Readable without colour."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Iterator, Sequence
+from itertools import cycle
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from akkordeon.core.errors import RecipeError
+from akkordeon.experiments.laboratory.study import Compared
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["draw", "require_matplotlib"]
+
+STYLES = (
+    ("#0072b2", "-", "o"),
+    ("#d55e00", "--", "s"),
+    ("#009e73", "-.", "^"),
+    ("#cc79a7", ":", "D"),
+    ("#000000", "-", "x"),
+    ("#e69f00", "--", "v"),
+    ("#56b4e9", "-.", "P"),
+)
+"""Colours that nearly all can tell apart (Okabe and Ito 2008), and a line and a mark for each beside."""
+
+PLAIN: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "akkordeon"}
+"""Text stays text in an SVG file, and one comparison gives one file."""
+
+
+def require_matplotlib() -> None:
+    """Refuse to draw without it.
+
+    Raises:
+        RecipeError: it is not installed.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise RecipeError("figures need matplotlib, which is not here: pip install 'akkordeon[figures]'")
+
+
+def draw(cells: Sequence[Compared], folder: Path) -> list[Path]:
+    """Draw a comparison as ``figure.svg`` and ``figure.png``.
+
+    Left is the validation loss by delay, mean and standard deviation; a method that diverges has its mark at
+    the upper edge. In the middle and on the right is the training loss at the longest delay, by batches and
+    by the seconds that these take in one process.
+
+    Args:
+        cells: as a :class:`Study <akkordeon.experiments.laboratory.study.Study>` has them.
+        folder: where to; it exists.
+
+    Returns:
+        The files.
+
+    Raises:
+        RecipeError: matplotlib is not installed.
+    """
+    require_matplotlib()
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(PLAIN):
+        return _drawn(Figure(figsize=(13, 4), layout="constrained"), cells, folder)
+
+
+def _drawn(figure: Figure, cells: Sequence[Compared], folder: Path) -> list[Path]:
+    by_delay, by_batches, by_seconds = figure.subplots(1, 3)
+    longest = max(cell.delay for cell in cells)
+    methods = dict.fromkeys(cell.method for cell in cells)
+    for method, (colour, line, mark) in zip(methods, cycle(STYLES), strict=False):
+        own = [cell for cell in cells if cell.method == method]
+        look = {"color": colour, "linestyle": line, "label": method}
+        _by_delay(by_delay, own, {**look, "marker": mark})
+        for cell in own:
+            if cell.delay == longest:
+                _curves(by_batches, by_seconds, cell, look)
+    by_delay.set(xlabel="delay, updates", ylabel="validation loss", xticks=sorted({c.delay for c in cells}))
+    by_batches.set(xlabel=f"batches, at delay {longest}", ylabel="training loss")
+    by_seconds.set(xlabel=f"seconds, at delay {longest}", ylabel="training loss")
+    by_delay.legend(frameon=False, fontsize="small")
+    for axes in (by_delay, by_batches, by_seconds):
+        axes.grid(alpha=0.3)
+    files = [folder / f"figure.{kind}" for kind in ("svg", "png")]
+    for file in files:
+        figure.savefig(file, dpi=150, metadata={"Date": None} if file.suffix == ".svg" else None)
+    return files
+
+
+def _by_delay(axes: Axes, cells: Sequence[Compared], look: dict[str, Any]) -> None:
+    found = [(cell.delay, *cell.of("validation")) for cell in cells]
+    finite = [each for each in found if math.isfinite(each[1])]
+    delays, means, spreads = zip(*finite, strict=True) if finite else ((), (), ())
+    axes.errorbar(delays, means, spreads, capsize=3, **look)
+    diverged = [delay for delay, mean, _ in found if not math.isfinite(mean)]
+    edge: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "clip_on": False, "linestyle": ""}
+    axes.plot(diverged, [1.0] * len(diverged), color=look["color"], marker=look["marker"], **edge)
+
+
+def _curves(by_batches: Axes, by_seconds: Axes, cell: Compared, look: dict[str, Any]) -> None:
+    """The mean curve over seeds, as far as all of them came."""
+    curve = list(_mean_curve([outcome.curve for outcome in cell.outcomes]))
+    step_s = fmean(outcome.step_s for outcome in cell.outcomes)
+    batches, losses = [point[0] for point in curve], [point[1] for point in curve]
+    by_batches.plot(batches, losses, **look)
+    by_seconds.plot([step_s * batch for batch in batches], losses, **look)
+
+
+def _mean_curve(curves: Sequence[Sequence[Sequence[float]]]) -> Iterator[tuple[float, float]]:
+    for points in zip(*curves, strict=False):
+        yield points[0][0], fmean(loss for _, loss in points)

@@ -1,0 +1,53 @@
+"""Figures of a comparison."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+
+import pytest
+
+from akkordeon.core.errors import RecipeError
+from akkordeon.experiments.laboratory import figures
+from akkordeon.experiments.laboratory.arm import Outcome
+from akkordeon.experiments.laboratory.study import Compared
+
+needs_matplotlib = pytest.mark.skipif(
+    importlib.util.find_spec("matplotlib") is None, reason="matplotlib is not installed"
+)
+
+
+def cell(method, delay, *losses):
+    outcomes = tuple(
+        Outcome(loss, loss, {}, [[10, loss + 1], [20, loss]], [float(delay)], [delay + 1], 0.01)
+        for loss in losses
+    )
+    return Compared(method, delay, 0.1, False, outcomes)
+
+
+@needs_matplotlib
+def test_every_method_is_in_the_figure_also_one_that_diverges(tmp_path):
+    cells = [
+        cell(method, delay, 1.0 + delay, 1.5) for method in ("stash/sgd", "inverse/sgd") for delay in (0, 4)
+    ]
+    cells += [cell("latest/sgd", 0, 1.0, 1.2), cell("latest/sgd", 4, math.inf, 1.0)]
+    svg, png = figures.draw(cells, tmp_path)
+    assert png.read_bytes().startswith(b"\x89PNG")
+    said = svg.read_text()
+    for text in ("stash/sgd", "inverse/sgd", "latest/sgd", "delay, updates", "seconds, at delay 4"):
+        assert text in said
+
+
+@needs_matplotlib
+def test_figures_of_one_comparison_are_alike(tmp_path):
+    cells = [cell("stash/sgd", delay, 1.0) for delay in (0, 1)]
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+    (one, _), (other, _) = (figures.draw(cells, tmp_path / name) for name in ("one", "other"))
+    assert one.read_text() == other.read_text()
+
+
+def test_without_matplotlib_it_is_said_what_to_install(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(RecipeError, match=r"pip install 'akkordeon\[figures\]'"):
+        figures.require_matplotlib()
