@@ -75,7 +75,7 @@ def lenet() -> ak.Task:
 
 
 def quadratic() -> ak.Task:
-    """A linear model of 64 inputs without noise: the loss is a quadratic of condition 1,000 that ends at 0."""
+    """A linear model of 64 inputs without noise: a quadratic of condition 1,000 that ends at 0."""
     draw = torch.Generator().manual_seed(0)
     scales = torch.logspace(0, -1.5, 64)
     x = torch.randn(4096, 64, generator=draw) * scales
