@@ -27,11 +27,9 @@ RULES = ("stash", "inverse", "delay-adaptive", "annealed", "gap-aware", "dc-adap
 MOMENTUM = tuple(f"{rule}/momentum" for rule in (*RULES, "prediction-decayed", "latest"))
 GPT = (
     *(f"{rule}/adamw" for rule in ("stash", "annealed", "gap-aware", "dc-adaptive", "prediction")),
-    "stash/adamw-ef",
     "stash/nadam",
     "stash/muon",
     "prediction/muon",
-    "stash/muon-ef",
 )
 RATES = (0.003, 0.01, 0.03, 0.1)
 STUDIES = {
@@ -39,7 +37,7 @@ STUDIES = {
     "deep-mlp": Design("deep_mlp", MOMENTUM, (0, 4, 19), RATES, "per-stage", steps=1000, seeds=3),
     "lenet": Design("lenet", MOMENTUM, (0, 1, 3), RATES, "per-stage", steps=1000, seeds=3),
     "quadratic": Design("quadratic", MOMENTUM, (0, 1, 2, 4, 8, 16), RATES, "fixed", steps=1000, seeds=3),
-    "char-gpt": Design("char_gpt", GPT, (0, 1, 3, 7), (0.001, 0.003, 0.01), "per-stage", steps=1000, seeds=3),
+    "char-gpt": Design("char_gpt", GPT, (0, 1, 3, 7), (0.001, 0.003, 0.01), "per-stage", steps=600, seeds=3),
 }
 
 
@@ -68,10 +66,13 @@ def row(cell: Compared) -> dict[str, Any]:
 def main() -> None:
     parser = figures.options(__doc__, quick="a tenth of the steps, one seed, the shortest and longest delay")
     parser.add_argument("study", choices=STUDIES)
+    parser.add_argument("--methods", help="only these, as in stash/adamw,stash/muon")
     parser.add_argument("--out", type=Path, help="where runs are kept; comparison-STUDY if not given")
     options = parser.parse_args()
     torch.set_num_threads(1)
     design = STUDIES[options.study]
+    if options.methods:
+        design = replace(design, methods=tuple(options.methods.split(",")))
     if options.quick:
         ends = design.delays[0], design.delays[-1]
         design = replace(design, steps=design.steps // 10, seeds=1, delays=ends)

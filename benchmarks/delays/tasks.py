@@ -98,7 +98,7 @@ class _Embedding(nn.Module):
 
 
 def char_gpt() -> ak.Task:
-    """Tiny Shakespeare, eight blocks of width 64 in eight gates; 16 rows of 64 characters a batch."""
+    """Tiny Shakespeare, eight blocks of width 64 in eight gates; 8 rows of 64 characters a batch."""
     text = (_folder() / "tinyshakespeare" / "input.txt").read_text()
     characters = sorted(set(text))
     number = {character: i for i, character in enumerate(characters)}
@@ -115,5 +115,5 @@ def char_gpt() -> ak.Task:
         (rows[:-held_out], following[:-held_out]),
         (rows[-held_out:], following[-held_out:]),
         example.loss,
-        batch_size=16,
+        batch_size=8,
     )
