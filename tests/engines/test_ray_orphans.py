@@ -17,7 +17,7 @@ from tests.support.registrars import registrars
 from torch import nn
 
 import akkordeon as ak
-from akkordeon.core.errors import ClusterError
+from akkordeon.core.errors import ClusterError, RecipeError
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install '.[ray]'")
 
@@ -111,3 +111,16 @@ def test_a_gate_comes_back_though_the_registrar_was_killed_as_it_made_it_anew(mo
         (tmp_path / "go").touch()
         assert goes_on(session, attached)
         assert count("twice") == len(ROW) + 1
+
+
+class CannotBeMade(torch.optim.SGD):
+    def __init__(self, parameters):
+        raise ZeroDivisionError("out of order")
+
+
+def test_no_process_is_left_of_a_gate_that_cannot_be_made(monkeypatch):
+    """It was there until the network ended."""
+    with running(monkeypatch, "unmade") as address, ak.connect(f"{address}/unmade") as session:
+        with pytest.raises(RecipeError, match="out of order"):
+            session.gate("gate/1").insert_after(ak.Gate(nn.Linear(6, 6), CannotBeMade))
+        assert session._engine.wait_until(lambda: count("unmade") == len(ROW), WAIT_S)

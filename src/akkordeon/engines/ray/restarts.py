@@ -158,6 +158,10 @@ class RestartingEngine:
             pool.spare, self._spare = self._spare, None
             try:
                 places = pool.spawn_all([spawn])
+            except BaseException:
+                for name, handle in pool.hosts.items():
+                    pool.end(name, handle)  # those that were there before stay
+                raise
             finally:
                 self._spare = pool.spare
             (host,) = places.values()
