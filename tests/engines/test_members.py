@@ -112,3 +112,29 @@ def test_a_process_ends_that_no_way_in_leads_to_but_not_one_that_is_spare_or_was
 
 def test_no_process_ends_where_none_knows_the_way_in(taken_up):
     assert taken_up(dict.fromkeys(("host/net/a", "host/net/b"))) == (None, [])
+
+
+def test_a_session_that_was_silent_is_known_once_it_answers_and_hears_of_gates_made_meanwhile():
+    """Its sentinels were forgotten: a gate was made anew, nobody told them, and they waited for ever."""
+    a, b = (SentinelEntry(name, "train", f"sentinel/{name}#7", *HERE) for name in "ab")
+    members, host = Members("net"), "host"
+    members._late["mine"] = "asked"
+    members.add_session("mine", host)
+    members.made("gate/1")
+    members.add_session("mine", host, [b])  # it has registered another since
+    assert members.late() == {"mine": "asked"}
+    assert members.came_late("mine", [a, b]) == ([a], ["gate/1"])
+    assert [entry.name for entry in members.entries()] == ["b", "a"]
+    members.made("gate/1")
+    assert members.late() == {}
+    assert members.came_late("mine", [a]) == ([], [])
+
+
+def test_a_session_that_died_silent_is_not_waited_for():
+    members = Members("net")
+    members.add_session("mine", "host")
+    members._late["mine"] = "asked"
+    members.remove_session("mine")
+    assert members.late() == {}
+    members.made("gate/1")
+    assert members.came_late("mine", [SentinelEntry("a", "train", "sentinel/a#7", *HERE)]) == ([], [])

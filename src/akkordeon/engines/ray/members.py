@@ -42,6 +42,8 @@ class Members:
         self._session_of: dict[str, str] = {}  # key, by address of the sentinel
         self._numbers: dict[str, int] = {}  # the latest of each name
         self._forgotten = numbers_before  # the highest of a name that is not in there
+        self._late: dict[str, Any] = {}  # what sessions were asked for and have not answered, by key
+        self._made: list[str] = []  # gates made meanwhile
 
     def register(
         self, name: str | None, role: str, answers: bool, key: str, host: Any, location: tuple[str, int]
@@ -88,12 +90,35 @@ class Members:
         found = [known for known in told if known[0]]
         sessions = {key: host for _, listeners in found for key, host in listeners.items()}
         asked = {key: host.sentinels.remote() for key, host in sessions.items()}
-        for key, entries in zip(asked, answered(ray, asked.values(), ()), strict=True):
-            self.add_session(key, sessions[key], entries)
+        for key, entries in zip(asked, answered(ray, asked.values(), None), strict=True):
+            if entries is None:
+                self._late[key] = asked[key]
+            self.add_session(key, sessions[key], entries or ())
         if found:
             end_named(_unlisted(hosts, self._network, [info for info, _ in found]))
         latest = (info for info, _ in found)
         return max(latest, key=lambda info: (info.edition, info.gates_in(there)), default=None)
+
+    def late(self) -> dict[str, Any]:
+        """What sessions were asked for when the registrar was made anew and have not answered yet, by key."""
+        with self._lock:
+            return {key: asked for key, asked in self._late.items() if key in self._hosts}
+
+    def came_late(self, key: str, entries: Iterable[SentinelEntry]) -> tuple[list[SentinelEntry], list[str]]:
+        """A session has answered: its sentinels, of which nobody told gates, and the gates made meanwhile."""
+        with self._lock:
+            self._late.pop(key, None)
+            made, self._made = self._made, self._made if self._late else []
+            new = [entry for entry in entries if key in self._hosts and entry.address not in self._sentinels]
+            for entry in new:
+                self._take_in(entry, key)
+            return new, list(made)
+
+    def made(self, gate: str) -> None:
+        """A gate was made, of which those that are known are told."""
+        with self._lock:
+            if self._late:
+                self._made.append(gate)
 
     def begin(self, address: str) -> None:
         """A sentinel has been told to begin."""
@@ -118,6 +143,7 @@ class Members:
         """A session is no more; the sentinels that were at work there."""
         with self._lock:
             self._hosts.pop(key, None)
+            self._late.pop(key, None)
             addresses = [address for address, session in self._session_of.items() if session == key]
             for address in addresses:
                 del self._session_of[address]

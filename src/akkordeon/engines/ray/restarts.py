@@ -167,6 +167,7 @@ class RestartingEngine:
             (host,) = places.values()
             info = self._update(partial(_with_host, name=host, pool=pool))
             self._tell(pool, places, info)
+            self._members.made(spawn.address)
 
     def keep_spare(self, spawns: Iterable[Spawn]) -> None:
         """Have a process ready for a gate that comes back: one that is there already, or another."""

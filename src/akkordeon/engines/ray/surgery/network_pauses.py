@@ -52,6 +52,11 @@ class NetworkPauses:
             if self._is_pausing:
                 self._send(address, Pause())
 
+    def welcome(self, address: str, row: tuple[str, ...]) -> None:
+        """A sentinel at work is known again, which may have been told to pause, or know another row."""
+        with self._lock:
+            self._send(address, Pause() if self._is_pausing else Resume(row))
+
     def begin_pause(self) -> None:
         """Have nobody begin anything new."""
         with self._lock:

@@ -28,6 +28,7 @@ from akkordeon.core.errors import (
     explain,
 )
 from akkordeon.core.messages import Message
+from akkordeon.core.recovery.messages import Restarted
 from akkordeon.core.surgery.messages import Rewire
 from akkordeon.core.surgery.reports import Rewired, RowChanged
 from akkordeon.engines.ray.cluster.waits import answered, end_actor
@@ -265,6 +266,20 @@ class RowSurgery:
             self._members.report(info)
             self.pauses.end(info.row)
             self._engine.end_unused(LINGER_S)
+        self._hear_late()
+
+    def _hear_late(self) -> None:
+        """Wait for sessions that were silent then, and let their sentinels know what they missed."""
+        while (asked := self._members.late()) and (info := self._info()) is not None:
+            done, _ = ray.wait(list(asked.values()), num_returns=1, timeout=AGAIN_S)
+            for key in [key for key, answer in asked.items() if answer in done]:
+                (entries,) = answered(ray, [asked[key]], ())
+                new, made = self._members.came_late(key, entries)
+                for address in (entry.address for entry in new):
+                    self.tell_of(address, self._members.session_host(address))
+                    for gate in made:
+                        self._send(address, Restarted(gate))
+                    self.pauses.welcome(address, info.row)
 
 
 def _read(operation: Serialized) -> Callable[[RowSurgery], Any]:
