@@ -73,6 +73,9 @@ def compare(
         Kind,
         typer.Option(help="The same at all gates; less down the row, as in 1F1B; drawn for each batch."),
     ] = "fixed",
+    warm_up: Annotated[
+        int, typer.Option(min=0, metavar="BATCHES", help="Have delays grow from none over so many.")
+    ] = 0,
     lrs: Annotated[
         str, typer.Option(metavar="LR,…", help="Learning rates to choose from, for each rule and delay.")
     ] = "0.003,0.01,0.03,0.1",
@@ -104,6 +107,7 @@ def compare(
         seeds=seeds,
         tuning_seeds=tuning_seeds,
         batch_size=config.batch_size,
+        warm_up=warm_up,
     )
     out.mkdir(parents=True, exist_ok=True)
     study = Study(lambda seed: replace(config, seed=seed).load_task(), design, out / "arms.jsonl", _tell)

@@ -12,7 +12,9 @@ from torch import nn
 import akkordeon as ak
 from akkordeon.core.errors import DataError, RecipeError
 from akkordeon.experiments.laboratory.arm import Arm, run_arm
+from akkordeon.experiments.laboratory.delays import delays_of
 from akkordeon.experiments.laboratory.study import Design, Study
+from akkordeon.pipeline.staleness.named import RULES
 
 DESIGN = Design("line", ("stash/sgd",), (0, 2), (0.01, 0.1, 1e9), "fixed", steps=40, seeds=2)
 
@@ -36,6 +38,34 @@ def test_an_arm_is_run_alike_again():
     assert (one.loss, one.validation, one.curve) == (other.loss, other.validation, other.curve)
     assert one.staleness == [pytest.approx((0 + 1 + 28 * 2) / 30)] * 2
     assert one.copies == [3, 3]
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("optimizer", ["momentum", "adamw"])
+def test_without_delay_every_rule_is_its_optimizer_to_the_bit(rule, optimizer):
+    one, other = (
+        run_arm(task(1), Arm("line", f"{name}/{optimizer}", "fixed", 0, 0.01, seed=1, steps=20))
+        for name in (rule, "stash")
+    )
+    assert (one.loss, one.validation, one.curve) == (other.loss, other.validation, other.curve)
+
+
+def test_what_is_the_same_without_delay_is_run_once(tmp_path):
+    design = replace(DESIGN, methods=("stash/sgd", "inverse/sgd"), delays=(0,))
+    told = []
+    first, second = Study(task, design, tmp_path / "a", lambda arm, outcome: told.append(arm)).cells()
+    assert {arm.method for arm in told} == {"stash/sgd"}
+    assert (first.method, second.method) == ("stash/sgd", "inverse/sgd")
+    assert first.outcomes == second.outcomes
+
+
+def test_delays_grow_over_a_warm_up():
+    arm = Arm("line", "stash/sgd", "fixed", 4, 0.05, seed=1, steps=40, warm_up=20)
+    delays = [delays_of("fixed", 4, warm_up=20).of(batch, 2) for batch in range(25)]
+    assert delays[0] == (0, 0)
+    assert delays == sorted(delays)
+    assert delays[20:] == [(4, 4)] * 5
+    assert 0 < run_arm(task(1), arm).staleness[0] < run_arm(task(1), replace(arm, warm_up=0)).staleness[0]
 
 
 def test_the_best_learning_rate_on_the_tuning_seeds_is_taken_and_others_are_reported(tmp_path):

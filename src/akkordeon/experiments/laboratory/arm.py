@@ -50,6 +50,11 @@ class Method:
         optimizer_named(optimizer)
         return cls(rule, optimizer)
 
+    @property
+    def undelayed(self) -> str:
+        """The name of what it is where no gradient is late."""
+        return f"stash/{self.optimizer}"
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -64,6 +69,7 @@ class Arm:
         seed: of first weights, of the order of the data, and of what is drawn.
         steps: batches.
         batch_size: the task's own if not given.
+        warm_up: batches over which delays grow.
     """
 
     task: str
@@ -74,6 +80,7 @@ class Arm:
     seed: int
     steps: int
     batch_size: int | None = None
+    warm_up: int = 0
 
 
 @dataclass(frozen=True)
@@ -112,7 +119,8 @@ def run_arm(task: Task, arm: Arm) -> Outcome:
         RecipeError: the network cannot learn that way.
     """
     torch.manual_seed(arm.seed)  # of whatever draws outside of the gates
-    row = DelayedRow(_network(task, arm), delays_of(arm.kind, arm.delay, arm.seed), arm.seed)
+    delays = delays_of(arm.kind, arm.delay, arm.seed, arm.warm_up)
+    row = DelayedRow(_network(task, arm), delays, arm.seed)
     losses: list[float] = []
     times: list[float] = []
     why = None

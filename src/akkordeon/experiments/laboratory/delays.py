@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 
 from akkordeon.core.checks import require_whole
 
-__all__ = ["Delays", "Drawn", "Fixed", "Kind", "PerStage", "delays_of"]
+__all__ = ["Delays", "Drawn", "Fixed", "Kind", "PerStage", "WarmedUp", "delays_of"]
 
 LONGEST = 4
 """A delay that is drawn is at most so many times the mean."""
@@ -65,22 +65,40 @@ class Drawn:
         return (found,) * gates
 
 
+@dataclass(frozen=True)
+class WarmedUp:
+    """Others, come to from none over the first ``batches``, as with ``Async(warm_up=…)``."""
+
+    delays: Delays
+    batches: int
+
+    def of(self, batch: int, gates: int) -> tuple[int, ...]:
+        """See :class:`Delays`."""
+        share = min(batch, self.batches)
+        return tuple(delay * share // self.batches for delay in self.delays.of(batch, gates))
+
+
 Kind = Literal["fixed", "per-stage", "drawn"]
 """The kinds of delays, by name."""
 
 
-def delays_of(kind: Kind, delay: int, seed: int = 0) -> Delays:
+def delays_of(kind: Kind, delay: int, seed: int = 0, warm_up: int = 0) -> Delays:
     """Delays by the name of their kind.
 
     Args:
         kind: which.
         delay: in updates; see the classes.
         seed: of what is drawn.
+        warm_up: batches over which they grow.
 
     Raises:
-        RecipeError: the delay is no whole number of at least 0.
+        RecipeError: the delay or the warm-up is no whole number of at least 0.
     """
     require_whole("a delay", delay, 0)
-    if kind == "drawn":
-        return Drawn(delay, seed)
-    return PerStage(delay) if kind == "per-stage" else Fixed(delay)
+    require_whole("the batches of a warm-up", warm_up, 0)
+    kinds: dict[Kind, Delays] = {
+        "fixed": Fixed(delay),
+        "per-stage": PerStage(delay),
+        "drawn": Drawn(delay, seed),
+    }
+    return WarmedUp(kinds[kind], warm_up) if warm_up else kinds[kind]

@@ -38,6 +38,7 @@ class Design:
         seeds: runs of each method and delay that are reported.
         tuning_seeds: runs of each learning rate before that.
         batch_size: the task's own if not given.
+        warm_up: batches over which delays grow.
 
     Raises:
         RecipeError: there is no such method.
@@ -52,6 +53,7 @@ class Design:
     seeds: int
     tuning_seeds: int = 1
     batch_size: int | None = None
+    warm_up: int = 0
 
     def __post_init__(self) -> None:
         """Refuse now what would be refused after all that comes before it was run."""
@@ -132,7 +134,10 @@ class Study:
 
     def _outcome(self, method: str, delay: int, lr: float, seed: int) -> Outcome:
         design = self._design
-        arm = Arm(design.task, method, design.kind, delay, lr, seed, design.steps, design.batch_size)
+        size, warm_up = design.batch_size, design.warm_up
+        if not delay:  # all rules are their optimizer then, to the bit: one run is enough for them
+            method, warm_up = Method.named(method).undelayed, 0
+        arm = Arm(design.task, method, design.kind, delay, lr, seed, design.steps, size, warm_up)
         if arm not in self._done:
             outcome = run_arm(self._make_task(seed), arm)
             with self._file.open("a") as file:
