@@ -86,6 +86,13 @@ def test_a_token_is_made_and_shown_once_where_that_is_asked(tmp_path, asker):
         predicted(asker, url, X, headers={"authorization": f"Bearer {token}"})
 
 
+def test_a_folder_of_data_in_the_environment_is_no_reason_to_refuse_a_network(monkeypatch):
+    monkeypatch.setenv("AKKORDEON_DATA", "/somewhere")
+    told = akkordeon("serve", "127.0.0.1:1/mine", "--patience", 0.1, expecting=1).stderr
+    assert "127.0.0.1:1" in told
+    assert "leave that out" not in told
+
+
 def test_what_cannot_be_served_is_told_in_a_sentence(tmp_path):
     (tmp_path / "mine.py").write_text(MINE)
     for arguments, why in (

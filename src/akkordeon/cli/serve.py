@@ -30,6 +30,7 @@ __all__ = ["serve"]
 
 
 def serve(
+    context: typer.Context,
     what: Annotated[
         str, typer.Argument(metavar="DIR|HOST:PORT/NAME", help="A kept run, or a network on Ray.")
     ],
@@ -65,7 +66,10 @@ def serve(
     if new_token and token is not None:
         raise RecipeError("a token is made, or it is given: leave out --new-token or --token")
     if _is_network(what):
-        of_folders = {"--best": best, "--network": recipe, "--trust": trust, "--data-dir": data_dir}
+        of_folders: dict[str, object] = {"--best": best, "--network": recipe, "--trust": trust}
+        source = context.get_parameter_source("data_dir")
+        if source is not None and source.name == "COMMANDLINE":  # of the environment it is for others
+            of_folders["--data-dir"] = data_dir
         _refuse_given(of_folders, f"{what} is a network on Ray")
     else:
         _refuse_given({"--ema": ema, "--patience": patience}, f"{what} is a folder")

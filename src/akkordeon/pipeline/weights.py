@@ -80,9 +80,9 @@ class Weights:
         self.install(self.now)
 
     def _aliases(self) -> Snapshot:
-        return self._as_weights(master.data for master in self.masters)
+        return self.as_weights(master.data for master in self.masters)
 
-    def _as_weights(self, memories: Iterable[Tensor]) -> Snapshot:
+    def as_weights(self, memories: Iterable[Tensor]) -> Snapshot:
         """Tensors as the module's weights: leaves that pass for parameters, with attributes and hooks."""
         aliases = []
         for master, alias in zip(self.masters, memories, strict=True):
@@ -111,11 +111,7 @@ class Weights:
 
     def like_now(self, tensors: Mapping[str, Tensor]) -> Snapshot:
         """Tensors by name as a version of these weights, in memory of their own."""
-        return self._as_weights(tensors[name].detach().clone() for name in self.names)
-
-    def as_version(self, tensors: Iterable[Tensor]) -> Snapshot:
-        """Tensors that are nobody else's as a version of these weights."""
-        return self._as_weights(tensor.detach() for tensor in tensors)
+        return self.as_weights(tensors[name].detach().clone() for name in self.names)
 
     @contextmanager
     def computing_on(self, snapshot: Snapshot) -> Iterator[None]:
@@ -137,7 +133,7 @@ class Weights:
     def pin(self, averaged: bool = False) -> Snapshot:
         """The weights as they are now, or their average where one is kept, safe from any later update."""
         if averaged and self.average is not None:
-            return self._as_weights(self.average.pin())
+            return self.as_weights(self.average.pin())
         self._pinned.update(self.trainable)
         return self.now if self.keep else tuple(weight.detach().clone() for weight in self.now)
 
@@ -337,7 +333,7 @@ class Weights:
         known = self._written_in_evaluation
         given = snapshot
         if known is None or known:
-            given = self._as_weights(
+            given = self.as_weights(
                 weight.detach().clone() if known is None or i in known else weight.detach()
                 for i, weight in enumerate(snapshot)
             )

@@ -20,4 +20,5 @@ class PredictingGate(ChosenWeightsGate):
         if self._earlier is None or not updates:
             return now, self.version
         rule = self._updater.rule
-        return self.weights.as_version(rule.ahead(now, self._earlier, updates)), self.version
+        expected = rule.ahead(now, self._earlier, updates)
+        return self.weights.as_weights(weight.detach() for weight in expected), self.version

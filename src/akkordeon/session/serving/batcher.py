@@ -19,11 +19,11 @@ from akkordeon.core.numerics.forms import form, signature
 from akkordeon.core.payload import Payload, map_tensors, samples, tensors
 from akkordeon.session.serving.weights import ServedWeights
 
-__all__ = ["Batcher", "Prediction"]
+__all__ = ["Batcher", "ServedOutputs"]
 
 
 @dataclass(frozen=True, slots=True)
-class Prediction:
+class ServedOutputs:
     """What a request is answered with: outputs, and the version of the weights that all of them are of."""
 
     outputs: Payload
@@ -35,7 +35,7 @@ class _Request:
     x: Payload
     check: Callable[[Payload], None] | None
     came_s: float = field(default_factory=time.monotonic)
-    answer: Future[Prediction] = field(default_factory=Future)
+    answer: Future[ServedOutputs] = field(default_factory=Future)
 
     @property
     def kind(self) -> str:
@@ -66,7 +66,7 @@ class Batcher:
         self._thread = threading.Thread(target=self._run, name="akkordeon predictions", daemon=True)
         self._thread.start()
 
-    def submit(self, x: Payload, check: Callable[[Payload], None] | None = None) -> Future[Prediction]:
+    def submit(self, x: Payload, check: Callable[[Payload], None] | None = None) -> Future[ServedOutputs]:
         """Have a request computed.
 
         Args:
@@ -122,17 +122,17 @@ class Batcher:
         self.batches += 1
         for request, its in zip(group, outputs, strict=True):
             self.rows += samples(request.x)
-            _settle(request, Prediction(its, weights.version))
+            _settle(request, ServedOutputs(its, weights.version))
 
 
-def _settle(request: _Request, prediction: Prediction) -> None:
+def _settle(request: _Request, served: ServedOutputs) -> None:
     try:
         if request.check is not None:
-            request.check(prediction.outputs)
+            request.check(served.outputs)
     except Exception as error:  # whatever a loss raises
         request.answer.set_exception(DataError(explain(error)))
     else:
-        request.answer.set_result(prediction)
+        request.answer.set_result(served)
 
 
 def _by_kind(requests: Sequence[_Request]) -> Iterable[list[_Request]]:
