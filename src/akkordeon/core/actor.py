@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
+
 from akkordeon.core.messages import Message
 from akkordeon.core.numerics.generator import GeneratorUse
 from akkordeon.core.plain_state import StageState
@@ -55,6 +57,8 @@ class Actor(ABC):
     """Whether ``receive`` may wait for the world outside (a stalled stream): engines give it a thread."""
     shares_fairly: bool = False
     """Whether sentinels take turns with the batches that they send it: engines see to that."""
+    device: torch.device | None = None
+    """Where its tensors are, if that is not the CPU; threads have a stream for each on a GPU."""
     generator_use: GeneratorUse = GeneratorUse.NONE
     """Of the process's random generator, in forwards and backwards: who may be at work at the same time."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Literal, TypedDict
 
 import torch
@@ -117,6 +118,14 @@ class Gate:
             _check_resources(self.resources)
         if self.on_failure not in ("restart", "fail"):
             raise RecipeError(f"a gate's on_failure is 'restart' or 'fail', got {self.on_failure!r}")
+
+    @property
+    def lives_on(self) -> torch.device | None:
+        """Its device, or the one on which its module is; None for a CPU that nobody has named."""
+        if self.device is not None:
+            return torch.device(self.device)
+        first = next(chain(self.module.parameters(), self.module.buffers()), None)
+        return None if first is None or first.device.type == "cpu" else first.device
 
 
 def _check_device(device: object) -> None:

@@ -9,7 +9,7 @@ momentum, which may have later updates refused too.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -82,7 +82,7 @@ class GateActor(Stage):
     ) -> None:
         keeps_weights = gate.staleness.keeps_weights
         super().__init__(
-            gate.module, position, gate.name, gate.device, keeps_weights, restored, gate.autocast
+            gate.module, position, gate.name, gate.lives_on, keeps_weights, restored, gate.autocast
         )
         by_samples = gate.schedule_by == "samples"
         self._updater = Updater(
@@ -96,6 +96,7 @@ class GateActor(Stage):
         self._first_graph = FirstGraph(gate.module, self.module, self.weights, self.buffers)
         self._last_shape: torch.Size | None = None
         self._derive = gradients
+        self._are_finite: Callable[[Iterable[Tensor | None]], bool] = all_finite
         self._ends_a_row = position.next is None and position.previous is not None
         self._ledger = Ledger(restored.applied if restored else {}) if position.next is None else None
         self._anew = anew
@@ -138,7 +139,7 @@ class GateActor(Stage):
         try:
             x, y = self._run(batch, message.payload)
             output = map_tensors(Tensor.detach, y)
-            is_finite = all_finite(tensors(output))
+            is_finite = self._are_finite(tensors(output))
             is_detached = self._ends_a_row and not requires_grad(y)
             if is_finite and not is_detached:
                 self.weights.end_forward()
@@ -228,7 +229,7 @@ class GateActor(Stage):
         stashed.spent = True
         try:
             to_previous, of_weights = self._derived(batch, stashed, gradient)
-            is_finite = all_finite((*tensors(to_previous), *of_weights))
+            is_finite = self._are_finite((*tensors(to_previous), *of_weights))
         except Exception as error:
             if same_storage(gradient, stashed.y):
                 raise

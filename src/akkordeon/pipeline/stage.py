@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ from akkordeon.core.messages import (
 )
 from akkordeon.core.numerics.autocast import Autocast, autocast_here, autocast_of
 from akkordeon.core.numerics.forms import Forms, signature
+from akkordeon.core.numerics.later import to_device
 from akkordeon.core.payload import Payload, map_tensors
 from akkordeon.core.plain_state import Applied, LearnerState, StageState
 from akkordeon.core.recovery.messages import ForgetBefore, Save
@@ -166,6 +168,7 @@ class Stage(RefusingActor):
         self.device = None if device is None else torch.device(device)
         if self.device is not None:
             _move(self.module, self.device, self.label)
+            self.device = torch.empty(0, device=self.device).device  # with its number
         around = position.autocast if autocast is None else autocast_of(self.module, autocast)
         self._called: Callable[[Payload], Any] = around.around(self.module) if around else self.module
         self._seeded = [m for m in self.module.modules() if isinstance(m, Seeded)]
@@ -207,7 +210,7 @@ class Stage(RefusingActor):
     def _here(self, payload: Payload) -> Payload:
         if self.device is None:
             return payload
-        return map_tensors(lambda tensor: tensor.to(self.device), payload)
+        return map_tensors(partial(to_device, device=self.device), payload)
 
     # ── refusing and forgetting ──────────────────────────────────────────────────────────────────────
 

@@ -66,6 +66,7 @@ class Updater:
         rule: what to do with stale gradients.
         frozen: whether the weights stay as they are for now.
         boost: what learning rates are multiplied by for now, and for how many updates more.
+        skip_if: of the next update, on a device: 1.0 where it is not to be made, as the host need not know.
 
     Raises:
         ForeignParameterError: the optimizer holds parameters that are not these.
@@ -86,6 +87,7 @@ class Updater:
         self._recipe |= {"ema": ema, "by_samples": by_samples}
         self.frozen = False
         self.boost: tuple[float, int] | None = None
+        self.skip_if: Tensor | None = None
         self._weights = weights
         self.rule = rule
         self._clip_norm = clip_norm
@@ -132,6 +134,20 @@ class Updater:
             and all(master.device.type == "cpu" for master in self._weights.masters)
         )
 
+    @property
+    def can_skip(self) -> bool:
+        """Whether a device can leave an update out by itself: nothing but the optimizer takes part in it."""
+        optimizer = self._optimizer
+        if optimizer is None or self.frozen:
+            return True
+        return (
+            self._updates > 0  # a first one that is left out would leave the optimizer's state empty
+            and getattr(optimizer, "_step_supports_amp_scaling", False)
+            and not is_hooked(optimizer)
+            and not self.rule.tensors_of(self._state)
+            and self._weights.average is None
+        )
+
     def update(self, gradients: list[Tensor | None], then: Snapshot, staleness: int) -> bool:
         """Make the next version of the weights; if the optimizer raises, the last one stays.
 
@@ -163,6 +179,7 @@ class Updater:
             samples: that they are of, for a schedule by samples.
         """
         lr_factor, self._lr_factor = self._lr_factor or 1.0, None
+        skip_if, self.skip_if = self.skip_if, None
         if self._optimizer is None or self.frozen:
             return True
         weights = self._weights
@@ -172,13 +189,15 @@ class Updater:
         try:
             for master, gradient in zip(weights.masters, gradients, strict=True):
                 master.grad = gradient
+            if skip_if is not None:
+                vars(self._optimizer).update(found_inf=skip_if, grad_scale=None)
             if self.boost is None and lr_factor == 1.0:
                 self._step()
             else:
                 self._scaled_step(lr_factor)
             if not self._updates:
                 refuse_kept_memory(self._optimizer, weights, self._label)
-            if not weights.are_finite():
+            if skip_if is None and not weights.are_finite():
                 return self._undo()
             if self._move_schedule is not None:
                 self._move_schedule(samples)
@@ -188,6 +207,8 @@ class Updater:
         finally:
             for master in weights.masters:
                 master.grad = None
+            if skip_if is not None:
+                del self._optimizer.found_inf, self._optimizer.grad_scale  # type: ignore[attr-defined]
         weights.publish()
         self._updates += 1
         if self._without_gradient:

@@ -40,6 +40,7 @@ from akkordeon.core.messages import (
     Watch,
 )
 from akkordeon.core.numerics.forms import form
+from akkordeon.core.numerics.later import now_or_later
 from akkordeon.core.payload import Payload, rebuilt, samples
 from akkordeon.core.plain_state import CutStates, PlainState
 from akkordeon.core.recovery.messages import ForgetBefore, Restarted, Rewind, Rewound
@@ -201,7 +202,7 @@ class Evaluator(SentinelActor[tuple[Any, int]]):
             targets = to_targets_device(y, message.payload)
             with torch.no_grad():
                 given = LossInputs(message.payload, self._recipe.loss)
-                value = loss_of(self._recipe.loss, given.payload, targets).item()
+                value = now_or_later(loss_of(self._recipe.loss, given.payload, targets))
                 self._board.add(value, given.unchanged(), targets, size)
         yield from self._send(now_s)
 

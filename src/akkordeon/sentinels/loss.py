@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from akkordeon.core.errors import DataError, RecipeError
 from akkordeon.core.numerics.autograd import gradients, graph_behind, with_gradients
+from akkordeon.core.numerics.later import now_or_later, to_device
 from akkordeon.core.payload import (
     Payload,
     copy_of,
@@ -76,7 +77,7 @@ def to_targets_device(y: Any, outputs: Payload) -> Any:
 
 def _moved(y: Any, device: torch.device) -> Any:
     if isinstance(y, Tensor):
-        return y if y.device == device else y.to(device)
+        return to_device(y, device)
     return map_nested(partial(_moved, device=device), y)
 
 
@@ -121,7 +122,7 @@ class BatchLoss:
         leaves: the outputs, as leaves of the loss's graph.
         targets: the labels where the outputs are.
         loss: one number, with its graph.
-        value: that number.
+        value: that number; on a device that is behind, the tensor, whose number comes later.
 
     Raises:
         RecipeError: the function gives something else than one number.
@@ -132,7 +133,7 @@ class BatchLoss:
         self.targets = to_targets_device(y, self.leaves)
         self._given = LossInputs(self.leaves, function)
         self.loss = with_gradients(loss_of, function, self._given.payload, self.targets)
-        self.value: float = self.loss.item()
+        self.value = now_or_later(self.loss)
 
     def gradient(self) -> Payload:
         """Of the loss by the outputs, in their form; None where there is none.

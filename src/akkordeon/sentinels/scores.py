@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -24,6 +25,9 @@ __all__ = [
     "require_known",
     "scores_by_name",
 ]
+
+COMING_MAX = 512
+"""Batches whose losses are not read yet: of so many the first half is."""
 
 
 @runtime_checkable
@@ -132,13 +136,19 @@ class ScoreBoard:
         scores: by name, torchmetrics metrics (copied) or plain functions.
         endless: have torchmetrics metrics keep no batch beyond a window, as some keep every output they are
             given, which an epoch without an end cannot have. Their score is the mean over the windows.
+        finite_only: leave batches out whose loss is not finite, as gates refuse them; of a loss that is a
+            number its sentinel sees to that.
     """
 
-    def __init__(self, scores: Mapping[str, Score], endless: bool = False) -> None:
+    def __init__(
+        self, scores: Mapping[str, Score], endless: bool = False, *, finite_only: bool = False
+    ) -> None:
         self._streaming: dict[str, StreamingScore] = {}
         self._functions: dict[str, Callable[[Any, Any], Any]] = {}
         self._endless = endless
-        self._sums = _Sums()
+        self._finite_only = finite_only
+        self._coming: list[tuple[Tensor, dict[str, Any], int]] = []  # from a device that is behind
+        self._counted = _Sums()
         self._before = _Sums()  # those of all windows but this one
         for name, score in scores.items():
             if isinstance(score, StreamingScore):
@@ -147,14 +157,41 @@ class ScoreBoard:
             else:
                 self._functions[name] = score
 
-    def add(self, loss: float, outputs: Any, targets: Any, samples: int) -> None:
-        """Take one batch in; the loss and plain functions count by samples."""
-        self._sums.samples += samples
-        self._sums.loss += loss * samples
+    def add(self, loss: float | Tensor, outputs: Any, targets: Any, samples: int) -> None:
+        """Take one batch in; the loss and plain functions count by samples.
+
+        A loss that is a tensor, and the scores beside it, are read when somebody asks for a sum.
+        """
         for score in self._streaming.values():
             score.update(outputs, targets)
-        for name, function in self._functions.items():
-            self._sums.add(numbers_of(name, function(outputs, targets)), samples)
+        found = {name: function(outputs, targets) for name, function in self._functions.items()}
+        if not isinstance(loss, Tensor):
+            self._count(loss, found, samples)
+            return
+        self._coming.append((loss, found, samples))
+        if len(self._coming) == COMING_MAX:
+            self._read(COMING_MAX // 2)
+
+    def _read(self, count: int) -> None:
+        """Count what came first: the device must have come so far."""
+        for loss, found, samples in self._coming[:count]:
+            number = loss.item()
+            if not self._finite_only or math.isfinite(number):
+                self._count(number, found, samples)
+        del self._coming[:count]
+
+    def _count(self, loss: float, found: Mapping[str, Any], samples: int) -> None:
+        self._counted.samples += samples
+        self._counted.loss += loss * samples
+        for name, score in found.items():
+            self._counted.add(numbers_of(name, score), samples)
+
+    @property
+    def _sums(self) -> _Sums:
+        """Those of all batches."""
+        if self._coming:
+            self._read(len(self._coming))
+        return self._counted
 
     @property
     def samples(self) -> int:
@@ -203,8 +240,8 @@ class ScoreBoard:
     def go_on_from(self, sums: Mapping[str, Any]) -> None:
         """Begin with sums of before; a window begins as well, and metrics are of what comes from now on."""
         scores = {n: total for n, total in sums["scores"].items() if n.partition("/")[0] in self._functions}
-        self._sums = _Sums(sums["samples"], sums["loss"], defaultdict(float, scores))
-        self._before = self._sums.copy()
+        self._counted = _Sums(sums["samples"], sums["loss"], defaultdict(float, scores))
+        self._before = self._counted.copy()
 
     def _computed(self) -> dict[str, float]:
         scores: dict[str, float] = {}

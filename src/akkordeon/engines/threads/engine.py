@@ -17,7 +17,7 @@ import torch
 
 from akkordeon.core.actor import Spawn
 from akkordeon.core.checks import require_whole
-from akkordeon.core.errors import SessionError
+from akkordeon.core.errors import RecipeError, SessionError
 from akkordeon.core.messages import Message
 from akkordeon.engines.base import Engine, Load, ProcessState, bounded
 from akkordeon.engines.threads.allocator import keep_freed_memory
@@ -35,16 +35,23 @@ class Threads(Engine):
             repeatable.
         intra_op_threads: of each worker, for one operation of PyTorch. More pay where one gate has all the
             work: one worker with as many as there are cores is about as fast as a plain loop.
+        device_streams: each gate on a GPU has a CUDA stream of its own, so that small kernels of several
+            gates run at the same time; without it they are one after the other. It needs a GPU.
 
     Raises:
-        RecipeError: fewer than one worker, or than one thread.
+        RecipeError: fewer than one worker, or than one thread; or there is no GPU for streams.
     """
 
     may_lose = False  # whoever is in this process ends with it
 
-    def __init__(self, workers: int | None = None, intra_op_threads: int = 1) -> None:
+    def __init__(
+        self, workers: int | None = None, intra_op_threads: int = 1, *, device_streams: bool = False
+    ) -> None:
         require_whole("workers", workers, optional=True)
         require_whole("intra_op_threads", intra_op_threads)
+        if device_streams and not torch.cuda.is_available():
+            raise RecipeError("device_streams are of GPUs, and torch.cuda knows none here; leave that out")
+        self._device_streams = device_streams
         self.intra_op_threads = intra_op_threads
         self.workers = workers or max(2, os.cpu_count() or 2)
         self._reported = threading.Condition(threading.RLock())
@@ -68,7 +75,7 @@ class Threads(Engine):
         self._process = ProcessState()
         keep_freed_memory()
         torch.manual_seed(seed)
-        self._pool = WorkerPool(on_report, self._reported, self._post, self.recorder)
+        self._pool = WorkerPool(on_report, self._reported, self._post, self.recorder, self._device_streams)
         self._pool.open(self.workers, self.intra_op_threads)
         atexit.register(self.stop)  # a thread that is inside of PyTorch when Python ends aborts the process
 

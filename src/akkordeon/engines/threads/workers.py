@@ -31,6 +31,7 @@ from akkordeon.core.numerics.generator import GeneratorUse
 from akkordeon.core.reports import Undelivered
 from akkordeon.engines.base import Listener, Load, bounded
 from akkordeon.engines.interpreter import Cell, Interpreter
+from akkordeon.engines.threads.device_streams import DeviceStreams, complete
 from akkordeon.engines.threads.turns import TURNS
 
 __all__ = ["WorkerCell", "WorkerPool"]
@@ -65,6 +66,7 @@ class WorkerPool(Interpreter[WorkerCell]):
         reported: is notified after every record.
         post: what is for nobody here may be for somebody elsewhere.
         recorder: hears of every message that is handled.
+        device_streams: give each gate on a GPU a stream of its own there.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class WorkerPool(Interpreter[WorkerCell]):
         reported: threading.Condition,
         post: Callable[[str, Message], bool],
         recorder: Listener | None,
+        device_streams: bool,
     ) -> None:
         self.workers: set[threading.Thread] = set()
         self.waiting = 0  # workers whose actors wait for others; guarded by the lock of ``reported``
@@ -89,6 +92,7 @@ class WorkerPool(Interpreter[WorkerCell]):
         self._idle = 0
         self._running = True
         self._own_threads: set[threading.Thread] = set()  # of actors that may block; ended ones go
+        self._streams = DeviceStreams() if device_streams else None
 
     # ── the engine's side ────────────────────────────────────────────────────────────────────────────
 
@@ -103,6 +107,8 @@ class WorkerPool(Interpreter[WorkerCell]):
     def admit(self, address: str, actor: Actor, on_its_own: bool) -> None:
         """Take an actor in, maybe with a thread of its own."""
         cell = WorkerCell(actor, threading.Condition(self._lock) if on_its_own else None)
+        if self._streams is not None:
+            self._streams.admit(actor)
         with self._lock:
             self.cells[address] = cell
         if on_its_own:
@@ -117,6 +123,8 @@ class WorkerPool(Interpreter[WorkerCell]):
         self._send(None, to, message)
 
     def _send(self, sender: WorkerCell | None, to: str, message: Message) -> None:
+        if self._streams is not None:
+            self._streams.sent(message)
         cell = self.cells.get(to)
         if cell is not None:
             with self._lock:
@@ -140,6 +148,8 @@ class WorkerPool(Interpreter[WorkerCell]):
 
     def _send_elsewhere(self, to: str, message: Message) -> None:
         """There is no such actor here; in a row of several processes this is where a message leaves."""
+        if self._streams is not None:
+            self._streams.dropped(message)
         if not self._post(to, message):
             self._report(Undelivered(to, message))
 
@@ -250,9 +260,20 @@ class WorkerPool(Interpreter[WorkerCell]):
                 del self.cells[cell.actor.address]
             left = [cell.mailbox.take() for _ in range(len(cell.mailbox))]
         for message in left:
+            if self._streams is not None:
+                self._streams.dropped(message)
             self._report(Undelivered(cell.actor.address, message))
 
+    def _handle(self, cell: WorkerCell, message: Message, now_s: float) -> None:
+        if self._streams is None:
+            super()._handle(cell, message, now_s)
+            return
+        with self._streams.handling(cell.actor, message):
+            super()._handle(cell, message, now_s)
+
     def _report(self, record: Any) -> None:
+        if self._streams is not None:
+            complete()
         with self._reported:
             self._on_report(record)
             self._reported.notify_all()

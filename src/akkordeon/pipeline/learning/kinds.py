@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from akkordeon.core.plain_state import StageState
 from akkordeon.core.schedules import TwoBuffers
+from akkordeon.pipeline.devices.ahead_gate import AheadGate
 from akkordeon.pipeline.gate import Gate
 from akkordeon.pipeline.gate_actor import GateActor
 from akkordeon.pipeline.learning.accumulating_gate import AccumulatingGate, gathered_in
@@ -36,4 +37,6 @@ def gate_actor(
         or gathered_in(restored)
     ):
         kind = AccumulatingGate
+    elif gate.lives_on is not None and gate.lives_on.type == "cuda":
+        kind = AheadGate
     return kind(gate, position, restored, anew=anew)

@@ -66,7 +66,7 @@ class Epoch:
 
     def __init__(self, number: int, scores: Mapping[str, Score], endless: bool) -> None:
         self.number = number
-        self.board = ScoreBoard(scores, endless)
+        self.board = ScoreBoard(scores, endless, finite_only=True)
         self.under_way = 0
         self.all_sent = False
         self._window = _Window()

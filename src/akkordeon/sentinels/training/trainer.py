@@ -239,7 +239,7 @@ class Trainer(SettlingSentinel):
         if flight is None or flight.turned:
             return
         judged = BatchLoss(message.payload, flight.y, self._recipe.loss)
-        if not math.isfinite(judged.value):
+        if isinstance(judged.value, float) and not math.isfinite(judged.value):
             yield from self._count_refused(not_finite(batch, self.name, judged.value), self._row, now_s)
             return
         self._graph_check.look(judged.loss, judged.leaves)

@@ -50,7 +50,7 @@ class Learning:
         if not all_finite(tensors(x)):  # 1e400 is one in JSON, and a module may squash it
             raise DataError("the inputs of this example are not finite")
         judged = BatchLoss(outputs, y, self._loss)
-        if not math.isfinite(judged.value):
+        if not math.isfinite(float(judged.value)):
             raise DataError(f"the loss of this example is {judged.value}")
         judged.gradient()
 

@@ -111,7 +111,7 @@ class LiveRow:
         outputs = self._asked(Forward, self._row[0], Forward(batch, x, samples(x))).payload
         try:
             judged = BatchLoss(outputs, y, loss)
-            return judged.value, Backward(batch, judged.gradient())
+            return float(judged.value), Backward(batch, judged.gradient())
         except BaseException:
             self._tell_all(Forget(*batch))
             raise

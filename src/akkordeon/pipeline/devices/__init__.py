@@ -1,0 +1,1 @@
+"""Gates on devices that compute behind the host."""

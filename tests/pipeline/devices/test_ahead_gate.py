@@ -1,0 +1,160 @@
+"""A gate that goes on before it knows, on a CPU that passes for a device that is behind."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from tests.support.harness import SIZE, backward, bits, do, forward, same_bits, sends
+from torch import nn
+
+import akkordeon as ak
+from akkordeon.core.messages import Backward, Batch, Fault, Forward, Probe, Refused
+from akkordeon.core.numerics import later
+from akkordeon.core.numerics.later import Later, found_not_finite
+from akkordeon.pipeline.devices import ahead_gate
+from akkordeon.pipeline.devices.ahead_gate import AheadGate
+from akkordeon.pipeline.gate_actor import GateActor
+from akkordeon.pipeline.stage import Position
+
+WHERE = Position("gate/1", 1, "gate/0", "gate/2")
+FUSED = {
+    "sgd": partial(torch.optim.SGD, lr=0.05, momentum=0.9, fused=True),
+    "adamw": partial(torch.optim.AdamW, lr=0.05, fused=True),
+}
+
+
+@pytest.fixture(params=FUSED)
+def make(request):
+    return FUSED[request.param]
+
+
+class NotYet(Later):
+    """A number that the device has not computed, until somebody lets it."""
+
+    held = True
+
+    @property
+    def is_here(self) -> bool:
+        return not self.held
+
+
+@pytest.fixture
+def _behind(monkeypatch):
+    monkeypatch.setattr(ahead_gate, "is_behind", lambda tensor: True)
+    monkeypatch.setattr(NotYet, "held", True)
+    monkeypatch.setattr(ahead_gate, "Later", NotYet)
+
+
+def of_both(make, **recipe) -> tuple[AheadGate, GateActor]:
+    torch.manual_seed(0)
+    gate = ak.Gate(nn.Linear(6, 4), make, **recipe)
+    return AheadGate(gate, WHERE), GateActor(gate, WHERE)
+
+
+def trained(gate: GateActor, *numbers: int, bad: tuple[int, ...] = ()) -> list:
+    """What it answers to whole batches, of which some have gradients that are not finite."""
+    effects = []
+    for number in numbers:
+        generator = torch.Generator().manual_seed(number)
+        x, g = torch.randn(SIZE, 6, generator=generator), torch.randn(SIZE, 4, generator=generator)
+        if number in bad:
+            g[0, 0] = float("nan")
+        effects += do(gate, forward(number, x), backward(number, g))
+    return effects
+
+
+@pytest.mark.usefixtures("_behind")
+def test_it_learns_to_the_bit_what_a_gate_on_a_cpu_learns(make):
+    ahead, gate = of_both(make)
+    for one in (ahead, gate):
+        trained(one, 0, 1, 2, 3)
+    assert same_bits(ahead.module, gate.module)
+    assert ahead.version == gate.version == 4
+
+
+@pytest.mark.usefixtures("_behind")
+def test_a_batch_whose_gradient_is_not_finite_changes_nothing_and_is_refused_when_that_is_known(make):
+    ahead, gate = of_both(make)
+    effects = trained(ahead, 0, 1, 2, 3, bad=(2,))
+    trained(gate, 0, 1, 3)
+    assert sends(effects, Refused) == []
+    assert [m.batch.number for m in sends(effects, Backward)] == [0, 1, 2, 3]
+    assert same_bits(ahead.module, gate.module)
+    NotYet.held = False
+    (refused,) = sends(trained(ahead, 4), Refused)
+    assert (refused.batch, refused.fault) == (Batch("s", 2), Fault.NOT_FINITE)
+    trained(gate, 4)
+    assert same_bits(ahead.module, gate.module)
+
+
+@pytest.mark.usefixtures("_behind")
+def test_whoever_asks_something_else_of_it_finds_all_known(make):
+    ahead, _ = of_both(make)
+    trained(ahead, 0, 1, bad=(1,))
+    assert [m.batch.number for m in sends(do(ahead, Probe("asker")), Refused)] == [1]
+
+
+@pytest.mark.usefixtures("_behind")
+def test_the_first_update_is_waited_for(make):
+    ahead, _ = of_both(make)
+    was = bits(ahead.module)
+    (refused,) = sends(trained(ahead, 0, bad=(0,)), Refused)
+    assert refused.fault is Fault.NOT_FINITE
+    assert same_bits(ahead.module, was)
+    assert ahead.version == 0
+
+
+@pytest.mark.usefixtures("_behind")
+@pytest.mark.parametrize(
+    ("make", "recipe"),
+    [
+        (partial(torch.optim.SGD, lr=0.05), {}),
+        (FUSED["adamw"], {"ema": 0.9}),
+        (FUSED["adamw"], {"staleness": ak.DelayCompensation("adaptive")}),
+    ],
+)
+def test_where_more_than_a_fused_optimizer_takes_part_every_update_is_waited_for(make, recipe):
+    ahead, _ = of_both(make, **recipe)
+    assert [m.batch.number for m in sends(trained(ahead, 0, 1, 2, bad=(1,)), Refused)] == [1]
+    assert ahead.version == 2
+
+
+def test_inputs_of_the_host_are_looked_at_before_they_go_to_the_device(make):
+    ahead, _ = of_both(make)
+    trained(ahead, 0)
+    effects = do(ahead, forward(1, torch.full((SIZE, 6), float("inf"))))
+    (refused,) = sends(effects, Refused)
+    assert (refused.fault, sends(effects, Forward)) == (Fault.NOT_FINITE, [])
+    assert not ahead.stash
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_what_is_not_finite_is_found_in_tensors_of_several_dtypes_which_stay_as_they_are(value, dtype):
+    some = [torch.randn(3, 2), None, torch.randn(5).to(dtype)]
+    was = [None if t is None else t.clone() for t in some]
+    assert found_not_finite(some).item() == 0
+    assert all(t is None or torch.equal(t, w) for t, w in zip(some, was, strict=True))
+    some[2][3] = value
+    assert found_not_finite(some).item() == 1
+    assert found_not_finite([None]) is None
+
+
+def test_a_loss_that_comes_later_counts_when_somebody_asks_and_is_left_out_if_it_is_not_finite(monkeypatch):
+    from akkordeon.sentinels.scores import COMING_MAX, ScoreBoard
+
+    board = ScoreBoard({"half": lambda outputs, y: outputs / 2}, finite_only=True)
+    for loss in (1.0, float("nan"), 3.0):
+        board.add(torch.tensor(loss), torch.tensor(loss), None, 2)
+    assert (board.samples, board.loss, board.scores()) == (4, 2.0, {"half": 1.0})
+    for _ in range(3 * COMING_MAX):
+        board.add(torch.tensor(5.0), torch.tensor(4.0), None, 1)
+        assert len(board._coming) < COMING_MAX
+    assert board.window()[0] == pytest.approx((8.0 + 15 * COMING_MAX) / (4 + 3 * COMING_MAX))
+
+
+def test_on_a_cpu_nothing_is_behind():
+    assert not later.is_behind(torch.zeros(2))
+    assert later.now_or_later(torch.tensor(2.5, requires_grad=True)) == 2.5
