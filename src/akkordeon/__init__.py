@@ -28,6 +28,7 @@ from akkordeon.pipeline.optimizers.error_feedback import ErrorFeedback
 from akkordeon.pipeline.optimizers.muon import muon
 from akkordeon.pipeline.recovery.recipe import Recovery
 from akkordeon.pipeline.staleness.delay_compensation import DelayCompensation
+from akkordeon.pipeline.staleness.discrepancy_correction import DiscrepancyCorrection
 from akkordeon.pipeline.staleness.gap_aware import GapAware
 from akkordeon.pipeline.staleness.kept_weights import Latest, Stash
 from akkordeon.pipeline.staleness.prediction import Prediction
@@ -57,6 +58,7 @@ __all__ = [
     "DelayAdaptive",
     "DelayCompensation",
     "DelayedNesterov",
+    "DiscrepancyCorrection",
     "Downpour",
     "DownpourSession",
     "Drift",

@@ -27,6 +27,7 @@ PUBLIC = [
     "DelayAdaptive",
     "DelayCompensation",
     "DelayedNesterov",
+    "DiscrepancyCorrection",
     "Downpour",
     "DownpourSession",
     "Drift",

@@ -156,6 +156,11 @@ class Downpour:
                     f"replicas and shards cannot have staleness={rule}: their weights come from several, and "
                     "where these lead to is not known ahead; take another rule"
                 )
+            if rule.looks_back:
+                raise RecipeError(
+                    f"replicas and shards cannot have staleness={rule}: their weights come from several, and "
+                    "where they were is not known from how they move; take another rule"
+                )
         if self.staleness.uses_old_weights and (policy.local_step or policy.push_every > 1):
             raise RecipeError(
                 f"{type(self.staleness).__name__} needs the weights a push was computed at, but shards know "

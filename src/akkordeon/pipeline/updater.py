@@ -148,6 +148,11 @@ class Updater:
             and self._weights.average is None
         )
 
+    @property
+    def rule_state(self) -> Any:
+        """What the rule keeps of the weights; see :meth:`Rule.initial`."""
+        return self._state
+
     def update(self, gradients: list[Tensor | None], then: Snapshot, staleness: int) -> bool:
         """Make the next version of the weights; if the optimizer raises, the last one stays.
 

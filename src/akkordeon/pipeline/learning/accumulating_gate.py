@@ -69,7 +69,7 @@ class AccumulatingGate(GateActor):
                 yield self._refuse_update(batch)
             return
         self.version += 1
-        self._earlier = before
+        self._updated(before)
         yield from self._tell_watchers()
         yield from self._save_if_due()
 
@@ -82,6 +82,10 @@ class AccumulatingGate(GateActor):
     def _before_update(self) -> Snapshot | None:
         """The weights, where they are to be kept until the update after this one."""
         return None
+
+    def _updated(self, before: Snapshot | None) -> None:
+        """An update has been made of the weights before."""
+        self._earlier = before
 
     def _learner_state(self) -> LearnerState:
         return {**super()._learner_state(), GATHERED: self._gathered.state(self.weights.names)}

@@ -9,6 +9,7 @@ from akkordeon.pipeline.gate import Gate
 from akkordeon.pipeline.gate_actor import GateActor
 from akkordeon.pipeline.learning.accumulating_gate import AccumulatingGate, gathered_in
 from akkordeon.pipeline.learning.clipping_gate import ClippingGate
+from akkordeon.pipeline.schedules.correcting_gate import CorrectingGate
 from akkordeon.pipeline.schedules.predicting_gate import PredictingGate
 from akkordeon.pipeline.schedules.two_buffers_gate import TwoBuffersGate
 from akkordeon.pipeline.stage import Position
@@ -29,6 +30,8 @@ def gate_actor(
         kind = TwoBuffersGate
     elif gate.staleness.looks_ahead:
         kind = PredictingGate
+    elif gate.staleness.looks_back:
+        kind = CorrectingGate
     elif position.clip_norm is not None:
         kind = ClippingGate
     elif (

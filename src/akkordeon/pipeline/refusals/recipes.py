@@ -61,7 +61,7 @@ def refuse_off_schedule(
                 f"gate {i} has staleness={gate.staleness}, which has forwards on weights of its own, as the "
                 f"schedule {schedule} has: leave one of them out"
             )
-        if gate.staleness.looks_ahead and clip_whole_norm is not None:
+        if (gate.staleness.looks_ahead or gate.staleness.looks_back) and clip_whole_norm is not None:
             raise RecipeError(
                 f"gate {i} has staleness={gate.staleness}, which goes with no clip_whole_norm; give the "
                 "gates a clip_norm each instead"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from akkordeon.pipeline.staleness.delay_compensation import DelayCompensation
+from akkordeon.pipeline.staleness.discrepancy_correction import DiscrepancyCorrection
 from akkordeon.pipeline.staleness.gap_aware import GapAware
 from akkordeon.pipeline.staleness.kept_weights import Latest, Stash
 from akkordeon.pipeline.staleness.prediction import Prediction
@@ -20,6 +21,8 @@ RULES: dict[str, Rule] = {
     "gap-aware": GapAware(),
     "prediction": Prediction(),
     "prediction-decayed": Prediction(decay=0.9),
+    "discrepancy": DiscrepancyCorrection(),
+    "pipemare": DiscrepancyCorrection(annealed=1000),
     "dc-constant": DelayCompensation("constant"),
     "dc-adaptive": DelayCompensation("adaptive"),
 }

@@ -1,13 +1,14 @@
 """What a rule for stale gradients is.
 
 A gate that learns from a batch τ updates after that batch went forward holds a gradient that belongs
-to weights it no longer has. A rule says four things about it:
+to weights it no longer has. A rule says five things about it:
 
 - ``keeps_weights``: whether the gate keeps the weights a forward used until its backward came
   (weight stashing, PipeDream, arXiv:1806.03377), so that the gradient is one of a function that existed;
 - :meth:`Rule.correct`: what the optimizer gets instead of the raw gradient;
 - :meth:`Rule.lr_factor`: how much of its step the optimizer makes;
-- :meth:`Rule.ahead`: on which weights the forward is, where not on the latest.
+- :meth:`Rule.ahead`: on which weights the forward is, where not on the latest;
+- :meth:`Rule.behind`: on which weights the backward is, where those of the forward are not kept.
 
 Rules never write to what they are given: a gradient may be the very tensor that was sent on.
 """
@@ -33,6 +34,9 @@ class Rule:
 
     looks_ahead: ClassVar[bool] = False
     """Whether forwards are on what :meth:`ahead` says, and not on the latest weights."""
+
+    looks_back: ClassVar[bool] = False
+    """Whether backwards are on what :meth:`behind` says; for rules that keep no weights."""
 
     def initial(self, parameters: Sequence[Tensor]) -> Any:
         """The rule's own state for these parameters."""
@@ -65,6 +69,25 @@ class Rule:
             updates: that will come before the gradient of the batch does; at least 1.
         """
         return now
+
+    def behind(self, now: Sequence[Tensor], staleness: int, state: Any) -> Sequence[Tensor]:
+        """The weights that a late backward is on, for a rule that looks back.
+
+        Args:
+            now: the latest weights.
+            staleness: τ, the number of updates since the forward; at least 1.
+            state: what :meth:`initial` gave.
+        """
+        return now
+
+    def follow(self, before: Sequence[Tensor], now: Sequence[Tensor], state: Any) -> None:
+        """Take note of an update, for a rule that looks back.
+
+        Args:
+            before: the weights before it.
+            now: those after it.
+            state: what :meth:`initial` gave, and this may change.
+        """
 
     def lr_factor(self, staleness: int, updates: int) -> float:
         """What the learning rate is multiplied by for one update; of several gradients the smallest counts.

@@ -62,11 +62,16 @@ def changed(updater: Updater, weights: Weights, label: str, settings: Mapping[st
     frozen = _flag("frozen", options.pop("frozen", updater.frozen))
     is_reset = _flag("reset_optimizer", options.pop("reset_optimizer", False))
     boost = _boost(options.pop("boost", updater.boost), label)
-    if recipe.get("rule", updater.rule).looks_ahead != updater.rule.looks_ahead:
-        raise RecipeError(
-            f"{label} cannot go from {updater.rule} to {recipe['rule']} while it is at work: only one of "
-            "these has forwards on the latest weights; begin with a rule that has them where the other has"
-        )
+    rule = recipe.get("rule", updater.rule)
+    for what, is_same in (
+        ("forwards on the latest weights", rule.looks_ahead == updater.rule.looks_ahead),
+        ("backwards on weights that it guesses", rule.looks_back == updater.rule.looks_back),
+    ):
+        if not is_same:
+            raise RecipeError(
+                f"{label} cannot go from {updater.rule} to {rule} while it is at work: only one of "
+                f"these has {what}; begin with a rule that has them where the other has"
+            )
     average, before = weights.average, updater.state()
     try:
         fresh = updater.like(**recipe)
