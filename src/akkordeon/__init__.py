@@ -27,6 +27,7 @@ from akkordeon.pipeline.network import Network
 from akkordeon.pipeline.optimizers.error_feedback import ErrorFeedback
 from akkordeon.pipeline.optimizers.muon import muon
 from akkordeon.pipeline.recovery.recipe import Recovery
+from akkordeon.pipeline.staleness.age_weighted import AgeWeighted
 from akkordeon.pipeline.staleness.delay_compensation import DelayCompensation
 from akkordeon.pipeline.staleness.discrepancy_correction import DiscrepancyCorrection
 from akkordeon.pipeline.staleness.gap_aware import GapAware
@@ -46,6 +47,7 @@ from akkordeon.session.serving.posts import Posts
 from akkordeon.session.session import Session
 
 __all__ = [
+    "AgeWeighted",
     "AkkordeonError",
     "AnnealedSteps",
     "Answer",

@@ -15,6 +15,7 @@ from akkordeon.core import errors
 ROOT = Path(__file__).parents[2]
 
 PUBLIC = [
+    "AgeWeighted",
     "AkkordeonError",
     "AnnealedSteps",
     "Answer",

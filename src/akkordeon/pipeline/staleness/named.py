@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from akkordeon.pipeline.staleness.age_weighted import AgeWeighted
 from akkordeon.pipeline.staleness.delay_compensation import DelayCompensation
 from akkordeon.pipeline.staleness.discrepancy_correction import DiscrepancyCorrection
 from akkordeon.pipeline.staleness.gap_aware import GapAware
@@ -17,6 +18,7 @@ RULES: dict[str, Rule] = {
     "stash": Stash(),
     "inverse": InverseStaleness(),
     "delay-adaptive": DelayAdaptive(),
+    "age-weighted": AgeWeighted(),
     "annealed": AnnealedSteps(),
     "gap-aware": GapAware(),
     "prediction": Prediction(),
