@@ -26,6 +26,7 @@ from akkordeon.pipeline.learning.groups import decay_groups
 from akkordeon.pipeline.network import Network
 from akkordeon.pipeline.optimizers.error_feedback import ErrorFeedback
 from akkordeon.pipeline.optimizers.muon import muon
+from akkordeon.pipeline.optimizers.ordered_momentum import OrderedMomentum
 from akkordeon.pipeline.recovery.recipe import Recovery
 from akkordeon.pipeline.staleness.age_weighted import AgeWeighted
 from akkordeon.pipeline.staleness.delay_compensation import DelayCompensation
@@ -78,6 +79,7 @@ __all__ = [
     "Machines",
     "MoreLearning",
     "Network",
+    "OrderedMomentum",
     "Plan",
     "Posts",
     "Prediction",

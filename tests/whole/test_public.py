@@ -46,6 +46,7 @@ PUBLIC = [
     "Machines",
     "MoreLearning",
     "Network",
+    "OrderedMomentum",
     "Plan",
     "Posts",
     "Prediction",

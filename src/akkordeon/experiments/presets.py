@@ -23,6 +23,7 @@ from akkordeon.pipeline.learning.optimizer import OptimizerFactory
 from akkordeon.pipeline.network import Network
 from akkordeon.pipeline.optimizers.error_feedback import ErrorFeedback
 from akkordeon.pipeline.optimizers.muon import muon
+from akkordeon.pipeline.optimizers.ordered_momentum import OrderedMomentum
 from akkordeon.pipeline.staleness.named import RULES
 from akkordeon.pipeline.staleness.rule import Rule
 
@@ -76,12 +77,13 @@ OPTIMIZERS: dict[str, Preset] = {
     "adamw": (partial(_fused, torch.optim.AdamW), 1e-3),
     "nadam": (partial(torch.optim.NAdam, betas=(0.99, 0.999), momentum_decay=0.04), 1e-3),
     "muon": (muon, 1e-3),
+    "ormo": (partial(OrderedMomentum, workers=4), 0.01),
     "adamw-ef": (_adamw_ef, 1e-3),
     "muon-ef": (_muon_ef, 1e-3),
 }
 """``nadam`` is Nesterov's momentum for asynchronous pipelines (Ajanthan et al. 2025, arXiv:2505.01099), with
 a ``momentum_decay`` for runs of some thousand updates; its authors have 0.004 for 50,000. ``-ef`` is with
-:class:`ErrorFeedback`."""
+:class:`ErrorFeedback`. ``ormo`` is for four batches in flight."""
 
 SCHEDULES: dict[str, type[Flush] | None] = {"async": None, "flush": Flush, "2bw": TwoBuffers}
 """Those in which updates are waited for, and the one in which they are not."""
@@ -92,6 +94,7 @@ SERVER_OPTIMIZERS: dict[str, Preset] = {
     "momentum": (partial(torch.optim.SGD, momentum=0.9), 0.01),
     "nesterov": (partial(torch.optim.SGD, momentum=0.9, nesterov=True), 0.07),
     "delayed-nesterov": (DelayedNesterov, 0.7),
+    "ormo": (OrderedMomentum, 0.01),
     "adam": OPTIMIZERS["adam"],
 }
 """Of parameter shards. 0.07 because 0.7, DiLoCo's, is too much where pushes are not averaged."""
@@ -175,14 +178,16 @@ def server_optimizer_named(name: str, lr: float | None, replicas: int) -> Optimi
     Args:
         name: a key of ``SERVER_OPTIMIZERS``.
         lr: learning rate; its usual one if not given.
-        replicas: that push to it, of which delayed Nesterov takes one push each before it moves.
+        replicas: that push to it, which delayed Nesterov and ordered momentum go by.
 
     Raises:
         RecipeError: there is none.
     """
     make, usual_lr = _entry(SERVER_OPTIMIZERS, name, "there is no server optimizer")
     made = partial(make, lr=usual_lr if lr is None else lr)
-    return partial(made, buffer=replicas) if make is DelayedNesterov else made
+    if make is DelayedNesterov:
+        return partial(made, buffer=replicas)
+    return partial(made, workers=replicas) if make is OrderedMomentum else made
 
 
 def _entry(table: Mapping[str, T], name: str, there_is_no: str) -> T:

@@ -26,6 +26,7 @@ from akkordeon.pipeline.learning.optimizer import (
 from akkordeon.pipeline.learning.optimizer_state import copied_plain, load_optimizer, state_of_optimizer
 from akkordeon.pipeline.learning.schedule import load_scheduler, moving
 from akkordeon.pipeline.optimizers.composed import all_within, kind_of
+from akkordeon.pipeline.optimizers.ordered_momentum import ordered_within
 from akkordeon.pipeline.staleness.rule import Rule
 from akkordeon.pipeline.weights import Snapshot, Weights
 
@@ -42,6 +43,9 @@ BOOST = "boost"
 
 LR_FACTOR = "lr factor"
 """Where the state says how large a step the rule has gradients gathered for; others have no such entry."""
+
+OLDEST = "staleness"
+"""Where the state says how late the oldest gathered gradient is, for an optimizer that asks for it."""
 
 UPDATES_WITHOUT_SCORE = 1000
 """After so many it is said that a scheduler waits for a score."""
@@ -64,6 +68,7 @@ class Updater:
 
     Attributes:
         rule: what to do with stale gradients.
+        rule_state: what the rule keeps of the weights; see :meth:`Rule.initial`.
         frozen: whether the weights stay as they are for now.
         boost: what learning rates are multiplied by for now, and for how many updates more.
         skip_if: of the next update, on a device: 1.0 where it is not to be made, as the host need not know.
@@ -101,8 +106,10 @@ class Updater:
         self._wanted_score = _WantedScore(label) if plateau else None
         self._counts_samples = by_samples
         self._move_schedule = moving(self._scheduler, by_samples, label)
-        self._state = rule.initial(weights.masters)
+        self.rule_state = rule.initial(weights.masters)
         self._lr_factor: float | None = None  # of the next update, once it has a gradient
+        self._ordered = [] if self._optimizer is None else ordered_within(self._optimizer)
+        self._oldest = 0  # gradient of the next update
         self._label = label
         self._updates = 0
         self._without_gradient = set(weights.trainable)
@@ -144,14 +151,9 @@ class Updater:
             self._updates > 0  # a first one that is left out would leave the optimizer's state empty
             and getattr(optimizer, "_step_supports_amp_scaling", False)
             and not is_hooked(optimizer)
-            and not self.rule.tensors_of(self._state)
+            and not self.rule.tensors_of(self.rule_state)
             and self._weights.average is None
         )
-
-    @property
-    def rule_state(self) -> Any:
-        """What the rule keeps of the weights; see :meth:`Rule.initial`."""
-        return self._state
 
     def update(self, gradients: list[Tensor | None], then: Snapshot, staleness: int) -> bool:
         """Make the next version of the weights; if the optimizer raises, the last one stays.
@@ -174,7 +176,8 @@ class Updater:
         """What the staleness rule makes of gradients, and of the next step; see :meth:`update`."""
         factor, known = self.rule.lr_factor(staleness, self._updates), self._lr_factor
         self._lr_factor = factor if known is None else min(factor, known)
-        return self.rule.correct(gradients, self._weights.now, then, staleness, self._state)
+        self._oldest = max(self._oldest, staleness)
+        return self.rule.correct(gradients, self._weights.now, then, staleness, self.rule_state)
 
     def apply(self, gradients: list[Tensor | None], samples: int = 0) -> bool:
         """Make the next version with gradients as they are, but for clipping; see :meth:`update`.
@@ -185,12 +188,15 @@ class Updater:
         """
         lr_factor, self._lr_factor = self._lr_factor or 1.0, None
         skip_if, self.skip_if = self.skip_if, None
+        oldest, self._oldest = self._oldest, 0
         if self._optimizer is None or self.frozen:
             return True
         weights = self._weights
         if self._clip_norm is not None:
             gradients = clipped(gradients, self._clip_norm)
         weights.prepare_update(gradients, by_rows=keeps_to_rows(self._optimizer))
+        for each in self._ordered:
+            each.staleness = oldest
         try:
             for master, gradient in zip(weights.masters, gradients, strict=True):
                 master.grad = gradient
@@ -286,6 +292,7 @@ class Updater:
             **({FROZEN: True} if self.frozen else {}),
             **({} if self.boost is None else {BOOST: [*self.boost]}),
             **({} if self._lr_factor in (None, 1.0) else {LR_FACTOR: self._lr_factor}),
+            **({OLDEST: self._oldest} if self._ordered and self._oldest else {}),
         }
 
     def load(self, state: LearnerState) -> None:
@@ -314,6 +321,7 @@ class Updater:
         self.frozen = state.get(FROZEN, False)
         self.boost = (*state[BOOST],) if state.get(BOOST) else None
         self._lr_factor = state.get(LR_FACTOR)
+        self._oldest = state.get(OLDEST, 0)
         if self._weights.average is not None and state.get(AVERAGE):
             self._weights.average.load(state[AVERAGE], self._weights.names)
 
@@ -329,7 +337,7 @@ class Updater:
 
     def _rule_tensors(self) -> dict[str, Tensor]:
         """What the staleness rule keeps of each weight, by its name."""
-        tensors = self.rule.tensors_of(self._state)
+        tensors = self.rule.tensors_of(self.rule_state)
         return dict(zip(self._weights.names, tensors, strict=True)) if tensors else {}
 
     def _names_by_group(self, optimizer: Optimizer) -> list[str]:

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from akkordeon.core.errors import RecipeError
 from akkordeon.core.payload import all_finite
 from akkordeon.pipeline.optimizers.composed import Composed, loss_of
+from akkordeon.pipeline.optimizers.ordered_momentum import OrderedMomentum
 
 __all__ = ["ErrorFeedback"]
 
@@ -32,9 +34,17 @@ class ErrorFeedback(Composed):
     Args:
         inside: the optimizer; it is not to be used by itself any more.
         c: how much of the error is made up for.
+
+    Raises:
+        RecipeError: the optimizer makes up for delays itself.
     """
 
     def __init__(self, inside: Optimizer, c: float = 1.0) -> None:
+        if isinstance(inside, OrderedMomentum):
+            raise RecipeError(
+                "ordered momentum gives late gradients the way that they missed, so error feedback around it "
+                "would make up for it twice; leave one of them out"
+            )
         super().__init__(inside)
         self._c = c
 
