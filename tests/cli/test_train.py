@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import safetensors.torch
 import torch
@@ -41,6 +43,22 @@ def test_with_json_the_last_line_is_the_outcome():
     assert all(
         gate.keys() == {"name", "version", "staleness_mean", "staleness_max"} for gate in outcome["gates"]
     )
+
+
+def test_how_stale_gradients_were_is_measured_printed_and_kept(tmp_path):
+    result = akkordeon("train", *QUICK, "--in-flight", 4, "--diagnose-every", 4, "--out", tmp_path, "--json")
+    lines = result.stdout.splitlines()
+    heading = next(i for i, line in enumerate(lines) if line.startswith("gate "))
+    assert lines[heading].split()[-7:] == ["measured", "cosine", "min", "correction", "max", "copies", "MB"]
+    gates = outcome_of(result)["gates"]
+    assert [line.split()[0] for line in lines[heading + 1 : heading + 4]] == [gate["name"] for gate in gates]
+    for gate in gates:
+        assert gate["diagnosis"]["every"] == gate["diagnosis"]["batches"] == 4  # of 16
+        assert -1 <= gate["diagnosis"]["cosine_min"] <= gate["diagnosis"]["cosine_mean"] <= 1
+        assert sum(gate["staleness"].values()) == 16
+    kept = json.loads((tmp_path / REPORT).read_text().splitlines()[-1])
+    assert kept["gates"] == gates
+    assert json.loads((tmp_path / TASK).read_text())["diagnose_every"] == 4
 
 
 def test_digits_reach_what_they_should_with_the_defaults():

@@ -11,6 +11,7 @@ import typer
 from akkordeon.cli.errors import ENDED_BY, complain, say
 from akkordeon.cli.options import AsJson, OfBest, Out, RecordTo, RunDir, Trust, with_settings
 from akkordeon.experiments.config import DataDir, TrainConfig
+from akkordeon.watch.diagnosis_table import diagnosis_lines
 from akkordeon.watch.lines import scores_in_words
 
 __all__ = ["carry_out", "measure", "predict", "resume", "train"]
@@ -72,6 +73,9 @@ def carry_out(
     warn = partial(typer.echo, err=True)
     live = config.workers != 1  # or gates are asked how they are, which changes the run
     outcome = train_task(config, view_for(typer.echo, warn, live), out, record, warn, goes_on)
+    measured = diagnosis_lines(outcome.summary["gates"])
+    if measured:
+        say("\n".join(["", *measured]))
     say(f"\n{_in_words(outcome.summary)}")
     if outcome.best is not None:
         say(_best_in_words(outcome.best, config.keep_best or "loss"))

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from akkordeon.core.diagnostics.diagnosis import Diagnosis
 from akkordeon.core.messages import Batch, Signed
 from akkordeon.core.plain_state import PlainState, StageState
 
@@ -253,7 +254,7 @@ class SentinelStatus:
 
 @dataclass(frozen=True, slots=True)
 class GateStatus:
-    """A gate, asked how it is. ``staleness``: how often each τ was seen."""
+    """A gate, asked how it is. ``staleness``: how often each τ was seen; ``diagnosis``: if it measures."""
 
     probe: Signed
     address: str
@@ -264,6 +265,7 @@ class GateStatus:
     pinned: int
     staleness: dict[int, int]
     refused: dict[str, int]
+    diagnosis: Diagnosis | None = field(default=None, kw_only=True)
 
     @property
     def staleness_mean(self) -> float:

@@ -129,6 +129,11 @@ class Downpour:
                     f"gate {i} has schedule_by='samples', and the gates of replicas count their own updates "
                     "alone; leave it out"
                 )
+            if gate.diagnose_every is not None:
+                raise RecipeError(
+                    f"gate {i} has diagnose_every={gate.diagnose_every}, and the gates of replicas measure "
+                    "nothing, as staleness that counts is that of pushes; leave it out"
+                )
             if gate.accumulate > 1:
                 raise RecipeError(
                     f"gate {i} has accumulate={gate.accumulate}, and the gates of replicas step with every "

@@ -58,6 +58,8 @@ def build_network(task: Task, config: TrainConfig) -> Network:
         network = replace(network, clip_whole_norm=config.clip_norm)
     if config.ema is not None:
         network = network.replacing(ema=config.ema)
+    if config.diagnose_every is not None:
+        network = network.replacing(diagnose_every=config.diagnose_every)
     if config.max_staleness is not None:
         network = replace(network, max_staleness=config.max_staleness)
     in_flight = in_flight_of(task, config) * config.sentinels

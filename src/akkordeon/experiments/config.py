@@ -114,7 +114,15 @@ class TrainConfig(Settings):
     they can be kept while training goes on; ``downpour`` trains replicas, None one row.
     """
 
-    ONE_ROW: ClassVar = ("sentinels", "take", "schedule", "warm_up", "accumulate", "clip_norm")
+    ONE_ROW: ClassVar = (
+        "sentinels",
+        "take",
+        "schedule",
+        "warm_up",
+        "accumulate",
+        "clip_norm",
+        "diagnose_every",
+    )
     """What makes no sense where there are replicas, each with a sentinel and a part of the data."""
 
     task: Annotated[str, Argument(metavar="[TASK]", help=f"{', '.join(NAMED)} or FILE.py:FUNCTION.")] = (
@@ -169,6 +177,10 @@ class TrainConfig(Settings):
     optimizer: Annotated[OptimizerName | None, Option(help="The optimizer of all gates.")] = None
     lr: Annotated[
         float | None, Option(min=0, help="Its learning rate, or that of the task's own optimizers.")
+    ] = None
+    diagnose_every: Annotated[
+        int | None,
+        Option(min=1, metavar="N", help="Measure one batch in N: how stale its gradients are, in a table."),
     ] = None
     keep_best: Annotated[
         str | None, Option(metavar="SCORE", help="Keep the weights best by this score, or 'loss'.")

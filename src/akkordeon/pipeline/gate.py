@@ -31,6 +31,7 @@ class GateSettings(TypedDict, total=False):
     autocast: torch.dtype | None
     ema: float | None
     schedule_by: Literal["updates", "samples"]
+    diagnose_every: int | None
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ class Gate:
         ema: the decay of an average of the weights that the gate keeps beside them, as in 0.999; that of
             ``torch.optim.swa_utils.AveragedModel`` with ``get_ema_multi_avg_fn``, renewed by each update.
         schedule_by: what its scheduler counts: ``"updates"``, or the ``"samples"`` learned from.
+        diagnose_every: measure with one batch in so many how stale its gradient is; ``session.status()`` has
+            the figures. None measures nothing.
         name: for reports; the position if not given.
         device: where the module and its work live, as in ``"cuda:0"``.
         resources: what a host must offer, for engines that place gates on hosts.
@@ -78,6 +81,7 @@ class Gate:
     autocast: torch.dtype | None = None
     ema: float | None = None
     schedule_by: Literal["updates", "samples"] = "updates"
+    diagnose_every: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse what could only fail later."""
@@ -96,6 +100,7 @@ class Gate:
             raise RecipeError(f"a gate's staleness is a rule such as Stash(), got {self.staleness!r}")
         require_above("clip_norm", self.clip_norm, optional=True)
         require_whole("accumulate", self.accumulate)
+        require_whole("diagnose_every", self.diagnose_every, optional=True)
         if not isinstance(self.recompute, bool):
             raise RecipeError(f"a gate's recompute is True or False, got {self.recompute!r}")
         if not isinstance(self.compile, bool | Mapping):

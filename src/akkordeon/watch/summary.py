@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from akkordeon.core.reports import GateStatus
 from akkordeon.session.attachment import Attachment
 from akkordeon.session.session import Session
 
@@ -34,6 +35,7 @@ def summary(session: Session, seconds: float) -> dict[str, Any]:
                 "version": gate.version,
                 "staleness_mean": gate.staleness_mean,
                 "staleness_max": gate.staleness_max,
+                **({} if gate.diagnosis is None else _diagnosis(gate)),
             }
             for gate in status.gates
         ],
@@ -42,6 +44,13 @@ def summary(session: Session, seconds: float) -> dict[str, Any]:
         "seconds": seconds,
         "samples_per_s": samples / trained_s if trained_s else 0.0,
     }
+
+
+def _diagnosis(gate: GateStatus) -> dict[str, Any]:
+    """What a gate has measured, and how often it saw each τ."""
+    assert gate.diagnosis is not None, "else it has nothing to tell"
+    staleness = {str(tau): gate.staleness[tau] for tau in sorted(gate.staleness)}
+    return {"staleness": staleness, "diagnosis": asdict(gate.diagnosis)}
 
 
 def _sentinel(attachment: Attachment) -> dict[str, Any]:

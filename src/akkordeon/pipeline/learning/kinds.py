@@ -5,6 +5,7 @@ from __future__ import annotations
 from akkordeon.core.plain_state import StageState
 from akkordeon.core.schedules import TwoBuffers
 from akkordeon.pipeline.devices.ahead_gate import AheadGate
+from akkordeon.pipeline.diagnostics.diagnosed_gate import diagnosed
 from akkordeon.pipeline.gate import Gate
 from akkordeon.pipeline.gate_actor import GateActor
 from akkordeon.pipeline.learning.accumulating_gate import AccumulatingGate, gathered_in
@@ -25,7 +26,7 @@ def gate_actor(
     One that goes on from a state with gathered gradients has them in its first update, also where its recipe
     accumulates no more.
     """
-    kind = GateActor
+    kind: type[GateActor] = GateActor
     if isinstance(position.schedule, TwoBuffers):
         kind = TwoBuffersGate
     elif gate.staleness.looks_ahead:
@@ -42,4 +43,6 @@ def gate_actor(
         kind = AccumulatingGate
     elif gate.lives_on is not None and gate.lives_on.type == "cuda":
         kind = AheadGate
+    if gate.diagnose_every is not None:
+        kind = diagnosed(kind)
     return kind(gate, position, restored, anew=anew)

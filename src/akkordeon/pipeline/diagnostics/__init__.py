@@ -1,0 +1,1 @@
+"""What gates measure of their stale gradients, where they are told to."""
