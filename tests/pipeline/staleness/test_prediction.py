@@ -7,14 +7,28 @@ from collections import deque
 
 import pytest
 import torch
-from tests.support.harness import WAIT_S, batches_of, same_bits, small_network
+from tests.support.harness import (
+    WAIT_S,
+    backward,
+    batches_of,
+    do,
+    forward,
+    same_bits,
+    sends,
+    small_network,
+)
 from torch import nn
 from torch.nn import functional as F
 
 import akkordeon as ak
 from akkordeon.core.errors import AkkordeonError, RecipeError
+from akkordeon.core.messages import Cut, CutId, Export, Exported
+from akkordeon.core.plain_state import StageState
+from akkordeon.core.streams.messages import TakeOver
 from akkordeon.experiments.laboratory.delayed_row import DelayedRow
 from akkordeon.experiments.laboratory.delays import Fixed
+from akkordeon.pipeline.learning.kinds import gate_actor
+from akkordeon.pipeline.stage import Position
 
 LR, MOMENTUM = 0.05, 0.9
 
@@ -165,3 +179,20 @@ def test_what_does_not_go_together_is_refused_in_a_sentence():
         attached = session.attach(ak.Sentinel.train(batches_of(40), F.cross_entropy))
         with pytest.raises(AkkordeonError, match="by its schedule or rule are to stay"):
             attached.wait(timeout=WAIT_S)
+
+
+def test_after_it_has_taken_over_from_another_nothing_is_known_of_where_the_weights_go():
+    def made(scale):
+        module = nn.Linear(6, 4)
+        nn.init.constant_(module.weight, scale)
+        return gate_actor(ak.Gate(module, momentum, staleness=ak.Prediction()), Position("gate/0", 0))
+
+    def learn(gate, number):
+        do(gate, forward(number, torch.randn(2, 6)), backward(number, torch.randn(2, 4)))
+
+    one, other, cut = made(0.0), made(100.0), CutId("a", 0)
+    learn(one, 0)
+    (exported,) = sends(do(other, Cut(cut, whole=True), Export(cut)), Exported)
+    do(one, TakeOver("s", (StageState(0, exported.state, exported.learner),)))
+    do(one, forward(1, torch.randn(2, 6)), forward(2, torch.randn(2, 6)))
+    assert all(torch.equal(stashed.weights[0], one.weights.now[0]) for stashed in one.stash.values())

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterator
 
+from akkordeon.core.actor import Effect
 from akkordeon.core.messages import Batch, Forward
 from akkordeon.core.payload import Payload
 from akkordeon.core.plain_state import LearnerState, StageState
+from akkordeon.core.streams.messages import TakeOver
 from akkordeon.pipeline.gate import Gate
 from akkordeon.pipeline.learning.accumulating_gate import AccumulatingGate
 from akkordeon.pipeline.stage import Position, Stashed
@@ -52,6 +55,11 @@ class ChosenWeightsGate(AccumulatingGate):
 
     def _before_update(self) -> Snapshot:
         return self.weights.pin()
+
+    def _take_over(self, message: TakeOver) -> Iterator[Effect]:
+        """Go on without a version before the latest: that one led elsewhere."""
+        self._earlier = None
+        yield from super()._take_over(message)
 
     def _learner_state(self) -> LearnerState:
         state = super()._learner_state()

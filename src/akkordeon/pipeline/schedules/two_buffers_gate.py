@@ -12,10 +12,6 @@ batch is refused that some of them had counted.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from akkordeon.core.actor import Effect
-from akkordeon.core.streams.messages import TakeOver
 from akkordeon.pipeline.schedules.chosen_weights_gate import ChosenWeightsGate
 from akkordeon.pipeline.weights import Snapshot
 
@@ -29,8 +25,3 @@ class TwoBuffersGate(ChosenWeightsGate):
         if self._earlier is None or in_no_update >= self._gathered.enough:
             return self.weights.now, self.version
         return self._earlier, self.version - 1
-
-    def _take_over(self, message: TakeOver) -> Iterator[Effect]:
-        """Go on without a version before the latest: that one led elsewhere."""
-        self._earlier = None
-        yield from super()._take_over(message)
