@@ -43,6 +43,28 @@ def test_weights_without_a_gradient_are_followed_all_the_same():
     torch.testing.assert_close(corrected, torch.full((2,), 0.0) + 1 / (1 + 1 / 0.999**0.5))
 
 
+def test_of_several_gradients_for_one_update_the_first_takes_in_the_update_before():
+    rule, before = ak.GapAware(decay=0.5), torch.zeros(1)
+    now = before + 1
+    state = rule.initial([before])
+    for _ in range(3):
+        (corrected,) = rule.correct([torch.ones(1)], [now], [before], 1, state)
+    torch.testing.assert_close(corrected, torch.full((1,), 0.5))
+    assert state.kept[0][0].item() == 1.0
+    later = rule.initial([before])
+    later.kept[0].copy_(state.kept[0])  # as from a checkpoint between them
+    rule.correct([torch.ones(1)], [now], [before], 1, later)
+    assert later.kept[0][0].item() == 1.0
+
+
+def test_a_frozen_parameter_of_whole_numbers_stays_what_it_is():
+    rule, weights = ak.GapAware(), [torch.zeros(2), torch.arange(3)]
+    state = rule.initial(weights)
+    for _ in range(2):
+        found = rule.correct([torch.ones(2), None], weights, weights, 1, state)
+    assert found[1] is None
+
+
 def test_with_one_batch_in_flight_it_is_the_plain_loop_to_the_bit():
     network, modules = small_network(), []
     for rule in (ak.Stash(), ak.GapAware()):

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor
 
 from akkordeon.core.checks import is_number, require_above
 from akkordeon.core.errors import RecipeError
+from akkordeon.core.payload import is_floating
 from akkordeon.pipeline.staleness.rule import Gradients, Rule
 
 __all__ = ["GapAware"]
@@ -66,11 +68,20 @@ class GapAware(Rule):
         for i, gradient in enumerate(gradients):
             if gradient is not None and gradient.is_sparse:
                 raise RecipeError("Gap-Aware needs dense gradients; make the embedding sparse=False")
-            kept, is_first = state.kept[i], not state.has_begun(i)
+            if not is_floating(now[i]):  # it never moves, and has no gradient
+                corrected.append(gradient)
+                continue
+            kept = state.kept[i]
             new = None if gradient is None or not staleness else torch.empty_like(kept[0])
-            self._work_through(gradient, now[i], then[i], kept, new, 1.0 if is_first else 1 - self.decay)
+            self._work_through(gradient, now[i], then[i], kept, new, self._share(state, i, now[i]))
             corrected.append(gradient if new is None else new)
         return corrected
+
+    def _share(self, state: _Moved, i: int, now: Tensor) -> float:
+        """Of the update before in MS: none where a gradient was corrected since, which has taken it in."""
+        if not state.is_new(i, now):
+            return 0.0
+        return 1 - self.decay if state.has_begun(i) else 1.0
 
     def _work_through(
         self,
@@ -102,6 +113,14 @@ class _Moved:
     def __init__(self, kept: list[Tensor]) -> None:
         self.kept = kept
         self._begun = [False] * len(kept)
+        self._seen: list[ReferenceType[Tensor] | None] = [None] * len(kept)
+
+    def is_new(self, i: int, now: Tensor) -> bool:
+        """Whether this version of the parameter was not seen yet: several gradients may be of one update."""
+        seen, self._seen[i] = self._seen[i], ref(now)
+        if seen is None:  # after a checkpoint the numbers tell
+            return not torch.equal(self.kept[i][1], now)
+        return seen() is not now
 
     def has_begun(self, i: int) -> bool:
         """Whether an update of the parameter has been seen; after a checkpoint that is in MS."""
