@@ -23,13 +23,17 @@ class Command:
         home: folder that is the home on that machine, with files of Ray's that other machines do not see.
         namespace: of the machine.
         words: what Python is given.
+        group: folder of the control group that it is part of.
         environment: variables besides those here.
     """
 
-    def __init__(self, home: Path, namespace: str, *words: str, **environment: str) -> None:
+    def __init__(
+        self, home: Path, namespace: str, *words: str, group: Path | None = None, **environment: str
+    ) -> None:
         (home / "ray").mkdir(parents=True, exist_ok=True)
         own_files = f'mount --bind {home}/ray /tmp/ray && exec "$@"'
-        where = ["ip", "netns", "exec", namespace, "sh", "-c", own_files, "sh", sys.executable]
+        joining = [] if group is None else ["sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "sh"]
+        where = [*joining, "ip", "netns", "exec", namespace, "sh", "-c", own_files, "sh", sys.executable]
         env = {
             **os.environ,
             "HOME": str(home),

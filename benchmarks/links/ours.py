@@ -8,33 +8,38 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn import functional as F
-from work import adam, batches, parts
+from work import BATCH, adam, batches, curve, digits, parts
 
 import akkordeon as ak
+from akkordeon.core.errors import WaitTimeoutError
 from akkordeon.core.reports import TrainingProgress
 
 MACHINES = 3
 REPORT_S = 1.0
+KEPT_EVERY_S = 0.5
 
 Job = dict[str, Any]
 
 
-def row(addresses: list[str]) -> ak.Network:
+def row(addresses: list[str], seed: int) -> ak.Network:
     """A gate on each machine."""
     needs = [{f"node:{address}": 0.01} for address in addresses]
-    return ak.Network([ak.Gate(p, adam, resources=n) for p, n in zip(parts(), needs, strict=True)])
+    return ak.Network([ak.Gate(p, adam, resources=n) for p, n in zip(parts(seed), needs, strict=True)])
 
 
-def downpour(push_every: int, compression: Any) -> ak.Downpour:
+def downpour(push_every: int, compression: Any, seed: int) -> ak.Downpour:
     """A replica on each machine, which it takes the CPUs of; asynchronous DiLoCo."""
-    first, *others = (ak.Gate(part, adam) for part in parts())
+    first, *others = (ak.Gate(part, adam) for part in parts(seed))
     whole = replace(first, resources={"num_cpus": os.cpu_count() or 1})
     return ak.Downpour(
         ak.Network([whole, *others]),
@@ -63,15 +68,23 @@ class Rates:
 
 
 def network_of(job: Job) -> ak.Network | ak.Downpour:
-    return row(job["addresses"]) if "in_flight" in job else downpour(job["push_every"], job["compression"])
+    seed = job.get("seed", 0)
+    if "in_flight" in job:
+        return row(job["addresses"], seed)
+    return downpour(job["push_every"], job["compression"], seed)
 
 
 def training_of(job: Job) -> ak.Training:
+    source: Any = batches()
+    if "data" in job:
+        (x, y), _ = digits(job["data"])
+        source = ak.Batches(x, y, BATCH, shuffle=True)
     return ak.Sentinel.train(
-        batches(),
+        source,
         F.cross_entropy,
         in_flight=job.get("in_flight", 1),
         seconds=job["seconds"],
+        epochs=10**6 if "data" in job else 1,
         report_every=REPORT_S,
     )
 
@@ -80,11 +93,26 @@ def measure(at: str, job: Job) -> dict[str, Any]:
     """The rate, and the machine of every actor."""
     narrow = torch.bfloat16 if job.get("wire") == "bfloat16" else None
     engine, rates = ak.Ray(at, wire_dtype=narrow, workers=1), Rates()
-    with ak.run(network_of(job), engine) as session:
+    with ak.run(network_of(job), engine, seed=job.get("seed", 0)) as session:
         session.subscribe(rates.take)
-        session.attach(training_of(job)).wait(300)
+        training = session.attach(training_of(job))
+        if "data" in job:
+            return {"curve": raced(session, training, job)}
+        training.wait(300)
         places = {address: node for address, (node, _) in engine.locations().items()}
     return {"samples_per_s": rates.samples_per_s(), "places": places}
+
+
+def raced(session: ak.Session, training: ak.Attachment, job: Job) -> list[tuple[float, float]]:
+    """Seconds and accuracy of the weights as they were about twice a second, which travel meanwhile."""
+    kept: list[tuple[float, nn.Module]] = []
+    began_s = time.perf_counter()
+    while not training.ended:
+        asked_s = time.perf_counter() - began_s
+        kept.append((asked_s, session.module()))
+        with suppress(WaitTimeoutError):
+            training.wait(max(0.01, asked_s + KEPT_EVERY_S - (time.perf_counter() - began_s)))
+    return curve(kept, digits(job["data"])[1])
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from work import adam, batches, parts
 
 import akkordeon as ak
-from akkordeon.engines.simulator import Compute, Cost, Host, Link
+from akkordeon.engines.simulator import Compute, Cost, Host, Link, Slowdown
 from akkordeon.experiments.schedules.measure_costs import measure_costs
 
 LATENCY_S = 0.0002  # between two namespaces
@@ -23,11 +23,17 @@ MESSAGE_S = 0.0005  # of a call of Ray's
 SHARE = 1448 / 1514  # of what is sent on Ethernet, the rest is headers
 
 
-def machine(number: int, bytes_per_s: float) -> Host:
-    """A gate of the row, and the sentinel on the first; or a replica, its sentinel and a shard."""
-    who = [f"gate/{number}", f"replica/{number}/*", f"sentinel/*-{number}#*", f"shard/{number}"]
+def actors(number: int, job: Job) -> list[str]:
+    """Of a machine: a gate of the row, the sentinel on the first; or a replica, its sentinel and shard."""
+    if "in_flight" in job:
+        return [f"gate/{number}", *(["sentinel/*"] if number == 0 else [])]
+    return [f"replica/{number}/*", f"sentinel/*-{number}#*", f"shard/{number}"]
+
+
+def machine(number: int, job: Job, bytes_per_s: float) -> Host:
+    """Whatever else there is, is on the first."""
     rest = ["sentinel/*"] if number == 0 else []
-    return Host(f"machine {number}", [*who, *rest], bytes_per_s=bytes_per_s)
+    return Host(f"machine {number}", [*actors(number, job), *rest], bytes_per_s=bytes_per_s)
 
 
 def costs() -> dict[str, Cost]:
@@ -42,8 +48,10 @@ def predicted(job: Job, mbit_per_s: float, costs: dict[str, Cost]) -> dict[str, 
     """The rate in virtual time; sending bfloat16 is as sending float32 twice as fast."""
     narrow = 2 if job.get("wire") == "bfloat16" else 1
     bytes_per_s = mbit_per_s * 1e6 / 8 * SHARE * narrow
-    hosts = [machine(i, bytes_per_s) for i in reversed(range(MACHINES))]
-    engine, rates = ak.Simulator(links=Link(LATENCY_S), hosts=hosts, compute=Compute(costs)), Rates()
+    hosts = [machine(i, job, bytes_per_s) for i in reversed(range(MACHINES))]
+    slower = [Slowdown(w, 1 / share) for i, share in enumerate(job["shares"]) for w in actors(i, job)]
+    compute = Compute(costs, slowdowns=slower)
+    engine, rates = ak.Simulator(links=Link(LATENCY_S), hosts=hosts, compute=compute), Rates()
     with ak.run(network_of(job), engine) as session:
         session.subscribe(rates.take)
         session.attach(training_of(job))

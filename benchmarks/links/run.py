@@ -1,9 +1,11 @@
 """Three machines joined by slow links: DDP, 1F1B and DiLoCo over gloo; ours on Ray, as a row and as Downpour.
 
-python benchmarks/links/run.py [--links 1000,100,20] [--only ROW,…] [--seconds 15] [--quick] [--json FILE]
+python benchmarks/links/run.py [--links 1000,100,20] [--only "ROW;…"] [--seconds 15] [--quick] [--json FILE]
+python benchmarks/links/run.py --race --data-dir DIR --links 100 --seconds 40 [--slow]
 
 The machines are network namespaces of this one (this needs root). What a machine sends and what it is sent
-is held to the link's rate by a token bucket each, so all that a machine talks to share its link. Everybody
+is held to the link's rate by a token bucket each, so all that a machine talks to share its link. Each has a
+part of a core, in a control group, so that none takes time from another. Everybody
 trains 784-512-512-10 with fused Adam on batches of 128, one intra-op thread a process. The load is the mean
 number of processes that wanted a core in the last minute: where it is above the cores, a figure says little.
 """
@@ -31,6 +33,8 @@ from machines import Machines
 
 HERE = Path(__file__).parent
 MACHINES = Machines("aklink", "10.79.0")
+GROUPS = [Path("/sys/fs/cgroup/cpu") / name for name in MACHINES.names]  # control groups of version 1
+SLICE_US = 5_000
 GLOO_PORT, RAY_PORT = 29_400, 25_640
 PATIENCE_S = 600.0
 HEAD = """
@@ -39,6 +43,10 @@ from akkordeon.engines.ray.cluster import processes
 processes.start_head(sys.argv[1])
 print("the head runs")
 """
+
+GOAL = 0.97
+HEADER = "| Mbit/s | | load | samples/s | simulated | off |", "|---:|---|---:|---:|---:|---:|"
+RACE_HEADER = "| | seed | load | seconds to 97 % | best |", "|---|---:|---:|---:|---:|"
 
 Job = dict[str, Any]
 Row = dict[str, Any]
@@ -58,6 +66,15 @@ CONTENDERS: dict[str, Job] = {
     "DiLoCo, 16 local steps": {"peer": "diloco", "local_steps": 16},
     "DiLoCo, 64 local steps": {"peer": "diloco", "local_steps": 64},
 }
+
+
+def hold(shares: list[float]) -> None:
+    """Give each machine so much of a core's time, in slices so short that nobody notices."""
+    for group, share in zip(GROUPS, shares, strict=True):
+        group.mkdir(exist_ok=True)
+        (group / "cpu.cfs_quota_us").write_text("-1")
+        (group / "cpu.cfs_period_us").write_text(str(SLICE_US))
+        (group / "cpu.cfs_quota_us").write_text(str(round(share * SLICE_US)))
 
 
 def limit(mbit_per_s: float) -> None:
@@ -81,7 +98,8 @@ class Cluster:
 
     def _command(self, machine: int, *words: str) -> Command:
         own = {"GLOO_SOCKET_IFNAME": "eth0", **self._token}
-        return Command(self._home / str(machine), MACHINES.names[machine], *words, **own)
+        home, group = self._home / str(machine), GROUPS[machine]
+        return Command(home, MACHINES.names[machine], *words, group=group, **own)
 
     def measure(self, jobs: list[Job]) -> Iterator[dict[str, Any]]:
         """Have the machines do one job after the other; what the first machine says of each."""
@@ -121,10 +139,10 @@ def predictions(mbit_per_s: float, jobs: list[Job]) -> dict[str, float]:
     return {told["name"]: told["samples_per_s"] for told in map(json.loads, said.splitlines())}
 
 
-def study(mbit_per_s: float, chosen: dict[str, Job], seconds: float, cluster: Cluster) -> Iterator[Row]:
+def study(mbit_per_s: float, jobs: list[Job], cluster: Cluster) -> Iterator[Row]:
     """Everybody in turn."""
     limit(mbit_per_s)
-    jobs = [job | {"name": name, "seconds": seconds} for name, job in chosen.items()]
+    hold(jobs[0]["shares"])
     peers, ours = ([job for job in jobs if ("peer" in job) == is_peer] for is_peer in (True, False))
     predicted = predictions(mbit_per_s, ours) if ours else {}
     for group in filter(None, (peers, ours)):
@@ -132,6 +150,16 @@ def study(mbit_per_s: float, chosen: dict[str, Job], seconds: float, cluster: Cl
             name = said["name"]
             load = os.getloadavg()[0]
             yield {"link": mbit_per_s, **said, "predicted_per_s": predicted.get(name), "load": load}
+
+
+def races(jobs: list[Job], cluster: Cluster) -> Iterator[Row]:
+    """Everybody in turn, from 3 seeds: seconds until the test images are right so often."""
+    hold(jobs[0]["shares"])
+    peers, ours = ([job for job in jobs if ("peer" in job) == is_peer] for is_peer in (True, False))
+    for group in filter(None, (peers, ours)):
+        for job, said in zip(group, cluster.measure(group), strict=True):
+            reached = next((at_s for at_s, right in said["curve"] if right >= GOAL), None)
+            yield {"seed": job["seed"], **said, "seconds": reached, "load": os.getloadavg()[0]}
 
 
 def in_words(row: Row) -> str:
@@ -142,33 +170,62 @@ def in_words(row: Row) -> str:
     return f"| {cells} | {row['predicted_per_s']:>12,.0f} | {off:>+6.0%} |"
 
 
-def main() -> None:
+def race_in_words(row: Row) -> str:
+    took = "never" if row["seconds"] is None else f"{row['seconds']:.1f}"
+    best = max(right for _, right in row["curve"])
+    return f"| {row['name']:32} | {row['seed']} | {row['load']:>4.0f} | {took:>8} | {best:.2%} |"
+
+
+def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--links", default="1000,100,20", help="rates in Mbit/s")
-    parser.add_argument("--only", default="", help="those whose names begin so, as in DDP,row")
+    parser.add_argument("--only", default="", help="those whose names begin so, as in 'DDP;row'")
     parser.add_argument("--seconds", type=float, default=15.0, help="of each measurement, at least")
+    parser.add_argument("--share", type=float, default=0.6, help="of a core, that each machine has")
+    parser.add_argument("--slow", action="store_true", help="the third machine has half of that")
+    parser.add_argument("--race", action="store_true", help="to 97 percent on MNIST, over the first link")
+    parser.add_argument("--seeds", type=int, default=3, help="of a race")
+    parser.add_argument("--data-dir", type=Path, help="the files of MNIST, for a race")
     parser.add_argument("--quick", action="store_true", help="100 Mbit/s alone, five seconds each")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     if given.quick:
-        given.links, given.seconds = "100", 5.0
-    begins = tuple(given.only.split(","))
+        given.links, given.seconds, given.seeds = "100", 5.0, 1
+    if given.race and given.data_dir is None:
+        parser.error("--race needs --data-dir")
+    return given
+
+
+def jobs_of(given: argparse.Namespace) -> list[Job]:
+    begins = tuple(given.only.split(";"))
+    shares = [given.share, given.share, given.share / (2 if given.slow else 1)]
+    common = {"seconds": given.seconds, "shares": shares}
     chosen = {name: job for name, job in CONTENDERS.items() if name.startswith(begins)}
+    jobs = [job | {"name": name} | common for name, job in chosen.items()]
+    if not given.race:
+        return jobs
+    data = str(given.data_dir.resolve())
+    return [job | {"data": data, "seed": seed} for seed in range(given.seeds) for job in jobs]
+
+
+def main() -> None:
+    given = options()
+    jobs, links = jobs_of(given), [float(link) for link in given.links.split(",")]
     machine = f"{os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}"
-    print(
-        machine,
-        "| Mbit/s | | load | samples/s | simulated | off |",
-        "|---:|---|---:|---:|---:|---:|",
-        sep="\n",
-    )
+    print(machine, *(RACE_HEADER if given.race else HEADER), sep="\n", flush=True)
     rows: list[Row] = []
     Path("/tmp/ray").mkdir(exist_ok=True)  # where each machine sees its own
     with tempfile.TemporaryDirectory(prefix="aklink") as home, MACHINES.up():
         cluster = Cluster(Path(home))
-        for mbit_per_s in map(float, given.links.split(",")):
-            for row in study(mbit_per_s, chosen, given.seconds, cluster):
+        if given.race:
+            limit(links[0])
+            for row in races(jobs, cluster):
+                rows.append(row)
+                print(race_in_words(row), flush=True)
+        for mbit_per_s in [] if given.race else links:
+            for row in study(mbit_per_s, jobs, cluster):
                 rows.append(row)
                 print(in_words(row), flush=True)
     if given.json:

@@ -10,10 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from akkordeon.data.datasets import mnist
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "throughput"))
 from settings import SETTINGS, build, dataset, gates, slices
 
-__all__ = ["BATCH", "LR", "adam", "batches", "measured", "parts"]
+__all__ = ["BATCH", "LR", "adam", "batches", "curve", "digits", "measured", "parts"]
 
 SETTING = next(setting for setting in SETTINGS if setting.name == "784-512-512-10, 128")
 BATCH = SETTING.batch
@@ -35,6 +37,19 @@ def batches() -> list[tuple[Tensor, Tensor]]:
     x, y = dataset(DIFFERENT * BATCH)
     cuts = slices(len(x), BATCH)
     return [(x[cut].clone(), y[cut].clone()) for cut in cuts] * (EPOCH // DIFFERENT)
+
+
+def digits(folder: str) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """MNIST, to train and to test: inputs (N, 784) and labels."""
+    data = mnist(Path(folder))
+    return data.train, data.test
+
+
+@torch.no_grad()
+def curve(kept: list[tuple[float, nn.Module]], test: tuple[Tensor, Tensor]) -> list[tuple[float, float]]:
+    """Seconds, and the share of the test images that a model was right about then."""
+    x, y = test
+    return [(at_s, float((model.eval()(x).argmax(1) == y).float().mean())) for at_s, model in kept]
 
 
 def measured(step: Callable[[], None], seconds: float, agree: Callable[[float], float]) -> float:
