@@ -148,9 +148,10 @@ class Updater:
         if optimizer is None or self.frozen:
             return True
         return (
-            self._updates > 0  # a first one that is left out would leave the optimizer's state empty
+            not self._without_gradient  # the first of a parameter, left out, would leave what is in memory
             and getattr(optimizer, "_step_supports_amp_scaling", False)
             and not is_hooked(optimizer)
+            and not self.rule.uses_old_weights  # else gradients may run over in it
             and not self.rule.tensors_of(self.rule_state)
             and self._weights.average is None
         )
@@ -252,7 +253,6 @@ class Updater:
         waiting.difference_update([i for i in waiting if gradients[i] is not None])
         if waiting and self._updates == UPDATES_WITHOUT_GRADIENT:
             names = ", ".join(repr(self._weights.names[i]) for i in sorted(waiting))
-            waiting.clear()
             logging.getLogger(__name__).warning(
                 "%s has made %d updates, and its %s never had a gradient: no loss has depended on it",
                 self._label,
