@@ -10,9 +10,10 @@ from tests.support.harness import SIZE, backward, bits, do, forward, same_bits, 
 from torch import nn
 
 import akkordeon as ak
-from akkordeon.core.messages import Backward, Batch, Fault, Forward, Probe, Refused
+from akkordeon.core.messages import Backward, Batch, Fault, Forget, Forward, Probe, Refused
 from akkordeon.core.numerics import later
 from akkordeon.core.numerics.later import Later, found_not_finite
+from akkordeon.core.surgery.messages import Change
 from akkordeon.pipeline.devices import ahead_gate
 from akkordeon.pipeline.devices.ahead_gate import AheadGate
 from akkordeon.pipeline.gate_actor import GateActor
@@ -158,3 +159,55 @@ def test_a_loss_that_comes_later_counts_when_somebody_asks_and_is_left_out_if_it
 def test_on_a_cpu_nothing_is_behind():
     assert not later.is_behind(torch.zeros(2))
     assert later.now_or_later(torch.tensor(2.5, requires_grad=True)) == 2.5
+
+
+def two_groups(params):
+    first, second = list(params)[:2], list(params)[2:]
+    return torch.optim.SGD([{"params": first}, {"params": second}], lr=0.05, momentum=0.9, fused=True)
+
+
+class Branches(nn.Module):
+    """Two layers, of which the second is for inputs above zero alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 4), nn.Linear(6, 4)
+
+    def forward(self, x):
+        return self.first(x) + self.second(x) if bool(x.min() > 0) else self.first(x)
+
+
+@pytest.mark.usefixtures("_behind")
+def test_the_first_update_of_each_parameter_is_waited_for():
+    ahead = AheadGate(ak.Gate(Branches(), two_groups), WHERE)
+    trained(ahead, 0, 1)
+    nan = torch.full((SIZE, 4), float("nan"))
+    effects = do(ahead, forward(2, torch.rand(SIZE, 6) + 1), backward(2, nan))
+    assert [m.batch.number for m in sends(effects, Refused)] == [2]
+
+
+@pytest.mark.usefixtures("_behind")
+def test_an_optimizer_that_begins_again_is_waited_for():
+    ahead = AheadGate(ak.Gate(nn.Linear(6, 4), FUSED["sgd"]), WHERE)
+    trained(ahead, 0, 1)
+    effects = do(ahead, Change({"reset_optimizer": True})) + trained(ahead, 2, bad=(2,))
+    assert [m.batch.number for m in sends(effects, Refused)] == [2]
+
+
+@pytest.mark.usefixtures("_behind")
+def test_a_rule_that_may_have_gradients_run_over_is_waited_for(make):
+    ahead, _ = of_both(make, staleness=ak.DelayCompensation("constant"))
+    trained(ahead, 0)
+    huge = torch.full((SIZE, 4), 1e25)
+    do(ahead, forward(1, torch.ones(SIZE, 6)), forward(2, torch.ones(SIZE, 6)), backward(1, huge / 1e25))
+    effects = do(ahead, backward(2, huge))
+    assert [m.batch.number for m in sends(effects, Refused)] == [2]
+    assert all(weight.isfinite().all() for weight in ahead.module.parameters())
+
+
+def test_what_is_no_batch_is_refused_as_on_a_cpu_and_what_is_forgotten_is_dropped(make):
+    ahead, gate = of_both(make)
+    nan = torch.full((SIZE, 6), float("nan"))
+    for message in (Forward(None, nan), Forward(Batch("s", 0), 3), Forward(Batch("s", 0), [nan, 3])):
+        assert len(do(ahead, message)) == len(do(gate, message)) == 1
+    assert do(ahead, Forget("s", 7), forward(7, nan)) == []

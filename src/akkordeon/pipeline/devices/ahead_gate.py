@@ -36,7 +36,8 @@ ON_THE_WAY = (Forward, Backward, Forget)
 class AheadGate(GateActor):
     """A gate that goes on before it knows; see :class:`GateActor`.
 
-    The first update is one like on a CPU, and so is every one of an optimizer that knows no ``found_inf``.
+    The first update of each parameter is one like on a CPU, and so is every one of an optimizer that knows no
+    ``found_inf``.
     """
 
     def __init__(
@@ -49,10 +50,14 @@ class AheadGate(GateActor):
         """Refuse what is known by now not to have been finite, then handle a message."""
         yield from self._refuse_what_came(wait=type(message) not in ON_THE_WAY)
         self._are_finite = _as_far_as_known if self._updater.can_skip else all_finite
-        if isinstance(message, Forward) and not _as_far_as_known(tensors(message.payload)):
-            yield self._refuse(message.batch, Fault.NOT_FINITE, "its input is not finite")
-            return
         yield from super().receive(message, now_s)
+
+    def _forward(self, message: Forward) -> Iterator[Effect]:
+        """Refuse what the host knows not to be finite, before the device has it."""
+        if _as_far_as_known(tensors(message.payload)) or self._is_forgotten(message.batch):
+            yield from super()._forward(message)
+        else:
+            yield self._refuse(message.batch, Fault.NOT_FINITE, "its input is not finite")
 
     def _learn(
         self, passed: Backward, gradients: list[Tensor | None], stashed: Stashed, staleness: int
