@@ -45,7 +45,7 @@ class Later:
             self._number = torch.empty((), dtype=number.dtype, pin_memory=True)
             self._number.copy_(number, non_blocking=True)
             self._came = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._came.record()
+            self._came.record(torch.cuda.current_stream(number.device))  # of this device, not the current one
 
     @property
     def is_here(self) -> bool:
@@ -70,8 +70,9 @@ def found_not_finite(gradients: Iterable[Tensor | None]) -> Tensor | None:
     alike: defaultdict[torch.dtype, list[Tensor]] = defaultdict(list)
     for gradient in gradients:
         if gradient is not None:
-            dense = gradient._values() if gradient.is_sparse else gradient
-            alike[dense.dtype].append(dense.detach())
+            dense = (gradient._values() if gradient.is_sparse else gradient).detach()
+            parts = torch.view_as_real(dense.resolve_conj()) if dense.is_complex() else dense
+            alike[parts.dtype].append(parts)
     found = None
     for some in alike.values():
         if found is None:
@@ -85,6 +86,11 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """The tensor on a device; the host goes on before it is there, if the device can fetch it by itself."""
     if tensor.device == device:
         return tensor
-    if device.type == "cuda" and tensor.device.type == "cpu":
-        return tensor.pin_memory().to(device, non_blocking=True)
+    if device.type == "cuda" and tensor.device.type == "cpu" and tensor.layout is torch.strided:
+        return _pinned(tensor).to(device, non_blocking=True)
     return tensor.to(device)
+
+
+def _pinned(tensor: Tensor) -> Tensor:
+    """Where a device can fetch it. A number that is spread has a place for each element, as it has there."""
+    return tensor if tensor.is_pinned() else torch.empty_like(tensor, pin_memory=True).copy_(tensor)
