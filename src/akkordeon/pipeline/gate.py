@@ -126,11 +126,11 @@ class Gate:
 
     @property
     def lives_on(self) -> torch.device | None:
-        """Its device, or the one on which its module is; None for a CPU that nobody has named."""
+        """Its device, or the one on which all of its module is; None for a CPU that nobody has named."""
         if self.device is not None:
             return torch.device(self.device)
-        first = next(chain(self.module.parameters(), self.module.buffers()), None)
-        return None if first is None or first.device.type == "cpu" else first.device
+        there = {tensor.device for tensor in chain(self.module.parameters(), self.module.buffers())}
+        return there.pop() if len(there) == 1 and torch.device("cpu") not in there else None
 
 
 def _check_device(device: object) -> None:

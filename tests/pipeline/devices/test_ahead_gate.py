@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -141,6 +142,45 @@ def test_what_is_not_finite_is_found_in_tensors_of_several_dtypes_which_stay_as_
     some[2][3] = value
     assert found_not_finite(some).item() == 1
     assert found_not_finite([None]) is None
+
+
+def test_what_is_not_finite_is_found_in_complex_gradients():
+    assert found_not_finite([torch.ones(2, dtype=torch.complex64)]).item() == 0
+    assert found_not_finite([torch.tensor([1, complex(0, float("nan"))])]).item() == 1
+
+
+class OnSecondGpu(torch.Tensor):
+    """A number that says it is there."""
+
+    device = property(lambda self: torch.device("cuda:1"))
+
+
+def test_a_number_has_come_when_the_device_is_past_it_that_computes_it(monkeypatch):
+    recorded = []
+    event = SimpleNamespace(record=lambda *stream: recorded.extend(stream), synchronize=lambda: None)
+    cuda = SimpleNamespace(Event=lambda: event, current_stream=lambda device=None: f"stream of {device}")
+    memory = SimpleNamespace(cuda=cuda, empty=lambda *size, pin_memory, **how: torch.empty(*size, **how))
+    monkeypatch.setattr(later, "torch", memory)
+    monkeypatch.setattr(later, "is_behind", lambda tensor: True)
+    assert Later(torch.tensor(3.0).as_subclass(OnSecondGpu)).get() == 3
+    assert recorded == ["stream of cuda:1"]
+
+
+def test_all_that_is_dense_can_be_copied_to_where_a_device_fetches_it(monkeypatch):
+    empty_like = torch.empty_like
+    monkeypatch.setattr(torch, "empty_like", lambda tensor, pin_memory: empty_like(tensor))
+    spread, part = torch.arange(3).expand(4, 3), torch.randn(6, 5)[:, 1:3]
+    images = torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last)
+    for some in (spread, part, images, torch.tensor(2.0), torch.empty(0, 3)):
+        assert torch.equal(later._pinned(some), some)
+    assert later._pinned(images).stride() == images.stride()
+
+
+def test_a_module_on_several_devices_stays_where_it_is():
+    there = nn.Linear(2, 2, device="meta")
+    assert ak.Gate(there, None).lives_on == torch.device("meta")
+    for parts in ((there, nn.Linear(2, 2)), (nn.Linear(2, 2), there), (nn.Linear(2, 2),), ()):
+        assert ak.Gate(nn.Sequential(*parts), None).lives_on is None
 
 
 def test_a_loss_that_comes_later_counts_when_somebody_asks_and_is_left_out_if_it_is_not_finite(monkeypatch):
