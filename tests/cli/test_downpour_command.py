@@ -118,7 +118,7 @@ def test_unknown_names_are_told_with_the_known_ones():
         server_optimizer_named("lion", None, 2)
     with pytest.raises(RecipeError, match="'server_optimizer' cannot be 'lion'; there are adagrad, sgd"):
         DownpourConfig(server_optimizer="lion")
-    with pytest.raises(RecipeError, match="no staleness rule 'latest'; there are stash, inverse"):
+    with pytest.raises(RecipeError, match="no staleness rule 'latest'; there are age-weighted, annealed"):
         server_rule_named("latest")
-    with pytest.raises(RecipeError, match="'staleness' cannot be 'latest'; there are stash, inverse"):
+    with pytest.raises(RecipeError, match="'staleness' cannot be 'latest'; there are age-weighted, annealed"):
         DownpourConfig(staleness="latest")

@@ -51,7 +51,7 @@ def test_every_rule_has_a_name(name):
 def test_unknown_names_are_told_with_the_known_ones():
     with pytest.raises(RecipeError, match="no optimizer 'adamax'; there are sgd, momentum, adam, adamw"):
         optimizer_named("adamax")
-    with pytest.raises(RecipeError, match="no staleness rule 'fresh'; there are latest, stash, inverse, "):
+    with pytest.raises(RecipeError, match="no staleness rule 'fresh'; there are age-weighted, annealed, "):
         rule_named("fresh")
 
 

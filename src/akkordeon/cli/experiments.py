@@ -15,6 +15,7 @@ from akkordeon.cli.options import with_settings
 from akkordeon.core.errors import RecipeError
 from akkordeon.experiments.config import TrainConfig
 from akkordeon.experiments.laboratory.delays import Kind
+from akkordeon.experiments.presets import OPTIMIZERS, RULES
 
 __all__ = ["compare", "plan"]
 
@@ -64,7 +65,12 @@ def compare(
         Path, typer.Option(metavar="DIR", help="Keep all runs here; given again, the study goes on.")
     ] = Path("comparison"),
     rules: Annotated[
-        str, typer.Option(metavar="RULE/OPTIMIZER,…", help="What is compared, as in stash/adamw,inverse/sgd.")
+        str,
+        typer.Option(
+            metavar="RULE/OPTIMIZER,…",
+            help="What is compared, as in stash/adamw,inverse/sgd. "
+            f"Rules: {', '.join(RULES)}. Optimizers: {', '.join(OPTIMIZERS)}.",
+        ),
     ] = "stash/momentum,inverse/momentum,dc-adaptive/momentum",
     delays: Annotated[
         str, typer.Option(metavar="N,…", help="Updates between a forward and its gradient, at the head.")

@@ -29,6 +29,7 @@ from akkordeon.pipeline.staleness.rule import Rule
 
 __all__ = [
     "OPTIMIZERS",
+    "RULES",
     "SERVER_OPTIMIZERS",
     "SERVER_RULES",
     "CompressionName",

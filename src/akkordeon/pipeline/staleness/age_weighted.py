@@ -54,3 +54,6 @@ class AgeWeighted(Rule):
             return gradients
         weight = (1 + staleness) ** -self.power
         return [None if gradient is None else gradient * weight for gradient in gradients]
+
+
+NAMED = {"age-weighted": AgeWeighted()}

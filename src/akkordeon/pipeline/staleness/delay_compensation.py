@@ -114,3 +114,6 @@ class _Moments:
     """State of the adaptive variant: MS, one tensor per parameter."""
 
     squares: list[Tensor] = field(default_factory=list)
+
+
+NAMED = {"dc-adaptive": DelayCompensation("adaptive"), "dc-constant": DelayCompensation("constant")}

@@ -99,3 +99,6 @@ class _Velocity:
 
     of_weights: list[Tensor]
     staleness: int = 0
+
+
+NAMED = {"discrepancy": DiscrepancyCorrection(), "pipemare": DiscrepancyCorrection(annealed=1000)}

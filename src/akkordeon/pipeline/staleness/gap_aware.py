@@ -127,3 +127,6 @@ class _Moved:
         if not self._begun[i]:
             self._begun[i] = bool(self.kept[i][0].any())
         return self._begun[i]
+
+
+NAMED = {"gap-aware": GapAware()}

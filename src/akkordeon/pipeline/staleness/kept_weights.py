@@ -27,3 +27,6 @@ class Latest(Rule):
 
     keeps_weights: ClassVar[bool] = False
     uses_old_weights: ClassVar[bool] = False
+
+
+NAMED = {"latest": Latest(), "stash": Stash()}

@@ -1,31 +1,26 @@
-"""The rules that go by a name."""
+"""The rules that go by a name: each file of this folder says which of its own do, in ``NAMED``.
+
+So a rule is one file, and nothing that is there has to know of it.
+"""
 
 from __future__ import annotations
 
-from akkordeon.pipeline.staleness.age_weighted import AgeWeighted
-from akkordeon.pipeline.staleness.delay_compensation import DelayCompensation
-from akkordeon.pipeline.staleness.discrepancy_correction import DiscrepancyCorrection
-from akkordeon.pipeline.staleness.gap_aware import GapAware
-from akkordeon.pipeline.staleness.kept_weights import Latest, Stash
-from akkordeon.pipeline.staleness.prediction import Prediction
+from collections.abc import Iterator
+from importlib import import_module
+from pkgutil import iter_modules
+
+from akkordeon.pipeline import staleness
 from akkordeon.pipeline.staleness.rule import Rule
-from akkordeon.pipeline.staleness.smaller_steps import AnnealedSteps, DelayAdaptive, InverseStaleness
 
 __all__ = ["RULES"]
 
-RULES: dict[str, Rule] = {
-    "latest": Latest(),
-    "stash": Stash(),
-    "inverse": InverseStaleness(),
-    "delay-adaptive": DelayAdaptive(),
-    "age-weighted": AgeWeighted(),
-    "annealed": AnnealedSteps(),
-    "gap-aware": GapAware(),
-    "prediction": Prediction(),
-    "prediction-decayed": Prediction(decay=0.9),
-    "discrepancy": DiscrepancyCorrection(),
-    "pipemare": DiscrepancyCorrection(annealed=1000),
-    "dc-constant": DelayCompensation("constant"),
-    "dc-adaptive": DelayCompensation("adaptive"),
-}
+
+def _named() -> Iterator[tuple[str, Rule]]:
+    files = [f"{staleness.__name__}.{found.name}" for found in iter_modules(staleness.__path__)]
+    for file in files:
+        if file != __name__:
+            yield from getattr(import_module(file), "NAMED", {}).items()
+
+
+RULES: dict[str, Rule] = dict(sorted(_named()))
 """Each rule by its name, on the command line and in files; to shards, those that keep weights are offered."""

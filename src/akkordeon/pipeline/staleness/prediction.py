@@ -62,3 +62,6 @@ class Prediction(Rule):
                 torch.lerp(was, weight, 1 + factor) if weight.requires_grad else weight
                 for was, weight in zip(before, now, strict=True)
             ]
+
+
+NAMED = {"prediction": Prediction(), "prediction-decayed": Prediction(decay=0.9)}

@@ -100,3 +100,6 @@ class AnnealedSteps(Rule):
     def lr_factor(self, staleness: int, updates: int) -> float:
         """τ^-p; see :class:`Rule`."""
         return float(max(1, staleness) ** -(1 - min(updates / self.updates, 1)))
+
+
+NAMED = {"annealed": AnnealedSteps(), "delay-adaptive": DelayAdaptive(), "inverse": InverseStaleness()}
