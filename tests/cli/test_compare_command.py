@@ -25,12 +25,27 @@ def test_it_prints_a_row_for_each_rule_and_goes_on_from_what_is_there(tmp_path):
     assert " stash/sgd " in again.output
 
 
+def test_on_an_engine_it_has_a_column_for_what_is_in_flight(tmp_path):
+    told = compare(tmp_path, "--rules", "stash/sgd", "--lrs", "0.01", "--engine", "simulator")
+    assert told.exit_code == 0, told.output
+    for words in ("1 in flight", "3 in flight", "ms a batch", "τ 0.0"):
+        assert words in told.output
+
+
+def test_what_diverges_on_an_engine_is_in_the_table(tmp_path):
+    told = compare(tmp_path, "--rules", "stash/sgd", "--lrs", "1e30", "--engine", "threads", "--steps", "20")
+    assert told.exit_code == 0, told.output
+    said = "if training diverges"
+    assert told.output.replace(said, "").count("diverges") == 2
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
         (("--lrs", "fast"), "--lrs is a list of numbers with commas between, got 'fast'"),
         (("--delays", ","), "--delays names nothing"),
         (("--rules", "never/sgd"), "there is no staleness rule 'never'"),
+        (("--engine", "threads", "--kind", "drawn"), "delays of the kind 'drawn' are emulated"),
         (("--rules", "stash"), "names no optimizer, as stash/adamw does"),
     ],
 )

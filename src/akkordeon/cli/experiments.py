@@ -15,6 +15,7 @@ from akkordeon.cli.options import with_settings
 from akkordeon.core.errors import RecipeError
 from akkordeon.experiments.config import TrainConfig
 from akkordeon.experiments.laboratory.delays import Kind
+from akkordeon.experiments.laboratory.on_engine import EngineName
 from akkordeon.experiments.presets import OPTIMIZERS, RULES
 
 __all__ = ["compare", "plan"]
@@ -82,6 +83,10 @@ def compare(
     warm_up: Annotated[
         int, typer.Option(min=0, metavar="BATCHES", help="Have delays grow from none over so many.")
     ] = 0,
+    engine: Annotated[
+        EngineName | None,
+        typer.Option(help="Run on it, with one batch more in flight than --delays say; none emulates them."),
+    ] = None,
     lrs: Annotated[
         str, typer.Option(metavar="LR,…", help="Learning rates to choose from, for each rule and delay.")
     ] = "0.003,0.01,0.03,0.1",
@@ -92,7 +97,8 @@ def compare(
 ) -> None:
     """Compare rules for stale gradients at exact delays, each with the learning rate that suits it.
 
-    One process emulates the delays, with the gates, optimizers and rules of real runs: no engine is in it.
+    One process emulates the delays, with the gates, optimizers and rules of real runs: no engine is in it,
+    unless one is given.
     """
     from dataclasses import replace
 
@@ -114,11 +120,12 @@ def compare(
         tuning_seeds=tuning_seeds,
         batch_size=config.batch_size,
         warm_up=warm_up,
+        engine=engine,
     )
     out.mkdir(parents=True, exist_ok=True)
     study = Study(lambda seed: replace(config, seed=seed).load_task(), design, out / "arms.jsonl", _tell)
     cells = list(study.cells())
-    Console().print(_compared(cells, design.delays))
+    Console().print(_compared(cells, design.delays, exact=engine is None))
     say("lr*: at an edge of --lrs, beyond which a better one may be")
     if figures:
         say(f"drawn: {', '.join(map(str, draw(cells, out)))}")
@@ -139,7 +146,7 @@ def _tell(arm: Any, outcome: Any) -> None:
     say(f"{what}: " + (outcome.why or f"loss {outcome.loss:.4f}, validation {outcome.validation:.4f}"))
 
 
-def _compared(cells: Sequence[Any], delays: Sequence[int]) -> Any:
+def _compared(cells: Sequence[Any], delays: Sequence[int], exact: bool) -> Any:
     """A row for each method, a column for each delay: validation loss, spread, and the learning rate."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
@@ -153,19 +160,27 @@ def _compared(cells: Sequence[Any], delays: Sequence[int]) -> Any:
     )
     table.add_column("rule/optimizer", no_wrap=True)
     for delay in delays:
-        table.add_column(f"delay {delay}", justify="right", no_wrap=True)
+        table.add_column(
+            f"delay {delay}" if exact else f"{delay + 1} in flight", justify="right", no_wrap=True
+        )
     for method in dict.fromkeys(cell.method for cell in cells):
         row = [cell for cell in cells if cell.method == method]
-        copies = max(max(outcome.copies) for cell in row for outcome in cell.outcomes)
+        copies = max(max(outcome.copies, default=1) for cell in row for outcome in cell.outcomes)
         step_s = median(outcome.step_s for cell in row for outcome in cell.outcomes)
-        table.add_row(f"{method}\n≤ {copies} copies held\n{1e3 * step_s:.2f} ms a step", *map(_cell, row))
+        what = f"{method}\n≤ {copies} copies held" + (f"\n{1e3 * step_s:.2f} ms a step" if exact else "")
+        table.add_row(what, *(_cell(cell, exact) for cell in row))
     return table
 
 
-def _cell(cell: Any) -> str:
+def _cell(cell: Any, exact: bool) -> str:
     mean, spread = cell.of("validation")
     found = f"{mean:.4f}\n± {spread:.4f}" if math.isfinite(mean) else "diverges\n"
-    return f"{found}\nlr {cell.lr:g}{'*' if cell.at_edge else ''}"
+    found = f"{found}\nlr {cell.lr:g}{'*' if cell.at_edge else ''}"
+    if exact or not math.isfinite(mean):
+        return found
+    taus = [tau for outcome in cell.outcomes for tau in outcome.staleness]
+    step_s = median(outcome.step_s for outcome in cell.outcomes)
+    return f"{found}\nτ {sum(taus) / len(taus):.1f}\n{1e3 * step_s:.2f} ms a batch"
 
 
 def _table(found: Any) -> Any:

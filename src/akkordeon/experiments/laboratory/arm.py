@@ -10,12 +10,14 @@ from itertools import islice
 from typing import Any
 
 import torch
+from torch import nn
 
 from akkordeon.core.errors import DataError, RecipeError
 from akkordeon.core.payload import samples
 from akkordeon.data.sources import as_batches
 from akkordeon.experiments.laboratory.delayed_row import DelayedRow
 from akkordeon.experiments.laboratory.delays import Kind, delays_of
+from akkordeon.experiments.laboratory.on_engine import EngineName, Trained, on_engine
 from akkordeon.experiments.presets import OPTIMIZERS, optimizer_named, rule_named
 from akkordeon.experiments.tasks.task import Task
 from akkordeon.pipeline.network import Network
@@ -70,6 +72,8 @@ class Arm:
         steps: batches.
         batch_size: the task's own if not given.
         warm_up: batches over which delays grow.
+        engine: on which ``delay`` + 1 batches are in flight, whatever the delays then are; None emulates
+            exact delays.
     """
 
     task: str
@@ -81,6 +85,7 @@ class Arm:
     steps: int
     batch_size: int | None = None
     warm_up: int = 0
+    engine: EngineName | None = None
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,7 @@ class Outcome:
         curve: pairs of a step and the mean loss since the one before.
         staleness: mean τ of each gate, head first.
         copies: versions of its weights that a gate held at most, head first.
-        step_s: seconds a step took, median; 0 where there was none.
+        step_s: seconds a step took, median, or on an engine the mean; 0 where there was none.
         why: it diverged; None where it did not.
     """
 
@@ -119,30 +124,56 @@ def run_arm(task: Task, arm: Arm) -> Outcome:
         RecipeError: the network cannot learn that way.
     """
     torch.manual_seed(arm.seed)  # of whatever draws outside of the gates
+    trained = _emulated(task, arm) if arm.engine is None else _on_engine(arm.engine, task, arm)
+    validation, scores = (math.inf, {}) if trained.why else _judged(trained.module, task)
+    last = trained.losses[-max(1, arm.steps // 10) :]
+    return Outcome(
+        loss=math.inf if trained.why else sum(last) / len(last),
+        validation=validation,
+        scores=scores,
+        curve=_curve(trained.losses, max(1, arm.steps // POINTS)),
+        staleness=trained.staleness,
+        copies=trained.copies,
+        step_s=trained.step_s,
+        why=trained.why,
+    )
+
+
+def _emulated(task: Task, arm: Arm) -> Trained:
     delays = delays_of(arm.kind, arm.delay, arm.seed, arm.warm_up)
     row = DelayedRow(_network(task, arm), delays, arm.seed)
     losses: list[float] = []
     times: list[float] = []
-    why = None
+    module, why = None, None
     try:
         for x, y in islice(_endless(task, arm), arm.steps):
             began_s = time.perf_counter()
             losses.append(row.learn(x, y, task.loss))
             times.append(time.perf_counter() - began_s)
         row.finish()
-        validation, scores = _judged(row, task)
+        module = row.module()
     except DataError as error:
-        why, validation, scores = str(error), math.inf, {}
-    last = losses[-max(1, arm.steps // 10) :]
-    return Outcome(
-        loss=math.inf if why else sum(last) / len(last),
-        validation=validation,
-        scores=scores,
-        curve=_curve(losses, max(1, arm.steps // POINTS)),
+        why = str(error)
+    return Trained(
+        losses=losses,
         staleness=[_mean(seen) for seen in row.staleness.values()],
         copies=list(row.copies.values()),
         step_s=sorted(times)[len(times) // 2] if times else 0.0,
+        module=module,
         why=why,
+    )
+
+
+def _on_engine(engine: EngineName, task: Task, arm: Arm) -> Trained:
+    return on_engine(
+        engine,
+        _network(task, arm),
+        _endless(task, arm),
+        task.loss,
+        steps=arm.steps,
+        in_flight=arm.delay + 1,
+        warm_up=arm.warm_up,
+        seed=arm.seed,
     )
 
 
@@ -165,9 +196,11 @@ def _endless(task: Task, arm: Arm) -> Iterator[tuple[Any, Any]]:
             raise RecipeError("the task's training data can be read once only, and it has come to its end")
 
 
-def _judged(row: DelayedRow, task: Task) -> tuple[float, dict[str, float]]:
+def _judged(module: nn.Module | None, task: Task) -> tuple[float, dict[str, float]]:
     """The validation loss, and the scores, of the weights at the end."""
-    module, board = row.module().eval(), ScoreBoard(task.scores)
+    assert module is not None, "it has not diverged"
+    board = ScoreBoard(task.scores)
+    module.eval()
     with torch.no_grad():
         for x, y in as_batches(task.validate, task.batch_size):
             outputs = module(x)

@@ -13,9 +13,10 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from akkordeon.core.errors import DataError
+from akkordeon.core.errors import DataError, RecipeError
 from akkordeon.experiments.laboratory.arm import Arm, Method, Outcome, run_arm
 from akkordeon.experiments.laboratory.delays import Kind
+from akkordeon.experiments.laboratory.on_engine import EngineName
 from akkordeon.experiments.tasks.task import Task
 
 __all__ = ["Compared", "Design", "Study"]
@@ -39,9 +40,10 @@ class Design:
         tuning_seeds: runs of each learning rate before that.
         batch_size: the task's own if not given.
         warm_up: batches over which delays grow.
+        engine: that runs have, with ``delay`` + 1 batches in flight; None emulates exact delays.
 
     Raises:
-        RecipeError: there is no such method.
+        RecipeError: there is no such method, or a kind of delays for an engine.
     """
 
     task: str
@@ -54,11 +56,17 @@ class Design:
     tuning_seeds: int = 1
     batch_size: int | None = None
     warm_up: int = 0
+    engine: EngineName | None = None
 
     def __post_init__(self) -> None:
         """Refuse now what would be refused after all that comes before it was run."""
         for method in self.methods:
             Method.named(method)
+        if self.engine is not None and self.kind != "fixed":
+            raise RecipeError(
+                f"delays of the kind {self.kind!r} are emulated; on the engine {self.engine!r} they are what "
+                "they come to: leave out one of the two"
+            )
 
 
 @dataclass(frozen=True)
@@ -137,7 +145,9 @@ class Study:
         size, warm_up = design.batch_size, design.warm_up
         if not delay:  # all rules are their optimizer then, to the bit: one run is enough for them
             method, warm_up = Method.named(method).undelayed, 0
-        arm = Arm(design.task, method, design.kind, delay, lr, seed, design.steps, size, warm_up)
+        arm = Arm(
+            design.task, method, design.kind, delay, lr, seed, design.steps, size, warm_up, design.engine
+        )
         if arm not in self._done:
             outcome = run_arm(self._make_task(seed), arm)
             with self._file.open("a") as file:
