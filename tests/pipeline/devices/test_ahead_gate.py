@@ -7,7 +7,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tests.support.harness import SIZE, backward, bits, do, forward, same_bits, sends
+from tests.support.harness import (
+    SIZE,
+    WAIT_S,
+    backward,
+    batches_of,
+    bits,
+    do,
+    forward,
+    same_bits,
+    sends,
+    small_network,
+)
 from torch import nn
 
 import akkordeon as ak
@@ -18,7 +29,9 @@ from akkordeon.core.surgery.messages import Change
 from akkordeon.pipeline.devices import ahead_gate
 from akkordeon.pipeline.devices.ahead_gate import AheadGate
 from akkordeon.pipeline.gate_actor import GateActor
+from akkordeon.pipeline.learning import kinds
 from akkordeon.pipeline.stage import Position
+from akkordeon.sentinels import loss
 
 WHERE = Position("gate/1", 1, "gate/0", "gate/2")
 FUSED = {
@@ -187,8 +200,8 @@ def test_a_loss_that_comes_later_counts_when_somebody_asks_and_is_left_out_if_it
     from akkordeon.sentinels.scores import COMING_MAX, ScoreBoard
 
     board = ScoreBoard({"half": lambda outputs, y: outputs / 2}, finite_only=True)
-    for loss in (1.0, float("nan"), 3.0):
-        board.add(torch.tensor(loss), torch.tensor(loss), None, 2)
+    for number in (1.0, float("nan"), 3.0):
+        board.add(torch.tensor(number), torch.tensor(number), None, 2)
     assert (board.samples, board.loss, board.scores()) == (4, 2.0, {"half": 1.0})
     for _ in range(3 * COMING_MAX):
         board.add(torch.tensor(5.0), torch.tensor(4.0), None, 1)
@@ -251,3 +264,21 @@ def test_what_is_no_batch_is_refused_as_on_a_cpu_and_what_is_forgotten_is_droppe
     for message in (Forward(None, nan), Forward(Batch("s", 0), 3), Forward(Batch("s", 0), [nan, 3])):
         assert len(do(ahead, message)) == len(do(gate, message)) == 1
     assert do(ahead, Forget("s", 7), forward(7, nan)) == []
+
+
+@pytest.mark.usefixtures("_behind")
+@pytest.mark.parametrize("in_flight", [1, 4])
+def test_a_sentinel_hears_of_its_last_batches_too_before_it_ends(monkeypatch, in_flight):
+    monkeypatch.setattr(kinds, "GateActor", AheadGate)
+    monkeypatch.setattr(loss, "now_or_later", torch.Tensor.detach)
+    batches = batches_of(12)
+    batches[-1][1].fill_(3)
+
+    def judged(outputs, y):
+        return nn.functional.cross_entropy(outputs, y) * (float("nan") if bool((y == 3).all()) else 1.0)
+
+    network = small_network().replacing(optimizer=FUSED["sgd"])
+    with ak.run(network, engine=ak.Simulator(seed=1)) as session:
+        attachment = session.attach(ak.Sentinel.train(batches, judged, in_flight=in_flight))
+        ended = attachment.wait(timeout=WAIT_S)
+    assert (ended.batches.trained, ended.batches.refused) == (11, 1)

@@ -239,6 +239,7 @@ class Trainer(SettlingSentinel):
         if flight is None or flight.turned:
             return
         judged = BatchLoss(message.payload, flight.y, self._recipe.loss)
+        self._settles |= not isinstance(judged.value, float)  # gates may refuse its last batches late then
         if isinstance(judged.value, float) and not math.isfinite(judged.value):
             yield from self._count_refused(not_finite(batch, self.name, judged.value), self._row, now_s)
             return
@@ -345,8 +346,7 @@ class Trainer(SettlingSentinel):
     def _report(self, epoch: Epoch, now_s: float) -> Iterator[Effect]:
         if not epoch.is_over or epoch.is_empty:
             return
-        seconds = now_s - self._epoch_began_s
-        self._epoch_began_s = self._reported_s = now_s
+        seconds, self._epoch_began_s, self._reported_s = now_s - self._epoch_began_s, now_s, now_s
         self._rounds += 1
         yield Report(epoch.done(self.name, seconds, self.batches))
         yield from self._save()
@@ -379,7 +379,7 @@ class Trainer(SettlingSentinel):
             yield from self._to_all(Forget(self.address))
 
     def _end(self) -> Iterator[Effect]:
-        """End; gates first make of what they gathered an update, and a replica's bring it to the shards."""
+        """End; gates first make an update of what they gathered, and refuse what they do late."""
         yield from self._settle() if self._settles else self._end_now()
 
     def _all_settled(self, now_s: float) -> Iterator[Effect]:
