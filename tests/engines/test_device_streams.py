@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import akkordeon as ak
+from akkordeon.core.actor import Actor, Report
 from akkordeon.core.errors import RecipeError
 from akkordeon.core.messages import Batch, Forward, Probe
 from akkordeon.engines.threads import device_streams
 from akkordeon.engines.threads.device_streams import DeviceStreams, complete
+from akkordeon.engines.threads.workers import WorkerPool
 
 GPU = torch.device("cuda:0")
 
@@ -83,7 +86,9 @@ def cuda(monkeypatch) -> Cuda:
 
 
 def actor(address: str, device: torch.device | None = GPU):
-    return SimpleNamespace(address=address, device=device)
+    module = nn.Linear(2, 2)
+    module.register_parameter("weight", nn.Parameter(module.weight.detach().as_subclass(OnGpu)))
+    return SimpleNamespace(address=address, device=device, module=module)
 
 
 def message() -> Forward:
@@ -105,6 +110,37 @@ def test_a_gate_works_on_its_stream_after_what_made_its_input_and_the_memory_sta
     assert made.of is of_first
     assert sent.payload.kept_for is of_second
     assert cuda.current is cuda.default
+
+
+def test_the_memory_of_the_first_weights_stays_until_the_stream_is_done_with_them(cuda):
+    streams, gate = DeviceStreams(), actor("gate/0")
+    weight = gate.module.weight
+    streams.admit(gate)
+    with streams.handling(gate, message()):
+        assert weight.kept_for is cuda.current
+
+
+def test_what_a_gate_leaves_behind_it_makes_on_its_stream(cuda):
+    told = []
+
+    class Leaving(Actor):
+        address, device = "gate/0", GPU
+
+        def receive(self, message, now_s):
+            yield from ()
+
+        def last_words(self):
+            told.append(cuda.current)
+            yield Report(message())
+
+    pool = WorkerPool(told.append, threading.Condition(), lambda to, message: False, None, True)
+    leaving = Leaving()
+    pool.admit("gate/0", leaving, on_its_own=False)
+    pool._leave(pool.cells["gate/0"])
+    of_gate, record = told
+    assert of_gate is not cuda.default
+    assert of_gate.told[-1] == "all"
+    assert isinstance(record, Forward)
 
 
 def test_a_sentinel_works_on_the_default_stream_after_the_gate(cuda):

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from akkordeon.core.actor import Actor
 from akkordeon.core.messages import Kind, Message
@@ -34,11 +36,13 @@ class DeviceStreams:
             return
         stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream(device))  # its weights were moved there
+        for tensor in _moved_there(actor):
+            tensor.record_stream(stream)  # before their memory is another's, it must be done with them
         self._own[actor.address] = stream
 
     @contextmanager
-    def handling(self, actor: Actor, message: Message) -> Iterator[None]:
-        """Have an actor work on its stream, once what the message brings is complete."""
+    def handling(self, actor: Actor, message: Message | None) -> Iterator[None]:
+        """Have an actor work on its stream, once what the message brings is complete; None brings nothing."""
         made = self._made.pop(id(message), None)
         with torch.cuda.stream(self._own.get(actor.address)):
             if made is not None:
@@ -67,6 +71,13 @@ def complete() -> None:
     stream = torch.cuda.current_stream()
     if stream != torch.cuda.default_stream():
         stream.synchronize()
+
+
+def _moved_there(actor: Actor) -> Iterator[Tensor]:
+    """The tensors of its module that are on a GPU; all else it makes itself."""
+    module: nn.Module | None = getattr(actor, "module", None)
+    if module is not None:
+        yield from (each for each in chain(module.parameters(), module.buffers()) if each.is_cuda)
 
 
 def _take_over(payload: Any, made: torch.cuda.Event) -> None:

@@ -225,6 +225,13 @@ class WorkerPool(Interpreter[WorkerCell]):
             cell.alive = False
             self._say_last_words(cell)
 
+    def _say_last_words(self, cell: WorkerCell) -> None:
+        if self._streams is None:
+            super()._say_last_words(cell)
+            return
+        with self._streams.handling(cell.actor, None):
+            super()._say_last_words(cell)
+
     def _work_on_one(self, cell: WorkerCell) -> None:
         assert cell.wake is not None
         torch.set_num_threads(1)
