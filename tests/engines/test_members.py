@@ -130,6 +130,16 @@ def test_a_session_that_was_silent_is_known_once_it_answers_and_hears_of_gates_m
     assert members.came_late("mine", [a]) == ([], [])
 
 
+def test_a_sentinel_that_ended_before_its_session_was_heard_is_not_known_again():
+    """The answer was there, and heard only after the row had settled: its name was taken for ever."""
+    members = Members("net")
+    members.add_session("mine", "host")
+    members._late["mine"] = "asked"
+    assert members.unregister("sentinel/a#7") is None
+    assert members.came_late("mine", [SentinelEntry("a", "train", "sentinel/a#7", *HERE)]) == ([], [])
+    assert members.entries() == []
+
+
 def test_a_session_that_died_silent_is_not_waited_for():
     members = Members("net")
     members.add_session("mine", "host")

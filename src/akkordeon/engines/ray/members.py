@@ -44,6 +44,7 @@ class Members:
         self._forgotten = numbers_before  # the highest of a name that is not in there
         self._late: dict[str, Any] = {}  # what sessions were asked for and have not answered, by key
         self._made: list[str] = []  # gates made meanwhile
+        self._ended: set[str] = set()  # sentinels that ended meanwhile, which a late answer may still have
 
     def register(
         self, name: str | None, role: str, answers: bool, key: str, host: Any, location: tuple[str, int]
@@ -109,9 +110,12 @@ class Members:
         with self._lock:
             self._late.pop(key, None)
             made, self._made = self._made, self._made if self._late else []
-            new = [entry for entry in entries if key in self._hosts and entry.address not in self._sentinels]
+            known = self._sentinels.keys() | self._ended
+            new = [entry for entry in entries if key in self._hosts and entry.address not in known]
             for entry in new:
                 self._take_in(entry, key)
+            if not self._late:
+                self._ended.clear()
             return new, list(made)
 
     def made(self, gate: str) -> None:
@@ -129,6 +133,8 @@ class Members:
     def unregister(self, address: str) -> SentinelEntry | None:
         """A sentinel has ended, or never began; what was known of it."""
         with self._lock:
+            if self._late:
+                self._ended.add(address)
             self._session_of.pop(address, None)
             return self._sentinels.pop(address, None)
 
