@@ -32,6 +32,13 @@ def test_on_an_engine_it_has_a_column_for_what_is_in_flight(tmp_path):
         assert words in told.output
 
 
+def test_it_prints_how_stale_gradients_were_where_that_is_measured(tmp_path):
+    told = compare(tmp_path, "--rules", "inverse/sgd", "--lrs", "0.01", "--diagnose-every", "1")
+    assert told.exit_code == 0, told.output
+    assert told.output.count("cosine") == told.output.count("correction") == 2  # a cell for each delay
+    assert "correction 0.333" in told.output  # τ is 0, 1, and then 2 in 4 of 6 batches: half is taken away
+
+
 def test_what_diverges_on_an_engine_is_in_the_table(tmp_path):
     told = compare(tmp_path, "--rules", "stash/sgd", "--lrs", "1e30", "--engine", "threads", "--steps", "20")
     assert told.exit_code == 0, told.output

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import mean as mean_of
 from statistics import median
 from typing import Annotated, Any
 
@@ -59,7 +60,7 @@ def plan(
         files.write_json(found.as_json(), json)
 
 
-@with_settings(only=("task", "data_dir", "batch_size"))
+@with_settings(only=("task", "data_dir", "batch_size", "diagnose_every"))
 def compare(
     config: TrainConfig,
     out: Annotated[
@@ -121,6 +122,7 @@ def compare(
         batch_size=config.batch_size,
         warm_up=warm_up,
         engine=engine,
+        diagnose_every=config.diagnose_every,
     )
     out.mkdir(parents=True, exist_ok=True)
     study = Study(lambda seed: replace(config, seed=seed).load_task(), design, out / "arms.jsonl", _tell)
@@ -175,12 +177,22 @@ def _compared(cells: Sequence[Any], delays: Sequence[int], exact: bool) -> Any:
 def _cell(cell: Any, exact: bool) -> str:
     mean, spread = cell.of("validation")
     found = f"{mean:.4f}\n± {spread:.4f}" if math.isfinite(mean) else "diverges\n"
-    found = f"{found}\nlr {cell.lr:g}{'*' if cell.at_edge else ''}"
+    found = f"{found}\nlr {cell.lr:g}{'*' if cell.at_edge else ''}{_measured(cell.outcomes)}"
     if exact or not math.isfinite(mean):
         return found
     taus = [tau for outcome in cell.outcomes for tau in outcome.staleness]
     step_s = median(outcome.step_s for outcome in cell.outcomes)
     return f"{found}\nτ {sum(taus) / len(taus):.1f}\n{1e3 * step_s:.2f} ms a batch"
+
+
+def _measured(outcomes: Sequence[Any]) -> str:
+    """Mean cosine and correction, each of the gate where it is worst; nothing where none was measured."""
+    lines = ""
+    for what, worst in (("cosine", min), ("correction", max)):
+        figures = [[f for f in getattr(outcome, what) if f is not None] for outcome in outcomes]
+        if any(figures):
+            lines += f"\n{what} {mean_of([worst(some) for some in figures if some]):.3f}"
+    return lines
 
 
 def _table(found: Any) -> Any:

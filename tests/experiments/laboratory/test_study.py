@@ -40,6 +40,22 @@ def test_an_arm_is_run_alike_again():
     assert one.copies == [3, 3]
 
 
+@pytest.mark.parametrize("engine", [None, "simulator"])
+def test_what_is_measured_of_an_arm_changes_nothing_of_it(engine):
+    arm = Arm("line", "inverse/sgd", "fixed", 2, 0.05, seed=3, steps=30, engine=engine)
+    plain, measured = run_arm(task(3), arm), run_arm(task(3), replace(arm, diagnose_every=1))
+    if engine is None:  # else seconds are measured anew
+        assert (plain.loss, plain.validation, plain.curve) == (
+            measured.loss,
+            measured.validation,
+            measured.curve,
+        )
+        assert measured.correction == [pytest.approx(28 / 30 * (1 - 1 / 2))] * 2  # τ is 0, 1, 2, 2, …
+    assert (plain.cosine, plain.correction) == ([], [])
+    assert measured.cosine == [pytest.approx(1.0)] * 2  # each gate is one linear layer
+    assert len(measured.correction) == 2
+
+
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("optimizer", ["momentum", "adamw"])
 def test_without_delay_every_rule_is_its_optimizer_to_the_bit(rule, optimizer):

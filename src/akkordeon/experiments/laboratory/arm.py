@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -74,6 +74,7 @@ class Arm:
         warm_up: batches over which delays grow.
         engine: on which ``delay`` + 1 batches are in flight, whatever the delays then are; None emulates
             exact delays.
+        diagnose_every: batches of which one is measured; see :class:`akkordeon.Gate`.
     """
 
     task: str
@@ -86,6 +87,7 @@ class Arm:
     batch_size: int | None = None
     warm_up: int = 0
     engine: EngineName | None = None
+    diagnose_every: int | None = None
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,9 @@ class Outcome:
         copies: versions of its weights that a gate held at most, head first.
         step_s: seconds a step took, median, or on an engine the mean; 0 where there was none.
         why: it diverged; None where it did not.
+        cosine: mean of each gate, head first, where that was measured; see :class:`Diagnosis
+            <akkordeon.core.diagnostics.diagnosis.Diagnosis>`.
+        correction: likewise.
     """
 
     loss: float
@@ -111,6 +116,8 @@ class Outcome:
     copies: list[int]
     step_s: float
     why: str | None = None
+    cosine: list[float | None] = field(default_factory=list)
+    correction: list[float | None] = field(default_factory=list)
 
 
 def run_arm(task: Task, arm: Arm) -> Outcome:
@@ -136,6 +143,8 @@ def run_arm(task: Task, arm: Arm) -> Outcome:
         copies=trained.copies,
         step_s=trained.step_s,
         why=trained.why,
+        cosine=[found.cosine_mean for found in trained.diagnoses if found is not None],
+        correction=[found.correction_mean for found in trained.diagnoses if found is not None],
     )
 
 
@@ -161,6 +170,7 @@ def _emulated(task: Task, arm: Arm) -> Trained:
         step_s=sorted(times)[len(times) // 2] if times else 0.0,
         module=module,
         why=why,
+        diagnoses=row.diagnoses,
     )
 
 
@@ -182,6 +192,8 @@ def _network(task: Task, arm: Arm) -> Network:
     network = task.network.replacing(
         staleness=rule_named(method.rule), optimizer=optimizer_named(method.optimizer, arm.lr)
     )
+    if arm.diagnose_every is not None:
+        network = network.replacing(diagnose_every=arm.diagnose_every)
     return replace(network, max_in_flight=1 << 16)
 
 

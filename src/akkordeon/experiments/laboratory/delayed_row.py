@@ -12,10 +12,12 @@ import math
 from collections import Counter, defaultdict
 from typing import Any
 
-from akkordeon.core.actor import Send
+from akkordeon.core.actor import Report, Send
+from akkordeon.core.diagnostics.diagnosis import Diagnosis
 from akkordeon.core.errors import DataError
-from akkordeon.core.messages import Backward, Message
+from akkordeon.core.messages import Backward, Message, Probe
 from akkordeon.core.payload import Payload
+from akkordeon.core.reports import GateStatus
 from akkordeon.experiments.laboratory.delays import Delays
 from akkordeon.pipeline.network import Network
 from akkordeon.sentinels.loss import Loss
@@ -47,6 +49,13 @@ class DelayedRow(LiveRow):
     def staleness(self) -> dict[str, Counter[int]]:
         """How often each gate updated with a gradient of each τ, by address."""
         return {address: gate.staleness_seen for address, gate in self._gates.items()}
+
+    @property
+    def diagnoses(self) -> list[Diagnosis | None]:
+        """What each gate has measured, head first; None of one that does not."""
+        effects = [effect for gate in self._gates.values() for effect in gate.receive(Probe(0), 0.0)]
+        records = [effect.record for effect in effects if isinstance(effect, Report)]
+        return [record.diagnosis for record in records if isinstance(record, GateStatus)]
 
     def learn(self, x: Payload, y: Any, loss: Loss) -> float:
         """Have gates learn from what is due, then send a batch through the row; its loss.

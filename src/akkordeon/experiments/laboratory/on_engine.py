@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice, takewhile, tee
 from typing import Any, Literal, TypeAlias
 
 from torch import Tensor, nn
 
+from akkordeon.core.diagnostics.diagnosis import Diagnosis
 from akkordeon.core.errors import DataError, SentinelFailedError
 from akkordeon.core.payload import Payload
 from akkordeon.core.schedules import Async
@@ -44,6 +45,7 @@ class Trained:
         step_s: seconds that a batch took.
         module: with the weights at the end; None where it diverged.
         why: it diverged.
+        diagnoses: what each gate has measured, head first, where it has; likewise.
     """
 
     losses: list[float]
@@ -52,6 +54,7 @@ class Trained:
     step_s: float
     module: nn.Module | None
     why: str | None = None
+    diagnoses: list[Diagnosis | None] = field(default_factory=list)
 
 
 def on_engine(
@@ -107,6 +110,7 @@ def on_engine(
         copies=[1 + max(gate.staleness, default=0) for gate in gates],
         step_s=epoch.seconds / steps,
         module=module,
+        diagnoses=[gate.diagnosis for gate in gates],
     )
 
 
@@ -117,4 +121,5 @@ def _diverged(losses: list[float], why: str) -> Trained:
 def _engine(name: EngineName, network: Network, first: Batches, loss: Loss) -> Threads | Simulator:
     if name == "threads":
         return Threads()
-    return Simulator(compute=Compute(measure_costs(network, list(islice(first, MEASURED)), loss)))
+    alone = network.replacing(diagnose_every=None)  # what is measured takes no virtual time
+    return Simulator(compute=Compute(measure_costs(alone, list(islice(first, MEASURED)), loss)))

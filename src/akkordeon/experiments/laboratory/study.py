@@ -41,6 +41,7 @@ class Design:
         batch_size: the task's own if not given.
         warm_up: batches over which delays grow.
         engine: that runs have, with ``delay`` + 1 batches in flight; None emulates exact delays.
+        diagnose_every: batches of which one is measured; see :class:`akkordeon.Gate`.
 
     Raises:
         RecipeError: there is no such method, or a kind of delays for an engine.
@@ -57,6 +58,7 @@ class Design:
     batch_size: int | None = None
     warm_up: int = 0
     engine: EngineName | None = None
+    diagnose_every: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse now what would be refused after all that comes before it was run."""
@@ -142,11 +144,21 @@ class Study:
 
     def _outcome(self, method: str, delay: int, lr: float, seed: int) -> Outcome:
         design = self._design
-        size, warm_up = design.batch_size, design.warm_up
+        warm_up = design.warm_up
         if not delay:  # all rules are their optimizer then, to the bit: one run is enough for them
             method, warm_up = Method.named(method).undelayed, 0
         arm = Arm(
-            design.task, method, design.kind, delay, lr, seed, design.steps, size, warm_up, design.engine
+            task=design.task,
+            method=method,
+            kind=design.kind,
+            delay=delay,
+            lr=lr,
+            seed=seed,
+            steps=design.steps,
+            batch_size=design.batch_size,
+            warm_up=warm_up,
+            engine=design.engine,
+            diagnose_every=design.diagnose_every,
         )
         if arm not in self._done:
             outcome = run_arm(self._make_task(seed), arm)
