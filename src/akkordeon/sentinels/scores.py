@@ -174,11 +174,11 @@ class ScoreBoard:
 
     def _read(self, count: int) -> None:
         """Count what came first: the device must have come so far."""
-        for loss, found, samples in self._coming[:count]:
+        coming, self._coming = self._coming[:count], self._coming[count:]  # once, also if a score is none
+        for loss, found, samples in coming:
             number = loss.item()
             if not self._finite_only or math.isfinite(number):
                 self._count(number, found, samples)
-        del self._coming[:count]
 
     def _count(self, loss: float, found: Mapping[str, Any], samples: int) -> None:
         self._counted.samples += samples
