@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -22,9 +23,11 @@ from tests.support.harness import (
 from torch import nn
 
 import akkordeon as ak
+from akkordeon.core.errors import RecipeError
 from akkordeon.core.messages import Backward, Batch, Fault, Forget, Forward, Probe, Refused
 from akkordeon.core.numerics import later
 from akkordeon.core.numerics.later import Later, found_not_finite
+from akkordeon.core.recovery.reports import StageSaved
 from akkordeon.core.surgery.messages import Change
 from akkordeon.pipeline.devices import ahead_gate
 from akkordeon.pipeline.devices.ahead_gate import AheadGate
@@ -32,6 +35,7 @@ from akkordeon.pipeline.gate_actor import GateActor
 from akkordeon.pipeline.learning import kinds
 from akkordeon.pipeline.stage import Position
 from akkordeon.sentinels import loss
+from akkordeon.sentinels.scores import COMING_MAX, ScoreBoard
 
 WHERE = Position("gate/1", 1, "gate/0", "gate/2")
 FUSED = {
@@ -109,6 +113,17 @@ def test_whoever_asks_something_else_of_it_finds_all_known(make):
     ahead, _ = of_both(make)
     trained(ahead, 0, 1, bad=(1,))
     assert [m.batch.number for m in sends(do(ahead, Probe("asker")), Refused)] == [1]
+
+
+@pytest.mark.usefixtures("_behind")
+def test_a_snapshot_is_left_when_all_is_known_that_it_counts_as_learned(make):
+    gate = ak.Gate(nn.Linear(6, 4), make)
+    ahead = AheadGate(gate, replace(WHERE, snapshot_every=2))
+    trained(ahead, 0)
+    _, passed, refused, saved = trained(ahead, 1, bad=(1,))
+    assert isinstance(passed.message, Backward)
+    assert refused.message.batch == Batch("s", 1)
+    assert isinstance(saved.record, StageSaved)
 
 
 @pytest.mark.usefixtures("_behind")
@@ -197,8 +212,6 @@ def test_a_module_on_several_devices_stays_where_it_is():
 
 
 def test_a_loss_that_comes_later_counts_when_somebody_asks_and_is_left_out_if_it_is_not_finite(monkeypatch):
-    from akkordeon.sentinels.scores import COMING_MAX, ScoreBoard
-
     board = ScoreBoard({"half": lambda outputs, y: outputs / 2}, finite_only=True)
     for number in (1.0, float("nan"), 3.0):
         board.add(torch.tensor(number), torch.tensor(number), None, 2)
@@ -207,6 +220,15 @@ def test_a_loss_that_comes_later_counts_when_somebody_asks_and_is_left_out_if_it
         board.add(torch.tensor(5.0), torch.tensor(4.0), None, 1)
         assert len(board._coming) < COMING_MAX
     assert board.window()[0] == pytest.approx((8.0 + 15 * COMING_MAX) / (4 + 3 * COMING_MAX))
+
+
+def test_what_was_read_counts_once_though_a_score_after_it_is_no_number():
+    board = ScoreBoard({"itself": lambda outputs, y: outputs}, finite_only=True)
+    board.add(torch.tensor(1.0), torch.tensor(1.0), None, 2)
+    board.add(torch.tensor(1.0), torch.ones(2), None, 2)
+    with pytest.raises(RecipeError, match="must be one number"):
+        board.sums()
+    assert board.samples == 4
 
 
 def test_on_a_cpu_nothing_is_behind():

@@ -23,6 +23,7 @@ from akkordeon.core.messages import Backward, Batch, Fault, Forget, Forward
 from akkordeon.core.numerics.later import Later, found_not_finite, is_behind
 from akkordeon.core.payload import Payload, all_finite, tensors
 from akkordeon.core.plain_state import StageState
+from akkordeon.core.recovery.messages import Save
 from akkordeon.pipeline.gate import Gate
 from akkordeon.pipeline.gate_actor import GateActor
 from akkordeon.pipeline.stage import Position, Stashed
@@ -67,6 +68,11 @@ class AheadGate(GateActor):
             if found is not None:
                 self._in_doubt.append((passed.batch, Later(found)))
         yield from super()._learn(passed, gradients, stashed, staleness)
+
+    def _save(self, message: Save) -> Iterator[Effect]:
+        """Leave a snapshot in which nothing is in doubt: whoever goes on from it could not refuse it."""
+        yield from self._refuse_what_came(wait=True)
+        yield from super()._save(message)
 
     def _derived(
         self, batch: Batch, stashed: Stashed, gradient: Payload | None
