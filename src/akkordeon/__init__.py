@@ -36,6 +36,7 @@ from akkordeon.pipeline.staleness.kept_weights import Latest, Stash
 from akkordeon.pipeline.staleness.prediction import Prediction
 from akkordeon.pipeline.staleness.rule import Rule
 from akkordeon.pipeline.staleness.smaller_steps import AnnealedSteps, DelayAdaptive, InverseStaleness
+from akkordeon.pipeline.staleness.vertical_sync import VerticalSync
 from akkordeon.sentinels.recipes import Best, Sentinel
 from akkordeon.sentinels.scores import accuracy
 from akkordeon.sentinels.streaming.drift import Drift, MoreLearning, ResetOptimizers, Shadow
@@ -97,6 +98,7 @@ __all__ = [
     "Task",
     "Threads",
     "TwoBuffers",
+    "VerticalSync",
     "accuracy",
     "auto",
     "connect",

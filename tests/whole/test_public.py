@@ -64,6 +64,7 @@ PUBLIC = [
     "Task",
     "Threads",
     "TwoBuffers",
+    "VerticalSync",
     "accuracy",
     "auto",
     "connect",

@@ -134,12 +134,15 @@ class Forward(Message, kind=Kind.FORWARD):
         payload: the output.
         samples: in the batch, as its sentinel counts them.
         norm: of the latest whole gradient that the first gate knew; 0 where it knew none, or nobody clips.
+        after: where the row computes on one version, the batch that the first gate had handled last; then the
+            same of the oldest version that a batch which arrives later may need.
     """
 
     batch: Batch
     payload: Payload
     samples: int = 0
     norm: float = 0.0
+    after: tuple[Batch, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -156,16 +156,16 @@ class Downpour:
 
     def _check_rules(self, policy: SyncPolicy) -> None:
         for rule in (self.staleness, *(gate.staleness for gate in self.network.gates)):
-            if rule.looks_ahead:
-                raise RecipeError(
-                    f"replicas and shards cannot have staleness={rule}: their weights come from several, and "
-                    "where these lead to is not known ahead; take another rule"
-                )
-            if rule.looks_back:
-                raise RecipeError(
-                    f"replicas and shards cannot have staleness={rule}: their weights come from several, and "
-                    "where they were is not known from how they move; take another rule"
-                )
+            for has_it, why in (
+                (rule.looks_ahead, "where these lead to is not known ahead"),
+                (rule.looks_back, "where they were is not known from how they move"),
+                (rule.is_vertical, "each gate of a replica is lent its own in its own time"),
+            ):
+                if has_it:
+                    raise RecipeError(
+                        f"replicas and shards cannot have staleness={rule}: their weights come from several, "
+                        f"and {why}; take another rule"
+                    )
         if self.staleness.uses_old_weights and (policy.local_step or policy.push_every > 1):
             raise RecipeError(
                 f"{type(self.staleness).__name__} needs the weights a push was computed at, but shards know "

@@ -100,7 +100,11 @@ SERVER_OPTIMIZERS: dict[str, Preset] = {
 }
 """Of parameter shards. 0.07 because 0.7, DiLoCo's, is too much where pushes are not averaged."""
 
-SERVER_RULES = {name: rule for name, rule in RULES.items() if rule.keeps_weights and not rule.looks_ahead}
+SERVER_RULES = {
+    name: rule
+    for name, rule in RULES.items()
+    if rule.keeps_weights and not rule.looks_ahead and not rule.is_vertical
+}
 """Of parameter shards: a shard lends weights and runs no forward and no backward."""
 
 if TYPE_CHECKING:

@@ -163,7 +163,7 @@ class GateActor(Stage):
             stashed.marks = tuple(module.marks() for module in self._seeded)
         if self.buffers.before:
             self._last = _LastForward(batch, self.buffers.before, self.buffers.now)
-        passed = Forward(batch, output, message.samples, message.norm)
+        passed = Forward(batch, output, message.samples, message.norm, message.after)
         yield Send(self.position.next or batch.sentinel, passed)
 
     def _stashed(self, message: Forward, x: Payload, y: Payload) -> Stashed:

@@ -13,6 +13,7 @@ from akkordeon.pipeline.learning.clipping_gate import ClippingGate
 from akkordeon.pipeline.schedules.correcting_gate import CorrectingGate
 from akkordeon.pipeline.schedules.predicting_gate import PredictingGate
 from akkordeon.pipeline.schedules.two_buffers_gate import TwoBuffersGate
+from akkordeon.pipeline.schedules.vertical_gate import VerticalGate
 from akkordeon.pipeline.stage import Position
 
 __all__ = ["gate_actor"]
@@ -33,6 +34,8 @@ def gate_actor(
         kind = PredictingGate
     elif gate.staleness.looks_back:
         kind = CorrectingGate
+    elif gate.staleness.is_vertical:
+        kind = VerticalGate
     elif position.clip_norm is not None:
         kind = ClippingGate
     elif (

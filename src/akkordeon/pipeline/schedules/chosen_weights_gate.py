@@ -53,7 +53,7 @@ class ChosenWeightsGate(AccumulatingGate):
         weights, version = self._chosen
         return Stashed(x, y, weights, version, message.samples, message.norm)
 
-    def _before_update(self) -> Snapshot:
+    def _before_update(self) -> Snapshot | None:
         return self.weights.pin()
 
     def _take_over(self, message: TakeOver) -> Iterator[Effect]:

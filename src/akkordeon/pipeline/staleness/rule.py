@@ -38,6 +38,9 @@ class Rule:
     looks_back: ClassVar[bool] = False
     """Whether backwards are on what :meth:`behind` says; for rules that keep no weights."""
 
+    is_vertical: ClassVar[bool] = False
+    """Whether a batch is computed on one version of the whole row; see :class:`VerticalSync`."""
+
     def initial(self, parameters: Sequence[Tensor]) -> Any:
         """The rule's own state for these parameters."""
         return None

@@ -66,6 +66,7 @@ def changed(updater: Updater, weights: Weights, label: str, settings: Mapping[st
     for what, is_same in (
         ("forwards on the latest weights", rule.looks_ahead == updater.rule.looks_ahead),
         ("backwards on weights that it guesses", rule.looks_back == updater.rule.looks_back),
+        ("one version for a whole row", rule.is_vertical == updater.rule.is_vertical),
     ):
         if not is_same:
             raise RecipeError(
