@@ -23,7 +23,7 @@ from tests.support.harness import (
 from torch import nn
 
 import akkordeon as ak
-from akkordeon.core.errors import RecipeError
+from akkordeon.core.errors import DataError, RecipeError
 from akkordeon.core.messages import Backward, Batch, Fault, Forget, Forward, Probe, Refused
 from akkordeon.core.numerics import later
 from akkordeon.core.numerics.later import Later, found_not_finite
@@ -36,6 +36,7 @@ from akkordeon.pipeline.learning import kinds
 from akkordeon.pipeline.stage import Position
 from akkordeon.sentinels import loss
 from akkordeon.sentinels.scores import COMING_MAX, ScoreBoard
+from akkordeon.session.streams.live_row import LiveRow
 
 WHERE = Position("gate/1", 1, "gate/0", "gate/2")
 FUSED = {
@@ -304,3 +305,24 @@ def test_a_sentinel_hears_of_its_last_batches_too_before_it_ends(monkeypatch, in
         attachment = session.attach(ak.Sentinel.train(batches, judged, in_flight=in_flight))
         ended = attachment.wait(timeout=WAIT_S)
     assert (ended.batches.trained, ended.batches.refused) == (11, 1)
+
+
+@pytest.mark.usefixtures("_behind")
+def test_a_row_that_learns_by_the_call_refuses_the_batch_itself_and_learns_all_of_the_next(monkeypatch):
+    batches, network = batches_of(6), small_network().replacing(optimizer=FUSED["sgd"])
+
+    def learned():
+        row, refused = LiveRow(network), []
+        for number, (x, y) in enumerate(batches):
+            factor = float("nan") if number == 3 else 1.0
+            try:
+                row.learn(x, y, lambda outputs, y, by=factor: by * nn.functional.cross_entropy(outputs, y))
+            except DataError:
+                refused.append(number)
+        return refused, row.module()
+
+    on_cpu = learned()
+    monkeypatch.setattr(kinds, "GateActor", AheadGate)
+    refused, module = learned()
+    assert refused == on_cpu[0] == [3]
+    assert same_bits(module, on_cpu[1])

@@ -26,6 +26,7 @@ from akkordeon.core.messages import (
     Forget,
     Forward,
     Message,
+    Probe,
     Refused,
     Release,
 )
@@ -76,6 +77,7 @@ class LiveRow:
         """
         loss_now, backward = self._turned(x, y, loss)
         self._asked(Backward, self._row[-1], backward)
+        self._tell_all(Probe(0))  # gates on a device refuse now what they else would with the next batch
         return loss_now
 
     def predict(self, x: Payload) -> Payload:
@@ -145,7 +147,9 @@ class LiveRow:
             if to != ME:
                 waiting.extend(self._sent(to, message))
             elif isinstance(message, Refused):
-                self._tell_all(Forget(*message.batch))
+                for gate in self._row:
+                    for about in (Forget(*message.batch), Probe(0)):
+                        self._sent(gate, about)  # others may refuse it, too
                 raise DataError(f"{message.gate} refused it: {message.reason}") from message.error
             else:
                 answers.append(message)
