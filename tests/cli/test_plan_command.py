@@ -42,6 +42,18 @@ def test_columns_say_what_is_not_the_same_for_all(tmp_path):
     assert "int8" in apart.output
 
 
+def test_schedules_are_proposed_where_they_are_asked_for(tmp_path):
+    save_costs(costs_of([0.01, 0.01, 0.02]), tmp_path / "costs.json")
+    plan = ["plan", "digits", "--costs", str(tmp_path / "costs.json")]
+    told = CliRunner().invoke(app, [*plan, "--schedules", "async,flush,2bw"])
+    assert told.exit_code == 0, told.output
+    assert "8 flush" in told.output
+    assert "8 2bw" in told.output
+    wrong = CliRunner().invoke(app, [*plan, "--schedules", "gpipe"])
+    assert wrong.exit_code == 1
+    assert "there is no schedule 'gpipe'" in " ".join(wrong.output.split())
+
+
 def test_costs_that_are_not_there_are_told(tmp_path):
     done = CliRunner().invoke(app, ["plan", "digits", "--costs", str(tmp_path / "none.json")])
     assert done.exit_code == 1

@@ -17,7 +17,7 @@ from akkordeon.core.errors import RecipeError
 from akkordeon.experiments.config import TrainConfig
 from akkordeon.experiments.laboratory.delays import Kind
 from akkordeon.experiments.laboratory.on_engine import EngineName
-from akkordeon.experiments.presets import OPTIMIZERS, RULES
+from akkordeon.experiments.presets import OPTIMIZERS, RULES, SCHEDULES
 
 __all__ = ["compare", "plan"]
 
@@ -39,6 +39,13 @@ def plan(
     save_costs: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Keep what was measured here.")
     ] = None,
+    schedules: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,…",
+            help=f"Of rows: {', '.join(SCHEDULES)}; with the latter, updates of several batches.",
+        ),
+    ] = None,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all figures here.")] = None,
 ) -> None:
     """Find how to lay a task's network out on hosts: costs measured here, layouts run dry in the simulator.
@@ -51,7 +58,8 @@ def plan(
     from akkordeon.experiments.planning.settings import plan_task
 
     elsewhere = None if save_costs is None else files.COMPRESSIONS
-    found = plan_task(config, hosts, costs, elsewhere)
+    asked = None if schedules is None else _listed("--schedules", schedules, str)
+    found = plan_task(config, hosts, costs, elsewhere, asked)
     if save_costs is not None:
         files.save_costs(found.costs, save_costs)
     Console().print(_table(found))
@@ -219,6 +227,7 @@ def _cells(forecast: Any, mark: str) -> dict[str, str]:
         "replicas": f"{layout.replicas or ''}",
         "hosts": f"{hosts}" if hosts > 1 else "",
         "in\nflight": f"{layout.in_flight}",
+        "update\nof": "" if layout.schedule == "async" else f"{layout.micro_batches} {layout.schedule}",
         "push\nevery": f"{layout.push_every or ''}",
         "sent\nas": "int8" if layout.int8 else layout.compression or "",
         "samples\na second": f"{forecast.samples_per_s:,.0f}",

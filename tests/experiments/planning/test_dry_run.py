@@ -54,6 +54,35 @@ def test_a_row_gives_what_the_real_actors_give_in_the_same_world():
     assert forecast.staleness == pytest.approx(staleness, abs=0.2)
 
 
+@pytest.mark.parametrize(
+    ("name", "schedule", "in_flight", "age"),
+    [("flush", ak.Flush(4), 4, 0), ("flush", ak.Flush(4), 2, 0), ("2bw", ak.TwoBuffers(4), 8, 1)],
+)
+def test_a_row_that_waits_for_updates_gives_what_the_real_actors_give(name, schedule, in_flight, age):
+    network = ak.Network([ak.Gate(nn.Linear(4, 4), SGD) for _ in range(2)], schedule=schedule)
+    hosts = [Host("h0", ["gate/0"], 1), Host("h1", ["gate/1", "sentinel/*"], 1)]
+    gate = {"gate/*": Cost(forward_s=0.01, backward_s=0.02, update_s=0.001)}
+    rate, staleness = in_earnest(network, hosts, gate, batches=200, in_flight=in_flight)
+    costs = costs_of([0.01, 0.01])
+    costs = replace(costs, blocks=[replace(block, update_s=0.004) for block in costs.blocks])
+    layout = replace(row("h0", "h1", in_flight=in_flight), schedule=name, micro_batches=4)
+    forecast = dry_run(layout, costs, machines(2, cores=1, link=Link(0.02)))
+    assert forecast.samples_per_s == pytest.approx(rate, rel=0.05)
+    assert forecast.staleness == pytest.approx(staleness, abs=0.05)
+    assert forecast.staleness == age
+
+
+def test_where_updates_are_waited_for_no_batch_in_flight_keeps_weights():
+    layout = replace(row("h0", "h1", in_flight=4), micro_batches=4)
+    flush, two = (
+        dry_run(replace(layout, schedule=name), costs_of([0.01, 0.01]), machines(2))
+        for name in ("flush", "2bw")
+    )
+    # Weights, a gradient, what is gathered; four batches; what the optimizer keeps.
+    assert flush.memory_bytes["h0"] == 3 * 10_000 + 4 * 4000 + 20_000
+    assert two.memory_bytes["h0"] == flush.memory_bytes["h0"] + 10_000
+
+
 @pytest.mark.parametrize("push_every", [1, 4])
 def test_replicas_give_what_the_real_actors_give_in_the_same_world(push_every):
     network = ak.Network([ak.Gate(nn.Linear(4, 4), SGD)])

@@ -56,6 +56,28 @@ def test_one_gate_on_all_cores_is_proposed_where_a_host_has_as_many_as_were_meas
     assert str(found) == "1 gate with 4 intra-op threads, 1 batch in flight"
 
 
+def test_schedules_that_wait_are_proposed_where_they_are_asked_for():
+    costs = costs_of([0.01] * 4, replicas=True, workers=2, threaded_s=0.1)
+    hosts = machines(1.0, 1.0)
+    usual = proposed(costs, hosts)
+    assert {each.schedule for each in usual} == {"async"}
+    found = proposed(costs, hosts, schedules=("async", "flush", "2bw"))
+    assert found[: len(usual)] == usual
+    waiting = found[len(usual) :]
+    assert {each.schedule for each in waiting} == {"flush", "2bw"}
+    assert all(each.micro_batches == 4 * each.gates and not each.replicas for each in waiting)
+    assert all(each.intra_op_threads == 1 for each in waiting)
+    assert len(set(found)) == len(found)
+    assert "2 gates, 3 batches in flight, flush of 8" in map(str, waiting)
+    assert "4 gates on 2 hosts in int8, 32 batches in flight, 2bw of 16" in map(str, waiting)
+
+
+def test_rows_of_a_network_that_waits_have_its_schedule():
+    found = proposed(costs_of([0.01] * 2, replicas=True), machines(1.0), True, ("flush",), 4)
+    assert {(each.schedule, each.micro_batches) for each in found} == {("flush", 4)}
+    assert {(each.gates, each.in_flight) for each in found} == {(1, 2), (1, 4), (2, 3), (2, 4)}
+
+
 def test_rows_send_int8_only_over_links():
     costs = costs_of([0.01, 0.01])
     assert not any(each.int8 for each in proposed(costs, machines(1.0)))

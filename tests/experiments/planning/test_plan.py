@@ -268,3 +268,40 @@ def test_what_a_plan_lacks_is_said():
         ak.plan(mlp(), optimizer=sgd)
     with pytest.raises(RecipeError, match="a loss needs targets"):
         ak.plan(mlp(), example=torch.randn(4, 8), loss=F.cross_entropy, optimizer=sgd)
+
+
+def waiting(costs, schedule, **settings):
+    """A plan of a network that waits."""
+    machines = ak.Machines([ak.Machine(name="here", cores=2)])
+    network = replace(by_hand(), schedule=schedule)
+    return ak.plan(network, example=torch.randn(4, 8), hosts=machines, costs=costs, **settings)
+
+
+@pytest.mark.parametrize(("schedule", "name"), [(ak.Flush(4), "flush"), (ak.TwoBuffers(4), "2bw")])
+def test_a_network_that_waits_is_planned_with_its_schedule(schedule, name):
+    plan = waiting(costs_of([0.01, 0.01, 0.02], replicas=True), schedule)
+    assert {each.layout.schedule for each in plan.layouts} == {name}
+    assert {each.staleness for each in plan.layouts} == {0.0 if name == "flush" else 1.0}
+    assert plan.network().schedule == schedule
+
+
+def test_schedules_that_are_asked_for_are_in_the_plan_and_the_network_has_the_one_that_is_taken():
+    plan = planned(costs_of([0.01, 0.01, 0.02]), schedules=("2bw",))
+    assert {each.layout.schedule for each in plan.layouts} == {"2bw"}
+    assert plan.network().schedule == ak.TwoBuffers(4 * plan.best.layout.gates)
+    both = planned(costs_of([0.01, 0.01, 0.02]), schedules=("async", "flush"))
+    flush = max(each.samples_per_s for each in both.layouts if each.layout.schedule == "flush")
+    assert 0.5 < flush / max(each.samples_per_s for each in both.layouts) < 1
+
+
+def test_what_contradicts_a_schedule_is_refused():
+    with pytest.raises(RecipeError, match=r"the network has schedule=Flush\(micro_batches=4\): leave it out"):
+        waiting(costs_of([0.01] * 3), ak.Flush(4), schedules=("async",))
+    with pytest.raises(RecipeError, match="there is no schedule 'gpipe'"):
+        planned(costs_of([0.01] * 3), schedules=("gpipe",))
+
+
+def test_an_update_that_is_waited_for_is_measured_as_one_of_each_batch():
+    waits = blocks_of_network(replace(by_hand(), schedule=ak.Flush(4)), torch.randn(4, 8))
+    assert waits.updating_at_once.network.schedule == ak.Async()
+    assert waits.network.schedule == ak.Flush(4)

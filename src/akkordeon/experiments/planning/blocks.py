@@ -11,6 +11,7 @@ from torch import nn
 
 from akkordeon.core.errors import RecipeError
 from akkordeon.core.payload import Payload
+from akkordeon.core.schedules import ASYNC
 from akkordeon.downpour.recipe import Downpour
 from akkordeon.experiments.planning.costs import Compression
 from akkordeon.pipeline.gate import Gate
@@ -45,6 +46,14 @@ class Blocks:
     def __len__(self) -> int:
         """How many."""
         return len(self.network.gates)
+
+    @property
+    def updating_at_once(self) -> Blocks:
+        """The same where each batch is an update: so an update is measured."""
+        if not self.network.schedule.is_exact:
+            return self
+        network = replace(self.network.replacing(accumulate=1), schedule=ASYNC)
+        return replace(self, network=network)
 
     def cuts_after(self, ends: Sequence[int]) -> tuple[str, ...]:
         """The names to cut at for gates that end with these numbers of blocks."""

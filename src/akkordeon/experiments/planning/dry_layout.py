@@ -78,7 +78,7 @@ class DryLayout:
         sizes = blocks[-1].output.size(int8), blocks[0].gradient.size(int8)
         arguments = row[i], previous, following, *sizes
         if self._layout.push_every is None:
-            gate = DryGate(*arguments)
+            gate = DryGate(*arguments, self._layout.micro_batches)
         else:
             push_bytes = sum(block.push(self._layout.compression).push_bytes for block in blocks)
             every = self._layout.push_every
@@ -89,12 +89,13 @@ class DryLayout:
     def _make_trainer(self, address: str, row: tuple[str, ...]) -> DryTrainer:
         int8 = self._layout.int8
         sizes = self._model.inputs.size(int8), self._model.blocks[-1].output.size(int8)
-        trainer = self.trainers[address] = DryTrainer(address, row, self._layout.in_flight, None, *sizes)
+        in_flight, waits = self._layout.in_flight, self._layout.waits
+        trainer = self.trainers[address] = DryTrainer(address, row, in_flight, None, *sizes, waits)
         return trainer
 
     def _gate_cost(self, i: int, hosts: Sequence[str]) -> Cost:
         blocks, (forward_s, backward_s) = self._blocks[i], self._model.gate_s
-        update_s, table = sum(block.update_s for block in blocks), {}
+        update_s, table = sum(block.update_s for block in blocks) / self._layout.micro_batches, {}
         if self._layout.push_every is not None:
             pushes = [block.push(self._layout.compression) for block in blocks]
             update_s += sum(push.push_s for push in pushes) / self._layout.push_every
@@ -124,6 +125,8 @@ class DryLayout:
 
     def mean_staleness(self) -> float:
         """Of all updates, by the shards where there are any."""
+        if self._layout.schedule == "2bw":  # by its definition; dry gates keep no weights to choose from
+            return 1.0
         its = self.shards or self.gates
         seen: Counter[int] = sum((actor.staleness_seen for actor in its.values()), Counter())
         return sum(tau * n for tau, n in seen.items()) / max(1, seen.total())
@@ -132,19 +135,23 @@ class DryLayout:
         """By host: of gates and shards, with what batches in flight need."""
         memory: Counter[str] = Counter()
         for address, gate in self.gates.items():
-            stale = max(gate.staleness_seen, default=0)
             blocks = self._blocks[int(address.rpartition("/")[2])]
-            memory[self.where[address]] += sum(self._gate_bytes(block, stale) for block in blocks)
+            memory[self.where[address]] += sum(self._gate_bytes(block, gate) for block in blocks)
         for address in self.shards:
             blocks = self._blocks[int(address.rpartition("/")[2])]
             memory[self.where[address]] += 2 * sum(block.weight_bytes for block in blocks)
         return dict(memory)
 
-    def _gate_bytes(self, block: BlockCost, stale: int) -> int:
+    def _gate_bytes(self, block: BlockCost, gate: DryGate) -> int:
         """Weights, a gradient, what the optimizer keeps; of each batch what it saved and the weights it had.
 
-        A replica's also has what it gathers, and what packing lost.
+        A replica's also has what it gathers, and what packing lost. Where updates are waited for, a gate has
+        what it gathers, and with two buffers the version before, but none for each batch.
         """
+        if self._layout.schedule != "async":
+            copies = 3 + (self._layout.schedule == "2bw")
+            return gate.most_stashed * block.saved_bytes + copies * block.weight_bytes + block.state_bytes
+        stale = max(gate.staleness_seen, default=0)
         more = 0 if not self._layout.replicas else 1 if self._layout.compression is None else 2
         weights = (2 + stale + more) * block.weight_bytes
         return (1 + stale) * block.saved_bytes + weights + block.state_bytes

@@ -22,6 +22,9 @@ WARM_BATCHES = 20
 MEASURED_BATCHES = 60
 """Before the count begins, and while it goes on; with replicas, those of a push of each more."""
 
+UPDATES = 10
+"""Before and while it goes on besides, where updates are waited for: batches come back in bursts then."""
+
 SPREAD = LogNormal(1.0, 1.1)
 """Of what a message takes. If all took equally long, two batches could follow each other through a row in a
 rhythm that leaves a gate waiting for ever, which no machine keeps to."""
@@ -115,6 +118,8 @@ class _Run:
         for trainer in self._actors.trainers:
             self._engine.send(trainer, Attach())
         more, trainers = self._layout.push_every or 0, len(self._actors.trainers)
+        if self._layout.micro_batches > 1:
+            more = UPDATES * self._layout.micro_batches
         self._until(WARM_BATCHES + trainers * more)
         began_s, before, bytes_before = self._actors.latest_s, self._actors.trained, self._bytes_sent()
         self._until(before + MEASURED_BATCHES + trainers * more)

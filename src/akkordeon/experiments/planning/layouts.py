@@ -4,6 +4,8 @@
   gate, of which each operation uses several cores.
 - Rows over all hosts, where there are several: as many gates on each as it has cores, or one. What they send
   is as it is, or int8.
+- Where they are asked for, the same rows with a schedule in which updates are waited for: with as many
+  batches in flight as fill the row, and with all that it allows.
 - Replicas: one for each core of a single host, or on each of several hosts, with shards on all of them. Links
   make it worth to push seldom, and less.
 """
@@ -11,17 +13,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
+from akkordeon.core.schedules import Schedule
 from akkordeon.experiments.planning.costs import Compression, ModelCosts
 from akkordeon.experiments.planning.machines import Machine, Machines
+from akkordeon.experiments.presets import ScheduleName, schedule_named
 from akkordeon.pipeline.splitting.balance import balanced
 
 __all__ = ["RunLayout", "proposed"]
 
 PAYS = 0.95
 """One gate more is proposed if the heaviest is then less than this share of the heaviest before."""
+
+MICRO_BATCHES = 4
+"""For each gate, in an update that is waited for: in a flush gates are then idle for a fifth of the time."""
 
 PUSH_EVERY = (1, 16, 64)
 """Steps between pushes, where they go over links."""
@@ -39,6 +46,8 @@ class RunLayout:
         compression: of pushes.
         int8: whether activations and gradients are sent so, by ``wire_dtype=torch.int8``.
         intra_op_threads: for each operation. With several there is one worker.
+        schedule: by name; who waits for updates.
+        micro_batches: batches of an update, where they are waited for.
     """
 
     ends: tuple[int, ...]
@@ -48,6 +57,8 @@ class RunLayout:
     compression: Compression = None
     int8: bool = False
     intra_op_threads: int = 1
+    schedule: ScheduleName = "async"
+    micro_batches: int = 1
 
     @property
     def gates(self) -> int:
@@ -58,6 +69,11 @@ class RunLayout:
     def starts(self) -> tuple[int, ...]:
         """The number of the first block of each gate."""
         return (0, *self.ends[:-1])
+
+    @property
+    def waits(self) -> Schedule:
+        """The schedule."""
+        return schedule_named(self.schedule, self.micro_batches)
 
     @property
     def replicas(self) -> int:
@@ -82,7 +98,8 @@ class RunLayout:
         batches = f"{_count(self.in_flight, 'batch')} in flight"
         hosts = f" on {_count(len(self.hosts), 'host')}" if len(self.hosts) > 1 else ""
         if not self.replicas:
-            return f"{gates}{hosts}{' in int8' if self.int8 else ''}, {batches}"
+            waits = f", {self.schedule} of {self.micro_batches}" if self.schedule != "async" else ""
+            return f"{gates}{hosts}{' in int8' if self.int8 else ''}, {batches}{waits}"
         packed = "" if self.compression is None else f" in {self.compression}"
         every = f"pushes every {_count(self.push_every or 1, 'step')}{packed}"
         return f"{_count(self.replicas, 'replica')} of {gates}{hosts}, {batches}, {every}"
@@ -94,17 +111,40 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}es" if what.endswith("ch") else f"{number} {what}s"
 
 
-def proposed(costs: ModelCosts, machines: Machines, may_merge: bool = True) -> list[RunLayout]:
+def proposed(
+    costs: ModelCosts,
+    machines: Machines,
+    may_merge: bool = True,
+    schedules: Sequence[ScheduleName] = ("async",),
+    micro_batches: int | None = None,
+) -> list[RunLayout]:
     """The layouts to run dry.
 
     Args:
         costs: of the model.
         machines: where it is to run.
         may_merge: whether gates may have several blocks.
+        schedules: of rows, by name; replicas have none but ``async``.
+        micro_batches: of an update, where it is waited for; by the number of gates if not given.
     """
     proposals = _Proposals(costs, machines, may_merge)
     rows = [*proposals.rows_on_one(), *proposals.one_gate_on_all_cores(), *proposals.rows_over_all()]
-    return [*rows, *proposals.replicas()]
+    found: list[RunLayout] = []
+    for name in schedules:
+        if name == "async":
+            found += [*rows, *proposals.replicas()]
+        else:
+            found += dict.fromkeys(each for row in rows for each in _waiting(row, name, micro_batches))
+    return found
+
+
+def _waiting(row: RunLayout, name: ScheduleName, micro_batches: int | None) -> Iterator[RunLayout]:
+    """The row with a schedule in which updates are waited for; one worker alone waits for nobody."""
+    if row.intra_op_threads > 1 and micro_batches is None:
+        return
+    each = replace(row, schedule=name, micro_batches=micro_batches or MICRO_BATCHES * row.gates)
+    for in_flight in (row.gates + 1, 2 * each.micro_batches):
+        yield replace(each, in_flight=each.waits.room(in_flight, trained=0))
 
 
 class _Proposals:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from akkordeon.core.errors import RecipeError
 from akkordeon.core.payload import Payload, tensors
+from akkordeon.core.schedules import Flush, Schedule, TwoBuffers
 from akkordeon.data.sources import as_batches
 from akkordeon.downpour.recipe import Downpour
 from akkordeon.engines.threads import Threads
@@ -24,6 +25,7 @@ from akkordeon.experiments.planning.dry_run import Forecast, dry_run
 from akkordeon.experiments.planning.layouts import RunLayout, proposed
 from akkordeon.experiments.planning.machines import Machines, load_machines
 from akkordeon.experiments.planning.measure import measured
+from akkordeon.experiments.presets import ScheduleName, schedule_named
 from akkordeon.experiments.tasks.task import Task
 from akkordeon.pipeline.learning.optimizer import OptimizerFactory
 from akkordeon.pipeline.network import Network
@@ -123,6 +125,8 @@ class Plan:
         """
         layout = (forecast or self.best).layout
         network = self.blocks.cut(layout.ends)
+        if layout.schedule != "async":
+            return replace(network, schedule=layout.waits)
         if layout.push_every is None:
             return network
         return averaging(network, layout.replicas, layout.push_every, layout.compression)
@@ -145,7 +149,8 @@ def _effort(layout: RunLayout) -> tuple[int, ...]:
     """How much there is of it, to say which of two layouts is the simpler."""
     narrowed = layout.int8 or layout.compression is not None
     sent = len(layout.hosts), layout.push_every or 0, narrowed
-    return layout.replicas, *sent, layout.gates, layout.intra_op_threads, layout.in_flight
+    waits = layout.schedule != "async"
+    return layout.replicas, waits, *sent, layout.gates, layout.intra_op_threads, layout.in_flight
 
 
 def plan(
@@ -159,6 +164,7 @@ def plan(
     hosts: Machines | str | Path | None = None,
     costs: ModelCosts | str | Path | None = None,
     compressions: Sequence[Compression] | None = None,
+    schedules: Sequence[ScheduleName] | None = None,
     staleness_max: float = 4.0,
     tie: bool = True,
 ) -> Plan:
@@ -175,6 +181,8 @@ def plan(
         costs: measured on another machine, or the file that they are in; measured here if not given.
         compressions: of pushes, of which costs are measured; if not given, all where there are several hosts,
             and none else.
+        schedules: of rows that are proposed, as in ``("async", "flush", "2bw")``. With the latter two an
+            update is of several such batches. ``async`` if not given, or what the network has.
         staleness_max: rows with a larger mean τ are listed, but not taken. It is not asked of replicas, whose
             shards take but a share of each push.
         tie: whether a module may be cut where gates then use one weight.
@@ -192,15 +200,29 @@ def plan(
     if costs is None:
         compressions = compressions or (COMPRESSIONS if len(machines.hosts) > 1 else (None,))
         workers = min(machines.fastest.cores, os.cpu_count() or 1)
-        costs = measured(blocks, pairs, loss, workers, compressions)
+        costs = measured(blocks.updating_at_once, pairs, loss, workers, compressions)
     elif tuple(costs.cuts) != blocks.cuts:
         raise RecipeError(
             f"the costs are of a model with blocks at {', '.join(costs.cuts)}, this one has them at "
             f"{', '.join(blocks.cuts)}; measure them with this model"
         )
-    forecasts = [dry_run(layout, costs, machines) for layout in proposed(costs, machines, blocks.may_merge)]
+    layouts = proposed(costs, machines, blocks.may_merge, *_schedules(blocks.network.schedule, schedules))
+    forecasts = [dry_run(layout, costs, machines) for layout in layouts]
     forecasts.sort(key=lambda each: -each.samples_per_s)
     return Plan(forecasts, costs, blocks, machines, staleness_max)
+
+
+def _schedules(
+    own: Schedule, asked: Sequence[ScheduleName] | None
+) -> tuple[Sequence[ScheduleName], int | None]:
+    """Those to propose, and of how many batches an update is, where the network says it."""
+    if not isinstance(own, Flush):
+        for name in asked or ():
+            schedule_named(name, 1)
+        return asked or ("async",), None
+    if asked is not None:
+        raise RecipeError(f"the network has schedule={own}: leave it out, or schedules={tuple(asked)}")
+    return ("2bw" if isinstance(own, TwoBuffers) else "flush",), own.micro_batches
 
 
 def auto(

@@ -12,6 +12,7 @@ from akkordeon.experiments.config import DownpourConfig, TrainConfig
 from akkordeon.experiments.planning.costs import Compression, ModelCosts
 from akkordeon.experiments.planning.machines import Machines
 from akkordeon.experiments.planning.plan import Plan, plan
+from akkordeon.experiments.presets import ScheduleName
 
 __all__ = ["as_planned", "plan_task", "with_best"]
 
@@ -24,11 +25,19 @@ def plan_task(
     hosts: Machines | str | Path | None = None,
     costs: ModelCosts | str | Path | None = None,
     compressions: Sequence[Compression] | None = None,
+    schedules: Sequence[ScheduleName] | None = None,
 ) -> Plan:
     """A plan for a task as the settings have it; see :func:`plan`."""
     task = config.load_task()
     task = replace(task, network=build_network(task, config))
-    return plan(task, batch_size=config.batch_size, hosts=hosts, costs=costs, compressions=compressions)
+    return plan(
+        task,
+        batch_size=config.batch_size,
+        hosts=hosts,
+        costs=costs,
+        compressions=compressions,
+        schedules=schedules,
+    )
 
 
 def as_planned(config: TrainConfig) -> tuple[TrainConfig, Plan]:

@@ -15,6 +15,7 @@ from typing import Any
 from akkordeon.core.actor import Actor, Effect, Report, Send, Spawn, Stop
 from akkordeon.core.messages import Backward, Batch, Forget, Forward, Message
 from akkordeon.core.reports import BatchCount, SentinelEnded
+from akkordeon.core.schedules import ASYNC, Schedule
 from akkordeon.engines.simulator.links import Ghost
 
 __all__ = ["DryGate", "DryTrainer", "Restart", "dry_row"]
@@ -34,6 +35,10 @@ class DryGate(Actor):
         following: the gate after it; None for the last.
         forward_bytes: of what it sends on.
         backward_bytes: of what it sends back.
+        batches_per_update: that it makes an update of.
+
+    Attributes:
+        most_stashed: batches that were on their way behind it at once.
     """
 
     def __init__(
@@ -43,13 +48,17 @@ class DryGate(Actor):
         following: str | None,
         forward_bytes: int,
         backward_bytes: int,
+        batches_per_update: int = 1,
     ) -> None:
         self.address = address
         self._previous = previous
         self._next = following
         self._output = Ghost(forward_bytes)
         self._gradient = Ghost(backward_bytes)
+        self._enough = batches_per_update
+        self._backwards = 0
         self.version = 0
+        self.most_stashed = 0
         self.stash: dict[Batch, int] = {}
         self.staleness_seen: Counter[int] = Counter()
         self._forgotten: dict[str, int] = {}  # by sentinel, the last number to drop
@@ -61,6 +70,7 @@ class DryGate(Actor):
             batch = message.batch
             if not (self._forgotten and self._is_forgotten(batch)):
                 self.stash[batch] = self.version
+                self.most_stashed = max(self.most_stashed, len(self.stash))
                 yield Send(self._next or batch.sentinel, Forward(batch, self._output))  # type: ignore[arg-type]
         elif kind is Backward:
             batch = message.batch
@@ -68,7 +78,8 @@ class DryGate(Actor):
             if version is not None:
                 yield Send(self._previous or batch.sentinel, Backward(batch, self._gradient))  # type: ignore[arg-type]
                 self.staleness_seen[self.version - version] += 1
-                self.version += 1
+                self._backwards += 1
+                self.version = self._backwards // self._enough
         elif kind is Forget:
             self._forgotten[message.sender] = message.number
             self.stash = {b: version for b, version in self.stash.items() if not self._is_forgotten(b)}
@@ -87,6 +98,7 @@ class DryTrainer(Actor):
         batches: how many to train; None for ever.
         forward_bytes: of an input.
         backward_bytes: of a gradient of the loss.
+        schedule: how many of those under way it allows.
     """
 
     def __init__(
@@ -97,10 +109,12 @@ class DryTrainer(Actor):
         batches: int | None = None,
         forward_bytes: int = 0,
         backward_bytes: int = 0,
+        schedule: Schedule = ASYNC,
     ) -> None:
         self.address = address
         self._row = row
         self._in_flight = in_flight
+        self._schedule = schedule
         self._left = batches
         self._numbers = 0
         self._flights: set[Batch] = set()
@@ -131,7 +145,8 @@ class DryTrainer(Actor):
         yield from self._launch()
 
     def _launch(self) -> Iterator[Effect]:
-        while len(self._flights) < self._in_flight and (self._left is None or self.batches.sent < self._left):
+        room = self._schedule.room(self._in_flight, self.batches.trained)
+        while len(self._flights) < room and (self._left is None or self.batches.sent < self._left):
             batch = Batch(self.address, self._numbers)
             self._numbers += 1
             self._flights.add(batch)
