@@ -129,3 +129,16 @@ def test_what_does_not_fit_is_refused_and_the_gate_before_is_told_all_the_same(w
 def test_one_that_is_told_nothing_says_so():
     (refused,) = reports(take_over(trained()), MessageRefused)
     assert "from nobody" in refused.reason
+
+
+@pytest.mark.parametrize("recipe", [{"staleness": ak.GapAware()}, {"ema": 0.9}], ids=str)
+def test_what_the_other_did_not_learn_with_begins_with_the_weights_that_come(recipe):
+    """How far weights move usually had the whole way there in it, and an average the weights of before."""
+    other, actor = trained(), trained(**recipe)
+    take_over(actor, state_of(other))
+    begun = (
+        actor.weights.average.pin()
+        if "ema" in recipe
+        else [kept[1] for kept in actor._updater.rule_state.kept]
+    )
+    assert all(map(torch.equal, begun, actor.weights.now))

@@ -34,17 +34,18 @@ def taken_over(
     came = [state.tensors[name] for name in weights.names if name in state.tensors]
     if state.learner is None or not weights.can_adopt(came, places) or not all_finite(came):
         raise RecipeError("it is to take over weights that are none of its module's, or not finite")
-    average = weights.average
+    average, before = weights.average, [weight.detach() for weight in weights.now]
     buffers.renew()
+    weights.adopt(came, places)  # first, as what begins as new may begin with the weights
     try:
         write({name: tensor for name, tensor in state.tensors.items() if name not in weights.names}, module)
         fresh = updater.like()
         fresh.load({**_fitting(state.learner, fresh.state()), FROZEN: updater.frozen})
     except BaseException:
         buffers.roll_back()
+        weights.adopt(before, places)
         weights.average = average
         raise
-    weights.adopt(came, places)
     return fresh
 
 
