@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -23,7 +24,7 @@ from tests.support.harness import (
 from torch import nn
 
 import akkordeon as ak
-from akkordeon.core.errors import DataError, RecipeError
+from akkordeon.core.errors import DataError, RecipeError, SentinelFailedError
 from akkordeon.core.messages import Backward, Batch, Fault, Forget, Forward, Probe, Refused
 from akkordeon.core.numerics import later
 from akkordeon.core.numerics.later import Later, found_not_finite
@@ -326,3 +327,37 @@ def test_a_row_that_learns_by_the_call_refuses_the_batch_itself_and_learns_all_o
     refused, module = learned()
     assert refused == on_cpu[0] == [3]
     assert same_bits(module, on_cpu[1])
+
+
+class InBursts(Later):
+    """A number that comes with 19 others."""
+
+    made = 0
+
+    def __init__(self, number) -> None:
+        super().__init__(number)
+        InBursts.made += 1
+        self._burst = self.made // 20
+
+    @property
+    def is_here(self) -> bool:
+        return self.made // 20 > self._burst
+
+
+@pytest.mark.usefixtures("_behind")
+def test_training_that_diverges_ends_early_though_many_batches_are_refused_at_a_time(monkeypatch):
+    """Two that came back in between were taken for trained, and it went on to the end of the data."""
+    monkeypatch.setattr(ahead_gate, "Later", InBursts)
+    monkeypatch.setattr(kinds, "GateActor", AheadGate)
+    monkeypatch.setattr(loss, "now_or_later", torch.Tensor.detach)
+    judged_so_far = itertools.count()
+
+    def judged(outputs, y):
+        return nn.functional.cross_entropy(outputs, y) * (1.0 if next(judged_so_far) < 20 else float("nan"))
+
+    network = small_network().replacing(optimizer=FUSED["sgd"])
+    with ak.run(network, engine=ak.Simulator(seed=1)) as session:
+        attachment = session.attach(ak.Sentinel.train(batches_of(1000), judged, in_flight=4))
+        with pytest.raises(SentinelFailedError, match="in a row were refused"):
+            attachment.wait(timeout=WAIT_S)
+    assert next(judged_so_far) < 100

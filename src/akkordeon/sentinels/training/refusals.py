@@ -37,7 +37,7 @@ class Refusals:
         self._in_all = 0
         self._in_a_row = 0
         self._before = 0  # in a row, before the latest that came back
-        self._not_trained: OrderedDict[int, None] = OrderedDict()
+        self._not_trained: OrderedDict[int, bool] = OrderedDict()  # whether that says something is wrong
 
     def __contains__(self, number: object) -> bool:
         """Whether a batch is among the latest that were refused or lost."""
@@ -48,16 +48,25 @@ class Refusals:
         self.remember(why.batch.number)
         if why.fault is Fault.TOO_STALE:
             return
+        self._not_trained[why.batch.number] = True
         self._last = why
         self._in_all += 1
-        if revoked:
-            self._in_a_row = self._before = self._before + 1
+        if revoked:  # others came back before this was known, and may be revoked as well
+            self._in_a_row = self._before = max(self._before + 1, self._up_to(why.batch.number))
         else:
             self._in_a_row += 1
 
+    def _up_to(self, number: int) -> int:
+        """How many batches in a row were refused, the last of them this one; those too stale not counted."""
+        found = 0
+        while number in self._not_trained and found < self._enough:
+            found += self._not_trained[number]
+            number -= 1
+        return found
+
     def remember(self, *numbers: int) -> None:
         """Batches are not among those trained: nothing that is still to come takes them from these again."""
-        self._not_trained.update(dict.fromkeys(numbers))
+        self._not_trained.update(dict.fromkeys(numbers, False))
         while len(self._not_trained) > NOT_TRAINED_MAX:
             self._not_trained.popitem(last=False)
 
