@@ -24,6 +24,7 @@ from akkordeon.pipeline import nn
 from akkordeon.pipeline.gate import Gate
 from akkordeon.pipeline.learning.groups import decay_groups
 from akkordeon.pipeline.network import Network
+from akkordeon.pipeline.optimizers.basis_rotation import basis_rotation
 from akkordeon.pipeline.optimizers.error_feedback import ErrorFeedback
 from akkordeon.pipeline.optimizers.muon import muon
 from akkordeon.pipeline.optimizers.ordered_momentum import OrderedMomentum
@@ -101,6 +102,7 @@ __all__ = [
     "VerticalSync",
     "accuracy",
     "auto",
+    "basis_rotation",
     "connect",
     "decay_groups",
     "errors",

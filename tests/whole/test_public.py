@@ -67,6 +67,7 @@ PUBLIC = [
     "VerticalSync",
     "accuracy",
     "auto",
+    "basis_rotation",
     "connect",
     "decay_groups",
     "errors",

@@ -21,6 +21,7 @@ from akkordeon.downpour.compression import COMPRESSIONS
 from akkordeon.downpour.delayed_nesterov import DelayedNesterov
 from akkordeon.pipeline.learning.optimizer import OptimizerFactory
 from akkordeon.pipeline.network import Network
+from akkordeon.pipeline.optimizers.basis_rotation import basis_rotation
 from akkordeon.pipeline.optimizers.error_feedback import ErrorFeedback
 from akkordeon.pipeline.optimizers.muon import muon
 from akkordeon.pipeline.optimizers.ordered_momentum import OrderedMomentum
@@ -79,6 +80,7 @@ OPTIMIZERS: dict[str, Preset] = {
     "nadam": (partial(torch.optim.NAdam, betas=(0.99, 0.999), momentum_decay=0.04), 1e-3),
     "muon": (muon, 1e-3),
     "ormo": (partial(OrderedMomentum, workers=4), 0.01),
+    "basis-rotation": (basis_rotation, 1e-3),
     "adamw-ef": (_adamw_ef, 1e-3),
     "muon-ef": (_muon_ef, 1e-3),
 }

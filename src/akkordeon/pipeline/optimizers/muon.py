@@ -11,7 +11,7 @@ from torch.optim import AdamW, Muon, Optimizer
 
 from akkordeon.pipeline.optimizers.composed import Composed
 
-__all__ = ["muon"]
+__all__ = ["matrices_and_rest", "muon"]
 
 TABLES = {"emb", "embs", "embed", "embeds", "embedder", "embedding", "embeddings", "wte", "wpe"}
 TABLES |= {"unembed", "unembedding", "head", "heads", "lmhead"}
@@ -42,16 +42,24 @@ def muon(
         weight_decay: of both.
         betas: of AdamW.
     """
-    matrices: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
-    for name, parameter in named_parameters:
-        is_matrix = parameter.ndim == 2 and TABLES.isdisjoint(_words(name))
-        (matrices if is_matrix else others).append(parameter)
+    matrices, others = matrices_and_rest(named_parameters)
     muons = partial(Muon, momentum=momentum, adjust_lr_fn="match_rms_adamw")
     return Composed(
         muons([{"params": matrices}], lr=lr, weight_decay=weight_decay),
         AdamW([{"params": others}], lr=lr, betas=betas, weight_decay=weight_decay),
     )
+
+
+def matrices_and_rest(
+    named_parameters: Iterable[tuple[str, nn.Parameter]],
+) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Matrices that are neither tables nor heads, by the words of their names, and all else."""
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, parameter in named_parameters:
+        is_matrix = parameter.ndim == 2 and TABLES.isdisjoint(_words(name))
+        (matrices if is_matrix else others).append(parameter)
+    return matrices, others
 
 
 def _words(name: str) -> list[str]:
