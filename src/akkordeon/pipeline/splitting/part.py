@@ -133,7 +133,7 @@ class Part(nn.Module):
         """What the next gate gets; what the whole module gives, in the last one."""
         piece = self._piece
         values, shapes, batch = self._unpacked(payload)
-        self._run.begin(values, shapes)
+        self._run.begin(values, shapes, self.training)
         before = [vars(part)[last] for part, last, _ in self._borrowed]
         for part, last, source in self._borrowed:
             vars(part)[last] = values[source]

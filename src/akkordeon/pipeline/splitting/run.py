@@ -28,12 +28,14 @@ class Run:
         self.values: dict[Source, Tensor] = {}
         self.shapes: dict[Source, Tensor] = {}
         self.is_over = True
+        self._is_training = True
         self._running = 0
         self._next = self._number = 0
 
-    def begin(self, values: dict[Source, Tensor], shapes: dict[Source, Tensor]) -> None:
+    def begin(self, values: dict[Source, Tensor], shapes: dict[Source, Tensor], is_training: bool) -> None:
         """A forward begins, with what came from the gate before."""
         self.values, self.shapes, self.is_over, self._running, self._next = values, shapes, False, 0, 0
+        self._is_training = is_training
 
     def end(self) -> None:
         """It is over: nothing of the batch is kept."""
@@ -78,15 +80,34 @@ class Run:
                 f"{block!r} is called again in the backward, by a checkpoint around blocks of several gates; "
                 "have each checkpoint be around one block"
             )
+        if self._may_call(block):
+            return self.piece.last
         number, names = self._next, self.piece.names
         if number >= len(names) or names[number] != block:
-            then = names[number] if number < len(names) else "no other"
+            then = repr(names[number]) if number < len(names) else "no other"
+            if not self._is_training:
+                raise RecipeError(
+                    f"in evaluation mode the module calls {block!r} where in training it called {then}; its "
+                    "gates are cut for one order of calls up to the last gate: have the last gate begin "
+                    "before that (cut_before), or put what decides between them into one block"
+                )
             raise RecipeError(
-                f"the module calls {block!r} where on the example it called {then!r}; its gates are cut for "
-                "one order of calls: put what decides between them into one block, or into one gate"
+                f"the module calls {block!r} where on the example it called {then}; its gates are cut for "
+                "one order of calls: put what decides between them into one block"
             )
         self._next += 1
         return number
+
+    def _may_call(self, block: str) -> bool:
+        """Whether a block may be called in any order: nobody after this gate counts its calls.
+
+        If there are gates before it, that is so in evaluation mode alone, as what they send is what is
+        needed on the example, and for each mode the example has shown that it is enough.
+        """
+        piece = self.piece
+        if piece.gives is not None or self._next < piece.first or (piece.first and self._is_training):
+            return False
+        return block in piece.names[piece.first :] or block not in piece.names
 
     def note(self, number: int, gave: Any) -> None:
         """Note what a call of this gate gave; after the last one the forward is left."""
