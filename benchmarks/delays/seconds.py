@@ -102,7 +102,7 @@ class Seconds:
         plain, two = Recipe.plain(self._optimizer), Recipe.two_buffers(self._optimizer)
         rows = []
         for peer, schedule in PEERS.items():
-            peer_s = {m: hosts.lockstep_s(LINKS[place], schedule, m) for m in micros}
+            peer_s = {m: hosts.lockstep_s(place, schedule, m) for m in micros}
             best = min(peer_s, key=peer_s.__getitem__)
             rows.append(self._row(f"{peer}, {best} micro-batches", peer_s[best], plain))
         rows.append(self._row("one host alone", hosts.one_host_s(), plain))
