@@ -516,6 +516,27 @@ class Cube(Function):
         return 3 * x**2 * gradient
 
 
+class RunsAgain(Function):
+    """Its backward runs a module again, and a backward, which leaves gradients of weights in ``.grad``.
+
+    Reversible layers do so, as those of Reformer.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, module: nn.Module) -> Tensor:
+        ctx.module = module
+        ctx.save_for_backward(x)
+        return module(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None]:
+        (x,) = ctx.saved_tensors
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            ctx.module(x).backward(gradient)
+        return x.grad, None
+
+
 class Rounded(nn.Module):
     """A straight-through estimator."""
 
@@ -1250,6 +1271,7 @@ ROWS = [
     # functions
     Row("gradient reversal", between(does(lambda self, x: Reversal.apply(self.layer(x))))),
     Row("custom autograd function", between(does(lambda self, x: Cube.apply(self.layer(x))))),
+    Row("autograd function that runs a backward", between(does(lambda self, x: RunsAgain.apply(x, self.layer)))),
     Row("straight-through estimator", between(Rounded)),
     Row("hook on a tensor inside", between(does(scaled_by_hook))),
     Row("checkpointed", between(lambda: Checkpointed(nn.Sequential(linear(), nn.Tanh()), False))),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 from weakref import ref
 
 from torch import nn
+from torch.autograd.function import BackwardCFunction
 
 from akkordeon.core.errors import RecipeError
 from akkordeon.core.numerics.autograd import graph_behind
@@ -14,6 +16,9 @@ from akkordeon.pipeline.module_state import Statistics
 from akkordeon.pipeline.weights import Weights
 
 __all__ = ["FirstGraph"]
+
+COMPILED = "CompiledFunctionBackward"
+"""What PyTorch compiles has a backward in Python, which runs no other."""
 
 
 class FirstGraph:
@@ -36,17 +41,18 @@ class FirstGraph:
         """Look at one.
 
         Returns:
-            Whether a part of it runs again in the backward, by a reentrant checkpoint.
+            Whether its backward may run another, which leaves gradients in ``.grad``, as that of a reentrant
+            checkpoint or a reversible layer does.
 
         Raises:
             RecipeError: the module computes with parameters that it keeps where a gate cannot exchange them,
                 or has made some in its forward.
         """
         self._refuse_latecomers()
-        is_reentrant = False
+        may_run_another = False
         masters = dict(self._masters())
         for node in graph_behind(list(tensors(y))):
-            is_reentrant = is_reentrant or node.name() == "CheckpointFunctionBackward"
+            may_run_another = may_run_another or _is_in_python(node)
             variable = getattr(node, "variable", None)
             past = masters.get(id(variable))
             original, its = self._originals.get(id(variable), ("", None))
@@ -57,7 +63,7 @@ class FirstGraph:
                     f"it reaches its parameter {past!r} past its attribute, as by a functools.partial, where "
                     "it would never learn; have the forward read the attribute"
                 )
-        return is_reentrant
+        return may_run_another
 
     def _masters(self) -> Iterator[tuple[int, str]]:
         for name, master in zip(self._weights.names, self._weights.masters, strict=True):
@@ -73,3 +79,8 @@ class FirstGraph:
                 f"its forward has made {', '.join(late)}, which its optimizer does not have and nobody would "
                 "be handed; make it in __init__, or send one batch through first"
             )
+
+
+def _is_in_python(node: Any) -> bool:
+    """Whether somebody wrote the backward of a node in Python."""
+    return node.name() != COMPILED and isinstance(node, BackwardCFunction)
