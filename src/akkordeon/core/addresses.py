@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Container
 
-__all__ = ["free_name", "is_sentinel", "reader_of", "sentinel_address", "sentinel_of"]
+__all__ = ["free_name", "is_sentinel", "is_shard", "reader_of", "sentinel_address", "sentinel_of"]
 
-SENTINEL, READER = "sentinel/", "reader/"
+SENTINEL, READER, SHARD = "sentinel/", "reader/", "shard/"
 
 
 def free_name(role: str, taken: Container[str], joint: str = "-") -> str:
@@ -34,3 +34,8 @@ def sentinel_of(address: str) -> str:
 def is_sentinel(address: str) -> bool:
     """Whether an address is that of a sentinel."""
     return address.startswith(SENTINEL)
+
+
+def is_shard(address: str) -> bool:
+    """Whether an address is that of a parameter shard, or of a part of one."""
+    return address.startswith(SHARD)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
+from akkordeon.core.addresses import is_shard
 from akkordeon.core.errors import DataError
 from akkordeon.core.messages import Batch, Fault, Refused
 from akkordeon.core.reports import BatchCount, BatchRefused
@@ -52,7 +53,9 @@ class Refusals:
         self._last = why
         self._in_all += 1
         if revoked:  # others came back before this was known, and may be revoked as well
-            self._in_a_row = self._before = max(self._before + 1, self._up_to(why.batch.number))
+            # A dropped push takes many batches at once; of how many pushes in a row, its replica counts.
+            in_a_row = 0 if is_shard(why.gate) else self._up_to(why.batch.number)
+            self._in_a_row = self._before = max(self._before + 1, in_a_row)
         else:
             self._in_a_row += 1
 
