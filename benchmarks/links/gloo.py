@@ -18,8 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn import functional as F
-from work import BATCH, adam, batches, curve, digits, measured, parts
+from work import adam, curve, digits, measured, work_of
 
 MACHINES = 3
 OUTER_LR, OUTER_MOMENTUM = 0.7, 0.9  # of DiLoCo (arXiv:2311.08105)
@@ -40,41 +39,43 @@ class Peer:
 def data_of(rank: int, job: Job) -> Iterator[tuple[Tensor, Tensor]]:
     """Random batches; in a race the machine's third of MNIST, shuffled for each epoch."""
     if "data" not in job:
-        return cycle(batches())
+        return cycle(work_of(job).batches())
     (x, y), _ = digits(job["data"])
-    return _shuffled(x[rank::MACHINES], y[rank::MACHINES], torch.Generator().manual_seed(job["seed"]))
+    own, generator = slice(rank, None, MACHINES), torch.Generator().manual_seed(job["seed"])
+    return _shuffled(x[own], y[own], work_of(job).size, generator)
 
 
-def _shuffled(x: Tensor, y: Tensor, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+def _shuffled(x: Tensor, y: Tensor, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
     while True:
         order = torch.randperm(len(x), generator=generator)
-        for some in order[: len(x) // BATCH * BATCH].split(BATCH):
+        for some in order[: len(x) // size * size].split(size):
             yield x[some], y[some]
 
 
 def ddp(rank: int, job: Job) -> Peer:
     """Gradients averaged between the machines at each step; each has a batch of its own."""
-    model = nn.parallel.DistributedDataParallel(
-        nn.Sequential(*parts(job.get("seed", 0))), gradient_as_bucket_view=True
-    )
+    work = work_of(job)
+    own = nn.Sequential(*work.parts(job.get("seed", 0)))
+    model = nn.parallel.DistributedDataParallel(own, gradient_as_bucket_view=True)
     optimizer, data = adam(model.parameters()), data_of(rank, job)
 
     def step() -> None:
         x, y = next(data)
         optimizer.zero_grad()
-        F.cross_entropy(model(x), y).backward()
+        work.loss(model(x), y).backward()
         optimizer.step()
 
-    return Peer(step, MACHINES * BATCH, model)
+    return Peer(step, MACHINES * work.size, own)
 
 
 def one_f_one_b(rank: int, job: Job) -> Peer:
     """A stage on each machine; a batch goes through in micro-batches, and one update follows."""
     from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 
-    own = parts()[rank]
+    work = work_of(job)
+    own = work.parts(0)[rank]
     stage = PipelineStage(own, rank, MACHINES, torch.device("cpu"))
-    schedule = Schedule1F1B(stage, job["micro_batches"], loss_fn=F.cross_entropy)
+    schedule = Schedule1F1B(stage, job["micro_batches"], loss_fn=work.loss)
     optimizer, data = adam(own.parameters()), data_of(rank, job)
 
     def step() -> None:
@@ -84,12 +85,13 @@ def one_f_one_b(rank: int, job: Job) -> Peer:
         schedule.step(*inputs, target=y if stage.is_last else None, return_outputs=False)
         optimizer.step()
 
-    return Peer(step, BATCH, own)
+    return Peer(step, work.size, own)
 
 
 def diloco(rank: int, job: Job) -> Peer:
     """So many local steps on each machine; then all take an outer step with the mean of how far they came."""
-    model = nn.Sequential(*parts(job.get("seed", 0)))
+    work = work_of(job)
+    model = nn.Sequential(*work.parts(job.get("seed", 0)))
     inner, data = adam(model.parameters()), data_of(rank, job)
     start = [p.detach().clone().requires_grad_() for p in model.parameters()]
     outer = torch.optim.SGD(start, lr=OUTER_LR, momentum=OUTER_MOMENTUM, nesterov=True)
@@ -98,7 +100,7 @@ def diloco(rank: int, job: Job) -> Peer:
         for _ in range(job["local_steps"]):
             x, y = next(data)
             inner.zero_grad()
-            F.cross_entropy(model(x), y).backward()
+            work.loss(model(x), y).backward()
             inner.step()
         _mean_differences(start, list(model.parameters()))
         outer.step()
@@ -106,7 +108,7 @@ def diloco(rank: int, job: Job) -> Peer:
             for now, kept in zip(model.parameters(), start, strict=True):
                 now.copy_(kept)
 
-    return Peer(step, MACHINES * BATCH * job["local_steps"], model)
+    return Peer(step, MACHINES * work.size * job["local_steps"], model)
 
 
 @torch.no_grad()
@@ -153,7 +155,8 @@ def main() -> None:
         if "data" in job:
             found: dict[str, Any] = {"curve": raced(peer, job)}
         else:
-            found = {"samples_per_s": peer.samples / measured(peer.step, job["seconds"], agree)}
+            units = peer.samples * work_of(job).units
+            found = {"units_per_s": units / measured(peer.step, job["seconds"], agree)}
         if rank == 0:
             print(json.dumps({"name": job["name"]} | found), flush=True)
     dist.barrier()

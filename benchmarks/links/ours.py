@@ -17,8 +17,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
-from work import BATCH, adam, batches, curve, digits, parts
+from work import adam, curve, digits, work_of
 
 import akkordeon as ak
 from akkordeon.core.errors import WaitTimeoutError
@@ -31,15 +30,15 @@ KEPT_EVERY_S = 0.5
 Job = dict[str, Any]
 
 
-def row(addresses: list[str], seed: int) -> ak.Network:
+def row(parts: list[nn.Sequential], addresses: list[str]) -> ak.Network:
     """A gate on each machine."""
     needs = [{f"node:{address}": 0.01} for address in addresses]
-    return ak.Network([ak.Gate(p, adam, resources=n) for p, n in zip(parts(seed), needs, strict=True)])
+    return ak.Network([ak.Gate(p, adam, resources=n) for p, n in zip(parts, needs, strict=True)])
 
 
-def downpour(push_every: int, compression: Any, seed: int) -> ak.Downpour:
+def downpour(parts: list[nn.Sequential], push_every: int, compression: Any) -> ak.Downpour:
     """A replica on each machine, which it takes the CPUs of; asynchronous DiLoCo."""
-    first, *others = (ak.Gate(part, adam) for part in parts(seed))
+    first, *others = (ak.Gate(part, adam) for part in parts)
     whole = replace(first, resources={"num_cpus": os.cpu_count() or 1})
     return ak.Downpour(
         ak.Network([whole, *others]),
@@ -68,20 +67,21 @@ class Rates:
 
 
 def network_of(job: Job) -> ak.Network | ak.Downpour:
-    seed = job.get("seed", 0)
+    parts = work_of(job).parts(job.get("seed", 0))
     if "in_flight" in job:
-        return row(job["addresses"], seed)
-    return downpour(job["push_every"], job["compression"], seed)
+        return row(parts, job["addresses"])
+    return downpour(parts, job["push_every"], job["compression"])
 
 
 def training_of(job: Job) -> ak.Training:
-    source: Any = batches()
+    work = work_of(job)
+    source: Any = work.batches()
     if "data" in job:
         (x, y), _ = digits(job["data"])
-        source = ak.Batches(x, y, BATCH, shuffle=True)
+        source = ak.Batches(x, y, work.size, shuffle=True)
     return ak.Sentinel.train(
         source,
-        F.cross_entropy,
+        work.loss,
         in_flight=job.get("in_flight", 1),
         seconds=job["seconds"],
         epochs=10**6 if "data" in job else 1,
@@ -100,7 +100,7 @@ def measure(at: str, job: Job) -> dict[str, Any]:
             return {"curve": raced(session, training, job)}
         training.wait(300)
         places = {address: node for address, (node, _) in engine.locations().items()}
-    return {"samples_per_s": rates.samples_per_s(), "places": places}
+    return {"units_per_s": rates.samples_per_s() * work_of(job).units, "places": places}
 
 
 def raced(session: ak.Session, training: ak.Attachment, job: Job) -> list[tuple[float, float]]:

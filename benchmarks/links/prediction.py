@@ -11,8 +11,7 @@ from typing import Any
 
 import torch
 from ours import MACHINES, Job, Rates, network_of, training_of
-from torch.nn import functional as F
-from work import adam, batches, parts
+from work import Work, adam, work_of
 
 import akkordeon as ak
 from akkordeon.engines.simulator import Compute, Cost, Host, Link, Slowdown
@@ -36,11 +35,10 @@ def machine(number: int, job: Job, bytes_per_s: float) -> Host:
     return Host(f"machine {number}", [*actors(number, job), *rest], bytes_per_s=bytes_per_s)
 
 
-def costs() -> dict[str, Cost]:
+def costs(work: Work) -> dict[str, Cost]:
     """Of gates, wherever they are, and of sentinels."""
-    found = measure_costs(
-        ak.Network([ak.Gate(p, adam) for p in parts()]), batches()[:15], F.cross_entropy, message_s=MESSAGE_S
-    )
+    network = ak.Network([ak.Gate(part, adam) for part in work.parts(0)])
+    found = measure_costs(network, work.batches()[:15], work.loss, message_s=MESSAGE_S)
     return found | {f"replica/*/{name}": cost for name, cost in found.items() if name.startswith("gate/")}
 
 
@@ -56,13 +54,13 @@ def predicted(job: Job, mbit_per_s: float, costs: dict[str, Cost]) -> dict[str, 
         session.subscribe(rates.take)
         session.attach(training_of(job))
         session.wait()
-    return {"name": job["name"], "samples_per_s": rates.samples_per_s()}
+    return {"name": job["name"], "units_per_s": rates.samples_per_s() * work_of(job).units}
 
 
 def main() -> None:
     mbit_per_s, jobs = float(sys.argv[1]), json.loads(sys.argv[2])
     torch.set_num_threads(1)
-    measured = costs()
+    measured = costs(work_of(jobs[0]))
     for job in jobs:
         print(json.dumps(predicted(job, mbit_per_s, measured)), flush=True)
 
