@@ -47,7 +47,7 @@ print("the head runs")
 
 GOAL = 0.97
 HEADER = "| Mbit/s | | load | a second | simulated | off |", "|---:|---|---:|---:|---:|---:|"
-RACE_HEADER = "| | seed | load | seconds to 97 % | best |", "|---|---:|---:|---:|---:|"
+RACE_HEADER = "| | load | seconds to 97 % | best |", "|---|---:|---:|---:|"
 
 Job = dict[str, Any]
 Row = dict[str, Any]
@@ -174,7 +174,7 @@ def in_words(row: Row) -> str:
 def race_in_words(row: Row) -> str:
     took = "never" if row["seconds"] is None else f"{row['seconds']:.1f}"
     best = max(right for _, right in row["curve"])
-    return f"| {row['name']:32} | {row['seed']} | {row['load']:>4.0f} | {took:>8} | {best:.2%} |"
+    return f"| {row['name']:40} | {row['load']:>4.0f} | {took:>8} | {best:.2%} |"
 
 
 def options() -> argparse.Namespace:
@@ -209,7 +209,11 @@ def jobs_of(given: argparse.Namespace) -> list[Job]:
     if not given.race:
         return jobs
     data = str(given.data_dir.resolve())
-    return [job | {"data": data, "seed": seed} for seed in range(given.seeds) for job in jobs]
+    return [
+        job | {"name": f"{job['name']}, seed {seed}", "data": data, "seed": seed}
+        for seed in range(given.seeds)
+        for job in jobs
+    ]
 
 
 def main() -> None:
