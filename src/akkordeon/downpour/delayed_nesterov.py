@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, overload
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from akkordeon.core.errors import RecipeError
+from akkordeon.pipeline.optimizers.by_parameter import ByParameter
 
 __all__ = ["DelayedNesterov"]
 
 
-class DelayedNesterov(Optimizer):
+class DelayedNesterov(ByParameter):
     """Nesterov momentum for pushes that come one by one (Liu et al. 2024, arXiv:2401.09135).
 
     With momentum, each of N asynchronous pushes would be carried on by all that follow it. So momentum is
@@ -54,38 +54,19 @@ class DelayedNesterov(Optimizer):
             )
         super().__init__(params, {"lr": lr, "momentum": momentum, "buffer": buffer, "spread": spread})
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Apply one push."""
-        loss = None if closure is None else closure()
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._apply(parameter, parameter.grad, **_settings(group))
-        return loss
-
-    def _apply(
-        self, parameter: Tensor, push: Tensor, lr: float, momentum: float, buffer: int, spread: float
-    ) -> None:
+    def _apply(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        lr, momentum, buffer, spread = (group[name] for name in ("lr", "momentum", "buffer", "spread"))
         state = self.state[parameter]
         if not state:
             state["pushes"] = 0
             state["momentum"] = torch.zeros_like(parameter)
             state["sum"] = torch.zeros_like(parameter)
         state["pushes"] += 1
-        state["sum"].add_(push)
+        state["sum"].add_(gradient)
         share = spread
         if state["pushes"] % buffer == 0:
             state["momentum"].mul_(momentum).add_(state["sum"], alpha=1 / buffer)
             state["sum"].zero_()
             share = 1 - spread * buffer + spread
         parameter.add_(state["momentum"], alpha=-lr * share * momentum)
-        parameter.add_(push, alpha=-lr / buffer)
-
-
-def _settings(group: dict[str, Any]) -> dict[str, Any]:
-    return {name: group[name] for name in ("lr", "momentum", "buffer", "spread")}
+        parameter.add_(gradient, alpha=-lr / buffer)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from tests.support.harness import WAIT_S, batches_of, same_bits, small_network
+from tests.support.runs import is_replayed_to_the_bit, is_taken_up_to_the_bit
 from torch import nn
 from torch.nn import functional as F
 
@@ -111,28 +112,13 @@ def test_with_one_batch_in_flight_it_is_the_plain_loop_with_it_to_the_bit():
 
 def test_a_run_taken_up_goes_on_to_the_bit():
     network, batches = small_network().replacing(optimizer=ak.basis_rotation), batches_of(32)
-
-    def trained(*parts, resume=None):
-        with ak.run(network, engine=ak.Simulator(seed=2), resume=resume) as session:
-            for part in parts:
-                name = f"of {len(part)}"
-                session.attach(ak.Sentinel.train(part, F.cross_entropy, in_flight=4, name=name))
-                session.wait(timeout=WAIT_S)
-            return session.checkpoint(), session.module()
-
-    first, _ = trained(batches[:13])
-    _, module = trained(batches[13:], resume=first)
-    assert same_bits(trained(batches[:13], batches[13:])[1], module)
+    assert is_taken_up_to_the_bit(network, batches, at=13, in_flight=4)
 
 
 def test_a_recorded_run_is_replayed_to_the_same_bits(tmp_path):
     network = small_network().replacing(optimizer=ak.basis_rotation)
     train = ak.Sentinel.train(batches_of(30), F.cross_entropy, in_flight=5)
-    with ak.run(network, engine=ak.Threads(2), record=tmp_path / "run.record") as session:
-        session.attach(train)
-        session.wait(timeout=WAIT_S)
-        module = session.module()
-    assert same_bits(ak.replay(tmp_path / "run.record", network, [train]).module(), module)
+    assert is_replayed_to_the_bit(network, [train], ak.Threads(2), tmp_path / "run.record")
 
 
 @pytest.mark.parametrize(

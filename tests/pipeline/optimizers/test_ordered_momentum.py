@@ -10,6 +10,7 @@ from functools import partial
 import pytest
 import torch
 from tests.support.harness import WAIT_S, batches_of, do, same_bits, small_network
+from tests.support.runs import is_replayed_to_the_bit, is_taken_up_to_the_bit
 from torch import nn
 from torch.nn import functional as F
 
@@ -134,18 +135,7 @@ def test_of_several_gradients_the_latest_counts_and_a_checkpoint_has_it(taken_up
 def test_a_run_taken_up_goes_on_to_the_bit(accumulate):
     network = small_network().replacing(optimizer=partial(ordered, workers=4), accumulate=accumulate)
     batches = batches_of(40)
-
-    def trained(*parts, resume=None):
-        with ak.run(network, engine=ak.Simulator(seed=2), resume=resume) as session:
-            for part in parts:
-                name = f"of {len(part)}"
-                session.attach(ak.Sentinel.train(part, F.cross_entropy, in_flight=8, name=name))
-                session.wait(timeout=WAIT_S)
-            return session.checkpoint(), session.module()
-
-    first, _ = trained(batches[:19])
-    _, module = trained(batches[19:], resume=first)
-    assert same_bits(trained(batches[:19], batches[19:])[1], module)
+    assert is_taken_up_to_the_bit(network, batches, at=19, in_flight=8)
 
 
 @pytest.mark.parametrize("engine", [lambda: ak.Threads(2), lambda: ak.Simulator(seed=3)])
@@ -153,11 +143,7 @@ def test_a_recorded_run_of_replicas_is_replayed_to_the_same_bits(engine, tmp_pat
     server = server_optimizer_named("ormo", 0.02, 3)
     recipe = ak.Downpour(small_network(), replicas=3, server_optimizer=server, fetch="wait", local_step=False)
     train = ak.Sentinel.train(batches_of(36), F.cross_entropy, in_flight=1)
-    with ak.run(recipe, engine=engine(), record=tmp_path / "run.record") as session:
-        session.attach(train)
-        session.wait(timeout=WAIT_S)
-        module = session.module()
-    assert same_bits(ak.replay(tmp_path / "run.record", recipe, [train]).module(), module)
+    assert is_replayed_to_the_bit(recipe, [train], engine(), tmp_path / "run.record")
 
 
 def test_a_name_has_as_many_workers_as_there_are_replicas():

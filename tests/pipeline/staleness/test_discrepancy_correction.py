@@ -7,6 +7,7 @@ from collections import deque
 import pytest
 import torch
 from tests.support.harness import WAIT_S, batches_of, same_bits, small_network
+from tests.support.runs import is_replayed_to_the_bit
 from torch import nn
 from torch.nn import functional as F
 
@@ -177,11 +178,7 @@ def test_a_run_taken_up_goes_on_to_the_bit(accumulate):
 def test_a_recorded_run_is_replayed_to_the_same_bits(make_engine, tmp_path):
     network, batches = small_network().replacing(staleness=ak.DiscrepancyCorrection()), batches_of(30)
     train = ak.Sentinel.train(batches, F.cross_entropy, in_flight=5)
-    with ak.run(network, engine=make_engine(), record=tmp_path / "run.record") as session:
-        session.attach(train)
-        session.wait(timeout=WAIT_S)
-        module = session.module()
-    assert same_bits(ak.replay(tmp_path / "run.record", network, [train]).module(), module)
+    assert is_replayed_to_the_bit(network, [train], make_engine(), tmp_path / "run.record")
 
 
 def test_what_does_not_go_together_is_refused_in_a_sentence():

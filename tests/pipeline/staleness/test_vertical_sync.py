@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from tests.support.harness import WAIT_S, batches_of, do, same_bits, sends, small_network
+from tests.support.runs import is_replayed_to_the_bit, is_taken_up_to_the_bit
 from torch import nn
 from torch.nn import functional as F
 
@@ -172,29 +173,14 @@ def test_versions_are_kept_for_batches_that_may_come_and_no_longer():
 def test_a_run_taken_up_goes_on_to_the_bit(accumulate):
     network = small_network().replacing(staleness=ak.VerticalSync(), accumulate=accumulate)
     batches = batches_of(24)
-
-    def trained(*parts, resume=None):
-        with ak.run(network, engine=ak.Simulator(seed=2), resume=resume) as session:
-            for part in parts:
-                name = f"of {len(part)}"
-                session.attach(ak.Sentinel.train(part, F.cross_entropy, in_flight=4, name=name))
-                session.wait(timeout=WAIT_S)
-            return session.checkpoint(), session.module()
-
-    first, _ = trained(batches[:11])
-    _, module = trained(batches[11:], resume=first)
-    assert same_bits(trained(batches[:11], batches[11:])[1], module)
+    assert is_taken_up_to_the_bit(network, batches, at=11, in_flight=4)
 
 
 @pytest.mark.parametrize("engine", [lambda: ak.Threads(2), lambda: ak.Simulator(seed=3)])
 def test_a_recorded_run_is_replayed_to_the_same_bits(engine, tmp_path):
     network, batches = small_network().replacing(staleness=ak.VerticalSync()), batches_of(30)
     train = ak.Sentinel.train(batches, F.cross_entropy, in_flight=5)
-    with ak.run(network, engine=engine(), record=tmp_path / "run.record") as session:
-        session.attach(train)
-        session.wait(timeout=WAIT_S)
-        module = session.module()
-    assert same_bits(ak.replay(tmp_path / "run.record", network, [train]).module(), module)
+    assert is_replayed_to_the_bit(network, [train], engine(), tmp_path / "run.record")
 
 
 def test_what_does_not_go_together_is_refused_in_a_sentence():

@@ -15,9 +15,6 @@ from torch import Tensor
 
 __all__ = ["Later", "found_not_finite", "is_behind", "now_or_later", "to_device"]
 
-ONE = 1.0
-"""What gradients are scaled by: nothing."""
-
 
 def is_behind(tensor: Tensor) -> bool:
     """Whether its elements may not be computed yet."""
@@ -77,7 +74,7 @@ def found_not_finite(gradients: Iterable[Tensor | None]) -> Tensor | None:
     for some in alike.values():
         if found is None:
             found = torch.zeros((), device=some[0].device)
-            one = torch.full((), ONE, device=found.device)
+            one = torch.ones((), device=found.device)  # what they are scaled by
         torch._amp_foreach_non_finite_check_and_unscale_(some, found, one)
     return found
 

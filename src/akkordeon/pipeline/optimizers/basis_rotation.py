@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, overload
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,8 @@ from torch.optim import AdamW, Optimizer
 
 from akkordeon.core.checks import is_number, require_whole
 from akkordeon.core.errors import RecipeError
-from akkordeon.pipeline.optimizers.composed import Composed, loss_of
+from akkordeon.pipeline.optimizers.by_parameter import ByParameter
+from akkordeon.pipeline.optimizers.composed import Composed
 from akkordeon.pipeline.optimizers.muon import matrices_and_rest
 
 __all__ = ["RotatedAdamW", "basis_rotation"]
@@ -46,7 +47,7 @@ def basis_rotation(
     )
 
 
-class RotatedAdamW(Optimizer):
+class RotatedAdamW(ByParameter):
     """AdamW for matrices in a basis of their gradients' directions, of both sides and second moments.
 
     For a matrix of shape (m, n), with U (m, m) and V (n, n) orthogonal, in update t, from 1::
@@ -94,20 +95,6 @@ class RotatedAdamW(Optimizer):
         shapes = [tuple(p.shape) for group in self.param_groups for p in group["params"] if p.ndim != 2]
         if shapes:
             raise RecipeError(f"a basis is rotated for matrices alone, got a parameter of shape {shapes[0]}")
-
-    @overload
-    def step(self, closure: None = None) -> None: ...
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Make one update."""
-        loss = loss_of(closure)
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._apply(parameter, parameter.grad, group)
-        return loss
 
     def _apply(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         g = gradient.to(torch.promote_types(gradient.dtype, torch.float32))

@@ -9,8 +9,8 @@ K = 2, and a gradient g of bucket 1 that comes in bucket 3:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, overload
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,12 +18,13 @@ from torch.optim import Optimizer
 
 from akkordeon.core.checks import is_number
 from akkordeon.core.errors import RecipeError
-from akkordeon.pipeline.optimizers.composed import all_within, loss_of
+from akkordeon.pipeline.optimizers.by_parameter import ByParameter
+from akkordeon.pipeline.optimizers.composed import all_within
 
 __all__ = ["OrderedMomentum", "ordered_within"]
 
 
-class OrderedMomentum(Optimizer):
+class OrderedMomentum(ByParameter):
     """OrMo: momentum by the order of gradients, not of their coming (Shi et al. 2024, arXiv:2407.19234).
 
     With K workers, K gradients are a step of momentum: a bucket. A gradient of the weights after i updates is
@@ -69,21 +70,8 @@ class OrderedMomentum(Optimizer):
             )
         super().__init__(params, {"lr": lr, "momentum": momentum, "workers": workers})
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Apply one gradient."""
-        loss = loss_of(closure)
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._apply(parameter, parameter.grad, group["lr"], group["momentum"], group["workers"])
-        return loss
-
-    def _apply(self, parameter: Tensor, gradient: Tensor, lr: float, momentum: float, workers: int) -> None:
+    def _apply(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        lr, momentum, workers = group["lr"], group["momentum"], group["workers"]
         state = self.state[parameter]
         if not state:
             state["updates"] = 0
