@@ -5,7 +5,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Container
 
-__all__ = ["free_name", "is_sentinel", "is_shard", "reader_of", "sentinel_address", "sentinel_of"]
+__all__ = [
+    "free_name",
+    "is_sentinel",
+    "is_shard",
+    "reader_of",
+    "sentinel_address",
+    "sentinel_of",
+    "shard_address",
+]
 
 SENTINEL, READER, SHARD = "sentinel/", "reader/", "shard/"
 
@@ -34,6 +42,11 @@ def sentinel_of(address: str) -> str:
 def is_sentinel(address: str) -> bool:
     """Whether an address is that of a sentinel."""
     return address.startswith(SENTINEL)
+
+
+def shard_address(index: int) -> str:
+    """The address of the parameter shard of a position, counted from the head."""
+    return f"{SHARD}{index}"
 
 
 def is_shard(address: str) -> bool:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from akkordeon.core.actor import Actor, Spawn
+from akkordeon.core.addresses import shard_address
 from akkordeon.core.checks import require_whole
 from akkordeon.core.errors import RecipeError
 from akkordeon.core.plain_state import StageState
@@ -212,7 +213,7 @@ class Downpour:
 
     def shards(self) -> list[tuple[str, ...]]:
         """The addresses of the shards of each position, head first: one, or its front and its parts."""
-        return [(f"shard/{i}", *self._weights_of_parts(i)) for i in range(len(self.gates))]
+        return [(shard_address(i), *self._weights_of_parts(i)) for i in range(len(self.gates))]
 
     def _weights_of_parts(self, i: int) -> dict[str, WeightIndices]:
         """Which weights each part of a position holds, by address; empty where one shard holds them all."""
@@ -220,7 +221,11 @@ class Downpour:
         if self.max_shard_bytes is None or gate.optimizer is None:
             return {}
         parts = divide_weights(gate.module, self.max_shard_bytes)
-        return {f"shard/{i}.{n}": indices for n, indices in enumerate(parts, 1)} if len(parts) > 1 else {}
+        return (
+            {f"{shard_address(i)}.{n}": indices for n, indices in enumerate(parts, 1)}
+            if len(parts) > 1
+            else {}
+        )
 
     def replica_row(self, replica: int) -> tuple[str, ...]:
         """The addresses of a replica's gates, head first."""
@@ -240,8 +245,8 @@ class Downpour:
     def _shard_spawns(self, seed: int, states: Mapping[str, StageState]) -> Iterator[Spawn]:
         previous = dict(zip(self.row(), (None, *self.row()), strict=False))
         for i, gate in enumerate(self.gates):
-            front, parts, shard = f"shard/{i}", self._weights_of_parts(i), self._shard(gate)
-            after = f"shard/{i + 1}" if i + 1 < len(self.gates) else None
+            front, parts, shard = shard_address(i), self._weights_of_parts(i), self._shard(gate)
+            after = shard_address(i + 1) if i + 1 < len(self.gates) else None
             every = self.network.snapshot_every(gate)
             position = Position(front, i, previous[front], after, seed, snapshot_every=every)
             if parts:
@@ -287,7 +292,7 @@ class Downpour:
         """What an engine needs to make one replica."""
         policy = self.sync_policy
         for position, gate in zip(self.network.positions(seed, _prefix(replica)), self.gates, strict=True):
-            shard, parts = f"shard/{position.index}", self._weights_of_parts(position.index)
+            shard, parts = shard_address(position.index), self._weights_of_parts(position.index)
             own = replace(position, snapshot_every=None)  # it fetches what it goes on from
             make: Callable[..., Actor] = partial(ReplicaGate, gate, own, policy, shard, parts)
             again = make

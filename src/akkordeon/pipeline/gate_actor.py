@@ -50,6 +50,7 @@ from akkordeon.pipeline.stage import Position, Stage, Stashed
 from akkordeon.pipeline.surgery.change import changed
 from akkordeon.pipeline.surgery.take_over import taken_over
 from akkordeon.pipeline.updater import Updater
+from akkordeon.pipeline.weights import Snapshot
 
 __all__ = ["GateActor"]
 
@@ -368,6 +369,11 @@ class GateActor(Stage):
 
     def _learner_state(self) -> LearnerState:
         return self._updater.state()
+
+    def weights_held(self) -> list[Snapshot]:
+        """Versions of the weights that are held here, some of them several times."""
+        pinned = (pin.weights for pin in self.pins.values())
+        return [self.weights.now, *(stashed.weights for stashed in self.stash.values()), *pinned]
 
     def _applied(self) -> Mapping[str, Applied] | None:
         return None if self._ledger is None else self._ledger.applied()

@@ -65,6 +65,20 @@ def test_each_gate_learns_from_gradients_of_the_age_asked_for(delays, taus):
     assert list(row.copies.values()) == [tau + 1 for tau in taus]
 
 
+@pytest.mark.parametrize(
+    ("rule", "held"),
+    [
+        (ak.Latest(), [1, 1, 1]),  # gates have no weights but those they are at
+        (ak.DiscrepancyCorrection(), [1, 1, 1]),
+        (ak.VerticalSync(), [5, 5, 5]),  # further down are kept versions that batches are still to come for
+    ],
+    ids=["latest", "discrepancy", "vertical"],
+)
+def test_copies_are_those_that_a_rule_keeps(rule, held):
+    row, _ = trained(PerStage(4), network().replacing(staleness=rule))
+    assert list(row.copies.values()) == held
+
+
 def test_a_late_gradient_is_that_of_the_weights_its_forward_had():
     """One weight w, loss w², rate 1/4: the gradient of a batch is 2w as it was at its forward."""
     layer = nn.Linear(1, 1, bias=False)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from typing import Any
+from typing import Any, cast
 
 from akkordeon.core.actor import Report, Send
 from akkordeon.core.diagnostics.diagnosis import Diagnosis
@@ -19,6 +19,8 @@ from akkordeon.core.messages import Backward, Message, Probe
 from akkordeon.core.payload import Payload
 from akkordeon.core.reports import GateStatus
 from akkordeon.experiments.laboratory.delays import Delays
+from akkordeon.pipeline.diagnostics.measures import copies_in
+from akkordeon.pipeline.gate_actor import GateActor
 from akkordeon.pipeline.network import Network
 from akkordeon.sentinels.loss import Loss
 from akkordeon.session.streams.live_row import ME, LiveRow
@@ -73,8 +75,8 @@ class DelayedRow(LiveRow):
         for place, (address, delay) in enumerate(zip(self._row, delays, strict=True)):
             self._due[number + 1 + delay].append((-place, address, number))
         for address, gate in self._gates.items():
-            held = {stashed.version for stashed in gate.stash.values()} | {gate.version}
-            self.copies[address] = max(self.copies[address], len(held))
+            held, _ = copies_in(cast(GateActor, gate).weights_held())
+            self.copies[address] = max(self.copies[address], held)
         return loss_now
 
     def finish(self) -> None:

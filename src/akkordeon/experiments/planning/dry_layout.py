@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 from akkordeon.core.actor import Spawn
+from akkordeon.core.addresses import shard_address
 from akkordeon.engines.simulator.compute import Cost
 from akkordeon.experiments.planning.costs import BlockCost, ModelCosts, Sent
 from akkordeon.experiments.planning.dry_replicas import DryReplicaGate, DryShard
@@ -82,7 +83,7 @@ class DryLayout:
         else:
             push_bytes = sum(block.push(self._layout.compression).push_bytes for block in blocks)
             every = self._layout.push_every
-            gate = DryReplicaGate(*arguments, shard=f"shard/{i}", push_every=every, push_bytes=push_bytes)
+            gate = DryReplicaGate(*arguments, shard=shard_address(i), push_every=every, push_bytes=push_bytes)
         self.gates[row[i]] = gate
         return gate
 
@@ -112,7 +113,7 @@ class DryLayout:
         return sent.int8_s if self._layout.int8 and len(set(between)) > 1 else 0.0
 
     def _shard(self, i: int, host: str) -> Spawn:
-        address, blocks = f"shard/{i}", self._blocks[i]
+        address, blocks = shard_address(i), self._blocks[i]
         apply_s = sum(block.push(self._layout.compression).apply_s for block in blocks)
         self.where[address], self.costs[address] = host, Cost(table={"Push": (apply_s, 0.0)})
         return Spawn(address, partial(self._make_shard, address, sum(b.weight_bytes for b in blocks)))

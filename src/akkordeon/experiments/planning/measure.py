@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from akkordeon.core.actor import Actor
+from akkordeon.core.addresses import shard_address
 from akkordeon.core.errors import RecipeError
 from akkordeon.core.messages import Attach, Message
 from akkordeon.core.numerics.autocast import autocast_here
@@ -272,11 +273,11 @@ def _pushes(
             return found
         taken = _Measurement(replicated, batches, loss).take()
         for i, (gate, replica) in enumerate(zip(alone.row, taken.row, strict=True)):
-            if (f"shard/{i}", "Push") in taken.times:
+            if (shard_address(i), "Push") in taken.times:
                 more_s = taken.seconds(replica, "Backward")[1] - alone.seconds(gate, "Backward")[1]
                 found[i][compression or "none"] = PushCost(
                     push_s=max(0.0, more_s),
-                    apply_s=sum(taken.seconds(f"shard/{i}", "Push")),
+                    apply_s=sum(taken.seconds(shard_address(i), "Push")),
                     fetch_s=sum(taken.seconds(replica, "Parameters")),
                     push_bytes=taken.bytes_of(replica, "Push"),
                 )

@@ -36,7 +36,6 @@ from akkordeon.pipeline.gate import Gate
 from akkordeon.pipeline.gate_actor import GateActor
 from akkordeon.pipeline.module_copy import copied
 from akkordeon.pipeline.stage import Position, Stashed
-from akkordeon.pipeline.weights import Snapshot
 
 __all__ = ["DiagnosedGate", "diagnosed", "is_sampled"]
 
@@ -100,7 +99,7 @@ class DiagnosedGate(GateActor):
     def _measure(
         self, batch: Batch, stashed: Stashed, gradient: Payload | None, stale: list[Tensor | None]
     ) -> None:
-        copies, in_bytes = copies_in(self._versions_held())
+        copies, in_bytes = copies_in(self.weights_held())
         self._copies_max = max(self._copies_max, copies)
         self._bytes_max = max(self._bytes_max, in_bytes)
         states = self._generators.pop(batch, GeneratorStates())
@@ -140,7 +139,7 @@ class DiagnosedGate(GateActor):
             yield effect
 
     def _diagnosis(self) -> Diagnosis:
-        copies, in_bytes = copies_in(self._versions_held())
+        copies, in_bytes = copies_in(self.weights_held())
         return Diagnosis(
             every=self._every,
             batches=self._measured,
@@ -155,16 +154,6 @@ class DiagnosedGate(GateActor):
             failed=self._failed,
             why=self._why,
         )
-
-    def _versions_held(self) -> list[Snapshot]:
-        """Versions of the weights that are held here, some of them several times."""
-        earlier = getattr(self, "_earlier", None)  # of kinds that keep the version before the latest
-        return [
-            self.weights.now,
-            *([] if earlier is None else [earlier]),
-            *(stashed.weights for stashed in self.stash.values()),
-            *(pin.weights for pin in self.pins.values()),
-        ]
 
 
 @cache

@@ -87,6 +87,10 @@ class AccumulatingGate(GateActor):
         """An update has been made of the weights before."""
         self._earlier = before
 
+    def weights_held(self) -> list[Snapshot]:
+        """See :class:`GateActor`."""
+        return [*super().weights_held(), *([] if self._earlier is None else [self._earlier])]
+
     def _learner_state(self) -> LearnerState:
         return {**super()._learner_state(), GATHERED: self._gathered.state(self.weights.names)}
 

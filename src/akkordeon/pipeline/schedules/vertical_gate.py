@@ -82,5 +82,9 @@ class VerticalGate(ChosenWeightsGate):
         yield from super()._take_over(message)
         self._keep(next(reversed(self._versions)))
 
+    def weights_held(self) -> list[Snapshot]:
+        """See :class:`GateActor`."""
+        return [*super().weights_held(), *(weights for weights, _ in self._versions.values())]
+
     def _before_update(self) -> Snapshot | None:
         return None
