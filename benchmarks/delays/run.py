@@ -26,18 +26,23 @@ import figures
 RULES = ("stash", "inverse", "delay-adaptive", "annealed", "gap-aware", "dc-adaptive", "prediction")
 MOMENTUM = tuple(f"{rule}/momentum" for rule in (*RULES, "prediction-decayed", "latest"))
 GPT = (
-    *(f"{rule}/adamw" for rule in ("stash", "annealed", "gap-aware", "dc-adaptive", "prediction")),
+    *(f"{rule}/adamw" for rule in ("stash", "prediction", "dc-adaptive", "annealed", "gap-aware")),
     "stash/nadam",
     "stash/muon",
     "prediction/muon",
+    "stash/muon-ef",
 )
 RATES = (0.003, 0.01, 0.03, 0.1)
+GPT_RATES = (0.0003, 0.001, 0.003, 0.01)
 STUDIES = {
     "mlp": Design("mlp", MOMENTUM, (0, 1, 2, 4, 8, 16), RATES, "fixed", steps=1000, seeds=5),
     "deep-mlp": Design("deep_mlp", MOMENTUM, (0, 4, 19), RATES, "per-stage", steps=1000, seeds=3),
     "lenet": Design("lenet", MOMENTUM, (0, 1, 3), RATES, "per-stage", steps=1000, seeds=3),
     "quadratic": Design("quadratic", MOMENTUM, (0, 1, 2, 4, 8, 16), RATES, "fixed", steps=1000, seeds=3),
-    "char-gpt": Design("char_gpt", GPT, (0, 1, 3, 7), (0.001, 0.003, 0.01), "per-stage", steps=600, seeds=3),
+    "char-gpt": Design("char_gpt", GPT, (0, 1, 3, 7), GPT_RATES, "per-stage", steps=600, seeds=3),
+    "char-gpt-warm-up": Design(
+        "char_gpt", (GPT[0], GPT[1]), (0, 3, 7), GPT_RATES, "per-stage", steps=600, seeds=3, warm_up=300
+    ),
 }
 
 
