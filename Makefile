@@ -7,7 +7,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 TEST := $(BIN)/python -m pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help train test slow check clean
+.PHONY: help train test slow check docs dist clean
 
 help: ## list these commands
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 8
@@ -28,9 +28,16 @@ check: .venv/.ready-dev ## lint, types, layers, then the tests
 	$(BIN)/lint-imports
 	$(TEST)
 
+docs: .venv/.ready-dev ## build the site of the documents, where a warning is an error
+	$(BIN)/python docs/build.py
+
+dist: .venv/.ready-dev ## build the wheel and the source archive
+	rm -rf dist
+	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/python -m build
+
 clean: ## remove what these commands made
-	rm -rf .venv build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
-	find src tests benchmarks examples -name __pycache__ -prune -exec rm -rf {} +
+	rm -rf .venv .cache build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find src tests benchmarks docs examples -name __pycache__ -prune -exec rm -rf {} +
 
 .venv/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
@@ -44,5 +51,5 @@ clean: ## remove what these commands made
 	@touch $@
 
 .venv/.ready-dev: .venv/.made pyproject.toml constraints.txt
-	$(INSTALL) '.[dev,figures,ray,river,serve,streams]'
+	$(INSTALL) '.[dev,docs,figures,ray,river,serve,streams]'
 	@touch .venv/.ready $@

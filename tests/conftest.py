@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,3 +64,20 @@ def terminals(tmp_path: Path) -> Iterator[Callable[..., Terminal]]:
 
     with open_terminals(tmp_path) as terminal:
         yield terminal
+
+
+@pytest.fixture
+def machines(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, ...]]:
+    """Three machines, 10.77.0.1 to 10.77.0.3: the names of their network namespaces."""
+    if os.geteuid() != 0:
+        pytest.skip("making network namespaces needs root")
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    with ExitStack() as until_the_end:
+        try:
+            names = until_the_end.enter_context(
+                importlib.import_module("machines").Machines("akkordeon", "10.77.0").up()
+            )
+        except (OSError, subprocess.CalledProcessError) as error:
+            pytest.skip(f"no network namespaces here: {error}")
+        Path("/tmp/ray").mkdir(exist_ok=True)  # where each machine sees its own
+        yield names

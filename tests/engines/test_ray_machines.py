@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 import signal
-import subprocess
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -17,23 +14,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 AT = "10.77.0.1:25520"
 TARGET = f"{AT}/digits-net"
-FOLDER = Path(__file__).parents[2] / "benchmarks"
-
-
-@pytest.fixture
-def machines(monkeypatch):
-    """Three of them, 10.77.0.1 to 10.77.0.3."""
-    if os.geteuid() != 0:
-        pytest.skip("making network namespaces needs root")
-    monkeypatch.syspath_prepend(FOLDER)
-    with ExitStack() as until_the_end:
-        try:
-            names = until_the_end.enter_context(
-                importlib.import_module("machines").Machines("akkordeon", "10.77.0").up()
-            )
-        except (OSError, subprocess.CalledProcessError) as error:
-            pytest.skip(f"no network namespaces here: {error}")
-        yield names
 
 
 @pytest.fixture
@@ -46,7 +26,6 @@ def mnist():
 
 
 def test_mnist_is_learned_over_three_machines_while_trainers_come_and_go(machines, mnist, tmp_path):
-    Path("/tmp/ray").mkdir(exist_ok=True)  # where each machine sees its own
     opened: list[Terminal] = []
     token: dict[str, str] = {}
 
