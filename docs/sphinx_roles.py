@@ -12,7 +12,7 @@ import griffe
 
 __all__ = ["SphinxRoles"]
 
-ROLE = re.compile(r":(?:attr|class|data|func|meth|mod):`([^`]+)`")
+ROLE = re.compile(r":(attr|class|data|func|meth|mod):`~?([^`]+)`")
 
 
 class SphinxRoles(griffe.Extension):
@@ -23,8 +23,9 @@ class SphinxRoles(griffe.Extension):
         public = {str(getattr(name, "name", name)) for name in pkg.exports or ()}
 
         def as_markdown(role: re.Match[str]) -> str:
-            name = role[1].lstrip("~").rpartition(".")[2]
-            return f"[`{name}`][{pkg.name}.{name}]" if name in public else f"`{role[1].lstrip('~')}`"
+            name = role[2].removeprefix(f"{pkg.name}.")
+            is_link = role[1] in ("class", "func") and name in public
+            return f"[`{name}`][{pkg.name}.{name}]" if is_link else f"`{name}`"
 
         for each in _objects_in(pkg):
             if each.docstring is not None:
