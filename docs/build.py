@@ -55,7 +55,10 @@ def main() -> None:
     told = Told(logging.WARNING)
     logging.getLogger().addHandler(told)
     words = ["build", "--clean", "--strict", "--config-file", str(ROOT / "mkdocs.yml")]
-    cli.main(words, standalone_mode=False)
+    try:
+        cli.main(words, standalone_mode=False)
+    except RuntimeError as error:  # it has said what is wrong
+        sys.exit(str(error))
     if told.count:
         sys.exit(f"{told.count} warnings, which are errors here")
     print(f"the site is in {ROOT / 'build/site'}")
