@@ -21,7 +21,8 @@ from akkordeon.experiments.tasks.loader import load_network
 from akkordeon.experiments.tasks.named import NETWORKS
 from akkordeon.experiments.tasks.task import Task
 from akkordeon.pipeline.network import Network
-from akkordeon.session.serving.serve import LOOPBACK, serve_weights
+from akkordeon.session.http.access import LOOPBACK
+from akkordeon.session.serving.serve import serve_weights
 
 if TYPE_CHECKING:
     from akkordeon.session.serving.server import Server

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import sys
 import threading
@@ -28,6 +27,7 @@ from torch import nn
 from akkordeon.core.errors import DataError
 from akkordeon.experiments.safetensors_file import from_safetensors, to_safetensors
 from akkordeon.pipeline.network import Network
+from akkordeon.session.http.json_bodies import finite
 from akkordeon.session.recovery.checkpoint import Checkpoint
 from akkordeon.session.recovery.checkpoint_files import CHECKPOINTS, CheckpointFolder
 from akkordeon.session.recovery.durable import to_disk, whole_file
@@ -221,20 +221,12 @@ def load_weights(path: Path, network: Network) -> Network:
 
 def as_json(thing: Any) -> str:
     """One line of valid JSON; what JSON has no number for (NaN, infinity) becomes null."""
-    return json.dumps(_finite(thing), ensure_ascii=False, allow_nan=False)
-
-
-def _finite(thing: Any) -> Any:
-    if isinstance(thing, Mapping):
-        return {str(key): _finite(value) for key, value in thing.items()}
-    if isinstance(thing, list | tuple):
-        return [_finite(value) for value in thing]
-    return None if isinstance(thing, float) and not math.isfinite(thing) else thing
+    return json.dumps(finite(thing), ensure_ascii=False, allow_nan=False)
 
 
 def description_text(description: Mapping[str, Any]) -> str:
     """The settings of a run for ``task.json``, with their digest."""
-    plain = _finite(description)
+    plain = finite(description)
     return json.dumps({**plain, "sha256": _digest(plain)}, indent=2, ensure_ascii=False) + "\n"
 
 

@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 
 import akkordeon as ak
 from akkordeon.core.errors import RecipeError, SessionError
-from akkordeon.session.serving import serve
+from akkordeon.session.http import access
 
 X = torch.randn(5, 6, generator=torch.Generator().manual_seed(1))
 
@@ -169,7 +169,7 @@ def test_what_cannot_be_served_is_told_in_a_sentence(monkeypatch):
         for wrong in ({"port": -1}, {"refresh_s": 0}, {"token": "a b"}, {"token": ""}, {"learn": 3}):
             with pytest.raises(RecipeError):
                 session.serve(**{"port": 0, **wrong})
-        monkeypatch.setattr(serve, "find_spec", lambda name: None if name == "uvicorn" else object())
+        monkeypatch.setattr(access, "find_spec", lambda name: None if name == "uvicorn" else object())
         with pytest.raises(SessionError, match=r"serving needs uvicorn: pip install 'akkordeon\[serve\]'"):
             session.serve(port=0)
 

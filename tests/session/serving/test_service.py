@@ -19,7 +19,7 @@ from tests.support.serving import service_of
 from torch import nn
 
 import akkordeon as ak
-from akkordeon.session.serving import app
+from akkordeon.session.http import admission
 from akkordeon.session.serving.bodies import NUMPY
 from akkordeon.session.serving.learning import Learning
 from akkordeon.session.serving.limits import Limits
@@ -262,7 +262,7 @@ def test_a_body_that_is_too_large_is_not_read_to_its_end():
 
 
 def test_a_body_that_does_not_come_is_not_waited_for_without_end(client, monkeypatch):
-    monkeypatch.setattr(app, "BODY_S", 0.01)
+    monkeypatch.setattr(admission, "BODY_S", 0.01)
 
     async def stalling():
         yield b"{"

@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
-import json
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from akkordeon.core.errors import DataError
 from akkordeon.core.payload import samples
+from akkordeon.session.http.admission import Admission, Endpoint, come_again
+from akkordeon.session.http.answers import json_answer, sentence_answer
+from akkordeon.session.http.json_bodies import json_object
 from akkordeon.session.serving.batcher import Batcher
-from akkordeon.session.serving.bodies import (
-    NUMPY,
-    Inputs,
-    as_json_value,
-    json_object,
-    numpy_bytes,
-)
+from akkordeon.session.serving.bodies import NUMPY, Inputs, as_json_value, numpy_bytes
 from akkordeon.session.serving.learning import Learning, key_of
 from akkordeon.session.serving.limits import Limits
 from akkordeon.session.serving.metrics import RequestCounts, number
@@ -35,19 +29,8 @@ from akkordeon.session.serving.weights import Refresher
 
 __all__ = ["Service"]
 
-SENTENCE_MAX = 500
-"""Characters of what is wrong with a request."""
-
-BODY_S = 30.0
-"""How long a body may take to come."""
-
-RETRY_S = 1
-"""When a request that was too many is to come again."""
-
 VERSION = "Akkordeon-Version"
 """The header of answers that have no other place for it."""
-
-Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class Service:
@@ -77,19 +60,17 @@ class Service:
         self._weights = weights
         self._batcher = batcher
         self._inputs = inputs
-        self._limits = limits
-        self._token = token
+        self._admission = Admission(token, limits.queue_max, limits.body_bytes_max)
         self._learning = learning
         self._counts = RequestCounts()
-        self._under_way = 0
         answers = {
-            "/predict": ("POST", self._admitted(self._predict)),
+            "/predict": ("POST", self._admission.admitted(self._predict)),
             "/healthz": ("GET", _alive),
             "/readyz": ("GET", self._ready),
             "/metrics": ("GET", self._metrics),
         }
         if learning is not None:
-            answers["/learn"] = "POST", self._admitted(partial(self._learn, learning))
+            answers["/learn"] = "POST", self._admission.admitted(partial(self._learn, learning))
         routes = [
             Route(path, self._counted(path, endpoint), methods=[method])
             for path, (method, endpoint) in answers.items()
@@ -106,7 +87,7 @@ class Service:
         if in_numpy:
             headers = {VERSION: str(answer.version)}
             return Response(numpy_bytes(answer.outputs), headers=headers, media_type=NUMPY)
-        return _json({"outputs": as_json_value(answer.outputs), "version": answer.version})
+        return json_answer({"outputs": as_json_value(answer.outputs), "version": answer.version})
 
     async def _learn(self, learning: Learning, request: Request, body: bytes) -> Response:
         inputs, targets, key = _fields(body, "inputs", "targets", key=None)
@@ -117,23 +98,23 @@ class Service:
             await asyncio.wrap_future(self._batcher.submit(x, partial(learning.check, x, y)))
             why_not = learning.take(x, y, key)
         if why_not is not None:
-            raise _come_again(why_not)
-        return _json({"waiting": learning.waiting}, 202)
+            raise come_again(why_not)
+        return json_answer({"waiting": learning.waiting}, 202)
 
     async def _ready(self, request: Request) -> Response:
         if self._weights.failure is not None:
-            return _sentence(503, f"there are no newer weights: {self._weights.failure}")
-        return _json({"version": self._weights.latest.version, "age_s": self._weights.age_s})
+            return sentence_answer(503, f"there are no newer weights: {self._weights.failure}")
+        return json_answer({"version": self._weights.latest.version, "age_s": self._weights.age_s})
 
     async def _metrics(self, request: Request) -> Response:
-        self._check_token(request)
+        self._admission.check_token(request)
         trained = await run_in_threadpool(self._weights.batches_trained)
         return PlainTextResponse("\n".join([*self._lines(trained), ""]))
 
     def _lines(self, trained: int | None) -> Iterator[str]:
         yield from self._counts.lines()
         yield from number(
-            "requests_under_way", "Requests that are read, wait or are computed.", self._under_way
+            "requests_under_way", "Requests that are read, wait or are computed.", self._admission.under_way
         )
         yield from number("batches_total", "Batches computed.", self._batcher.batches, kind="counter")
         yield from number("rows_total", "Rows in them.", self._batcher.rows, kind="counter")
@@ -145,59 +126,6 @@ class Service:
         if trained is not None:
             yield from number("trained_batches_total", "Batches trained.", trained, kind="counter")
 
-    # ── who may ask, and how much ────────────────────────────────────────────────────────────────────
-
-    def _admitted(self, endpoint: Callable[[Request, bytes], Awaitable[Response]]) -> Endpoint:
-        """Answers those with the token, as long as there are not too many, once their body is there."""
-
-        async def answer(request: Request) -> Response:
-            self._check_token(request)
-            with self._room():
-                return await endpoint(request, await self._body(request))
-
-        return answer
-
-    def _check_token(self, request: Request) -> None:
-        if self._token is None:
-            return
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(
-            given.strip().encode(), self._token.encode()
-        ):
-            headers = {"WWW-Authenticate": "Bearer"}
-            raise HTTPException(401, "it has not the server's token: Authorization: Bearer TOKEN", headers)
-
-    @contextmanager
-    def _room(self) -> Iterator[None]:
-        if self._under_way >= self._limits.queue_max:
-            raise _come_again(f"{self._under_way} requests are under way, the most that there may be")
-        self._under_way += 1
-        try:
-            yield
-        finally:
-            self._under_way -= 1
-
-    async def _body(self, request: Request) -> bytes:
-        most = self._limits.body_bytes_max
-        too_large = HTTPException(413, f"a body has at most {most:,} bytes", {"Connection": "close"})
-        length = request.headers.get("content-length", "")
-        if length.isdecimal() and (len(length) > 18 or int(length) > most):
-            raise too_large
-        body = bytearray()
-        try:
-            async with asyncio.timeout(BODY_S):
-                async for chunk in request.stream():
-                    body += chunk
-                    if len(body) > most:
-                        raise too_large
-        except ClientDisconnect:
-            raise HTTPException(400, "its body breaks off") from None
-        except TimeoutError:
-            raise HTTPException(
-                408, f"its body has not come in {BODY_S:g} s", {"Connection": "close"}
-            ) from None
-        return bytes(body)
-
     # ── what is answered ─────────────────────────────────────────────────────────────────────────────
 
     def _counted(self, path: str, endpoint: Endpoint) -> Endpoint:
@@ -208,9 +136,9 @@ class Service:
             try:
                 response = await endpoint(request)
             except DataError as error:
-                response = _sentence(422, str(error))
+                response = sentence_answer(422, str(error))
             except HTTPException as error:
-                response = _sentence(error.status_code, error.detail, error.headers)
+                response = sentence_answer(error.status_code, error.detail, error.headers)
             self._counts.add(path, response.status_code, time.monotonic() - began_s)
             return response
 
@@ -221,11 +149,9 @@ class Service:
         assert isinstance(error, HTTPException), "those are told of here"
         self._counts.add("other", error.status_code, 0.0)
         there = f"there are {self._paths}"
-        return _sentence(error.status_code, f"no {request.method} {request.url.path}; {there}", error.headers)
-
-
-def _come_again(sentence: str) -> HTTPException:
-    return HTTPException(503, sentence, {"Retry-After": str(RETRY_S)})
+        return sentence_answer(
+            error.status_code, f"no {request.method} {request.url.path}; {there}", error.headers
+        )
 
 
 async def _alive(request: Request) -> Response:
@@ -243,12 +169,3 @@ def _fields(body: bytes, *needed: str, **optional: Any) -> list[Any]:
     if missing:
         raise DataError(f"the body has no {' and no '.join(missing)}")
     return [found[name] for name in needed] + [found.get(name, other) for name, other in optional.items()]
-
-
-def _json(value: Any, code: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    content = json.dumps(value, allow_nan=False)  # in ASCII: what somebody has sent may be no Unicode
-    return Response(content, code, headers, media_type="application/json")
-
-
-def _sentence(code: int, sentence: str, headers: Mapping[str, str] | None = None) -> Response:
-    return _json({"error": sentence[:SENTENCE_MAX]}, code, headers)

@@ -7,7 +7,6 @@ name, or as a list of them.
 from __future__ import annotations
 
 import io
-import json
 import math
 from typing import Any
 
@@ -18,8 +17,9 @@ from torch import Tensor
 from akkordeon.core.errors import DataError, explain
 from akkordeon.core.numerics.forms import signature
 from akkordeon.core.payload import Payload, rebuilt, samples, tensors
+from akkordeon.session.http.json_bodies import finite, kind_in_words
 
-__all__ = ["NUMPY", "Inputs", "as_json_value", "json_object", "numpy_bytes", "targets_of"]
+__all__ = ["NUMPY", "Inputs", "as_json_value", "numpy_bytes", "targets_of"]
 
 NUMPY = "application/x-npy"
 
@@ -84,10 +84,10 @@ def _like(what: str, value: Any, like: Payload) -> Payload:
         return _tensor(what, value, like.dtype)
     if isinstance(like, dict):
         if not isinstance(value, dict) or value.keys() != like.keys():
-            raise DataError(f"{what} are an object with {', '.join(like)}, got {_kind(value)}")
+            raise DataError(f"{what} are an object with {', '.join(like)}, got {kind_in_words(value)}")
         return rebuilt(like, [_like(f"{what}.{name}", value[name], part) for name, part in like.items()])
     if not isinstance(value, list) or len(value) != len(like):
-        raise DataError(f"{what} are a list of {len(like)} arrays, got {_kind(value)}")
+        raise DataError(f"{what} are a list of {len(like)} arrays, got {kind_in_words(value)}")
     parts = enumerate(zip(value, like, strict=True))
     return rebuilt(like, [_like(f"{what}[{i}]", each, part) for i, (each, part) in parts])
 
@@ -101,7 +101,7 @@ def _arrays(what: str, value: Any, dtype: torch.dtype | None) -> Payload:
 
 def _tensor(what: str, value: Any, dtype: torch.dtype | None) -> Tensor:
     if not isinstance(value, list):
-        raise DataError(f"{what} are an array of numbers, got {_kind(value)}")
+        raise DataError(f"{what} are an array of numbers, got {kind_in_words(value)}")
     try:
         tensor = torch.tensor(value)
     except (ValueError, TypeError, RuntimeError, OverflowError) as error:
@@ -124,48 +124,17 @@ def _with_rows(payload: Payload) -> Payload:
     return payload
 
 
-def _kind(value: Any) -> str:
-    if isinstance(value, dict):
-        return f"one with {', '.join(value) or 'nothing'}"
-    return f"a list of {len(value)}" if isinstance(value, list) else type(value).__name__
-
-
 # ── JSON ─────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def json_object(content: bytes) -> dict[str, Any]:
-    """A body as a JSON object.
-
-    Raises:
-        DataError: it is none.
-    """
-    try:
-        value = json.loads(content, parse_constant=_refuse)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"the body is no JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise DataError(f"the body is a JSON object, got {_kind(value)}")
-    return value
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no number")
 
 
 def as_json_value(payload: Payload) -> Any:
     """Outputs as JSON has them; what it has no number for (NaN, infinity) becomes null."""
     if isinstance(payload, Tensor):
         plain = payload.tolist()
-        return plain if bool(payload.isfinite().all()) else _finite(plain)
+        return plain if bool(payload.isfinite().all()) else finite(plain)
     if isinstance(payload, dict):
         return {str(name): as_json_value(part) for name, part in payload.items()}
     return None if payload is None else [as_json_value(part) for part in payload]
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_finite(each) for each in value]
-    return value if math.isfinite(value) else None
 
 
 # ── NumPy ────────────────────────────────────────────────────────────────────────────────────────────

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
-import secrets
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from akkordeon.core.checks import require_above, require_whole
-from akkordeon.core.errors import RecipeError, SessionError
 from akkordeon.core.payload import Payload
 from akkordeon.session.attachment import Attachment
+from akkordeon.session.http.access import LOOPBACK, require_extra, token_for
 from akkordeon.session.serving.learning import Learning
 from akkordeon.session.serving.limits import Limits
 from akkordeon.session.serving.session_weights import SessionWeights
@@ -20,9 +17,7 @@ if TYPE_CHECKING:
     from akkordeon.session.serving.server import Server
     from akkordeon.session.session import Session
 
-__all__ = ["LOOPBACK", "serve_session", "serve_weights"]
-
-LOOPBACK = "127.0.0.1"
+__all__ = ["serve_session", "serve_weights"]
 
 
 def serve_session(
@@ -79,33 +74,10 @@ def serve_weights(
     learning: Learning | None = None,
 ) -> Server:
     """Likewise, with weights from anywhere."""
-    _require_extra()
+    require_extra("serving", "serve")
     require_whole("port", port, 0)
     require_above("refresh_s", refresh_s)
-    token = _token(token, host)
+    token = token_for(token, host)
     from akkordeon.session.serving.server import Server
 
     return Server(source, host, port, token, refresh_s, example, limits or Limits(), learning)
-
-
-def _require_extra() -> None:
-    missing = [name for name in ("starlette", "uvicorn") if find_spec(name) is None]
-    if missing:
-        raise SessionError(f"serving needs {' and '.join(missing)}: pip install 'akkordeon[serve]'")
-
-
-def _token(token: str | bool | None, host: str) -> str | None:
-    if token is True or (token is None and not _is_loopback(host)):
-        return secrets.token_hex(32)
-    if isinstance(token, str) and not (
-        token.isascii() and token.isprintable() and " " not in token and token
-    ):
-        raise RecipeError("a token is of printable ASCII characters without spaces")
-    return token if isinstance(token, str) else None
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

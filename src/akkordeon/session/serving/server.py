@@ -1,16 +1,9 @@
-"""A server of predictions: its socket, its thread, its end."""
+"""A server of predictions: its weights, and what computes with them."""
 
 from __future__ import annotations
 
-import socket
-import threading
-from types import TracebackType
-from typing import Self
-
-import uvicorn
-
-from akkordeon.core.errors import SessionError
 from akkordeon.core.payload import Payload
+from akkordeon.session.http.server import HttpServer, listening_at
 from akkordeon.session.serving.app import Service
 from akkordeon.session.serving.batcher import Batcher
 from akkordeon.session.serving.bodies import Inputs
@@ -20,11 +13,8 @@ from akkordeon.session.serving.weights import Refresher, WeightSource
 
 __all__ = ["Server"]
 
-END_S = 5
-"""How long requests under way may take when the server ends."""
 
-
-class Server:
+class Server(HttpServer):
     """Answers requests until it is closed.
 
     Args:
@@ -36,11 +26,6 @@ class Server:
         example: a batch of inputs, by which others are made of what comes.
         limits: of requests.
         learning: takes examples to learn from; None where nobody does.
-
-    Attributes:
-        url: where it is, without a path.
-        port: likewise.
-        token: the token.
 
     Raises:
         SessionError: the port is taken, or the address not of this machine.
@@ -58,7 +43,7 @@ class Server:
         limits: Limits,
         learning: Learning | None = None,
     ) -> None:
-        listening = _listening(host, port)
+        listening = listening_at(host, port)
         try:
             self._weights = Refresher(source, refresh_s)
         except BaseException:
@@ -66,59 +51,16 @@ class Server:
             raise
         self._batcher = Batcher(lambda: self._weights.latest, limits.batch_max, limits.wait_ms / 1000)
         service = Service(self._weights, self._batcher, Inputs(example), limits, token, learning)
-        self.token = token
-        self.port: int = listening.getsockname()[1]
-        self.url = f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
-        config = uvicorn.Config(
-            service.app,
-            lifespan="off",
-            ws="none",
-            log_config=None,
-            log_level="error",
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=END_S,
-        )
-        self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(
-            target=self._server.run, args=([listening],), name="akkordeon server", daemon=True
-        )
-        self._thread.start()
-        self._closing = threading.Lock()
-        self._closed = False
+        super().__init__(service.app, listening, host, token)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        return f"<Server at {self.url}: version {self._weights.latest.version}>"
+    def _how(self) -> str:
+        return f": version {self._weights.latest.version}"
 
     @property
     def version(self) -> int:
         """Of the weights that are served now."""
         return self._weights.latest.version
 
-    def close(self) -> None:
-        """Answer what is under way, and end. Doing it twice does nothing."""
-        with self._closing:
-            if self._closed:
-                return
-            self._closed = True
-            self._server.should_exit = True
-            self._thread.join()
-            self._batcher.close()
-            self._weights.close()
-
-
-def _listening(host: str, port: int) -> socket.socket:
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=1024)
-    except (OSError, OverflowError, UnicodeError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise SessionError(f"the server cannot listen at {host}:{port}: {why}") from error
+    def _ended(self) -> None:
+        self._batcher.close()
+        self._weights.close()
