@@ -106,6 +106,17 @@ def test_sentinels_train_and_validate_a_network_that_outlives_them(terminals, tm
     server.process.send_signal(signal.SIGINT)
     assert "ended by SIGINT" in server.end(130)
 
+    page = terminals("watch", at, "--port", "0")  # the only network there
+    url = page.until(r"shows \S+ at (\S+)/; Ctrl-C ends it")[1]
+    seen = httpx.get(f"{url}/picture", timeout=30).json()["picture"]
+    assert seen["title"] == target
+    assert [seen["gates"][gate]["version"] > 0 for gate in seen["row"]] == [True, True]
+    assert seen["sentinels"]["vdp"]["role"] == "validate"
+    assert {"gate/0", "gate/1"} <= {actor for host in seen["hosts"].values() for actor in host["actors"]}
+    assert seen["offers"]["orders"] == ["detach", "set"]
+    page.process.send_signal(signal.SIGINT)
+    assert "ended by SIGINT" in page.end(130)
+
     terminals("detach", target, "vdp").end()
     validator.end()
     from tests.support.warm import start_cluster

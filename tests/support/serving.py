@@ -41,10 +41,11 @@ class GivenWeights:
 
 
 class Asker:
-    """Asks a service in the thread that calls."""
+    """Asks a service in the thread that calls; ``url`` is what it is called."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Any, url: str = "http://service") -> None:
         self._transport = httpx.ASGITransport(service.app)
+        self._url = url
 
     def get(self, path: str, **options: Any) -> httpx.Response:
         return asyncio.run(self._ask("GET", path, options))
@@ -53,7 +54,7 @@ class Asker:
         return asyncio.run(self._ask("POST", path, options))
 
     async def _ask(self, method: str, path: str, options: dict[str, Any]) -> httpx.Response:
-        asker = httpx.AsyncClient(transport=self._transport, base_url="http://service", trust_env=False)
+        asker = httpx.AsyncClient(transport=self._transport, base_url=self._url, trust_env=False)
         async with asker:
             return await asker.request(method, path, **options)
 

@@ -15,6 +15,7 @@ import akkordeon as ak
 from akkordeon.core.reports import BatchCount, EpochDone, GateStatus, SentinelStatus
 from akkordeon.engines.base import Load
 from akkordeon.sentinels.roles import TRAIN
+from akkordeon.session.attachment import Attachment
 from akkordeon.session.status import Status
 from akkordeon.watch.live_view import LiveView
 
@@ -27,6 +28,7 @@ def attachment(times: int | None = 7, batches: object = None, **changes) -> Simp
     recipe = ak.Sentinel.train(batches, cross_entropy, epochs=times, seconds=None if times else 9.0)
     known = {"name": "tdp", "role": TRAIN, "address": "sentinel/tdp#1", "epochs": [], "ended": False}
     found = SimpleNamespace(recipe=recipe, **{**known, **changes})
+    found.samples_wanted = Attachment.samples_wanted.fget(found)
     found.epochs_done = len(found.epochs)
     found.samples = sum(epoch.samples for epoch in found.epochs)
     found.seconds = sum(epoch.seconds for epoch in found.epochs)

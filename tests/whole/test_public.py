@@ -99,7 +99,7 @@ def test_every_public_name_and_method_has_a_docstring():
                 assert inspect.getdoc(function), f"{name}.{method}"
 
 
-def test_the_wheel_carries_the_package_and_its_types_alone(tmp_path):
+def test_the_wheel_carries_the_package_its_types_and_the_page_alone(tmp_path):
     source = tmp_path / "source"
     shutil.copytree(ROOT / "src", source / "src", ignore=shutil.ignore_patterns("*.egg-info", "__pycache__"))
     for file in ("pyproject.toml", "README.md"):
@@ -111,7 +111,9 @@ def test_the_wheel_carries_the_package_and_its_types_alone(tmp_path):
     packed = {name.removeprefix("akkordeon/") for name in names if name.startswith("akkordeon/")}
     package = ROOT / "src/akkordeon"
     sources = {str(path.relative_to(package)) for path in package.rglob("*.py")}
-    assert packed == sources | {"py.typed"}
+    page = {str(path.relative_to(package)) for path in package.glob("session/page/assets/*")}
+    assert {Path(path).name for path in page} >= {"page.html", "uPlot.iife.min.js", "LICENSE.uPlot.txt"}
+    assert packed == sources | page | {"py.typed"}
     assert all(name.startswith("akkordeon") for name in names)
 
 

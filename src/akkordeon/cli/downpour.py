@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from akkordeon.cli.options import AsJson, Out, RecordTo, with_settings
+from akkordeon.cli.options import AsJson, Out, RecordTo, Web, with_settings
 from akkordeon.cli.train import carry_out
 from akkordeon.experiments.config import DownpourConfig, TrainConfig
 
@@ -24,10 +24,11 @@ def downpour(
     json: AsJson = False,
     out: Out = None,
     record: RecordTo = None,
+    web: Web = None,
 ) -> None:
     """Train replicas of a task's network on parts of its data; shards hold the weights that count.
 
     The data is cut into one part for each replica. Validation, and what is kept, are of the shards.
     """
     take = None if samples_per_replica is None else samples_per_replica * replication.replicas
-    carry_out(replace(config, take=take, downpour=replication), json, out, record)
+    carry_out(replace(config, take=take, downpour=replication), json, out, record, web=web)

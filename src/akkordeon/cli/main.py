@@ -12,7 +12,8 @@ from akkordeon.cli import network, sentinel
 from akkordeon.cli.downpour import downpour
 from akkordeon.cli.errors import SentenceGroup
 from akkordeon.cli.experiments import compare, plan
-from akkordeon.cli.serve import serve
+from akkordeon.cli.options import PageCommand
+from akkordeon.cli.serve import serve, watch
 from akkordeon.cli.simulate import replay, simulate
 from akkordeon.cli.train import measure, predict, resume, train
 from akkordeon.data.download import COLLECTIONS
@@ -56,11 +57,12 @@ def _options(
 
 app.command()(plan)
 app.command()(compare)
-app.command()(train)
-app.command()(resume)
+app.command(cls=PageCommand)(train)
+app.command(cls=PageCommand)(resume)
 app.command("test")(measure)
 app.command()(predict)
 app.command()(serve)
+app.command()(watch)
 
 
 @app.command()
@@ -75,7 +77,7 @@ def data(
         typer.echo(path)
 
 
-app.command()(downpour)
+app.command(cls=PageCommand)(downpour)
 app.command()(simulate)
 app.command()(replay)
 app.command()(network.join)

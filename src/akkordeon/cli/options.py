@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection
 from dataclasses import fields
 from functools import wraps
 from inspect import Parameter, signature
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any, get_origin
 
 import typer
+from typer.core import TyperCommand
 
+from akkordeon.core.errors import RecipeError
 from akkordeon.experiments.config import Settings, settings_of
+from akkordeon.session.http.access import LOOPBACK
+from akkordeon.session.page.watch import PORT
 
 __all__ = [
     "Address",
     "AsJson",
     "OfBest",
     "Out",
+    "PageCommand",
     "Patience",
     "RecordTo",
     "RunDir",
     "Target",
     "Trust",
+    "Web",
+    "page_address",
     "with_settings",
 ]
+
+WEB = re.compile(r"(?:(?P<host>\S+):)?(?P<port>[0-9]{1,9})")
 
 AsJson = Annotated[bool, typer.Option("--json", help="End with the outcome as one JSON object on a line.")]
 Out = Annotated[
@@ -40,12 +51,47 @@ Trust = Annotated[
     bool, typer.Option("--trust", help="Run the Python file that the task is from, if it is from one.")
 ]
 
+Web = Annotated[
+    str | None,
+    typer.Option(
+        metavar="[[HOST:]PORT]",
+        help=f"Show the run on a page in a browser, at port {PORT} of this machine if nothing else is said.",
+    ),
+]
+
 Address = Annotated[str, typer.Argument(metavar="HOST:PORT", help="Where the cluster's head listens.")]
 Target = Annotated[str, typer.Argument(metavar="HOST:PORT/NAME", help="Which network.")]
 Patience = Annotated[
     float | None,
     typer.Option(min=0.1, metavar="SECONDS", help="How long to wait for what went away, to go on there."),
 ]
+
+
+class PageCommand(TyperCommand):
+    """A command with the option ``--web``, which may be given without a value."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the arguments; where ``--web`` has no port after it, it is the usual one."""
+        given: list[str] = []
+        for word, after in zip_longest(args, args[1:], fillvalue=""):
+            given.append(word)
+            if word == "--web" and not WEB.fullmatch(after):
+                given.append(str(PORT))
+        return super().parse_args(ctx, given)
+
+
+def page_address(text: str | None) -> tuple[str, int] | None:
+    """The host and port of ``--web``.
+
+    Raises:
+        RecipeError: it is neither a port, nor a host and a port.
+    """
+    if text is None:
+        return None
+    found = WEB.fullmatch(text)
+    if found is None or not int(found["port"]) < 2**16:
+        raise RecipeError(f"--web is a port below 65536, or HOST:PORT, got {text!r}")
+    return (found["host"] or LOOPBACK).strip("[]"), int(found["port"])
 
 
 def with_settings(

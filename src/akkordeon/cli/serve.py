@@ -1,4 +1,4 @@
-"""The command that answers predictions over HTTP, with weights that were kept or of a network at work."""
+"""The commands that answer over HTTP: predictions, and a page that shows a network at work or a kept run."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from torch import nn
 
+from akkordeon.cli.cluster import cluster_at
 from akkordeon.cli.options import OfBest, Patience, Trust
 from akkordeon.cli.signals import EndingSignals
-from akkordeon.core.errors import RecipeError, TaskError
+from akkordeon.core.errors import ClusterError, RecipeError, TaskError
 from akkordeon.core.payload import Payload
 from akkordeon.downpour.recipe import Downpour
 from akkordeon.experiments.config import DataDir
@@ -22,12 +23,14 @@ from akkordeon.experiments.tasks.named import NETWORKS
 from akkordeon.experiments.tasks.task import Task
 from akkordeon.pipeline.network import Network
 from akkordeon.session.http.access import LOOPBACK
+from akkordeon.session.page.watch import PORT
 from akkordeon.session.serving.serve import serve_weights
 
 if TYPE_CHECKING:
+    from akkordeon.session.page.server import PageServer
     from akkordeon.session.serving.server import Server
 
-__all__ = ["serve"]
+__all__ = ["serve", "watch"]
 
 
 def serve(
@@ -83,6 +86,59 @@ def serve(
         with serving as server:
             _say_where(what, server, is_new=token is None)
             threading.Event().wait()
+
+
+def watch(
+    what: Annotated[
+        str, typer.Argument(metavar="HOST:PORT[/NAME]|DIR", help="A network on Ray, or a kept run.")
+    ],
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Where to listen; 0 for any that is free.")
+    ] = PORT,
+    host: Annotated[str, typer.Option(help="An address of this machine.")] = LOOPBACK,
+    token: Annotated[
+        str | None, typer.Option(metavar="TOKEN", help="That steers a network; one is made if not given.")
+    ] = None,
+    read_only: Annotated[bool, typer.Option("--read-only", help="Let nobody steer it.")] = False,
+) -> None:
+    """Show a network that runs, or a kept run, on a page in a browser until Ctrl-C."""
+    if read_only and token is not None:
+        raise RecipeError("where nobody may steer no token is needed: leave out --read-only or --token")
+    with EndingSignals(), _shown(what, port, host, False if read_only else token) as server:
+        typer.echo(f"shows {what} at {server.url}/; Ctrl-C ends it")
+        if server.token is not None and token is None:
+            typer.echo("whoever steers needs the token, which is shown only now:")
+            typer.echo(f"  {server.page}")
+        threading.Event().wait()
+
+
+@contextmanager
+def _shown(what: str, port: int, host: str, token: str | bool | None) -> Iterator[PageServer]:
+    from akkordeon.session.page.watch import watch_only
+    from akkordeon.watch.kept_run import WatchedRun
+
+    address, _, name = what.partition("/")
+    if Path(what).exists() or not address.rpartition(":")[2].isdecimal():
+        from akkordeon.experiments.run_folder import REPORT
+
+        _refuse_given({"--token": isinstance(token, str)}, f"{what} is a folder")
+        with watch_only(WatchedRun(Path(what), REPORT), port, host) as server:
+            yield server
+        return
+    from akkordeon.session.remote_session import connect
+
+    target = f"{address}/{name or _only_network_at(address)}"
+    with connect(target) as session, session.watch(port, host=host, token=token, title=target) as server:
+        yield server
+
+
+def _only_network_at(address: str) -> str:
+    with cluster_at(address) as networks:
+        names = networks.names()
+    if len(names) != 1:
+        there = f"there are {', '.join(names)}" if names else "there is none"
+        raise ClusterError(f"which network is it? At {address} {there}; name it as in {address}/NAME")
+    return str(names[0])
 
 
 def _is_network(what: str) -> bool:

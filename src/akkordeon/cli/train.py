@@ -9,7 +9,17 @@ from typing import Annotated, Any
 import typer
 
 from akkordeon.cli.errors import ENDED_BY, complain, say
-from akkordeon.cli.options import AsJson, OfBest, Out, RecordTo, RunDir, Trust, with_settings
+from akkordeon.cli.options import (
+    AsJson,
+    OfBest,
+    Out,
+    RecordTo,
+    RunDir,
+    Trust,
+    Web,
+    page_address,
+    with_settings,
+)
 from akkordeon.experiments.config import DataDir, TrainConfig
 from akkordeon.watch.diagnosis_table import diagnosis_lines
 from akkordeon.watch.lines import scores_in_words
@@ -27,6 +37,7 @@ def train(
     json: AsJson = False,
     out: Out = None,
     record: RecordTo = None,
+    web: Web = None,
 ) -> None:
     """Train a task; Ctrl-C, SIGTERM and SIGHUP stop with what is reached.
 
@@ -40,7 +51,7 @@ def train(
 
         config, found = as_planned(config)
         say(found.why)
-    carry_out(config, json, out, record)
+    carry_out(config, json, out, record, web=web)
 
 
 def resume(
@@ -54,16 +65,22 @@ def resume(
     trust: Trust = False,
     data_dir: DataDir = None,
     json: AsJson = False,
+    web: Web = None,
 ) -> None:
     """Go on with training from its latest checkpoint, to the end that was planned, in the same folder."""
     from akkordeon.experiments.saved_run import resumed_config
 
     changes = {"workers": workers, "checkpoint_every": checkpoint_every, "data_dir": data_dir}
-    carry_out(resumed_config(folder, trust, **changes), json, folder, None, goes_on=True)
+    carry_out(resumed_config(folder, trust, **changes), json, folder, None, goes_on=True, web=web)
 
 
 def carry_out(
-    config: TrainConfig, json: bool, out: Path | None, record: Path | None, goes_on: bool = False
+    config: TrainConfig,
+    json: bool,
+    out: Path | None,
+    record: Path | None,
+    goes_on: bool = False,
+    web: str | None = None,
 ) -> None:
     """Train on the terminal; what is said at the end has time until all is kept."""
     from akkordeon.experiments.run_folder import as_json
@@ -72,7 +89,8 @@ def carry_out(
 
     warn = partial(typer.echo, err=True)
     live = config.workers != 1  # or gates are asked how they are, which changes the run
-    outcome = train_task(config, view_for(typer.echo, warn, live), out, record, warn, goes_on)
+    view = view_for(typer.echo, warn, live)
+    outcome = train_task(config, view, out, record, warn, goes_on, page_address(web))
     measured = diagnosis_lines(outcome.summary["gates"])
     if measured:
         say("\n".join(["", *measured]))

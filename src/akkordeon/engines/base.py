@@ -133,6 +133,14 @@ class Engine(ABC):
     def loads(self) -> dict[str, Load]:
         """How busy each living actor is."""
 
+    def locations(self) -> dict[str, tuple[str, int]]:
+        """Address of the node and number of the process of every actor in a process of its own kind."""
+        return {}
+
+    def network_status(self) -> Any:
+        """How a network is that outlives its sessions, with those of others; None where it is no such."""
+        return None
+
     @abstractmethod
     def now_s(self) -> float:
         """The engine's time."""

@@ -33,6 +33,9 @@ from akkordeon.watch.view import FailSafeView, View
 
 __all__ = ["TrainOutcome", "train_task"]
 
+CHECKPOINT_S = 60.0
+"""How long a checkpoint may take that is asked for on the page."""
+
 
 @dataclass(frozen=True)
 class TrainOutcome:
@@ -62,6 +65,7 @@ def train_task(
     record: Path | None = None,
     warn: Callable[[str], None] = print,
     resume: bool = False,
+    page: tuple[str, int] | None = None,
 ) -> TrainOutcome:
     """Train a task and show how it goes; a signal stops it with what is reached.
 
@@ -74,6 +78,7 @@ def train_task(
         record: a file to replay the run from.
         warn: takes what ``view`` can show no more.
         resume: go on with the run in the folder from its latest checkpoint.
+        page: host and port at which a browser is shown the run; None shows it to none.
 
     Raises:
         AkkordeonError: it could not begin.
@@ -102,6 +107,9 @@ def train_task(
             if folder is not None:
                 files = _RunFiles(folder, config, session, signals, shown.note, start)
                 closing.callback(files.close)
+            if page is not None:
+                keep = None if files is None else files.keeper_of(session)
+                shown.note(_page_of(session, page, sentinels, keep, config.task))
             views = [shown, check, *(files.views if files else ())]
             seconds, complaints = _followed(session, sentinels, views, signals)
         told = summary(session, seconds)
@@ -113,6 +121,19 @@ def train_task(
     saved = files is not None and not unsaved
     can_go_on = saved and signals.first is not None and config.checkpoint_every is not None
     return TrainOutcome(told, check.best, signals.first, complaints + unsaved, saved, can_go_on)
+
+
+def _page_of(
+    session: Session,
+    at: tuple[str, int],
+    sentinels: Sequence[Training | Evaluation],
+    keep: Callable[[], str] | None,
+    task: str,
+) -> str:
+    """Have the session shown to browsers; where, in a sentence."""
+    host, port = at
+    server = session.watch(port, host=host, sentinels=sentinels, keep=keep, title=task)
+    return f"the page is at {server.page} (what is behind # lets a browser steer; without it, it looks on)"
 
 
 def _followed(
@@ -158,6 +179,15 @@ class _RunFiles:
             warn(f"going on from checkpoint {start.number} in {path}")
         self._told = FailSafeView(self._journal, "the report", warn)
         self.views: list[View] = [self._checkpoints, self._saver, self._told]
+
+    def keeper_of(self, session: Session) -> Callable[[], str]:
+        """What takes a checkpoint now, has it written here, and says where."""
+
+        def keep() -> str:
+            self._checkpoints.tell(session.checkpoint(timeout=CHECKPOINT_S))
+            return str(self._folder.path)
+
+        return keep
 
     def close(self) -> None:
         """Let other runs into the folder."""

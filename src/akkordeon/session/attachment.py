@@ -13,6 +13,7 @@ from akkordeon.core.messages import Detach, Due, Message
 from akkordeon.core.plain_state import PlainState
 from akkordeon.core.reports import BatchCount, BatchRefused, BestKept, EpochDone, RoundDone, TrainingProgress
 from akkordeon.core.streams.reports import StreamReport
+from akkordeon.data.sources import samples_of
 from akkordeon.sentinels.recipes import Sentinel
 from akkordeon.sentinels.roles import Role
 
@@ -111,6 +112,15 @@ class Attachment:
     def stopped(self) -> bool:
         """Whether it was told to end before it was done: detached, for want of better rounds, or closed."""
         return self.ended and self._told_to_end and (self._cut_short or not self.role.trains)
+
+    @property
+    def samples_wanted(self) -> int | None:
+        """The samples that a training sentinel is to train; None as long as nobody knows, and for others."""
+        recipe: Any = self.recipe
+        if not self.role.trains or recipe.samples is not None or recipe.epochs is None:
+            return recipe.samples if self.role.trains else None
+        per_epoch = samples_of(recipe.batches) or (self.epochs[0].samples if self.epochs else None)
+        return per_epoch * recipe.epochs if per_epoch else None
 
     def wait(self, timeout: float | None = None) -> Self:
         """Wait until the sentinel has ended.

@@ -21,6 +21,7 @@ from akkordeon.sentinels.roles import EXPORT, KEEP
 from akkordeon.session.attachment import Attachment
 from akkordeon.session.launcher import Launcher, say_what_is_cut_short
 from akkordeon.session.outbox import Outbox
+from akkordeon.session.page.watch import watch_session
 from akkordeon.session.records.recorder import Recorder
 from akkordeon.session.recovery.checkpoint import Checkpoint
 from akkordeon.session.recovery.checkpoint_files import CheckpointFolder
@@ -195,9 +196,8 @@ class Session:
             validator._make_last_round()
         what = "the last validation has not ended"
         self._wait(lambda: all(a.ended for a in validators), left(), what, timeout)
-        for attachment in self.attachments:
-            if not attachment._error_is_known:
-                attachment._raise_error()
+        for attachment in [a for a in self.attachments if not a._error_is_known]:
+            attachment._raise_error()
 
     def gate(self, name: str) -> LiveGate:
         """A gate, by its address or its name, to be changed while it is at work.
@@ -325,6 +325,7 @@ class Session:
             self._probes.ask(attachment)
 
     serve = serve_session
+    watch = watch_session
 
     # ── ending ───────────────────────────────────────────────────────────────────────────────────────
 

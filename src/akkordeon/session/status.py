@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from akkordeon.core.errors import SessionError
@@ -15,7 +15,7 @@ from akkordeon.session.outbox import Outbox
 from akkordeon.session.supervisor import Supervisor
 from akkordeon.session.topology import RowTopology
 
-__all__ = ["PROBE_S", "Probes", "Status"]
+__all__ = ["PROBE_S", "Probes", "Status", "staleness_classes"]
 
 PROBE_S = 2.0
 """How long ``status`` waits for actors that are in the middle of something."""
@@ -72,9 +72,14 @@ class Probes:
             )
 
         self._wait(all_answered, timeout_s)
+        return self.known(attachments)
+
+    def known(self, attachments: Iterable[Attachment]) -> Status:
+        """How every gate and sentinel was last heard to be; nobody is asked."""
+        heard, sentinels = self._heard, [a for a in attachments if not a.ended]
         at_work = [heard.sentinels[a.address] for a in sentinels if a.address in heard.sentinels]
         return Status(
-            gates=[heard.gates[address] for address in row if address in heard.gates],
+            gates=[heard.gates[address] for address in self._topology.row if address in heard.gates],
             sentinels=at_work,
             loads=self._engine.loads(),
             now_s=self._engine.now_s(),
@@ -100,3 +105,11 @@ class Probes:
         except SessionError:
             return
         self._engine.wait_until(condition, timeout_s)
+
+
+def staleness_classes(staleness: Mapping[int, int]) -> list[int]:
+    """How often τ was 0, 1, 2–3, 4–7, and so on: class k has those of k bits."""
+    classes = [0] * (max(staleness, default=0).bit_length() + 1)
+    for tau, count in staleness.items():
+        classes[tau.bit_length()] += count
+    return classes

@@ -21,7 +21,6 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from akkordeon.data.sources import samples_of
 from akkordeon.session.attachment import Attachment
 from akkordeon.session.session import Session
 from akkordeon.session.status import Status
@@ -155,7 +154,7 @@ class _Bar:
                 self._rate.add(status.now_s, self._done)
 
     def cells(self) -> tuple[RenderableType, ...]:
-        total = self._total()
+        total = self._attachment.samples_wanted
         share = f"{min(1.0, self._done / total):4.0%}" if total else "    "
         return (
             self._attachment.name,
@@ -165,15 +164,6 @@ class _Bar:
             Text(f"{self._samples_per_s():,.0f} samples/s", style="green"),
             self._time(total),
         )
-
-    def _total(self) -> int | None:
-        """The samples it is to train; None as long as nobody knows."""
-        recipe: Any = self._attachment.recipe
-        if recipe.samples is not None or recipe.epochs is None:
-            return recipe.samples  # type: ignore[no-any-return]
-        epochs = self._attachment.epochs
-        per_epoch = samples_of(recipe.batches) or (epochs[0].samples if epochs else None)
-        return per_epoch * recipe.epochs if per_epoch else None
 
     def _epoch(self) -> str:
         of = self._attachment.recipe.epochs  # type: ignore[attr-defined]  # it trains

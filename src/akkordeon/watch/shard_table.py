@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from rich.table import Table
 
 from akkordeon.core.reports import ShardStatus
-from akkordeon.session.status import Status
+from akkordeon.session.status import Status, staleness_classes
 from akkordeon.watch.rate import Rate
 
 __all__ = ["ShardTable", "histogram"]
@@ -73,8 +73,6 @@ class ShardTable:
 
 def histogram(staleness: Mapping[int, int]) -> str:
     """How often τ was 0, 1, 2–3, 4–7, and so on, a bar each; what was seen is never blank."""
-    classes = [0] * (max(staleness, default=0).bit_length() + 1)
-    for tau, count in staleness.items():
-        classes[tau.bit_length()] += count
+    classes = staleness_classes(staleness)
     most = max(classes)
     return "".join(BARS[-(-count * (len(BARS) - 1) // most)] if most else " " for count in classes)

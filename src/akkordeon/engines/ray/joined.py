@@ -24,7 +24,7 @@ from akkordeon.engines.ray.cluster.heartbeats import SILENT_S
 from akkordeon.engines.ray.detached import answer, info_of, raise_refusal, recipe_of, registrar_of, weights_of
 from akkordeon.engines.ray.engine import Ray
 from akkordeon.engines.ray.host_pool import READY_S, SESSION_HOST, HostPool
-from akkordeon.engines.ray.network_info import NetworkInfo, SentinelEntry
+from akkordeon.engines.ray.network_info import NetworkInfo, NetworkStatus, SentinelEntry
 from akkordeon.engines.ray.serialization import deserialize, pickle_by_value, serialize
 
 __all__ = ["JoinedEngine"]
@@ -272,6 +272,15 @@ class JoinedEngine(Ray):
         refusal = answer(self._registrar.detach.remote(name, drop))
         if refusal is not None:
             raise_refusal(refusal)
+
+    def network_status(self) -> NetworkStatus:
+        """How the network is, with the sentinels of all its sessions.
+
+        Raises:
+            ClusterError: the registrar does not answer.
+        """
+        found: NetworkStatus = answer(self._registrar.status.remote())
+        return found
 
     def last_states(self, timeout_s: float) -> Any:
         """The weights that the gates of a network that has failed had last.

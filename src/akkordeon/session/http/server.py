@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,7 +15,7 @@ from akkordeon.core.errors import SessionError
 __all__ = ["HttpServer", "listening_at"]
 
 END_S = 5
-"""How long requests under way may take when the server ends."""
+"""How long they may if nothing else is said."""
 
 VANISHED_S = 60
 """How long a client may take nothing of what it is sent before its connection is ended."""
@@ -28,6 +29,7 @@ class HttpServer:
         listening: the socket that it listens at.
         host: its address, as it was given.
         token: that requests must bear; None where they need none.
+        end_s: how long requests under way may take when the server ends.
 
     Attributes:
         url: where it is, without a path.
@@ -35,10 +37,13 @@ class HttpServer:
         token: the token.
     """
 
-    def __init__(self, app: Any, listening: socket.socket, host: str, token: str | None) -> None:
+    def __init__(
+        self, app: Any, listening: socket.socket, host: str, token: str | None, end_s: int = END_S
+    ) -> None:
         self.token = token
         self.port: int = listening.getsockname()[1]
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+        self._end_s = end_s
         config = uvicorn.Config(
             app,
             lifespan="off",
@@ -47,7 +52,7 @@ class HttpServer:
             log_level="error",
             access_log=False,
             server_header=False,
-            timeout_graceful_shutdown=END_S,
+            timeout_graceful_shutdown=end_s + 1,  # of which those are left that no client waits for
         )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(
@@ -76,8 +81,17 @@ class HttpServer:
             self._closed = True
             self._ending()
             self._server.should_exit = True
-            self._thread.join()
+            self._thread.join(self._end_s)
+            if self._thread.is_alive():
+                self._hang_up()
+                self._thread.join()
             self._ended()
+
+    def _hang_up(self) -> None:
+        """End the connections there are: those of clients, as a rule, that do not read what they are sent."""
+        for connection in list(self._server.server_state.connections):
+            with suppress(RuntimeError):  # the loop has ended meanwhile
+                connection.loop.call_soon_threadsafe(connection.transport.abort)
 
     def _how(self) -> str:
         """What there is to say of it beside where it is."""

@@ -1,0 +1,152 @@
+"""A kept run on the page: what its report says, as it is written or once it is whole."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from akkordeon.core.errors import DataError
+from akkordeon.session.page.history import History
+
+__all__ = ["WatchedRun"]
+
+READ_MAX = 2**22
+"""Bytes of the report that one look reads; the next goes on after them."""
+
+
+class WatchedRun:
+    """The report of a run in a folder, of which nobody needs to be at work.
+
+    Seconds are those that each sentinel was at work, as a report has no others.
+
+    Args:
+        folder: of the run.
+        report: the name of the file; while it is written ``.part`` comes after it.
+
+    Attributes:
+        history: its curves, and its log.
+
+    Raises:
+        DataError: there is no report in the folder.
+    """
+
+    def __init__(self, folder: Path, report: str) -> None:
+        self._folder = folder
+        self._paths = folder / f"{report}.part", folder / report
+        if not any(path.is_file() for path in self._paths):
+            missing = f"has no {report}" if folder.is_dir() else "does not exist"
+            raise DataError(
+                f"the folder {folder} {missing}; `akkordeon train --out {folder}` makes what is needed"
+            )
+        self.history = History()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._read = 0
+        self._seconds: dict[str, float] = defaultdict(float)
+        self._told_within: set[str] = set()
+        self._sentinels: dict[str, dict[str, Any]] = {}
+        self._gates: dict[str, dict[str, Any]] = {}
+        self._ended = False
+
+    def look(self) -> dict[str, Any]:
+        """How the run is, or what it came to; see :class:`akkordeon.session.page.watched.Watched`.
+
+        Raises:
+            DataError: its report cannot be read.
+        """
+        for line in self._new_lines():
+            self._take(line)
+        return {
+            "title": str(self._folder),
+            "note": "a kept run: what its report says" if self._ended else "what the report of this run says",
+            "seconds": max(self._seconds.values(), default=0.0),
+            "row": list(self._gates),
+            "gates": {name: dict(gate) for name, gate in self._gates.items()},
+            "sentinels": {name: dict(sentinel) for name, sentinel in self._sentinels.items()},
+        }
+
+    def _new_lines(self) -> Iterator[dict[str, Any]]:
+        """The lines that have come since the last look; all of them where another run has begun here."""
+        path = next((path for path in self._paths if path.is_file()), self._paths[-1])
+        try:
+            if path.stat().st_size < self._read:
+                self.history.note("noted", "the report", "is another one: a run has begun anew")
+                self._begin()
+            with path.open("rb") as file:
+                file.seek(self._read)
+                content = file.read(READ_MAX)
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+        whole = content[: content.rfind(b"\n") + 1]
+        self._read += len(whole)
+        for line in whole.splitlines():
+            try:
+                found = json.loads(line)
+            except ValueError as error:
+                raise DataError(f"{path} is damaged: {error}") from error
+            if isinstance(found, dict):
+                yield found
+
+    def _take(self, line: dict[str, Any]) -> None:
+        kind, who = line.get("record"), str(line.get("sentinel", "the run"))
+        if kind in ("EpochDone", "TrainingProgress", "RoundDone"):
+            self._measured(str(kind), who, line)
+        elif kind == "BatchRefused":
+            self.history.note(
+                "refused", str(line.get("gate")), f"refused a batch of {who}: {line.get('reason')}"
+            )
+        elif kind == "BatchesRefused":
+            for what, count in (line.get("by_gate_and_fault") or {}).items():
+                self.history.note("refused", str(what), f"{count} batches more")
+        elif kind == "GateRestarted":
+            self.history.note("recovered", str(line.get("address")), f"{line.get('why')}; it was made anew")
+        elif kind == "SentinelRestarted":
+            self.history.note("recovered", who, f"{line.get('why')}; it goes on where it was")
+        elif kind == "Resumed":
+            self.history.note("came", "the run", f"goes on from checkpoint {line.get('checkpoint')}")
+        elif kind == "Summary":
+            self._summary(line)
+
+    def _measured(self, kind: str, who: str, line: dict[str, Any]) -> None:
+        if who not in self._sentinels:
+            self.history.note("came", who, "came")
+        fresh = {
+            "role": line.get("role", "train"),
+            "trains": kind != "RoundDone",
+            "state": "at work",
+            "rounds": 0,
+        }
+        sentinel = self._sentinels.setdefault(who, fresh)
+        within = kind == "TrainingProgress"
+        if within:
+            self._told_within.add(who)
+        else:
+            sentinel["rounds"] = line.get("epoch", line.get("round"))
+        if kind != "EpochDone" or who not in self._told_within:
+            self._seconds[who] += line.get("seconds") or 0.0
+            values = {"loss": line.get("loss"), **(line.get("scores") or {})}
+            for measure, value in values.items():
+                if isinstance(value, int | float):
+                    self.history.point(who, measure, value, self._seconds[who])
+        if kind == "EpochDone":
+            self._told_within.discard(who)
+            sentinel["trained"] = (line.get("batches_so_far") or {}).get("trained")
+
+    def _summary(self, line: dict[str, Any]) -> None:
+        """What it all came to: the last line."""
+        self._ended = True
+        for name, sentinel in (line.get("sentinels") or {}).items():
+            plain = self._sentinels.setdefault(name, {"role": sentinel.get("role")})
+            plain |= {"state": "ended", "rounds": sentinel.get("rounds"), "samples": sentinel.get("samples")}
+        for gate in line.get("gates") or ():
+            self._gates[gate["name"]] = {
+                "name": gate["name"],
+                "version": gate.get("version"),
+                "staleness_mean": round(gate.get("staleness_mean") or 0.0, 2),
+                "staleness_max": gate.get("staleness_max"),
+            }
+        self.history.note("went", "the run", "has ended")

@@ -1,0 +1,100 @@
+"""The report of a run in a folder, as the page shows it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from akkordeon.core.errors import DataError
+from akkordeon.watch.kept_run import WatchedRun
+
+REPORT = "report.jsonl"
+
+
+def epoch(number, loss, seconds=2.0):
+    of = {"sentinel": "train", "epoch": number, "loss": loss, "scores": {"accuracy": 0.5}, "seconds": seconds}
+    return {"record": "EpochDone", **of, "batches_so_far": {"trained": 4 * number}}
+
+
+def written(path, *lines, mode="w"):
+    with path.open(mode, encoding="utf-8") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+
+
+def log_of(run):
+    return [(entry["kind"], entry["who"], entry["text"]) for entry in run.history.since(0).log]
+
+
+def test_curves_are_over_the_seconds_at_work_and_grow_while_it_is_written(tmp_path):
+    part = tmp_path / f"{REPORT}.part"
+    written(part, epoch(1, 0.5))
+    run = WatchedRun(tmp_path, REPORT)
+    first = {"role": "train", "trains": True, "state": "at work", "rounds": 1, "trained": 4}
+    assert run.look()["sentinels"]["train"] == first
+    written(part, epoch(2, 0.25), mode="a")
+    with part.open("a") as file:
+        file.write('{"record": "Epoch')  # a line that is being written
+    assert run.look()["sentinels"]["train"]["rounds"] == 2
+    assert run.history.since(0).curves["train"] == {
+        "loss": [[2.0, 0.5], [4.0, 0.25]],
+        "accuracy": [[2.0, 0.5], [4.0, 0.5]],
+    }
+
+
+def test_its_end_is_its_summary(tmp_path):
+    gate = {"name": "gate/0", "version": 8, "staleness_mean": 1.5, "staleness_max": 3}
+    sentinels = {"train": {"role": "train", "rounds": 2, "samples": 64}, "validate": {"role": "validate"}}
+    summary = {"record": "Summary", "sentinels": sentinels, "gates": [gate]}
+    written(tmp_path / f"{REPORT}.part", epoch(1, 0.5))
+    run = WatchedRun(tmp_path, REPORT)
+    assert "at work" in str(run.look())
+    (tmp_path / f"{REPORT}.part").rename(tmp_path / REPORT)
+    written(tmp_path / REPORT, summary, mode="a")
+    seen = run.look()
+    assert seen["gates"] == {"gate/0": gate}
+    assert seen["row"] == ["gate/0"]
+    assert {name: each["state"] for name, each in seen["sentinels"].items()} == dict.fromkeys(
+        sentinels, "ended"
+    )
+    assert "kept" in seen["note"]
+    assert log_of(run)[-1] == ("went", "the run", "has ended")
+
+
+def test_refusals_and_recoveries_are_in_the_log(tmp_path):
+    written(
+        tmp_path / REPORT,
+        {"record": "Resumed", "checkpoint": 3},
+        {"record": "BatchRefused", "sentinel": "train", "gate": "gate/1", "reason": "too stale"},
+        {"record": "BatchesRefused", "by_gate_and_fault": {"gate/1 input": 7}},
+        {"record": "GateRestarted", "address": "gate/0", "why": "is lost"},
+        {"record": "SentinelRestarted", "sentinel": "train", "why": "has failed"},
+        {"record": "OfAnotherVersion"},
+    )
+    run = WatchedRun(tmp_path, REPORT)
+    run.look()
+    assert [(kind, who) for kind, who, _ in log_of(run)] == [
+        ("came", "the run"),
+        ("refused", "gate/1"),
+        ("refused", "gate/1 input"),
+        ("recovered", "gate/0"),
+        ("recovered", "train"),
+    ]
+
+
+def test_a_run_that_begins_anew_in_the_folder_is_shown_from_its_beginning(tmp_path):
+    written(tmp_path / REPORT, epoch(1, 0.5), epoch(2, 0.25))
+    run = WatchedRun(tmp_path, REPORT)
+    run.look()
+    written(tmp_path / REPORT, epoch(1, 0.75))
+    assert run.look()["sentinels"]["train"]["rounds"] == 1
+
+
+def test_a_folder_without_a_report_is_told_in_a_sentence(tmp_path):
+    with pytest.raises(DataError, match="does not exist; `akkordeon train --out"):
+        WatchedRun(tmp_path / "none", REPORT)
+    with pytest.raises(DataError, match=f"has no {REPORT}"):
+        WatchedRun(tmp_path, REPORT)
+    (tmp_path / REPORT).write_text("{no json\n")
+    with pytest.raises(DataError, match="is damaged"):
+        WatchedRun(tmp_path, REPORT).look()
