@@ -1,0 +1,139 @@
+"""What a page costs training: batches per second without one, unseen, and with browsers that look at it.
+
+python benchmarks/page/run.py [--quick] [--rounds N] [--seconds S] [--json FILE]
+
+Ways take turns within a round, each round in another order; what is told is the median over rounds of a way's
+speed by that of training alone in the same round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import random
+import statistics
+import subprocess
+import sys
+import threading
+from collections import defaultdict
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+import akkordeon as ak
+
+BROWSER = Path(__file__).with_name("browser.py")
+BATCH = 128
+
+
+@dataclass(frozen=True)
+class Way:
+    """How the page is looked at.
+
+    Attributes:
+        shown: whether there is one.
+        browsers: that read it.
+        stuck: that do not.
+    """
+
+    shown: bool = True
+    browsers: int = 0
+    stuck: int = 0
+
+
+ALONE = "alone"
+WAYS = {
+    ALONE: Way(shown=False),
+    "a page that nobody looks at": Way(),
+    "one browser": Way(browsers=1),
+    "eight browsers": Way(browsers=8),
+    "one that reads nothing": Way(stuck=1),
+}
+
+
+def adam(params: list[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.Adam(params, lr=1e-3, fused=True)
+
+
+def network() -> ak.Network:
+    layers = [nn.Sequential(nn.Linear(32, 256), nn.ReLU()), nn.Sequential(nn.Linear(256, 256), nn.ReLU())]
+    return ak.Network([ak.Gate(layer, adam) for layer in (*layers, nn.Linear(256, 10))])
+
+
+def batches_per_s(way: Way, seconds: float) -> float:
+    """How fast a network trains while it is looked at in some way."""
+    torch.manual_seed(0)
+    batch = torch.randn(BATCH, 32), torch.randint(10, (BATCH,))
+    with ak.run(network(), ak.Threads(2)) as session, ExitStack() as closing:
+        train = ak.Sentinel.train(itertools.repeat(batch), cross_entropy, in_flight=3, name="train")
+        attached = session.attach(train)
+        if way.shown:
+            page = session.watch(0)
+            for number in range(way.browsers + way.stuck):
+                closing.callback(end, begin(page.port, stuck=number >= way.browsers))
+        pause(seconds / 5)
+        before, began_s = attached.batches.trained, session.status().now_s
+        pause(seconds)
+        trained, ended_s = attached.batches.trained, session.status().now_s
+        session.detach("train", drop=True)
+        return (trained - before) / (ended_s - began_s)
+
+
+def begin(port: int, stuck: bool) -> subprocess.Popen[str]:
+    command = [sys.executable, str(BROWSER), "127.0.0.1", str(port), *(["--stuck"] if stuck else [])]
+    browser = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert browser.stdout is not None
+    assert browser.stdout.readline() == "connected\n"
+    return browser
+
+
+def end(browser: subprocess.Popen[str]) -> None:
+    browser.kill()
+    browser.communicate()
+
+
+def pause(seconds: float) -> None:
+    threading.Event().wait(seconds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="whether it works, and no figures")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    rounds, seconds = (1, 0.5) if given.quick else (given.rounds, given.seconds)
+    shuffle = random.Random(0)
+    shares: dict[str, list[float]] = defaultdict(list)
+    speeds: dict[str, list[float]] = defaultdict(list)
+    for _ in range(rounds):
+        order = list(WAYS)
+        shuffle.shuffle(order)
+        speed = {name: batches_per_s(WAYS[name], seconds) for name in order}
+        for name, per_s in speed.items():
+            speeds[name].append(per_s)
+            shares[name].append(per_s / speed[ALONE])
+    found = {
+        name: {
+            "batches_per_s": statistics.median(speeds[name]),
+            "share": statistics.median(shares[name]),
+            "shares": sorted(shares[name]),
+        }
+        for name in WAYS
+    }
+    for name, figures in found.items():
+        low, high = figures["shares"][0], figures["shares"][-1]
+        print(f"{name:<28} {figures['batches_per_s']:>7,.0f} batches/s  {figures['share']:.3f} of alone "
+              f"({low:.3f} to {high:.3f})")  # fmt: skip
+    if given.json is not None:
+        given.json.write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
