@@ -172,3 +172,19 @@ def test_less_than_one_sample_cannot_be_taken():
 def test_samples_are_counted_where_that_needs_no_reading():
     assert samples_of(Batches(X, Y, 4)) == samples_of(list(LIST)) == 10
     assert samples_of(Stream()) is None
+
+
+@pytest.mark.parametrize(
+    ("source", "count"),
+    [
+        ((X, Y), 10),
+        (({"a": X, "b": X}, Y), 10),
+        ([{"x": X, "y": Y}], None),  # to be split
+        ([("a", "b")], None),
+        ([("a", "b", "c")], None),
+        ([], 0),
+    ],
+)
+def test_a_pair_of_tensors_is_no_list_of_batches_and_those_of_another_form_are_not_counted(source, count):
+    """Whoever showed how far training on a pair is failed: too many values to unpack."""
+    assert samples_of(source) == count

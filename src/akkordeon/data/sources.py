@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from akkordeon.core.errors import DataError
-from akkordeon.core.payload import map_nested, samples
+from akkordeon.core.payload import map_nested, samples, tensors
 from akkordeon.data.batches import Batches
 from akkordeon.data.loaders import private_loader
 
@@ -121,6 +121,15 @@ def samples_of(source: Any) -> int | None:
     """How many samples one reading gives, where that can be known without reading; None otherwise."""
     if isinstance(source, Batches):
         return source.samples
-    if isinstance(source, list | tuple):
+    if isinstance(source, tuple) and _is_examples(source):
+        return samples(source[0])
+    if isinstance(source, list | tuple) and all(map(_is_pair, source)):
         return sum(samples(x) for x, _ in source)
     return None
+
+
+def _is_pair(batch: object) -> bool:
+    """Whether a batch is (x, y), and has not yet to be split."""
+    if not isinstance(batch, list | tuple) or len(batch) != 2:
+        return False
+    return isinstance(batch[0], Tensor | tuple | list | dict) and next(tensors(batch[0]), None) is not None

@@ -81,6 +81,24 @@ def test_batches_in_flight_are_on_the_edges_of_the_row():
             until(events, lambda seen: seen.picture["edges"] == [0, 0, 0, 0])
 
 
+def test_a_sentinel_that_trains_on_a_pair_of_tensors_has_samples_to_train():
+    may_go_on = threading.Event()
+
+    def waits(outputs, y):
+        assert may_go_on.wait(WAIT_S)
+        return cross_entropy(outputs, y)
+
+    with ak.run(small_network(), ak.Threads(2)) as session:
+        page = session.watch(0)
+        pair = torch.randn(40, 6), torch.randint(4, (40,))
+        train = session.attach(ak.Sentinel.train(pair, waits, epochs=3, batch_size=8))
+        seen = without_null(whole(page)["picture"])
+        may_go_on.set()
+        train.wait(WAIT_S)
+    assert "trouble" not in seen
+    assert seen["sentinels"]["train"]["samples_wanted"] == 120
+
+
 def test_what_was_reported_before_is_there_for_who_comes_late():
     with ak.run(small_network(), ak.Threads(2)) as session:
         train = session.attach(ak.Sentinel.train(batches_of(4), cross_entropy, epochs=3)).wait(WAIT_S)
