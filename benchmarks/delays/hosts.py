@@ -14,7 +14,7 @@ from ways import Way, batches_of, micro_batches
 import akkordeon as ak
 from akkordeon.engines.simulator import Compute, Cost, Host, Link
 from akkordeon.engines.simulator.compute import Slowdown
-from akkordeon.engines.simulator.timeline import Span
+from akkordeon.engines.timeline import Span
 from akkordeon.experiments.presets import optimizer_named
 from akkordeon.experiments.schedules.measure_costs import measure_costs
 from akkordeon.experiments.schedules.synchronous import in_lockstep

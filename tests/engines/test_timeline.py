@@ -7,8 +7,10 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
+from akkordeon.core.errors import RecipeError
 from akkordeon.core.messages import Backward, Batch, Forward, Probe
-from akkordeon.engines.simulator.timeline import COLOURS, Span, Timeline, svg
+from akkordeon.engines.timeline import Span, Timeline
+from akkordeon.engines.timeline.drawing import COLOURS, svg
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -26,9 +28,9 @@ def two_gates():
 
 def test_spans_are_what_was_done_and_what_took_no_time_is_left_out():
     assert two_gates().spans == [
-        Span("gate/0", "forward", 77, 0.0, 2.0),
-        Span("gate/1", "forward", 77, 2.0, 4.0),
-        Span("gate/1", "backward", 77, 4.0, 8.0),
+        Span("gate/0", "forward", 77, 0.0, 2.0, "Forward", "sentinel/t#1"),
+        Span("gate/1", "forward", 77, 2.0, 4.0, "Forward", "sentinel/t#1"),
+        Span("gate/1", "backward", 77, 4.0, 8.0, "Backward", "sentinel/t#1"),
         Span("gate/0", "crash", None, 5.0, None),
     ]
 
@@ -86,4 +88,28 @@ def test_a_timeline_is_bounded():
     timeline = Timeline(spans_max=3)
     for i in range(10):
         timeline.add("a", Probe(i), i, i + 1)
-    assert len(timeline.spans) == 3
+    assert [span.begin_s for span in timeline.spans] == [0, 1, 2]
+
+
+def test_a_timeline_of_the_latest_drops_what_is_oldest():
+    timeline = Timeline(spans_max=3, latest=True)
+    for i in range(10):
+        timeline.add("a", Probe(i), i, i + 1)
+    assert [span.begin_s for span in timeline.spans] == [7, 8, 9]
+
+
+def test_a_timeline_of_nothing_is_refused():
+    with pytest.raises(RecipeError, match="spans_max is at least 1, got 0"):
+        Timeline(0)
+
+
+def test_a_message_that_is_not_what_it_says_is_kept_without_its_batch():
+    timeline = Timeline()
+    timeline.add("gate/0", Forward("no batch", None), 0.0, 1.0)
+    timeline.add("gate/0", Forward(Batch("s", ["no", "number"]), None), 1.0, 2.0)
+    assert [(span.message, span.batch, span.sender) for span in timeline.spans] == [("Forward", None, "")] * 2
+
+
+def test_seconds_along_the_axis_are_virtual_where_nobody_says_otherwise():
+    assert "virtual s" in svg(two_gates().spans)
+    assert "virtual" not in svg(two_gates().spans, time="")

@@ -13,7 +13,7 @@ from akkordeon.core.messages import Attach
 from akkordeon.engines.simulator.compute import Cost, Slowdown
 from akkordeon.engines.simulator.faults import Crash
 from akkordeon.engines.simulator.links import Link
-from akkordeon.engines.simulator.timeline import Timeline
+from akkordeon.engines.timeline import Timeline
 from akkordeon.experiments.schedules.compare import asynchronous, compare, enough_in_flight
 from akkordeon.experiments.schedules.dry_actors import dry_row
 from akkordeon.experiments.schedules.synchronous import data_parallel, in_lockstep

@@ -37,7 +37,8 @@ def simulate(
     from dataclasses import replace
 
     from akkordeon.core.errors import RecordError, ScenarioError
-    from akkordeon.engines.simulator.timeline import Timeline, svg
+    from akkordeon.engines.timeline import Timeline
+    from akkordeon.engines.timeline.drawing import svg
     from akkordeon.experiments.scenario import load_scenario, train_scenario
 
     world = load_scenario(scenario)

@@ -21,6 +21,7 @@ import torch
 from akkordeon.core.actor import Actor, Effect, Spawn
 from akkordeon.core.checks import require_seconds
 from akkordeon.core.messages import Message
+from akkordeon.engines.timeline import Timeline
 
 __all__ = ["Engine", "Listener", "Load", "ProcessState", "bounded"]
 
@@ -52,10 +53,12 @@ class Engine(ABC):
 
     Attributes:
         recorder: hears of every message that is handled; set before :meth:`start`.
+        timeline: what everybody did when, where that is to be kept; set before :meth:`start`.
         may_lose: an actor may be gone without last words.
     """
 
     recorder: Listener | None = None
+    timeline: Timeline | None = None
     may_lose: bool = True
 
     @property

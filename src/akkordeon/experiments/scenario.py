@@ -33,7 +33,7 @@ from akkordeon.engines.simulator.engine import Simulator
 from akkordeon.engines.simulator.faults import Crash, Freeze, Partition, SimulatedFault
 from akkordeon.engines.simulator.hosts import Host
 from akkordeon.engines.simulator.links import PRESETS, Link, Links
-from akkordeon.engines.simulator.timeline import Timeline
+from akkordeon.engines.timeline import Timeline
 from akkordeon.experiments.build import build_network, build_sentinels, build_trainers
 from akkordeon.experiments.config import TrainConfig
 from akkordeon.experiments.run import run

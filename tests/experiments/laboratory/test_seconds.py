@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from akkordeon.engines.simulator.timeline import Span
+from akkordeon.engines.timeline import Span
 
 FOLDER = Path(__file__).parents[3] / "benchmarks" / "delays"
 OWN = ("emulated", "hosts", "kept", "ways")

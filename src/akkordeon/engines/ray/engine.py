@@ -21,9 +21,11 @@ from akkordeon.core.reports import ActorFailed, ActorLost, ClusterLost, Sentinel
 from akkordeon.engines.base import Engine, Load, ProcessState, bounded
 from akkordeon.engines.ray.cluster.connection import ClusterProbe, join, parse_address, require_ray
 from akkordeon.engines.ray.cluster.heartbeats import HEARTBEAT_S, SILENT_S, Heartbeats, Lost
+from akkordeon.engines.ray.cluster.spans import fetch_spans
 from akkordeon.engines.ray.cluster.waits import FETCH_S, within
 from akkordeon.engines.ray.host_pool import READY_S, SESSION_HOST, HostPool, shipped
 from akkordeon.engines.ray.placement import Placement, check_row, is_visitor, require_placement
+from akkordeon.engines.timeline import Timeline
 from akkordeon.engines.timers import Timers
 from akkordeon.engines.wire import require_wire_dtype
 
@@ -58,6 +60,7 @@ class Ray(Engine):
             ``torch.float16``, or ``torch.int8`` with a scale for each sample; None sends them as they are.
         workers: threads at work in each host; as the threads engine has it if not given, and one for a
             replica.
+        timeline: keep what everybody did when, for :attr:`timeline`; it has it all when the session ended.
 
     Raises:
         RecipeError: another wire_dtype, no placement, or no number of workers.
@@ -71,15 +74,15 @@ class Ray(Engine):
         placement: Placement = "spread",
         wire_dtype: torch.dtype | None = None,
         workers: int | None = None,
+        timeline: bool = False,
     ) -> None:
         if address is not None:
             parse_address(address)
         require_placement(placement)
         require_whole("workers", workers, optional=True)
-        self.address = address
-        self.placement = placement
+        self.address, self.placement, self.workers = address, placement, workers
         self.wire_dtype = require_wire_dtype(wire_dtype)
-        self.workers = workers
+        self.timeline = Timeline(latest=True) if timeline else None
         self._reported = threading.Condition(threading.RLock())
         self._timers = Timers(self._reported)
         self._key = uuid.uuid4().hex  # of the session host, for those that report to it; each has a new one
@@ -119,6 +122,7 @@ class Ray(Engine):
         self._on_report, self._seed, self._moving = on_report, seed, False
         self._over = threading.Event()  # a thread of a time before may be on its way out still
         self._pool, self._heartbeats = self._new_pool(seed), Heartbeats()
+        self._pool.spans_max = 0 if self.timeline is None else self.timeline.spans_max
         try:
             self._cluster = ClusterProbe()
             self._pool.start_session_host()
@@ -152,6 +156,8 @@ class Ray(Engine):
             self._process = None
 
     def _end_hosts(self) -> None:
+        if self.timeline is not None:
+            self.timeline.extend(fetch_spans(require_ray(), dict(self._pool.hosts)))
         self._pool.end_spare()
         for name, handle in list(self._pool.hosts.items()):
             self._end_host(name, handle)
@@ -206,6 +212,7 @@ class Ray(Engine):
             from akkordeon.engines.ray.hosts import Dispatcher
 
             self._local = Dispatcher(self._post, self.workers)
+            self._local.timeline = self.timeline
             self._local._reported = self._reported  # one lock: each side may report while the other does
             self._local.start(self._report, self._seed)
         self._local.spawn(spawn)

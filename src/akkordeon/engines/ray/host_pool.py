@@ -63,6 +63,7 @@ class HostPool:
         places: name of the host, by address of the actor.
         lost: why there is no cluster any more, if so.
         spare: a process that is ready to be the next host, where there is one.
+        spans_max: hosts that are made keep so many of what their actors do.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class HostPool:
         self.places: dict[str, str] = {}
         self.lost = ""
         self.spare: Any = None
+        self.spans_max = 0
         self._seed = seed
         self._placement = placement
         self._wire_dtype = wire_dtype
@@ -181,7 +183,7 @@ class HostPool:
         if self._network is not None:
             options |= detached_as(f"host/{self._network}/{name}")
         folders = [os.path.abspath(folder) for folder in sys.path]
-        arguments = (*self._seed_and_workers(name), self._wire_dtype, folders)
+        arguments = (*self._seed_and_workers(name), self._wire_dtype, folders, self.spans_max)
         try:
             return self._launch(name, kind, options, arguments)
         except ValueError as error:

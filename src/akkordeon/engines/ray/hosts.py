@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -30,6 +31,7 @@ from akkordeon.engines.ray.serialization import (
     tolerate_read_only,
 )
 from akkordeon.engines.threads import Threads
+from akkordeon.engines.timeline import Span, Timeline
 
 __all__ = ["Dispatcher", "HostProcess", "Routes", "SessionHost"]
 
@@ -83,6 +85,7 @@ class HostProcess:
         workers: of the dispatcher.
         wire_dtype: see :func:`akkordeon.engines.ray.serialization.serialize`.
         folders: where the driver finds modules; they are looked through last.
+        spans_max: keep so many of what the actors here do, the latest; 0 keeps none.
     """
 
     def __init__(
@@ -91,10 +94,12 @@ class HostProcess:
         workers: int | None = None,
         wire_dtype: torch.dtype | None = None,
         folders: Iterable[str] = (),
+        spans_max: int = 0,
     ) -> None:
         tolerate_read_only()
         sys.path.extend(folder for folder in folders if folder not in sys.path)
         self._wire_dtype = wire_dtype
+        self._spans_max = spans_max
         self._routes: Routes = {}
         self._listeners: dict[str, Any] = {}
         self._registrar: Any = None
@@ -103,6 +108,8 @@ class HostProcess:
 
     def _begin(self, seed: int, workers: int | None) -> None:
         self._dispatcher = Dispatcher(self._post, workers)
+        if self._spans_max:
+            self._dispatcher.timeline = Timeline(self._spans_max, latest=True)
         self._dispatcher.start(self._report, seed)
 
     # ── from the engine ──────────────────────────────────────────────────────────────────────────────
@@ -156,6 +163,11 @@ class HostProcess:
         """How busy the actors here are."""
         return self._dispatcher.loads()
 
+    def spans(self) -> tuple[float, list[Span]]:
+        """What the actors here did when, and what to add to these times for those of the day."""
+        timeline = self._dispatcher.timeline
+        return time.time() - time.monotonic(), [] if timeline is None else timeline.spans
+
     def heartbeat(self) -> None:
         """Answer, as long as this process lives."""
 
@@ -207,11 +219,12 @@ class SessionHost(HostProcess):
         workers: int | None = None,
         wire_dtype: torch.dtype | None = None,
         folders: Iterable[str] = (),
+        spans_max: int = 0,
     ) -> None:
         self._outbox: deque[tuple[str | None, Serialized]] = deque()
         self._waiting = threading.Condition()
         self._sentinels: dict[str, SentinelEntry] = {}
-        super().__init__(seed, workers, wire_dtype, folders)
+        super().__init__(seed, workers, wire_dtype, folders, spans_max)
 
     def add_sentinel(self, entry: SentinelEntry) -> None:
         """Know a sentinel as its network does, for a registrar that is made anew."""

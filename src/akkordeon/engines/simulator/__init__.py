@@ -5,7 +5,7 @@ from akkordeon.engines.simulator.distributions import Constant, Exponential, Log
 from akkordeon.engines.simulator.faults import Crash, Freeze, Partition
 from akkordeon.engines.simulator.hosts import Host
 from akkordeon.engines.simulator.links import PRESETS, Link, Links
-from akkordeon.engines.simulator.timeline import Timeline
+from akkordeon.engines.timeline import Timeline
 
 __all__ = [
     "PRESETS",

@@ -37,7 +37,7 @@ from akkordeon.engines.simulator.interrupts import Interrupts
 from akkordeon.engines.simulator.links import HERE, Link, Links, Shipment, Wire
 from akkordeon.engines.simulator.outages import Outages
 from akkordeon.engines.simulator.sites import Site, SiteCell
-from akkordeon.engines.simulator.timeline import Timeline
+from akkordeon.engines.timeline import Timeline
 from akkordeon.engines.wire import require_wire_dtype
 
 __all__ = ["Simulator"]

@@ -22,6 +22,7 @@ from akkordeon.core.messages import Message
 from akkordeon.engines.base import Engine, Load, ProcessState, bounded
 from akkordeon.engines.threads.allocator import keep_freed_memory
 from akkordeon.engines.threads.workers import WorkerCell, WorkerPool
+from akkordeon.engines.timeline import Timeline
 from akkordeon.engines.timers import Timers
 
 __all__ = ["Threads"]
@@ -37,6 +38,8 @@ class Threads(Engine):
             work: one worker with as many as there are cores is about as fast as a plain loop.
         device_streams: each gate on a GPU has a CUDA stream of its own, so that small kernels of several
             gates run at the same time; without it they are one after the other. It needs a GPU.
+        timeline: keep what everybody did when, for :attr:`timeline`: the latest, in seconds of
+            ``time.monotonic()``.
 
     Raises:
         RecipeError: fewer than one worker, or than one thread; or there is no GPU for streams.
@@ -45,13 +48,19 @@ class Threads(Engine):
     may_lose = False  # whoever is in this process ends with it
 
     def __init__(
-        self, workers: int | None = None, intra_op_threads: int = 1, *, device_streams: bool = False
+        self,
+        workers: int | None = None,
+        intra_op_threads: int = 1,
+        *,
+        device_streams: bool = False,
+        timeline: bool = False,
     ) -> None:
         require_whole("workers", workers, optional=True)
         require_whole("intra_op_threads", intra_op_threads)
         if device_streams and not torch.cuda.is_available():
             raise RecipeError("device_streams are of GPUs, and torch.cuda knows none here; leave that out")
         self._device_streams = device_streams
+        self.timeline = Timeline(latest=True) if timeline else None
         self.intra_op_threads = intra_op_threads
         self.workers = workers or max(2, os.cpu_count() or 2)
         self._reported = threading.Condition(threading.RLock())
@@ -75,7 +84,9 @@ class Threads(Engine):
         self._process = ProcessState()
         keep_freed_memory()
         torch.manual_seed(seed)
-        self._pool = WorkerPool(on_report, self._reported, self._post, self.recorder, self._device_streams)
+        self._pool = WorkerPool(
+            on_report, self._reported, self._post, self.recorder, self._device_streams, self.timeline
+        )
         self._pool.open(self.workers, self.intra_op_threads)
         atexit.register(self.stop)  # a thread that is inside of PyTorch when Python ends aborts the process
 

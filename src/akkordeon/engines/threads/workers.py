@@ -33,6 +33,7 @@ from akkordeon.engines.base import Listener, Load, bounded
 from akkordeon.engines.interpreter import Cell, Interpreter
 from akkordeon.engines.threads.device_streams import DeviceStreams, complete
 from akkordeon.engines.threads.turns import TURNS
+from akkordeon.engines.timeline import Timeline
 
 __all__ = ["WorkerCell", "WorkerPool"]
 
@@ -67,6 +68,7 @@ class WorkerPool(Interpreter[WorkerCell]):
         post: what is for nobody here may be for somebody elsewhere.
         recorder: hears of every message that is handled.
         device_streams: give each gate on a GPU a stream of its own there.
+        timeline: takes what everybody did when.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class WorkerPool(Interpreter[WorkerCell]):
         post: Callable[[str, Message], bool],
         recorder: Listener | None,
         device_streams: bool,
+        timeline: Timeline | None = None,
     ) -> None:
         self.workers: set[threading.Thread] = set()
         self.waiting = 0  # workers whose actors wait for others; guarded by the lock of ``reported``
@@ -83,6 +86,7 @@ class WorkerPool(Interpreter[WorkerCell]):
         self._reported = reported
         self._post = post
         self.recorder = recorder
+        self._timeline = timeline
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)
         self.cells: dict[str, WorkerCell] = {}
@@ -256,8 +260,11 @@ class WorkerPool(Interpreter[WorkerCell]):
                 TURNS.end()
         else:
             self._handle(cell, message, began_s)
+        ended_s = time.monotonic()
         cell.handled += 1
-        cell.busy_s += time.monotonic() - began_s
+        cell.busy_s += ended_s - began_s
+        if self._timeline is not None:
+            self._timeline.add(cell.actor.address, message, began_s, ended_s)
 
     def _remove(self, cell: WorkerCell) -> None:
         """Take an actor out; what still waits for it was not delivered."""

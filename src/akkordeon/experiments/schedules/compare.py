@@ -10,7 +10,7 @@ from akkordeon.core.reports import ActorLost, ActorReturned
 from akkordeon.engines.simulator.engine import Simulator
 from akkordeon.engines.simulator.hosts import Host
 from akkordeon.engines.simulator.links import Links
-from akkordeon.engines.simulator.timeline import Timeline
+from akkordeon.engines.timeline import Timeline
 from akkordeon.experiments.schedules.dry_actors import DryRow, Restart, dry_row
 from akkordeon.experiments.schedules.synchronous import LOCKSTEP, data_parallel, in_lockstep
 from akkordeon.experiments.schedules.world import ScheduleOutcome, World

@@ -1,4 +1,4 @@
-"""Who did what when: kept as spans, drawn as SVG with one lane for every actor.
+"""Spans drawn as SVG, with one lane for every actor.
 
     gate/0  ▐F0▌▐F1▌▐F2▌      ▐ B0 ▌▐F3▌▐ B1 ▌
     gate/1      ▐F0▌▐F1▌▐ B0 ▌     ▐ B1 ▌▒▒crash▒▒
@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from xml.sax.saxutils import escape
 
-from akkordeon.core.messages import Message
+from akkordeon.engines.timeline.span import WORK, Span, lane_order
 
-__all__ = ["Span", "Timeline", "svg"]
+__all__ = ["COLOURS", "svg"]
 
 COLOURS = {
     "forward": "#4c9be8",
@@ -29,70 +28,18 @@ COLOURS = {
 """Blue and orange stay apart for eyes that do not see red and green."""
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
-    """One thing one actor did, or one fault it had.
-
-    Attributes:
-        who: its address.
-        what: a key of ``COLOURS``.
-        batch: number of the batch, where there is one.
-        begin_s: from.
-        end_s: until; None for ever.
-    """
-
-    who: str
-    what: str
-    batch: int | None
-    begin_s: float
-    end_s: float | None
-
-
-@dataclass
-class Timeline:
-    """Spans as they happen.
-
-    Args:
-        spans_max: keep so many and no more.
-    """
-
-    spans_max: int = 200_000
-    spans: list[Span] = field(default_factory=list)
-
-    def add(self, who: str, message: Message, begin_s: float, end_s: float) -> None:
-        """Keep what an actor worked on; what took no time is left out."""
-        if end_s > begin_s and len(self.spans) < self.spans_max:
-            what = type(message).__name__.lower()
-            batch = getattr(message, "batch", None)
-            number = None if batch is None else batch.number
-            self.spans.append(Span(who, what if what in COLOURS else "other", number, begin_s, end_s))
-
-    def fault(self, who: str, what: str, begin_s: float, end_s: float | None) -> None:
-        """Keep what went wrong with an actor."""
-        self.spans.append(Span(who, what, None, begin_s, end_s))
-
-    def svg(self, title: str = "", begin_s: float = 0.0, end_s: float | None = None) -> str:
-        """A picture of it; see :func:`svg`."""
-        return svg(self.spans, title, begin_s, end_s)
-
-    def notable_stretch(self, boxes: int = 30) -> tuple[float, float]:
-        """A stretch worth drawing: around the first fault, or from the start, some boxes for every lane."""
-        last_s = max((s.end_s for s in self.spans if s.end_s is not None), default=1.0)
-        faults = [s for s in self.spans if s.what not in WORK]
-        if faults:
-            begin_s, end_s = faults[0].begin_s, faults[0].end_s or faults[0].begin_s
-            around_s = max(end_s - begin_s, last_s / 1000)
-            return max(0.0, begin_s - around_s), min(last_s, end_s + 2 * around_s)
-        lanes = len({s.who for s in self.spans}) or 1
-        some = self.spans[: boxes * lanes]
-        return 0.0, max((s.end_s for s in some if s.end_s is not None), default=1.0)
-
-
 LANE, GAP, LEFT, WIDTH, HEAD, FOOT = 30, 8, 130, 1200, 64, 44
 LETTER_PX = 7.5
 
 
-def svg(spans: Sequence[Span], title: str = "", begin_s: float = 0.0, end_s: float | None = None) -> str:
+def svg(
+    spans: Sequence[Span],
+    title: str = "",
+    begin_s: float = 0.0,
+    end_s: float | None = None,
+    *,
+    time: str = "virtual",
+) -> str:
     """A picture of spans: one lane for every actor, gates first, in colours with a legend.
 
     Args:
@@ -100,11 +47,12 @@ def svg(spans: Sequence[Span], title: str = "", begin_s: float = 0.0, end_s: flo
         title: above the picture.
         begin_s: where it starts.
         end_s: where it ends; with the last span if not given.
+        time: the kind of seconds along the axis.
     """
     last_s = max((s.end_s for s in spans if s.end_s is not None), default=1.0)
     end_s = last_s if end_s is None else end_s
     shown = [s for s in spans if s.begin_s < end_s and (s.end_s is None or s.end_s > begin_s)]
-    lanes = sorted({s.who for s in shown}, key=_lane_order)
+    lanes = sorted({s.who for s in shown}, key=lane_order)
     height = HEAD + len(lanes) * (LANE + GAP) + FOOT
     scale = WIDTH / ((end_s - begin_s) or 1.0)
     parts = [
@@ -125,17 +73,8 @@ def svg(spans: Sequence[Span], title: str = "", begin_s: float = 0.0, end_s: flo
             f'<text x="{LEFT - 8}" y="{y + 27}" text-anchor="end" fill="#777" font-size="10">{share}</text>'
         )
         parts.extend(_box(s, y, scale, begin_s, end_s) for s in own)
-    parts.extend(_axis(begin_s, end_s, scale, height - FOOT + 6))
+    parts.extend(_axis(begin_s, end_s, scale, height - FOOT + 6, time))
     return "\n".join([*parts, "</svg>"])
-
-
-WORK = ("forward", "backward", "evaluate", "other")
-
-
-def _lane_order(who: str) -> tuple[bool, list[tuple[int, str]]]:
-    """Gates first, and gate 10 after gate 9."""
-    pieces = [(int(piece), "") if piece.isdigit() else (0, piece) for piece in who.split("/")]
-    return not who.startswith("gate"), pieces
 
 
 def _box(span: Span, y: int, scale: float, begin_s: float, end_s: float) -> str:
@@ -167,7 +106,7 @@ def _legend(used: set[str]) -> list[str]:
     ]
 
 
-def _axis(begin_s: float, end_s: float, scale: float, y: int) -> list[str]:
+def _axis(begin_s: float, end_s: float, scale: float, y: int, time: str) -> list[str]:
     span_s = (end_s - begin_s) or 1.0
     size = math.floor(math.log10(span_s))
     steps_s = (m * 10.0**e for e in (size - 1, size) for m in (1, 2, 5))
@@ -182,5 +121,6 @@ def _axis(begin_s: float, end_s: float, scale: float, y: int) -> list[str]:
         parts.append(f'<text x="{x:.1f}" y="{y + 18}" text-anchor="middle">{number}</text>')
     return [
         *parts,
-        f'<text x="{LEFT + WIDTH}" y="{y + 32}" text-anchor="end" fill="#555">virtual {unit}</text>',
+        f'<text x="{LEFT + WIDTH}" y="{y + 32}" text-anchor="end" fill="#555">'
+        f"{escape(f'{time} {unit}'.strip())}</text>",
     ]
