@@ -51,5 +51,5 @@ clean: ## remove what these commands made
 	@touch $@
 
 .venv/.ready-dev: .venv/.made pyproject.toml constraints.txt
-	$(INSTALL) '.[dev,docs,figures,ray,river,serve,streams,web]'
+	$(INSTALL) '.[dev,docs,figures,prometheus,ray,river,serve,streams,tensorboard,web]'
 	@touch .venv/.ready $@

@@ -48,6 +48,9 @@ from akkordeon.session.remote_session import connect
 from akkordeon.session.serving.limits import Limits
 from akkordeon.session.serving.posts import Posts
 from akkordeon.session.session import Session
+from akkordeon.watch.sinks.prometheus import Prometheus
+from akkordeon.watch.sinks.tensorboard import TensorBoard
+from akkordeon.watch.sinks.tracker import Tracker
 
 __all__ = [
     "AgeWeighted",
@@ -85,6 +88,7 @@ __all__ = [
     "Plan",
     "Posts",
     "Prediction",
+    "Prometheus",
     "Question",
     "Ray",
     "Recovery",
@@ -97,7 +101,9 @@ __all__ = [
     "Simulator",
     "Stash",
     "Task",
+    "TensorBoard",
     "Threads",
+    "Tracker",
     "TwoBuffers",
     "VerticalSync",
     "accuracy",

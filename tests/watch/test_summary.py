@@ -30,6 +30,10 @@ def test_the_summary_has_every_sentinel_gate_and_batch():
     assert found["sentinels"]["one"]["scores"] == last.scores
     assert found["batches"] == {"sent": 40, "trained": 40, "refused": 0, "lost": 0}
     assert [(g["name"], g["version"]) for g in found["gates"]] == [(f"gate/{i}", 40) for i in range(3)]
+    for gate in found["gates"]:
+        seen = {int(tau): n for tau, n in gate["staleness"].items()}
+        assert sum(seen.values()) == 40
+        assert max(seen) == gate["staleness_max"]
     assert found["seconds"] == 2.0
     assert found["samples_per_s"] > 0
 

@@ -10,6 +10,7 @@ import typer
 from akkordeon.cli.options import AsJson, Out, RecordTo, Web, with_settings
 from akkordeon.cli.train import carry_out
 from akkordeon.experiments.config import DownpourConfig, TrainConfig
+from akkordeon.experiments.report.watching import WatchConfig
 
 __all__ = ["downpour"]
 
@@ -18,6 +19,7 @@ __all__ = ["downpour"]
 def downpour(
     replication: DownpourConfig,
     config: TrainConfig,
+    watching: WatchConfig,
     samples_per_replica: Annotated[
         int | None, typer.Option(min=1, help="Train on the first N samples for each replica alone.")
     ] = None,
@@ -31,4 +33,5 @@ def downpour(
     The data is cut into one part for each replica. Validation, and what is kept, are of the shards.
     """
     take = None if samples_per_replica is None else samples_per_replica * replication.replicas
-    carry_out(replace(config, take=take, downpour=replication), json, out, record, web=web)
+    config = replace(config, take=take, downpour=replication)
+    carry_out(config, json, out, record, watching, web=web)

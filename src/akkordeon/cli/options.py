@@ -16,6 +16,7 @@ from typer.core import TyperCommand
 
 from akkordeon.core.errors import RecipeError
 from akkordeon.experiments.config import Settings, settings_of
+from akkordeon.experiments.report.watching import TRACE
 from akkordeon.session.http.access import LOOPBACK
 from akkordeon.session.page.watch import PORT
 
@@ -29,6 +30,7 @@ __all__ = [
     "RecordTo",
     "RunDir",
     "Target",
+    "TraceTo",
     "Trust",
     "Web",
     "page_address",
@@ -44,6 +46,8 @@ Out = Annotated[
 RecordTo = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Keep what every actor did, for `akkordeon replay`.")
 ]
+
+TraceTo = Annotated[Path | None, TRACE]
 
 RunDir = Annotated[Path, typer.Argument(metavar="DIR", help="What `akkordeon train --out` was given.")]
 OfBest = Annotated[bool, typer.Option("--best", help="Use the best weights instead of the last.")]

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from akkordeon.cli.options import AsJson, RecordTo
+from akkordeon.cli.options import AsJson, RecordTo, TraceTo
 from akkordeon.watch.lines import scores_in_words
 
 __all__ = ["replay", "simulate"]
@@ -28,6 +28,7 @@ def simulate(
         tuple[float, float] | None,
         typer.Option("--window", metavar="FROM TO", help="What of it to draw, in virtual seconds."),
     ] = None,
+    trace: TraceTo = None,
     record: RecordTo = None,
     seed: Annotated[
         int | None, typer.Option(min=-(2**63), max=2**63 - 1, help="Another than the scenario's.")
@@ -44,9 +45,10 @@ def simulate(
     world = load_scenario(scenario)
     if seed is not None:
         world = replace(world, seed=seed)
-    seen = None if timeline is None else Timeline()
-    if timeline is not None:
-        _write(timeline, "a", "")  # or all is computed before it turns out that it cannot be written
+    seen = None if timeline is trace is None else Timeline()
+    for file in (timeline, trace):
+        if file is not None:
+            _write(file, "a", "")  # or all is computed before it turns out that it cannot be written
     if window is not None and not -math.inf < window[0] < window[1] < math.inf:
         raise ScenarioError(f"--window goes from a time to a later one, got {window[0]:g} to {window[1]:g}")
     if world.row is not None:
@@ -62,6 +64,8 @@ def simulate(
         begin_s, end_s = window or seen.notable_stretch()
         _write(timeline, "w", svg(seen.spans, world.title, begin_s, end_s))
         typer.echo(f"timeline of {begin_s:.4g} to {end_s:.4g} s in {timeline}")
+    if seen is not None and trace is not None:
+        seen.write_trace(trace)
     if json:
         typer.echo(encoder.dumps(report, sort_keys=True))
     if "record_failure" in report:

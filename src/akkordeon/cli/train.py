@@ -21,6 +21,7 @@ from akkordeon.cli.options import (
     with_settings,
 )
 from akkordeon.experiments.config import DataDir, TrainConfig
+from akkordeon.experiments.report.watching import WatchConfig
 from akkordeon.watch.diagnosis_table import diagnosis_lines
 from akkordeon.watch.lines import scores_in_words
 
@@ -30,6 +31,7 @@ __all__ = ["carry_out", "measure", "predict", "resume", "train"]
 @with_settings()
 def train(
     config: TrainConfig,
+    watching: WatchConfig,
     auto: Annotated[
         bool,
         typer.Option("--auto", help="Take the layout that `akkordeon plan` finds best for this machine."),
@@ -51,11 +53,13 @@ def train(
 
         config, found = as_planned(config)
         say(found.why)
-    carry_out(config, json, out, record, web=web)
+    carry_out(config, json, out, record, watching, web=web)
 
 
+@with_settings()
 def resume(
     folder: RunDir,
+    watching: WatchConfig,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Threads at work, if others than before.")
     ] = None,
@@ -71,7 +75,8 @@ def resume(
     from akkordeon.experiments.saved_run import resumed_config
 
     changes = {"workers": workers, "checkpoint_every": checkpoint_every, "data_dir": data_dir}
-    carry_out(resumed_config(folder, trust, **changes), json, folder, None, goes_on=True, web=web)
+    resumed = resumed_config(folder, trust, **changes)
+    carry_out(resumed, json, folder, None, watching, goes_on=True, web=web)
 
 
 def carry_out(
@@ -79,6 +84,7 @@ def carry_out(
     json: bool,
     out: Path | None,
     record: Path | None,
+    watching: WatchConfig,
     goes_on: bool = False,
     web: str | None = None,
 ) -> None:
@@ -89,8 +95,8 @@ def carry_out(
 
     warn = partial(typer.echo, err=True)
     live = config.workers != 1  # or gates are asked how they are, which changes the run
-    view = view_for(typer.echo, warn, live)
-    outcome = train_task(config, view, out, record, warn, goes_on, page_address(web))
+    view, page = view_for(typer.echo, warn, live), page_address(web)
+    outcome = train_task(config, view, out, record, warn, goes_on, watching, page)
     measured = diagnosis_lines(outcome.summary["gates"])
     if measured:
         say("\n".join(["", *measured]))

@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +21,8 @@ from akkordeon.core.reports import (
     SentinelRestarted,
     TrainingProgress,
 )
+from akkordeon.engines.timeline import Span
+from akkordeon.experiments.report.environment import Environment
 from akkordeon.experiments.run_folder import REPORT, as_json
 from akkordeon.session.recovery.durable import to_disk
 from akkordeon.watch.view import View
@@ -55,7 +57,7 @@ class Journal(View):
     ) -> None:
         self._path = folder / REPORT
         self._part = folder / f"{REPORT}.part"
-        self._now_s = now_s
+        self._now_s, self._began_s = now_s, now_s()
         self._refusals = 0
         self._counted: Counter[str] = Counter()  # refused batches that have no line
         self._reports = 0
@@ -83,10 +85,10 @@ class Journal(View):
         self._write("Resumed", {"checkpoint": checkpoint})
 
     def tell(self, record: Any) -> None:
-        """Write a record of an epoch, a part of one, a round or a refused batch."""
+        """Write a record of an epoch, a part of one, a round or a refused batch, or what the run is on."""
         if isinstance(record, EpochDone | RoundDone | TrainingProgress):
             self._report(record)
-        elif isinstance(record, GateRestarted | SentinelRestarted):
+        elif isinstance(record, GateRestarted | SentinelRestarted | Environment):
             self._write(type(record).__name__, asdict(record))
         elif isinstance(record, BatchRefused):
             self._refusals += 1
@@ -95,14 +97,20 @@ class Journal(View):
             else:
                 self._counted[f"{record.gate} {record.fault}"] += 1
 
-    def close(self, outcome: Mapping[str, Any]) -> None:
+    def close(self, outcome: Mapping[str, Any], spans: Sequence[Span] = ()) -> None:
         """Write the summary as the last line, and give the file its name.
+
+        Args:
+            outcome: the summary.
+            spans: what actors did last, which has a line before it.
 
         Raises:
             DataError: the file cannot be written.
         """
         try:
             self._write_counted()
+            if spans:
+                self._write("Timeline", {"spans": [_as_row(span) for span in spans]})
             self._write("Summary", outcome)
             with self._told():
                 self._file.flush()
@@ -134,7 +142,8 @@ class Journal(View):
             return
         self._written_s[who] = now_s
         self._write_counted()
-        content = {**asdict(record), "samples_per_s": record.samples_per_s}
+        at_s = round(now_s - self._began_s, 3)
+        content = {**asdict(record), "samples_per_s": record.samples_per_s, "at_s": at_s}
         if self._left_out[who]:
             content["left_out"] = self._left_out.pop(who)  # of its records, since its last line
         self._write(type(record).__name__, content)
@@ -154,3 +163,9 @@ class Journal(View):
             yield
         except OSError as error:
             raise DataError(f"{self._path} cannot be written: {error.strerror or error}") from error
+
+
+def _as_row(span: Span) -> list[Any]:
+    """Who, what, batch, from and until, to the microsecond."""
+    until_s = None if span.end_s is None else round(span.end_s, 6)
+    return [span.who, span.what, span.batch, round(span.begin_s, 6), until_s]

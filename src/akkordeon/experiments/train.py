@@ -11,12 +11,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from akkordeon.core.errors import ActorFailedError, AkkordeonError, RecipeError
+from akkordeon.core.errors import ActorFailedError, AkkordeonError, DataError, RecipeError
 from akkordeon.core.reports import RoundDone
 from akkordeon.engines.threads import Threads
+from akkordeon.engines.timeline import Span
+from akkordeon.engines.timeline.chrome_trace import write_trace
 from akkordeon.experiments.build import build_recipe, build_sentinels
 from akkordeon.experiments.config import TrainConfig
 from akkordeon.experiments.journal import Journal
+from akkordeon.experiments.report.environment import environment
+from akkordeon.experiments.report.watching import IN_REPORT, WatchConfig
 from akkordeon.experiments.run import run
 from akkordeon.experiments.run_folder import RunFolder
 from akkordeon.experiments.weight_saver import WeightSaver
@@ -27,6 +31,7 @@ from akkordeon.session.recovery.checkpoint_writer import CheckpointWriter
 from akkordeon.session.session import Session
 from akkordeon.watch.follower import Follower
 from akkordeon.watch.signals import SignalCounter
+from akkordeon.watch.sinks.asking import GateAsker
 from akkordeon.watch.summary import summary
 from akkordeon.watch.training_check import TrainingCheck
 from akkordeon.watch.view import FailSafeView, View
@@ -65,6 +70,7 @@ def train_task(
     record: Path | None = None,
     warn: Callable[[str], None] = print,
     resume: bool = False,
+    watching: WatchConfig | None = None,
     page: tuple[str, int] | None = None,
 ) -> TrainOutcome:
     """Train a task and show how it goes; a signal stops it with what is reached.
@@ -78,6 +84,7 @@ def train_task(
         record: a file to replay the run from.
         warn: takes what ``view`` can show no more.
         resume: go on with the run in the folder from its latest checkpoint.
+        watching: who else is told of it.
         page: host and port at which a browser is shown the run; None shows it to none.
 
     Raises:
@@ -93,7 +100,8 @@ def train_task(
         config = replace(config, keep_last=True)
     sentinels = build_sentinels(task, config)
     recipe, check = build_recipe(task, config), TrainingCheck()
-    engine = Threads(config.workers, config.intra_op_threads)
+    engine, watching = Threads(config.workers, config.intra_op_threads), watching or WatchConfig()
+    engine.timeline = watching.timeline(in_report=folder is not None)
     unsaved: list[str] = []
     with (
         SignalCounter() as signals,
@@ -101,9 +109,12 @@ def train_task(
         ExitStack() as closing,
     ):
         files = None
+        sinks = [closing.enter_context(sink) for sink in watching.sinks(config.as_plain(), recipe)]
         with run(
             recipe, engine, seed=config.seed, record=record, task=config.as_plain(), resume=start
         ) as session:
+            for sink in sinks:
+                session.subscribe(sink)
             if folder is not None:
                 files = _RunFiles(folder, config, session, signals, shown.note, start)
                 closing.callback(files.close)
@@ -111,13 +122,18 @@ def train_task(
                 keep = None if files is None else files.keeper_of(session)
                 shown.note(_page_of(session, page, sentinels, keep, config.task))
             views = [shown, check, *(files.views if files else ())]
+            if sinks and config.workers != 1:  # or gates are asked how they are, which changes the run
+                views.append(GateAsker())
             seconds, complaints = _followed(session, sentinels, views, signals)
         told = summary(session, seconds)
         complaints += check.complaints(session)
         if session.record_failure is not None:
             complaints.append(session.record_failure)
+        spans = [] if engine.timeline is None else engine.timeline.spans
         if files is not None:
-            unsaved = files.finish(told)
+            unsaved = files.finish(told, spans[-IN_REPORT:])
+        if watching.trace is not None:
+            complaints += _traced(spans, watching.trace)
     saved = files is not None and not unsaved
     can_go_on = saved and signals.first is not None and config.checkpoint_every is not None
     return TrainOutcome(told, check.best, signals.first, complaints + unsaved, saved, can_go_on)
@@ -153,6 +169,15 @@ def _followed(
     return time.monotonic() - began_s, []
 
 
+def _traced(spans: Sequence[Span], path: Path) -> list[str]:
+    """Write the trace; what is wrong with that, in sentences."""
+    try:
+        write_trace(spans, path)
+    except DataError as error:
+        return [str(error)]
+    return []
+
+
 class _RunFiles:
     """What a run leaves in its folder: weights as they come, and its report."""
 
@@ -178,6 +203,7 @@ class _RunFiles:
             self._journal.resumed(start.number)
             warn(f"going on from checkpoint {start.number} in {path}")
         self._told = FailSafeView(self._journal, "the report", warn)
+        self._told.tell(environment())
         self.views: list[View] = [self._checkpoints, self._saver, self._told]
 
     def keeper_of(self, session: Session) -> Callable[[], str]:
@@ -194,11 +220,11 @@ class _RunFiles:
         self._checkpoints.close()
         self._folder.close()
 
-    def finish(self, told: Mapping[str, Any]) -> list[str]:
+    def finish(self, told: Mapping[str, Any], spans: Sequence[Span]) -> list[str]:
         """Save what the session ended with; what of it cannot be saved, in sentences."""
         self._checkpoints.close()
         complaints = [] if self._checkpoints.failure is None else [self._checkpoints.failure]
-        for finish in (self._saver.finish, partial(self._journal.close, told)):
+        for finish in (self._saver.finish, partial(self._journal.close, told, spans)):
             try:
                 finish()
             except AkkordeonError as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from akkordeon.core.reports import GateStatus
 from akkordeon.session.attachment import Attachment
 from akkordeon.session.session import Session
 
@@ -20,7 +19,7 @@ def summary(session: Session, seconds: float) -> dict[str, Any]:
         seconds: how long it took.
 
     Returns:
-        ``sentinels`` by name, ``gates`` head first, ``batches`` of all (sent = trained + refused + lost, and
+        ``sentinels`` by name, ``gates`` head first with how often each saw which τ, ``batches`` of all (sent = trained + refused + lost, and
         those in flight while it is at work), ``restarts`` of gates by address, ``seconds`` and
         ``samples_per_s`` of the training alone.
     """
@@ -35,7 +34,8 @@ def summary(session: Session, seconds: float) -> dict[str, Any]:
                 "version": gate.version,
                 "staleness_mean": gate.staleness_mean,
                 "staleness_max": gate.staleness_max,
-                **({} if gate.diagnosis is None else _diagnosis(gate)),
+                "staleness": {str(tau): gate.staleness[tau] for tau in sorted(gate.staleness)},
+                **({} if gate.diagnosis is None else {"diagnosis": asdict(gate.diagnosis)}),
             }
             for gate in status.gates
         ],
@@ -44,13 +44,6 @@ def summary(session: Session, seconds: float) -> dict[str, Any]:
         "seconds": seconds,
         "samples_per_s": samples / trained_s if trained_s else 0.0,
     }
-
-
-def _diagnosis(gate: GateStatus) -> dict[str, Any]:
-    """What a gate has measured, and how often it saw each τ."""
-    assert gate.diagnosis is not None, "else it has nothing to tell"
-    staleness = {str(tau): gate.staleness[tau] for tau in sorted(gate.staleness)}
-    return {"staleness": staleness, "diagnosis": asdict(gate.diagnosis)}
 
 
 def _sentinel(attachment: Attachment) -> dict[str, Any]:
