@@ -18,6 +18,7 @@ from akkordeon.engines.simulator.engine import Simulator
 from akkordeon.engines.threads import Threads
 from akkordeon.experiments.planning.machines import Machine, Machines
 from akkordeon.experiments.planning.plan import Plan, auto, plan
+from akkordeon.experiments.report.report import report
 from akkordeon.experiments.run import resume, run
 from akkordeon.experiments.tasks.task import Task
 from akkordeon.pipeline import nn
@@ -116,6 +117,7 @@ __all__ = [
     "nn",
     "plan",
     "replay",
+    "report",
     "resume",
     "run",
 ]

@@ -78,6 +78,7 @@ PUBLIC = [
     "nn",
     "plan",
     "replay",
+    "report",
     "resume",
     "run",
 ]

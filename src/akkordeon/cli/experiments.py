@@ -1,4 +1,4 @@
-"""The commands that try before one trains: layouts of a task on hosts, and rules for stale gradients."""
+"""The commands that try before one trains, layouts and rules, and that compare what was trained."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from akkordeon.experiments.laboratory.delays import Kind
 from akkordeon.experiments.laboratory.on_engine import EngineName
 from akkordeon.experiments.presets import OPTIMIZERS, RULES, SCHEDULES
 
-__all__ = ["compare", "plan"]
+__all__ = ["compare", "plan", "report"]
 
 OF_THE_MODEL = ("task", "data_dir", "batch_size", "staleness", "optimizer", "lr", "seed")
 
@@ -141,6 +141,27 @@ def compare(
         say(f"drawn: {', '.join(map(str, draw(cells, out)))}")
 
 
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="DIR…", help="What `akkordeon train --out` was given.")
+    ],
+    out: Annotated[
+        Path, typer.Option(metavar="FILE.html", help="Write the report here; it needs no other file.")
+    ] = Path("report.html"),
+    figures: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write its figures here, too, as SVG and PNG.")
+    ] = None,
+) -> None:
+    """Show runs side by side on one page: curves, staleness, timelines, settings, where batches went."""
+    from akkordeon.experiments.report.report import report as report_of
+
+    made = report_of(*runs)
+    made.save(out)
+    say(f"report of {len(runs)} run{'s' if len(runs) > 1 else ''} in {out}")
+    if figures is not None:
+        say(f"drawn: {', '.join(map(str, made.save_figures(figures)))}")
+
+
 def _listed(option: str, text: str, kind: Callable[[str], Any]) -> list[Any]:
     try:
         found = [kind(each) for each in text.split(",") if each]
@@ -207,31 +228,13 @@ def _table(found: Any) -> Any:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
+    from akkordeon.experiments.planning.table import table_of_layouts
+
     table = Table(box=SIMPLE_HEAD, show_edge=False, padding=0)
-    cells = [_cells(each, "▶ " if each is found.best else "") for each in found.layouts]
-    said = [name for name in cells[0] if any(row[name] for row in cells)]
-    for name in said:
-        table.add_column(name, justify="right", no_wrap=True)
-    for each, row in zip(found.layouts, cells, strict=True):
+    headings, rows = table_of_layouts(found.layouts)
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for each, (gates, *others) in zip(found.layouts, rows, strict=True):
         style = "bold" if each is found.best else "" if each.fits else "red"
-        table.add_row(*(row[name] for name in said), style=style)
+        table.add_row(f"{'▶ ' if each is found.best else ''}{gates}", *others, style=style)
     return table
-
-
-def _cells(forecast: Any, mark: str) -> dict[str, str]:
-    """What is said of a layout, by column; nothing where it is as usual."""
-    layout, hosts = forecast.layout, len(forecast.layout.hosts)
-    return {
-        "gates": f"{mark}{layout.gates}",
-        "threads": f"{layout.intra_op_threads}" if layout.intra_op_threads > 1 else "",
-        "replicas": f"{layout.replicas or ''}",
-        "hosts": f"{hosts}" if hosts > 1 else "",
-        "in\nflight": f"{layout.in_flight}",
-        "update\nof": "" if layout.schedule == "async" else f"{layout.micro_batches} {layout.schedule}",
-        "push\nevery": f"{layout.push_every or ''}",
-        "sent\nas": "int8" if layout.int8 else layout.compression or "",
-        "samples\na second": f"{forecast.samples_per_s:,.0f}",
-        "mean\nτ": f"{forecast.staleness:.1f}",
-        "MB\na host": f"{max(forecast.memory_bytes.values()) / 1e6:,.0f}",
-        "KB\na sample": f"{forecast.bytes_per_sample / 1e3:,.1f}" if hosts > 1 else "",
-    }

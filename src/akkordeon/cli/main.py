@@ -11,7 +11,7 @@ import typer
 from akkordeon.cli import network, sentinel
 from akkordeon.cli.downpour import downpour
 from akkordeon.cli.errors import SentenceGroup
-from akkordeon.cli.experiments import compare, plan
+from akkordeon.cli.experiments import compare, plan, report
 from akkordeon.cli.options import PageCommand
 from akkordeon.cli.serve import serve, watch
 from akkordeon.cli.simulate import replay, simulate
@@ -61,6 +61,7 @@ app.command(cls=PageCommand)(train)
 app.command(cls=PageCommand)(resume)
 app.command("test")(measure)
 app.command()(predict)
+app.command()(report)
 app.command()(serve)
 app.command()(watch)
 

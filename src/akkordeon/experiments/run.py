@@ -66,9 +66,9 @@ def run(
         seed: of everything random that belongs to the run: masks, torch's generator while it lasts.
         record: a file that will say what every actor handled and did, for :func:`akkordeon.replay`.
         task: goes into the record: whatever is needed to make the network and its sentinels again.
-        progress: show how it goes until the session is closed: live on a terminal and in a notebook that has
-            ipywidgets, in lines elsewhere. Where a run is to be repeated (one worker, the simulator) it is
-            lines too, because to ask gates how they are would change it.
+        progress: show how it goes until the session is closed: live on a terminal and in a notebook, in lines
+            elsewhere. Where a run is to be repeated (one worker, the simulator) it is lines too, because to
+            ask gates how they are would change it.
         resume: what the run goes on from: sentinels that are attached under the names they had then go on
             with their data where they were. Engine, workers and hosts may be others.
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from akkordeon.core.actor import Spawn
 from akkordeon.core.checks import require_above, require_whole
 from akkordeon.core.errors import RecipeError
+from akkordeon.core.notebook.html import card, table
 from akkordeon.core.payload import Payload
 from akkordeon.core.plain_state import StageState
 from akkordeon.core.schedules import ASYNC, Schedule
@@ -114,8 +115,22 @@ class Network:
         gates = [gate.name or type(gate.module).__name__ for gate in self.gates]
         if len(gates) > NAMED_MAX:
             gates[NAMED_MAX - 1 : -1] = ["…"]
-        weights = sum(p.numel() for gate in self.gates for p in gate.module.parameters())
+        weights = sum(map(_size, self.gates))
         return f"<Network of {len(self.gates)} gates ({', '.join(gates)}), {weights:,} weights>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: a row for each gate."""
+        rows = [
+            (
+                address,
+                gate.name or "",
+                type(gate.module).__name__,
+                f"{_size(gate):,}",
+                type(gate.staleness).__name__,
+            )
+            for address, gate in zip(self.row(), self.gates, strict=True)
+        ]
+        return card(repr(self).strip("<>"), table(("gate", "name", "module", "weights", "rule"), rows))
 
     @classmethod
     def from_module(
@@ -271,6 +286,11 @@ class Network:
             modules = [_starting_from(gate.module, module) for gate in self.gates]
         gates = [replace(gate, module=part) for gate, part in zip(self.gates, modules, strict=True)]
         return replace(self, gates=gates, whole=None if self.whole is None else module)
+
+
+def _size(gate: Gate) -> int:
+    """How many weights it has."""
+    return sum(p.numel() for p in gate.module.parameters())
 
 
 def _chosen_cuts(

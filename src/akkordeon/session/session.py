@@ -20,6 +20,7 @@ from akkordeon.sentinels.recipes import Evaluation, Sentinel, Training
 from akkordeon.sentinels.roles import EXPORT, KEEP
 from akkordeon.session.attachment import Attachment
 from akkordeon.session.launcher import Launcher, say_what_is_cut_short
+from akkordeon.session.notebook.session_html import session_html
 from akkordeon.session.outbox import Outbox
 from akkordeon.session.page.watch import watch_session
 from akkordeon.session.records.recorder import Recorder
@@ -65,8 +66,7 @@ class Session:
         registry: Registry | None = None,
         resume: Checkpoint | None = None,
     ) -> None:
-        self.seed = seed
-        self._engine = engine
+        self.seed, self._engine = seed, engine
         self._topology = topology or topology_of(network)
         self._lock = threading.Lock()  # never held while the engine is called
         self._watchers = Watchers()
@@ -326,6 +326,7 @@ class Session:
 
     serve = serve_session
     watch = watch_session
+    _repr_html_ = session_html
 
     # ── ending ───────────────────────────────────────────────────────────────────────────────────────
 

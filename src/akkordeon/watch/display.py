@@ -10,13 +10,14 @@ from importlib.util import find_spec
 from akkordeon.session.session import Session
 from akkordeon.watch.follower import BackgroundFollower
 from akkordeon.watch.lines import LineView
+from akkordeon.watch.notebook_view import NotebookView
 from akkordeon.watch.view import View
 
 __all__ = ["show", "view_for"]
 
 
 def view_for(write: Callable[[str], None], warn: Callable[[str], None], live: bool = True) -> View:
-    """Something live on a terminal, or in a notebook that can; lines elsewhere.
+    """Something live on a terminal or in a notebook; lines elsewhere.
 
     Args:
         write: takes a line.
@@ -33,6 +34,8 @@ def view_for(write: Callable[[str], None], warn: Callable[[str], None], live: bo
             console.is_jupyter and find_spec("ipywidgets") is not None
         ):
             return LiveView(console)
+        if console.is_jupyter:
+            return NotebookView()
     return LineView(write, warn)
 
 

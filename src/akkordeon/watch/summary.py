@@ -19,9 +19,9 @@ def summary(session: Session, seconds: float) -> dict[str, Any]:
         seconds: how long it took.
 
     Returns:
-        ``sentinels`` by name, ``gates`` head first with how often each saw which τ, ``batches`` of all (sent = trained + refused + lost, and
-        those in flight while it is at work), ``restarts`` of gates by address, ``seconds`` and
-        ``samples_per_s`` of the training alone.
+        ``sentinels`` by name, ``gates`` head first, each with how often it saw which τ, ``batches`` of all
+        (sent = trained + refused + lost, and those in flight while it is at work), ``restarts`` of gates by
+        address, ``seconds`` and ``samples_per_s`` of the training alone.
     """
     trainers = [a for a in session.attachments if a.role.trains]
     samples, status = sum(a.samples for a in trainers), session.status()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Iterator, Sequence
 from itertools import cycle
@@ -10,38 +9,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from akkordeon.core.errors import RecipeError
 from akkordeon.experiments.laboratory.study import Compared
+from akkordeon.experiments.report.style import PLAIN, STYLES, require_matplotlib, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 __all__ = ["draw", "require_matplotlib"]
-
-STYLES = (
-    ("#0072b2", "-", "o"),
-    ("#d55e00", "--", "s"),
-    ("#009e73", "-.", "^"),
-    ("#cc79a7", ":", "D"),
-    ("#000000", "-", "x"),
-    ("#e69f00", "--", "v"),
-    ("#56b4e9", "-.", "P"),
-)
-"""Colours that nearly all can tell apart (Okabe and Ito 2008), and a line and a mark for each beside."""
-
-PLAIN: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "akkordeon"}
-"""Text stays text in an SVG file, and one comparison gives one file."""
-
-
-def require_matplotlib() -> None:
-    """Refuse to draw without it.
-
-    Raises:
-        RecipeError: it is not installed.
-    """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise RecipeError("figures need matplotlib, which is not here: pip install 'akkordeon[figures]'")
 
 
 def draw(cells: Sequence[Compared], folder: Path) -> list[Path]:
@@ -86,10 +61,7 @@ def _drawn(figure: Figure, cells: Sequence[Compared], folder: Path) -> list[Path
     by_delay.legend(frameon=False, fontsize="small")
     for axes in (by_delay, by_batches, by_seconds):
         axes.grid(alpha=0.3)
-    files = [folder / f"figure.{kind}" for kind in ("svg", "png")]
-    for file in files:
-        figure.savefig(file, dpi=150, metadata={"Date": None} if file.suffix == ".svg" else None)
-    return files
+    return save_figure(figure, folder, "figure")
 
 
 def _by_delay(axes: Axes, cells: Sequence[Compared], look: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from akkordeon.core.errors import RecipeError
+from akkordeon.core.notebook.html import card, paragraph, table
 from akkordeon.core.payload import Payload, tensors
 from akkordeon.core.schedules import Flush, Schedule, TwoBuffers
 from akkordeon.data.sources import as_batches
@@ -25,6 +26,7 @@ from akkordeon.experiments.planning.dry_run import Forecast, dry_run
 from akkordeon.experiments.planning.layouts import RunLayout, proposed
 from akkordeon.experiments.planning.machines import Machines, load_machines
 from akkordeon.experiments.planning.measure import measured
+from akkordeon.experiments.planning.table import table_of_layouts
 from akkordeon.experiments.presets import ScheduleName, schedule_named
 from akkordeon.experiments.tasks.task import Task
 from akkordeon.pipeline.learning.optimizer import OptimizerFactory
@@ -67,6 +69,14 @@ class Plan:
             return f"<Plan: none of {len(self.layouts)} layouts>"
         best = self.best
         return f"<Plan: {best.layout}, {best.samples_per_s:,.0f} samples/s, of {len(self.layouts)} layouts>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: a row for each layout, the best of them marked, and why it is that."""
+        headings, rows = table_of_layouts(self.layouts)
+        if not self._may_be_taken:
+            return card(repr(self).strip("<>"), table(headings, rows))
+        best = next(i for i, each in enumerate(self.layouts) if each is self.best)
+        return card(repr(self).strip("<>"), table(headings, rows, [best]), paragraph(self.why))
 
     @property
     def _may_be_taken(self) -> list[Forecast]:
