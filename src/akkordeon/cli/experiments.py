@@ -143,7 +143,7 @@ def compare(
 
 def report(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="DIR…", help="What `akkordeon train --out` was given.")
+        list[Path], typer.Argument(metavar="DIR", help="What `akkordeon train --out` was given.")
     ],
     out: Annotated[
         Path, typer.Option(metavar="FILE.html", help="Write the report here; it needs no other file.")

@@ -53,7 +53,7 @@ def curves(runs: Sequence[KeptRun]) -> Figure | None:
         by_batches, by_seconds = figure.axes[2 * row : 2 * row + 2]
         for label, points in by_label.items():
             steps, seconds, values = zip(*points, strict=True)
-            mark = {"marker": "o", "markersize": 3} if len(points) < FEW else {}
+            mark: dict[str, Any] = {"marker": "o", "markersize": 3} if len(points) < FEW else {}
             by_batches.plot(steps, values, label=label, **looks[label], **mark)
             by_seconds.plot(seconds, values, label=label, **looks[label], **mark)
         by_batches.set(xlabel="batches trained", ylabel=as_label(name))

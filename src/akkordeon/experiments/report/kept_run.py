@@ -92,7 +92,7 @@ def _load_run(folder: Path, name: str) -> KeptRun:
     for number, content in _lines(path):
         try:
             reader.take(content)
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise DataError(f"{path} is damaged in line {number}: {error!r}") from error
     return run
 
