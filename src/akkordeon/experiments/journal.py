@@ -110,7 +110,7 @@ class Journal(View):
         try:
             self._write_counted()
             if spans:
-                self._write("Timeline", {"spans": [_as_row(span) for span in spans]})
+                self._write("Timeline", _as_rows(spans))
             self._write("Summary", outcome)
             with self._told():
                 self._file.flush()
@@ -165,7 +165,13 @@ class Journal(View):
             raise DataError(f"{self._path} cannot be written: {error.strerror or error}") from error
 
 
-def _as_row(span: Span) -> list[Any]:
-    """Who, what, batch, from and until, to the microsecond."""
-    until_s = None if span.end_s is None else round(span.end_s, 6)
-    return [span.who, span.what, span.batch, round(span.begin_s, 6), until_s]
+def _as_rows(spans: Sequence[Span]) -> dict[str, Any]:
+    """Spans in few bytes: actors by number, times in microseconds from the first of all; None is for ever."""
+    actors = {who: number for number, who in enumerate(dict.fromkeys(span.who for span in spans))}
+    first_s = min(span.begin_s for span in spans)
+
+    def row(span: Span) -> list[Any]:
+        length_us = None if span.end_s is None else round(1e6 * (span.end_s - span.begin_s))
+        return [actors[span.who], span.what, span.batch, round(1e6 * (span.begin_s - first_s)), length_us]
+
+    return {"actors": list(actors), "spans": [row(span) for span in spans]}

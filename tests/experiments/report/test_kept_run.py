@@ -9,6 +9,7 @@ import pytest
 from tests.support.kept import SPANS, append, epoch, refused, round_of, written
 
 from akkordeon.core.errors import DataError
+from akkordeon.engines.timeline import Span
 from akkordeon.experiments.journal import REFUSALS_MAX
 from akkordeon.experiments.report.kept_run import load_runs
 
@@ -50,6 +51,11 @@ def test_what_actors_did_last_begins_at_0(tmp_path):
     assert [(s.who, s.what, s.batch) for s in run.spans] == [(s.who, s.what, s.batch) for s in SPANS]
     assert [s.begin_s for s in run.spans] == [0.0, 0.25, 0.5, 0.0]
     assert run.spans[2].end_s == 1.0
+
+
+def test_a_fault_that_lasts_for_ever_is_read_as_such(tmp_path):
+    spans = [*SPANS, Span("gate/1", "crash", None, 100.5, None)]
+    assert read(written(tmp_path, spans=spans)).spans[-1] == Span("gate/1", "crash", None, 0.5, None)
 
 
 def test_refused_batches_are_counted_by_gate_and_fault(tmp_path):
@@ -109,7 +115,8 @@ def test_a_folder_without_a_run_is_told(tmp_path):
         '{"record": "EpochDone"}',
         '{"record": "EpochDone", "sentinel": "t", "loss": "low", "scores": {}}',
         '{"record": "BatchesRefused", "by_gate_and_fault": {"a": "many"}}',
-        '{"record": "Timeline", "spans": [["gate/0", "forward"]]}',
+        '{"record": "Timeline", "actors": ["gate/0"], "spans": [[0, "forward"]]}',
+        '{"record": "Timeline", "actors": ["gate/0"], "spans": [[1, "forward", 0, 0, 0]]}',
         '{"record": "BatchRefused"}',
     ],
 )

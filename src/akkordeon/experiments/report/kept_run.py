@@ -24,6 +24,8 @@ RECORDS: Mapping[str, type[EpochDone | RoundDone | TrainingProgress]] = {
     kind.__name__: kind for kind in (EpochDone, RoundDone, TrainingProgress)
 }
 
+KINDS = (*WORK, "crash", "freeze")
+
 
 @dataclass
 class KeptRun:
@@ -146,7 +148,7 @@ class _Reader:
         elif kind == "BatchesRefused":
             run.refused.update({str(what): int(n) for what, n in content["by_gate_and_fault"].items()})
         elif kind == "Timeline":
-            run.spans = _spans(content["spans"])
+            run.spans = _spans(content)
         elif kind == "Summary":
             run.summary = content
 
@@ -168,16 +170,16 @@ def _number(value: Any) -> float:
     return math.nan if value is None else float(value)
 
 
-def _spans(rows: Sequence[Sequence[Any]]) -> list[Span]:
-    """Spans as the report has them, from 0 on."""
-    first_s = min((float(row[3]) for row in rows), default=0.0)
+def _spans(content: Mapping[str, Any]) -> list[Span]:
+    """Spans as the report has them, in seconds from the first."""
+    actors = [str(who) for who in content["actors"]]
     return [
         Span(
-            str(who),
-            what if what in (*WORK, "crash", "freeze") else "other",
+            actors[who],
+            what if what in KINDS else "other",
             None if batch is None else int(batch),
-            float(begin_s) - first_s,
-            None if end_s is None else float(end_s) - first_s,
+            begin_us / 1e6,
+            None if length_us is None else (begin_us + length_us) / 1e6,
         )
-        for who, what, batch, begin_s, end_s in rows
+        for who, what, batch, begin_us, length_us in content["spans"]
     ]

@@ -24,7 +24,7 @@ __all__ = ["IN_REPORT", "TRACE", "WatchConfig", "require_writable"]
 TRACED = 300_000
 """Of what actors do, so much is in a trace, the latest."""
 
-IN_REPORT = 1_000
+IN_REPORT = 500
 """Likewise, in the report of a run."""
 
 TRACE = Option(metavar="FILE.json[.gz]", help="Write who did what when, for https://ui.perfetto.dev.")

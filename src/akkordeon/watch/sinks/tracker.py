@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
+from contextvars import copy_context
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -48,8 +50,8 @@ class Tracker(Sink):
         self._service = import_module(service)
         try:
             with redirect_stdout(sys.stderr):
-                self._run = self._service.init(
-                    project=project, name=name, config=flat(settings or {}), **options
+                self._run = _alone(
+                    self._service.init, project=project, name=name, config=flat(settings or {}), **options
                 )
         except Exception as error:  # whatever the service raises
             raise RecipeError(
@@ -67,3 +69,8 @@ class Tracker(Sink):
         """Finish the run."""
         with redirect_stdout(sys.stderr):
             self._run.finish()
+
+
+def _alone(begin: Callable[..., Any], **given: Any) -> Any:
+    """Begin a run that is not the current one here: trackio ends that when another begins, and at exit."""
+    return copy_context().run(partial(begin, **given))
