@@ -50,6 +50,7 @@ def test_the_table_and_the_lines_of_a_session_are_shown_to_its_end(shown):
         showing = show(session)
         session.attach(ak.Sentinel.train(batches_of(3), cross_entropy, epochs=2, name="a<b>c"))
         session.wait(WAIT_S)
+        session.status(WAIT_S)  # so that gates were heard of, however short the training
         showing.close()
     last = shown.pages[-1]
     assert "gate/2" in last
