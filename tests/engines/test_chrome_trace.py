@@ -127,7 +127,7 @@ def test_a_timeline_of_any_engine_has_each_batch_at_each_gate(name, tmp_path):
     engine = WITH_TIMELINES[name]()
     began_s = engine.now_s()
     with ak.run(small_network(), engine) as session:
-        session.attach(ak.Sentinel.train(batches_of(5), cross_entropy, name="t")).wait(WAIT_S)
+        session.attach(ak.Sentinel.train(batches_of(5), cross_entropy, name="t")).wait(2 * WAIT_S)
     spans = engine.timeline.spans
     for gate in ("gate/0", "gate/1", "gate/2"):
         for what in ("forward", "backward"):

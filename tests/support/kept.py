@@ -66,6 +66,8 @@ def written(folder: Path, records=None, told=None, settings=None, spans=SPANS) -
         told = summary()
     if told:
         journal.close(told, spans)
+    else:
+        journal._file.close()  # as the end of a process does
     description = {"task": "digits", "lr": 0.1, "downpour": None, **(settings or {})}
     (folder / TASK).write_text(description_text(description), encoding="utf-8")
     return folder
