@@ -40,9 +40,9 @@ def test_with_json_the_last_line_is_the_outcome():
     assert validate["rounds"] in (1, 2)  # what fell due during a round made one more
     assert outcome["batches"] == {"sent": 16, "trained": 16, "refused": 0, "lost": 0}
     assert [gate["version"] for gate in outcome["gates"]] == [16, 16, 16]
-    assert all(
-        gate.keys() == {"name", "version", "staleness_mean", "staleness_max"} for gate in outcome["gates"]
-    )
+    for gate in outcome["gates"]:
+        assert gate.keys() == {"name", "version", "staleness_mean", "staleness_max", "staleness"}
+        assert sum(gate["staleness"].values()) == 16
 
 
 def test_how_stale_gradients_were_is_measured_printed_and_kept(tmp_path):
