@@ -19,7 +19,7 @@ from akkordeon.core.errors import DataError
 from akkordeon.core.messages import Batch, Forward
 from akkordeon.engines.simulator import Compute, Cost
 from akkordeon.engines.timeline import Span, Timeline
-from akkordeon.engines.timeline.chrome_trace import trace_events
+from akkordeon.engines.timeline.chrome_trace import trace_events, write_trace
 
 ROUND_TRIP = [
     Span("gate/0", "forward", 7, 10.0, 10.5, "Forward", "sentinel/t#1", "a"),
@@ -91,9 +91,7 @@ def test_a_trace_of_nothing_is_one():
 
 @pytest.mark.parametrize("name", ["trace.json", "trace.json.gz"])
 def test_a_trace_is_written_as_one_json_object(name, tmp_path):
-    timeline = Timeline()
-    timeline.extend(ROUND_TRIP)
-    timeline.write_trace(tmp_path / name)
+    write_trace(ROUND_TRIP, tmp_path / name)
     opened = gzip.open(tmp_path / name) if name.endswith("gz") else open(tmp_path / name)  # noqa: SIM115
     with opened as file:
         assert json.load(file)["traceEvents"] == list(trace_events(ROUND_TRIP))

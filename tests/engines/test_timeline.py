@@ -98,6 +98,22 @@ def test_a_timeline_of_the_latest_drops_what_is_oldest():
     assert [span.begin_s for span in timeline.spans] == [7, 8, 9]
 
 
+def test_what_another_process_did_is_at_its_host_by_the_clock_of_this_one():
+    timeline, there, later = two_gates(), Timeline(), Timeline()
+    own = timeline.spans
+    there.add("gate/2", Probe(1), 1.0, 2.0)
+    there.fault("gate/2", "crash", 3.0, None)
+    timeline.extend("host", there.raw, 100.0)
+    assert timeline.spans == [
+        *own,
+        Span("gate/2", "other", None, 101.0, 102.0, "Probe", host="host"),
+        Span("gate/2", "crash", None, 103.0, None, host="host"),
+    ]
+    later.add("gate/2", Probe(2), 5.0, 6.0)
+    timeline.extend("host", later.raw, 100.0)  # of the next session: it does not grow without end
+    assert [span.begin_s for span in timeline.spans if span.host] == [105.0]
+
+
 def test_a_timeline_of_nothing_is_refused():
     with pytest.raises(RecipeError, match="spans_max is at least 1, got 0"):
         Timeline(0)

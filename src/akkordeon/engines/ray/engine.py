@@ -144,6 +144,8 @@ class Ray(Engine):
             self._thread.join(STOP_S)
         self._thread = None
         if not self._pool.lost:  # else Ray would have nobody to tell
+            if self.timeline is not None:  # hosts end whatever comes of this
+                within(STOP_S, partial(fetch_spans, require_ray(), dict(self._pool.hosts), self.timeline))
             within(STOP_S, self._end_hosts)
         if self._local is not None:
             self._local.stop()
@@ -156,8 +158,6 @@ class Ray(Engine):
             self._process = None
 
     def _end_hosts(self) -> None:
-        if self.timeline is not None:
-            self.timeline.extend(fetch_spans(require_ray(), dict(self._pool.hosts)))
         self._pool.end_spare()
         for name, handle in list(self._pool.hosts.items()):
             self._end_host(name, handle)

@@ -31,7 +31,7 @@ from akkordeon.engines.ray.serialization import (
     tolerate_read_only,
 )
 from akkordeon.engines.threads import Threads
-from akkordeon.engines.timeline import Span, Timeline
+from akkordeon.engines.timeline import Raw, Timeline
 
 __all__ = ["Dispatcher", "HostProcess", "Routes", "SessionHost"]
 
@@ -163,10 +163,10 @@ class HostProcess:
         """How busy the actors here are."""
         return self._dispatcher.loads()
 
-    def spans(self) -> tuple[float, list[Span]]:
+    def spans(self) -> tuple[float, list[Raw]]:
         """What the actors here did when, and what to add to these times for those of the day."""
         timeline = self._dispatcher.timeline
-        return time.time() - time.monotonic(), [] if timeline is None else timeline.spans
+        return time.time() - time.monotonic(), [] if timeline is None else timeline.raw
 
     def heartbeat(self) -> None:
         """Answer, as long as this process lives."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from akkordeon.core.checks import require_whole
@@ -12,7 +12,7 @@ from akkordeon.engines.timeline.chrome_trace import write_trace
 from akkordeon.engines.timeline.drawing import svg
 from akkordeon.engines.timeline.span import WORK, Span
 
-__all__ = ["Timeline"]
+__all__ = ["Raw", "Timeline"]
 
 Raw = tuple[str, str, int | None, float, float | None, str]
 """A span as it is kept: who, name of the message or of the fault, batch, from, until, sender of the batch."""
@@ -34,12 +34,22 @@ class Timeline:
         self.spans_max = spans_max
         self._latest = latest
         self._raw: deque[Raw] = deque(maxlen=spans_max if latest else None)
-        self._elsewhere: list[Span] = []
+        self._elsewhere: dict[str, tuple[list[Raw], float]] = {}  # by process, and what its clock lacks
 
     @property
     def spans(self) -> list[Span]:
         """All that is kept, in the order in which it ended; of other processes, after all of this one."""
-        return [*(_span(*raw) for raw in self._raw.copy()), *self._elsewhere]
+        here = [_span(*raw) for raw in self._raw.copy()]
+        return here + [
+            _moved(_span(*each), host, later_s)
+            for host, (raw, later_s) in self._elsewhere.copy().items()
+            for each in raw
+        ]
+
+    @property
+    def raw(self) -> list[Raw]:
+        """What is kept of this process, as it is kept: it is sent in a tenth of the time that spans take."""
+        return list(self._raw.copy())
 
     def add(self, who: str, message: Message, begin_s: float, end_s: float) -> None:
         """Keep what an actor worked on; what took no time is left out. From any thread.
@@ -55,9 +65,15 @@ class Timeline:
         """Keep what went wrong with an actor."""
         self._raw.append((who, what, None, begin_s, end_s, ""))
 
-    def extend(self, spans: Iterable[Span]) -> None:
-        """Keep what was done in another process."""
-        self._elsewhere.extend(spans)
+    def extend(self, host: str, raw: list[Raw], later_s: float) -> None:
+        """Keep what was done in another process, instead of what was kept of it before.
+
+        Args:
+            host: its name.
+            raw: see :attr:`raw`.
+            later_s: to be added to its times.
+        """
+        self._elsewhere[host] = raw, later_s
 
     def svg(self, title: str = "", begin_s: float = 0.0, end_s: float | None = None) -> str:
         """A picture of it; see :func:`akkordeon.engines.timeline.drawing.svg`."""
@@ -83,6 +99,11 @@ class Timeline:
         lanes = len({s.who for s in spans}) or 1
         some = spans[: boxes * lanes]
         return 0.0, max((s.end_s for s in some if s.end_s is not None), default=1.0)
+
+
+def _moved(span: Span, host: str, later_s: float) -> Span:
+    end_s = None if span.end_s is None else span.end_s + later_s
+    return replace(span, begin_s=span.begin_s + later_s, end_s=end_s, host=host)
 
 
 def _span(who: str, name: str, batch: int | None, begin_s: float, end_s: float | None, sender: str) -> Span:
