@@ -50,6 +50,11 @@ def test_a_picture_has_a_box_for_each_span_a_lane_for_each_actor_and_a_legend():
     assert float(boxes["gate/0 crash"].get("width")) == pytest.approx(1200 * 3 / 8)  # to the end
 
 
+def test_a_picture_shrinks_as_a_whole():
+    root = ElementTree.fromstring(svg(two_gates().spans))
+    assert root.get("viewBox") == f"0 0 {root.get('width')} {root.get('height')}"
+
+
 def test_a_window_cuts_what_is_outside_it():
     root = ElementTree.fromstring(svg(two_gates().spans, "", 3.0, 4.5))
     titles = [element[0].text for element in root.iter(f"{SVG}rect") if len(element)]

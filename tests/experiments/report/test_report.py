@@ -17,6 +17,7 @@ from akkordeon.experiments.report.figures import TAUS_MAX, curves, staleness
 from akkordeon.experiments.report.kept_run import load_runs
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed: pip install '.[figures]'")
+from matplotlib.colors import to_rgba
 
 HOSTILE = '<script>alert(1)</script> & $x_{ "quoted" _'
 
@@ -69,7 +70,7 @@ def test_the_page_says_where_batches_went_and_what_it_came_to(tmp_path):
     assert page.row("gates made anew") == ["2", "0"]
     assert page.row("ended") == ["yes", "no: it is at work, or was killed"]
     assert ["one", "train", "2", "0.5000", "accuracy 0.7500", "160", "2.0"] in page.rows
-    assert ["one", "gate/1", "20", "1.50", "2", "–", "–"] in page.rows
+    assert ["one", "gate/1", "20", "1.50", "2"] in page.rows
 
 
 def test_settings_that_differ_stand_by_themselves(tmp_path):
@@ -128,8 +129,12 @@ def test_curves_of_several_runs_are_side_by_side_and_look_the_same_in_all_figure
         "one: train", "one: validate", "two: train", "two: validate"
     ]  # fmt: skip
     assert [line.get_label() for line in accuracy.lines] == ["one: train", "two: train"]
-    looks = {line.get_label(): line.get_color() for line in loss.lines}
-    assert all(line.get_color() == looks[line.get_label()] for line in accuracy.lines)
+    looks = [(line.get_color(), line.get_marker(), line.get_linestyle()) for line in loss.lines]
+    colours, marks, dashes = zip(*looks, strict=True)
+    assert colours[0] == colours[1] != colours[2] == colours[3], "a run has its colour"
+    assert marks[0] == marks[1] != marks[2] == marks[3], "and its mark, for who sees no colours"
+    assert dashes[0] == dashes[2] != dashes[1] == dashes[3], "a sentinel has its dashes"
+    assert [line.get_color() for line in accuracy.lines] == [colours[0], colours[2]]
     assert list(loss.lines[0].get_xdata()) == [10, 20]
     assert list(loss_by_seconds.lines[0].get_xdata()) == [0.5, 1.5]
     assert list(loss.lines[0].get_ydata()) == [1.0, 0.5]
@@ -157,6 +162,14 @@ def test_staleness_is_a_share_of_updates_for_each_gate(tmp_path):
     assert [bar.get_height() for bar in second.patches] == [0.5, 0.5]
     last = second.patches[-1]
     assert last.get_x() + last.get_width() / 2 == pytest.approx(TAUS_MAX)
+
+
+def test_a_run_has_one_colour_in_curves_and_bars_though_another_lacks_the_gate(tmp_path):
+    one = written(tmp_path / "one", told=summary(gates=[gate("gate/0", **{"0": 1})]))
+    two = written(tmp_path / "two", told=summary(gates=[gate("gate/1", **{"0": 1})]))
+    runs = load_runs([one, two])
+    colours = [to_rgba(line.get_color()) for line in curves(runs).axes[0].lines]
+    assert [axes.patches[0].get_facecolor() for axes in staleness(runs).axes] == [colours[0], colours[2]]
 
 
 def test_a_report_shows_itself_in_a_notebook_and_has_one_short_line_elsewhere(tmp_path):

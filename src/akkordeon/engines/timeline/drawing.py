@@ -53,10 +53,11 @@ def svg(
     end_s = last_s if end_s is None else end_s
     shown = [s for s in spans if s.begin_s < end_s and (s.end_s is None or s.end_s > begin_s)]
     lanes = sorted({s.who for s in shown}, key=lane_order)
-    height = HEAD + len(lanes) * (LANE + GAP) + FOOT
+    width, height = LEFT + WIDTH + 20, HEAD + len(lanes) * (LANE + GAP) + FOOT
     scale = WIDTH / ((end_s - begin_s) or 1.0)
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{LEFT + WIDTH + 20}" height="{height}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
+        f'viewBox="0 0 {width} {height}" '
         'font-family="Helvetica, Arial, sans-serif" font-size="12">',
         '<rect width="100%" height="100%" fill="white"/>',
         f'<text x="{LEFT}" y="22" font-size="16" font-weight="bold">{escape(title)}</text>',

@@ -8,7 +8,7 @@ from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 from akkordeon.experiments.report.kept_run import KeptRun
-from akkordeon.experiments.report.style import PLAIN, as_label, lines, require_matplotlib
+from akkordeon.experiments.report.style import PLAIN, as_label, look_of, require_matplotlib
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,12 +30,14 @@ IN_A_ROW = 4
 NAMED_MAX = 14
 """Of more lines a legend would hide them all."""
 
-FEW = 3
-"""Fewer points are marked, as a line of one is none."""
+MARKS = 10
+"""A curve has about so many marks, or one at each point where these are fewer."""
 
 
 def curves(runs: Sequence[KeptRun]) -> Figure | None:
     """Loss and scores by batches on the left, by seconds on the right; None where nothing was reported.
+
+    Of several runs each has its colour and mark, and a sentinel of one name the same dashes in all.
 
     Raises:
         RecipeError: matplotlib is not installed.
@@ -44,18 +46,16 @@ def curves(runs: Sequence[KeptRun]) -> Figure | None:
     found = {name: curves for name in names if (curves := dict(_curves(runs, name)))}
     if not found:
         return None
-    looks = dict(
-        zip(dict.fromkeys(label for each in found.values() for label in each), lines(), strict=False)
-    )
+    looks = _looks(runs)
     shown = list(found.items())[: SCORES_MAX + 1]
     figure = _figure(len(shown), 2, wide=5.5, high=3.0)
     for row, (name, by_label) in enumerate(shown):
         by_batches, by_seconds = figure.axes[2 * row : 2 * row + 2]
         for label, points in by_label.items():
             steps, seconds, values = zip(*points, strict=True)
-            mark: dict[str, Any] = {"marker": "o", "markersize": 3} if len(points) < FEW else {}
-            by_batches.plot(steps, values, label=label, **looks[label], **mark)
-            by_seconds.plot(seconds, values, label=label, **looks[label], **mark)
+            look = {**looks[label], "markevery": max(1, len(points) // MARKS)}
+            by_batches.plot(steps, values, label=label, **look)
+            by_seconds.plot(seconds, values, label=label, **look)
         by_batches.set(xlabel="batches trained", ylabel=as_label(name))
         by_seconds.set(xlabel="seconds", ylabel=as_label(name))
         if len(by_label) <= NAMED_MAX:
@@ -69,7 +69,21 @@ def _curves(runs: Sequence[KeptRun], name: str) -> Iterator[tuple[str, list[tupl
         for kind, of in run.told():
             points = run.curve(kind, of, name)
             if any(math.isfinite(value) for _, _, value in points):
-                yield as_label(of if len(runs) == 1 else f"{run.name}: {of}"), points
+                yield _label(runs, run, of), points
+
+
+def _label(runs: Sequence[KeptRun], run: KeptRun, sentinel: str) -> str:
+    return as_label(sentinel if len(runs) == 1 else f"{run.name}: {sentinel}")
+
+
+def _looks(runs: Sequence[KeptRun]) -> dict[str, dict[str, Any]]:
+    """How each curve looks, by its label."""
+    sentinels = list(dict.fromkeys(of for run in runs for _, of in run.told()))
+    return {
+        _label(runs, run, of): look_of(i if len(runs) > 1 else j, j)
+        for i, run in enumerate(runs)
+        for j, of in enumerate(sentinels)
+    }
 
 
 def staleness(runs: Sequence[KeptRun]) -> Figure | None:
@@ -87,7 +101,8 @@ def staleness(runs: Sequence[KeptRun]) -> Figure | None:
     for axes in figure.axes[len(gates) :]:
         axes.set_axis_off()
     for gate, axes in zip(gates, figure.axes, strict=False):
-        _bars(axes, [(name, by_gate[gate]) for name, by_gate in seen if gate in by_gate], len(runs) > 1)
+        own = [(i, name, by_gate[gate]) for i, (name, by_gate) in enumerate(seen) if gate in by_gate]
+        _bars(axes, own, len(runs) > 1)
         axes.set(title=as_label(gate), xlabel="τ", ylabel="share of updates")
     return figure
 
@@ -103,15 +118,15 @@ def _seen(run: KeptRun) -> dict[str, dict[int, int]]:
     return found
 
 
-def _bars(axes: Axes, seen: Sequence[tuple[str, Mapping[int, int]]], named: bool) -> None:
+def _bars(axes: Axes, seen: Sequence[tuple[int, str, Mapping[int, int]]], named: bool) -> None:
+    """Bars of runs side by side: the number of its colour, its name, how often it saw which τ."""
     from matplotlib.ticker import MaxNLocator
 
     width = 0.8 / len(seen)
-    looks = lines()
-    for i, (name, counts) in enumerate(seen):
+    for i, (number, name, counts) in enumerate(seen):
         shares = _shares(counts)
         places = [tau + (i - (len(seen) - 1) / 2) * width for tau in shares]
-        colour = next(looks)["color"]
+        colour = look_of(number, 0)["color"]
         axes.bar(places, list(shares.values()), width, color=colour, label=as_label(name))
     axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     if named:

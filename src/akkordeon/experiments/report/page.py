@@ -79,7 +79,9 @@ def _outcome(runs: Sequence[KeptRun]) -> Iterator[str]:
     if sentinels:
         yield table(("run", "sentinel", "rounds", "loss", "scores", "samples", "seconds"), sentinels)
     if gates:
-        yield table(("run", "gate", "version", "τ mean", "τ max", "cosine", "correction"), gates)
+        headings = ("run", "gate", "version", "τ mean", "τ max", "cosine", "correction")
+        said = len(headings) if any(gate[-2:] != (NONE, NONE) for gate in gates) else len(headings) - 2
+        yield table(headings[:said], [gate[:said] for gate in gates])
 
 
 def _accounting(runs: Sequence[KeptRun]) -> Iterator[tuple[str, ...]]:

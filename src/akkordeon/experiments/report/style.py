@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
-from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +11,7 @@ from akkordeon.core.errors import DataError, RecipeError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["PLAIN", "STYLES", "as_label", "lines", "require_matplotlib", "save_figure"]
+__all__ = ["PLAIN", "STYLES", "as_label", "look_of", "require_matplotlib", "save_figure"]
 
 STYLES = (
     ("#0072b2", "-", "o"),
@@ -25,6 +23,8 @@ STYLES = (
     ("#56b4e9", "-.", "P"),
 )
 """Colours that nearly all can tell apart (Okabe and Ito 2008), and a line and a mark for each beside."""
+
+DASHES = ("-", "--", "-.", ":")
 
 PLAIN: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "akkordeon"}
 """Text stays text in an SVG file, and what is the same gives the same file."""
@@ -48,10 +48,10 @@ def as_label(name: str) -> str:
     return f"\u200b{text}" if text.startswith("_") else text
 
 
-def lines() -> Iterator[dict[str, Any]]:
-    """Looks of lines, one after the other, without end."""
-    for colour, line, _ in cycle(STYLES):
-        yield {"color": colour, "linestyle": line}
+def look_of(colour: int, dashes: int) -> dict[str, Any]:
+    """The look of a line by two numbers: of its colour and mark, and of its dashes."""
+    name, _, mark = STYLES[colour % len(STYLES)]
+    return {"color": name, "marker": mark, "markersize": 4, "linestyle": DASHES[dashes % len(DASHES)]}
 
 
 def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
