@@ -13,7 +13,7 @@ import akkordeon as ak
 from akkordeon.watch import display
 from akkordeon.watch.display import show, view_for
 from akkordeon.watch.lines import LineView
-from akkordeon.watch.notebook_view import EVERY_S, NotebookView
+from akkordeon.watch.notebook.notebook_view import EVERY_S, NotebookView
 
 
 class Displayed:

@@ -69,8 +69,7 @@ class Session:
         self.seed, self._engine = seed, engine
         self._topology = topology or topology_of(network)
         self._lock = threading.Lock()  # never held while the engine is called
-        self._watchers = Watchers()
-        self._closed = False
+        self._watchers, self._closed = Watchers(), False
         self._closed_by: int | None = None  # a thread's identity
         self._has_ended = threading.Event()
         self._at_close: list[Callable[[], None]] = []

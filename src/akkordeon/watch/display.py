@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from akkordeon.session.session import Session
 from akkordeon.watch.follower import BackgroundFollower
 from akkordeon.watch.lines import LineView
-from akkordeon.watch.notebook_view import NotebookView
+from akkordeon.watch.notebook.notebook_view import NotebookView
 from akkordeon.watch.view import View
 
 __all__ = ["show", "view_for"]
