@@ -1,4 +1,4 @@
-"""What a page costs training: batches per second without one, unseen, and with browsers that look at it.
+"""What it costs training to be watched: by nobody, on a page with and without browsers, and by every sink.
 
 python benchmarks/page/run.py [--quick] [--rounds N] [--seconds S] [--json FILE]
 
@@ -11,14 +11,19 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import random
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
+import urllib.request
 from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -26,24 +31,30 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import akkordeon as ak
+from akkordeon.session.session import Session
+from akkordeon.watch.sinks.asking import GateAsker
+from akkordeon.watch.sinks.sink import Sink
 
 BROWSER = Path(__file__).with_name("browser.py")
 BATCH = 128
+REPORT_EVERY = 100  # batches: some reports a second, as of a run that is watched closely
 
 
 @dataclass(frozen=True)
 class Way:
-    """How the page is looked at.
+    """How training is watched.
 
     Attributes:
-        shown: whether there is one.
+        shown: whether there is a page.
         browsers: that read it.
         stuck: that do not.
+        sinks: whether every sink is told.
     """
 
     shown: bool = True
     browsers: int = 0
     stuck: int = 0
+    sinks: bool = False
 
 
 ALONE = "alone"
@@ -53,6 +64,8 @@ WAYS = {
     "one browser": Way(browsers=1),
     "eight browsers": Way(browsers=8),
     "one that reads nothing": Way(stuck=1),
+    "every sink": Way(shown=False, sinks=True),
+    "every sink and one browser": Way(browsers=1, sinks=True),
 }
 
 
@@ -65,13 +78,21 @@ def network() -> ak.Network:
     return ak.Network([ak.Gate(layer, adam) for layer in (*layers, nn.Linear(256, 10))])
 
 
-def batches_per_s(way: Way, seconds: float) -> float:
-    """How fast a network trains while it is looked at in some way."""
+def batches_per_s(way: Way, seconds: float, folder: str) -> float:
+    """How fast a network trains while it is watched in some way."""
     torch.manual_seed(0)
     batch = torch.randn(BATCH, 32), torch.randint(10, (BATCH,))
-    with ak.run(network(), ak.Threads(2)) as session, ExitStack() as closing:
-        train = ak.Sentinel.train(itertools.repeat(batch), cross_entropy, in_flight=3, name="train")
-        attached = session.attach(train)
+    with ExitStack() as telling, ak.run(network(), ak.Threads(2)) as session, ExitStack() as closing:
+        if way.sinks:
+            sinks = [telling.enter_context(sink) for sink in every_sink(folder)]
+            for sink in sinks:
+                session.subscribe(sink)
+            closing.callback(begin_to_ask(session, sinks))
+        attached = session.attach(
+            ak.Sentinel.train(
+                itertools.repeat(batch), cross_entropy, in_flight=3, report_every=REPORT_EVERY, name="train"
+            )
+        )
         if way.shown:
             page = session.watch(0)
             for number in range(way.browsers + way.stuck):
@@ -82,6 +103,37 @@ def batches_per_s(way: Way, seconds: float) -> float:
         trained, ended_s = attached.batches.trained, session.status().now_s
         session.detach("train", drop=True)
         return (trained - before) / (ended_s - began_s)
+
+
+def every_sink(folder: str) -> Iterator[Sink]:
+    """A sink of each kind whose library is here and that needs no account."""
+    if find_spec("tensorboard") is not None:
+        yield ak.TensorBoard(folder, network=network())
+    if find_spec("trackio") is not None:
+        yield ak.Tracker("benchmark")
+    if find_spec("prometheus_client") is not None:
+        yield ak.Prometheus(0)
+
+
+def begin_to_ask(session: Session, sinks: Sequence[Sink]) -> Callable[[], None]:
+    """Ask gates how they are, as commands do, and each second for the metrics; returns what ends it."""
+    over, asker = threading.Event(), GateAsker()
+    urls = [sink.url for sink in sinks if isinstance(sink, ak.Prometheus)]
+
+    def work() -> None:
+        while not over.wait(1):
+            asker.look(session)
+            for url in urls:
+                urllib.request.urlopen(url, timeout=10).read()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+
+    def end_asking() -> None:
+        over.set()
+        thread.join()
+
+    return end_asking
 
 
 def begin(port: int, stuck: bool) -> subprocess.Popen[str]:
@@ -109,13 +161,14 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     rounds, seconds = (1, 0.5) if given.quick else (given.rounds, given.seconds)
-    shuffle = random.Random(0)
+    shuffle, folder = random.Random(0), tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    os.environ["TRACKIO_DIR"] = folder.name  # before trackio is imported, which looks at it once
     shares: dict[str, list[float]] = defaultdict(list)
     speeds: dict[str, list[float]] = defaultdict(list)
     for _ in range(rounds):
         order = list(WAYS)
         shuffle.shuffle(order)
-        speed = {name: batches_per_s(WAYS[name], seconds) for name in order}
+        speed = {name: batches_per_s(WAYS[name], seconds, folder.name) for name in order}
         for name, per_s in speed.items():
             speeds[name].append(per_s)
             shares[name].append(per_s / speed[ALONE])
