@@ -1,5 +1,7 @@
 """The command ``akkordeon``, which is there before the package is: to load that takes seconds.
 
+What it shows of all commands together needs no package, and is there at once.
+
 A Ctrl-C meanwhile ends the process at once, as any program that has not begun, instead of a traceback from
 wherever PyTorch's own loading happens to be. So this cannot be a part of the package.
 """
@@ -21,6 +23,10 @@ def main() -> None:
         handler = signal.getsignal(signal.SIGINT)
         if handler is signal.default_int_handler:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
+        from akkordeon_command import overview
+
+        if sys.argv[1:] in overview.WORDS:
+            overview.listed()()
         from akkordeon.cli import main as cli
 
         signal.signal(signal.SIGINT, handler)

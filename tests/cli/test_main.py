@@ -11,8 +11,11 @@ from pathlib import Path
 import pytest
 from tests.support.commands import akkordeon, alone, read_until
 from tests.support.harness import WAIT_S
+from typer.testing import CliRunner
 
+from akkordeon.cli import main
 from akkordeon.data import download
+from akkordeon_command import overview
 
 
 def test_data_are_downloaded_into_the_folder(tmp_path, monkeypatch):
@@ -27,6 +30,24 @@ def test_data_are_downloaded_into_the_folder(tmp_path, monkeypatch):
 
 def test_the_version_is_that_of_the_package():
     assert akkordeon("--version").stdout == f"akkordeon {version('akkordeon')}\n"
+
+
+@pytest.mark.parametrize("words", overview.WORDS, ids=" ".join)
+def test_what_is_shown_before_the_package_is_loaded_is_what_the_commands_say(words):
+    said = [CliRunner().invoke(app, words, prog_name="akkordeon") for app in (overview.listed(), main.app)]
+    assert said[0].output == said[1].output != ""
+    assert said[0].exit_code == said[1].exit_code
+
+
+@pytest.mark.parametrize("words", overview.WORDS, ids=" ".join)
+def test_help_and_version_do_not_wait_for_the_package(words):
+    code = "import sys; sys.modules['akkordeon'] = sys.modules['torch'] = None\n"
+    code += "from akkordeon_command import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=WAIT_S
+    )
+    assert "ImportError" not in done.stderr
+    assert "akkordeon 0." in done.stdout or "Start and stop networks" in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("command", ["train", "downpour"])
@@ -51,7 +72,9 @@ main()
 
 
 def test_ctrl_c_while_the_package_is_loaded_is_no_traceback():
-    done = subprocess.run([sys.executable, "-c", EARLY], capture_output=True, text=True, timeout=WAIT_S)
+    done = subprocess.run(
+        [sys.executable, "-c", EARLY, "train"], capture_output=True, text=True, timeout=WAIT_S
+    )
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 

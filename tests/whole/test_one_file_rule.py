@@ -61,7 +61,7 @@ def told(tmp_path_factory) -> dict[str, str]:
     (package / "pipeline/staleness/discounted.py").write_text(documented_file(), encoding="utf-8")
     done = subprocess.run(
         [sys.executable, "-c", ASK_ALL, str(folder / "study")],
-        env={**os.environ, "PYTHONPATH": str(folder)},
+        env={**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{Path(ak.__file__).parents[1]}"},
         cwd=folder,
         check=True,
         capture_output=True,

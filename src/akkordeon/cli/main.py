@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 import typer
@@ -18,6 +17,7 @@ from akkordeon.cli.simulate import replay, simulate
 from akkordeon.cli.train import measure, predict, resume, train
 from akkordeon.data.download import COLLECTIONS
 from akkordeon.experiments.config import DATA_DIR
+from akkordeon_command.overview import empty
 
 __all__ = ["app", "main"]
 
@@ -26,33 +26,12 @@ if TYPE_CHECKING:
 else:
     DataSetName = Literal[tuple(COLLECTIONS)]
 
-app = typer.Typer(
-    cls=SentenceGroup,
-    help="Trains PyTorch models with actors: a row of gates, each with its own optimizer.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-)
+app = empty(SentenceGroup)
 
 
 def main() -> None:
     """The entry point."""
     app()
-
-
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"akkordeon {version('akkordeon')}")
-        raise typer.Exit()
-
-
-@app.callback()
-def _options(
-    show_version: Annotated[
-        bool,
-        typer.Option("--version", callback=_show_version, is_eager=True, help="Say which version this is."),
-    ] = False,
-) -> None:
-    pass
 
 
 app.command()(plan)
