@@ -65,6 +65,16 @@ def test_the_wheel_is_for_any_machine_and_has_license_and_commands(built):
     assert "entry_points.txt" in names
 
 
+def test_the_wheel_has_every_file_of_the_packages(built):
+    """Beside the code: that it is typed, and what the page in a browser is made of."""
+    files = {path for path in (ROOT / "src").glob("akkordeon*/**/*") if path.is_file()}
+    wanted = {str(path.relative_to(ROOT / "src")) for path in files if "__pycache__" not in path.parts}
+    wanted = {name for name in wanted if ".egg-info/" not in name}
+    assert any(name.endswith("/py.typed") for name in wanted)
+    assert any(not name.endswith((".py", "/py.typed")) for name in wanted)
+    assert wanted - set(zipfile.ZipFile(built["wheel"]).namelist()) == set()
+
+
 @pytest.mark.parametrize("kind", ["wheel", "archive"])
 def test_it_installs_and_runs_in_an_empty_environment(kind, built, tmp_path):
     run(sys.executable, "-m", "venv", "environment", cwd=tmp_path)
