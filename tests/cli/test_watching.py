@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import sys
 import urllib.request
 
@@ -45,11 +44,10 @@ def test_replicas_are_told_to_tensorboard_too(tmp_path):
 
 def test_a_run_can_be_asked_for_its_numbers_while_it_goes_on():
     pytest.importorskip("prometheus_client")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    process = alone("train", "--epochs", 100_000, "--prometheus", port)
+    process = alone("train", "--epochs", 100_000, "--prometheus", 0)
+    (url,) = (word for word in next(process.stderr).split() if word.startswith("http://127.0.0.1:"))
     read_until(process, "train ")
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=WAIT_S) as answer:
+    with urllib.request.urlopen(url, timeout=WAIT_S) as answer:
         text = answer.read().decode()
     assert 'akkordeon_epoch_loss{sentinel="train"}' in text
     process.kill()

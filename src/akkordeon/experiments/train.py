@@ -32,6 +32,7 @@ from akkordeon.session.session import Session
 from akkordeon.watch.follower import Follower
 from akkordeon.watch.signals import SignalCounter
 from akkordeon.watch.sinks.asking import GateAsker
+from akkordeon.watch.sinks.prometheus import Prometheus
 from akkordeon.watch.summary import summary
 from akkordeon.watch.training_check import TrainingCheck
 from akkordeon.watch.view import FailSafeView, View
@@ -115,6 +116,8 @@ def train_task(
         ) as session:
             for sink in sinks:
                 session.subscribe(sink)
+                if isinstance(sink, Prometheus):
+                    shown.note(f"the metrics are at {sink.url}")
             if folder is not None:
                 files = _RunFiles(folder, config, session, signals, shown.note, start)
                 closing.callback(files.close)
