@@ -8,7 +8,7 @@ import subprocess
 from importlib.resources import files
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.support.pages import applied
 
@@ -25,11 +25,13 @@ PICTURES = st.dictionaries(
 )
 
 
+@settings(deadline=None, suppress_health_check=list(HealthCheck))
 @given(PICTURES, PICTURES)
 def test_a_patch_makes_one_picture_into_the_other(before, now):
     assert applied(before, merge_patch(before, now)) == now
 
 
+@settings(deadline=None, suppress_health_check=list(HealthCheck))
 @given(PICTURES)
 def test_a_picture_that_is_the_same_needs_no_patch(picture):
     assert merge_patch(picture, picture) == {}
