@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
@@ -34,11 +35,11 @@ def prose(path: Path) -> str:
     return re.sub(r"`[^`\n]*`", "", text)
 
 
-def anchors(path: Path) -> set[str]:
+def anchors(path: Path) -> list[str]:
     """What a link into a page may name: its headings, as the site and GitHub spell them."""
     text = re.sub(r"^(```+).*?^\1", "", path.read_text(encoding="utf-8"), flags=re.M | re.S)
     headings = re.findall(r"^#+ (.*)", text, re.M)
-    return {re.sub(r"[^a-z0-9 _-]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+    return [re.sub(r"[^a-z0-9 _-]", "", heading.lower()).strip().replace(" ", "-") for heading in headings]
 
 
 def test_every_page_is_in_the_navigation_once_and_nothing_else_is():
@@ -58,6 +59,12 @@ def test_every_link_of_a_page_leads_somewhere(page):
         if not there.is_file() or (anchor and anchor not in anchors(there)):
             lost.append(link)
     assert lost == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=inside)
+def test_no_two_headings_of_a_page_are_the_same(page):
+    """Or a link to one leads to the other."""
+    assert [anchor for anchor, times in Counter(anchors(page)).items() if times > 1] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=inside)
