@@ -29,8 +29,10 @@ class Terminal:
         *command: str,
         inside: str | None = None,
         prepare: Callable[[], None] | None = None,
+        patience_s: float = PATIENCE_S,
         **environment: str,
     ) -> None:
+        self.patience_s = patience_s
         env = {**os.environ, "HOME": str(home), "PYTHONUNBUFFERED": "1", **environment}
         env.pop("RAY_AUTH_MODE", None)
         self.process = (
@@ -51,7 +53,7 @@ class Terminal:
 
     def until(self, pattern: str) -> re.Match[str]:
         """Read on until a line has this in it."""
-        deadline_s = time.monotonic() + PATIENCE_S
+        deadline_s = time.monotonic() + self.patience_s
         with contextlib.suppress(queue.Empty):  # it says nothing more
             while (line := self._lines.get(timeout=max(0.1, deadline_s - time.monotonic()))) is not None:
                 self.text += line
@@ -61,7 +63,7 @@ class Terminal:
 
     def end(self, code: int | None = 0) -> str:
         """Wait for the command's end; everything it said."""
-        assert self.process.wait(PATIENCE_S) == code or code is None, self.text + self.rest()
+        assert self.process.wait(self.patience_s) == code or code is None, self.text + self.rest()
         return self.text + self.rest()
 
     def rest(self) -> str:
