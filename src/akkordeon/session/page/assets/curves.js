@@ -51,7 +51,7 @@ export class Curves {
 
   #draw(figure, what) {
     const of = this.#curves[what];
-    const names = Object.keys(of);
+    const names = Object.keys(of).sort((a, b) => a.localeCompare(b, "en", { numeric: true }));
     const tables = names.map((name) => [of[name].map(([s]) => s), of[name].map(([, value]) => value)]);
     const data = uPlot.join(tables.map(sorted));
     const there = this.#charts.get(what);

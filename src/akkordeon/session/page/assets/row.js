@@ -4,7 +4,16 @@ import { el, facts, keyed, say } from "./dom.js";
 import { bytes, count, share, staleness, Rates } from "./numbers.js";
 
 const DOTS_MAX = 6;
+const MANY = 100;
 const rates = new Rates();
+
+// Of a row of many gates only what is near the window is kept up to date: all of them would be felt.
+const nearby = new IntersectionObserver((entries) => {
+  for (const { target, isIntersecting } of entries) {
+    target.isFar = !isIntersecting;
+    if (isIntersecting) target.update?.();
+  }
+}, { rootMargin: "50%" });
 
 /** Show the row. `steer` asks for something that changes a gate; null where nobody may. */
 export function showRow(list, heading, picture, steer) {
@@ -25,12 +34,18 @@ export function showRow(list, heading, picture, steer) {
     things.push([`edge ${row.length}`, { edge: edges[row.length], between: [last, "the loss"] }]);
     things.push(["tail", { end: "loss" }]);
   }
-  keyed(list, things, make, show);
+  list.classList.toggle("many", row.length > MANY);
+  keyed(list, things, make, (element, thing) => {
+    element.update = () => show(element, thing);
+    if (row.length <= MANY || !element.isFar) element.update();
+  });
 }
 
 function make(thing) {
   if (thing.end) return el("li", { class: "end" }, thing.end);
-  return "edge" in thing ? makeEdge() : makeGate(thing);
+  const made = "edge" in thing ? makeEdge() : makeGate(thing);
+  nearby.observe(made);
+  return made;
 }
 
 function show(element, thing) {
@@ -141,7 +156,7 @@ function showHistogram(bars, gate) {
   bars.title = words;
   bars.setAttribute("aria-label", words);
   keyed(bars, classes.map((number, place) => [String(place), number]), (_, place) => {
-    return el("span", {}, el("b"), `τ ${staleness(Number(place))}`);
+    return el("span", {}, el("b"), staleness(Number(place)));
   }, (column, number) => {
     column.firstChild.style.height = `${Math.round((60 * number) / most)}%`;
     column.firstChild.hidden = !number;
