@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 from race import Curve, Run, followed
@@ -17,7 +18,10 @@ from akkordeon.experiments.planning.layouts import RunLayout
 sys.path.insert(0, str(Path(__file__).parents[1] / "throughput"))
 from ours import planned
 
-__all__ = ["exact", "on_ray", "on_threads", "plan_of"]
+__all__ = ["exact", "flushed", "on_ray", "on_threads", "plan_of"]
+
+MICRO_BATCHES = 4
+"""Of a batch, where updates wait for it: as many as 1F1B has here."""
 
 
 def plan_of(work: Work) -> ak.Plan:
@@ -38,21 +42,39 @@ def _is_exact(layout: RunLayout) -> bool:
 
 def on_threads(run: Run, plan: ak.Plan, rule: ak.Rule | None = None) -> Curve:
     """As planned; another rule than stashing is for rows."""
-    return _trained(run, plan, plan.engine(), rule)
+    recipe = planned(plan, run.work.model(run.seed))
+    if rule is not None and isinstance(recipe, ak.Network):
+        recipe = recipe.replacing(staleness=rule)
+    return _trained(run, recipe, plan.engine(), plan.best.layout.in_flight)
+
+
+def flushed(run: Run, plan: ak.Plan) -> Curve:
+    """The row as planned, whose updates wait for all parts of a batch: the plain loop, but for rounding."""
+    recipe = replace(planned(plan, run.work.model(run.seed)), schedule=ak.Flush(MICRO_BATCHES))
+    return _trained(run, recipe, plan.engine(), MICRO_BATCHES, _in_parts)
+
+
+def _in_parts(batches: Sequence[Batch]) -> list[Batch]:
+    parts = (zip(x.chunk(MICRO_BATCHES), y.chunk(MICRO_BATCHES), strict=True) for x, y in batches)
+    return list(chain.from_iterable(parts))
 
 
 def on_ray(run: Run, plan: ak.Plan) -> Curve:
     """As planned, with a process for each gate, or replica, and one for the trainer."""
-    return _trained(run, plan, ak.Ray(), None)
+    recipe = planned(plan, run.work.model(run.seed))
+    return _trained(run, recipe, ak.Ray(), plan.best.layout.in_flight)
 
 
-def _trained(run: Run, plan: ak.Plan, engine: Engine, rule: ak.Rule | None) -> Curve:
-    recipe, in_flight = planned(plan, run.work.model(run.seed)), plan.best.layout.in_flight
-    if rule is not None and isinstance(recipe, ak.Network):
-        recipe = recipe.replacing(staleness=rule)
+def _trained(
+    run: Run,
+    recipe: ak.Network | ak.Downpour,
+    engine: Engine,
+    in_flight: int,
+    sent: Callable[[Sequence[Batch]], list[Batch]] = list,
+) -> Curve:
     with ak.run(recipe, engine, seed=run.seed) as session:
 
         def train(batches: Sequence[Batch]) -> None:
-            session.attach(ak.Sentinel.train(list(batches), run.work.loss, in_flight=in_flight)).wait()
+            session.attach(ak.Sentinel.train(sent(batches), run.work.loss, in_flight=in_flight)).wait()
 
         return followed(run, train, lambda: run.work.judged(session.module()))

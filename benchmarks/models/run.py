@@ -21,7 +21,7 @@ from statistics import mean, median
 from typing import Any
 
 import torch
-from in_gates import exact, on_ray, on_threads, plan_of
+from in_gates import exact, flushed, on_ray, on_threads, plan_of
 from race import Curve, Run, loss_after, units_per_s
 from synchronous import ddp, one_f_one_b, plain
 from work import Images, Text, Work
@@ -73,14 +73,16 @@ STUDIES = {
 
 def ways_of(plan: ak.Plan) -> Ways:
     """Everybody who takes part."""
-    compensated = partial(on_threads, plan=plan, rule=ak.DelayCompensation("adaptive"))
+    rules = {"DC-ASGD-a": ak.DelayCompensation("adaptive"), "prediction": ak.Prediction()}
+    late = {f"ours, as planned, {n}": partial(on_threads, plan=plan, rule=rule) for n, rule in rules.items()}
+    late["ours, as planned, flush"] = partial(flushed, plan=plan)
     stale_row = plan.best.layout.in_flight > 1 and not plan.best.layout.replicas
     return {
         PLAIN: plain,
         "DDP gloo, 2 processes": ddp,
         "1F1B gloo, 2 processes": one_f_one_b,
         "ours, as planned": partial(on_threads, plan=plan),
-        **({"ours, as planned, DC-ASGD-a": compensated} if stale_row else {}),
+        **(late if stale_row else {}),
         "ours, 1 in flight": partial(on_threads, plan=exact(plan)),
         "ours on Ray, as planned": partial(on_ray, plan=plan),
     }
