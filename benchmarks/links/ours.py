@@ -36,17 +36,21 @@ def row(parts: list[nn.Sequential], addresses: list[str]) -> ak.Network:
     return ak.Network([ak.Gate(p, adam, resources=n) for p, n in zip(parts, needs, strict=True)])
 
 
-def downpour(parts: list[nn.Sequential], push_every: int, compression: Any) -> ak.Downpour:
-    """A replica on each machine, which it takes the CPUs of; asynchronous DiLoCo."""
+def downpour(parts: list[nn.Sequential], job: Job) -> ak.Downpour:
+    """A replica on each machine, which it takes the CPUs of; asynchronous DiLoCo, or plain outer steps."""
     first, *others = (ak.Gate(part, adam) for part in parts)
+    outer: Any = partial(ak.DelayedNesterov, lr=0.7, momentum=0.5, buffer=MACHINES)
+    if "outer_lr" in job:
+        outer = partial(torch.optim.SGD, lr=job["outer_lr"])
     whole = replace(first, resources={"num_cpus": os.cpu_count() or 1})
     return ak.Downpour(
         ak.Network([whole, *others]),
         replicas=MACHINES,
         push="differences",
-        push_every=push_every,
-        compression=compression,
-        server_optimizer=partial(ak.DelayedNesterov, lr=0.7, momentum=0.5, buffer=MACHINES),
+        push_every=job["push_every"],
+        compression=job["compression"],
+        fetch_compression=job.get("fetch_compression"),
+        server_optimizer=outer,
     )
 
 
@@ -70,7 +74,7 @@ def network_of(job: Job) -> ak.Network | ak.Downpour:
     parts = work_of(job).parts(job.get("seed", 0))
     if "in_flight" in job:
         return row(parts, job["addresses"])
-    return downpour(parts, job["push_every"], job["compression"])
+    return downpour(parts, job)
 
 
 def training_of(job: Job) -> ak.Training:

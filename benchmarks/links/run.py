@@ -52,6 +52,8 @@ RACE_HEADER = "| | load | seconds to 97 % | best |", "|---|---:|---:|---:|"
 Job = dict[str, Any]
 Row = dict[str, Any]
 
+BOTH_WAYS = {"compression": "int8", "fetch_compression": "int8"}
+
 CONTENDERS: dict[str, Job] = {
     "DDP": {"peer": "ddp"},
     "1F1B, 4 micro-batches": {"peer": "1f1b", "micro_batches": 4},
@@ -64,6 +66,8 @@ CONTENDERS: dict[str, Job] = {
     "Downpour, push_every 64": {"push_every": 64, "compression": None},
     "Downpour, push_every 64, bf16": {"push_every": 64, "compression": "bf16"},
     "Downpour, push_every 64, int8": {"push_every": 64, "compression": "int8"},
+    "Downpour, push_every 64, int8 both ways": {"push_every": 64, **BOTH_WAYS},
+    "Downpour, push_every 32, int8 both ways, outer SGD": {"push_every": 32, "outer_lr": 0.35, **BOTH_WAYS},
     "DiLoCo, 16 local steps": {"peer": "diloco", "local_steps": 16},
     "DiLoCo, 64 local steps": {"peer": "diloco", "local_steps": 64},
 }
