@@ -116,7 +116,7 @@ def _cluster_of_ours(listen: str, dashboard: bool) -> Iterator[Any]:
             if processes.is_loopback(listen):
                 typer.echo(
                     "Ray listens on all interfaces of this machine, not on this address alone: "
-                    "the token keeps others out, and a firewall should"
+                    "the token keeps others out, and a firewall should as well"
                 )
             typer.echo(f"Ray runs; other machines join with: akkordeon join {listen}")
         leave = join_cluster(listen)
