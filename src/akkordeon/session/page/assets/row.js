@@ -81,7 +81,7 @@ function showEdge(edge, { edge: batches = 0, between }) {
 function makeGate({ address }) {
   const card = el("li", { class: "gate card" });
   card.head = el("h3");
-  card.busy = el("meter", { min: "0", max: "1", "aria-label": "busy" });
+  card.busy = el("div", { class: "busy", "aria-hidden": "true" }, el("b")); // what is read is in the list
   card.list = facts();
   card.bars = el("div", { class: "histogram", role: "img" });
   card.buttons = el("span", { class: "buttons" });
@@ -104,7 +104,7 @@ function showGate(card, { gate, address, now, steer }) {
   card.buttons.hidden = !steer || Boolean(gate.shard);
   say(card.head, gate.name ?? address);
   const busy = rates.add(`${address} busy`, now, gate.busy_s);
-  card.busy.value = busy ?? 0;
+  card.busy.firstChild.style.width = `${100 * Math.min(1, busy ?? 0)}%`;
   card.list.show([...work(gate, address, now, busy), ...memory(gate), ...troubles(gate)]);
   showHistogram(card.bars, gate);
 }
