@@ -16,7 +16,7 @@ AT = "192.168.1.23"
 """The first machine's address in the tutorial; its machines here have others."""
 
 PATIENCE_S = 300.0
-"""With a command: to start a network takes 15 s, and 110 s where others are at work on the same cores."""
+"""With a command: to start a network took 112 s where others were at work on the same two cores."""
 
 
 def blocks(language: str, step: int) -> list[str]:
