@@ -141,7 +141,7 @@ function memory(gate) {
 function troubles(gate) {
   const found = [];
   for (const [fault, number] of Object.entries(gate.refused ?? {})) {
-    found.push([`⚠ refused, ${fault}`, count(number)]);
+    found.push([`⚠ refused, ${fault.replaceAll("_", " ")}`, count(number)]);
   }
   if (gate.restarts) found.push(["⚠ made anew", count(gate.restarts)]);
   return found;
