@@ -3,7 +3,8 @@
 python benchmarks/page/run.py [--quick] [--rounds N] [--seconds S] [--json FILE]
 
 Ways take turns within a round, each round in another order; what is told is the median over rounds of a way's
-speed by that of training alone in the same round.
+speed by that of training alone in the same round, and of the seconds of a core that this process spent for a
+batch: a machine is faster at one time than at another, and spends the same.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import urllib.request
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -78,8 +80,12 @@ def network() -> ak.Network:
     return ak.Network([ak.Gate(layer, adam) for layer in (*layers, nn.Linear(256, 10))])
 
 
-def batches_per_s(way: Way, seconds: float, folder: str) -> float:
-    """How fast a network trains while it is watched in some way."""
+def measured(way: Way, seconds: float, folder: str) -> tuple[float, float]:
+    """How fast a network trains while it is watched in some way, and what a batch costs.
+
+    Returns:
+        Batches a second, and milliseconds of a core that this process spent on each.
+    """
     torch.manual_seed(0)
     batch = torch.randn(BATCH, 32), torch.randint(10, (BATCH,))
     with ExitStack() as telling, ak.run(network(), ak.Threads(2)) as session, ExitStack() as closing:
@@ -98,11 +104,12 @@ def batches_per_s(way: Way, seconds: float, folder: str) -> float:
             for number in range(way.browsers + way.stuck):
                 closing.callback(end, begin(page.port, stuck=number >= way.browsers))
         pause(seconds / 5)
-        before, began_s = attached.batches.trained, session.status().now_s
+        before, began_s, spent_s = attached.batches.trained, session.status().now_s, time.process_time()
         pause(seconds)
-        trained, ended_s = attached.batches.trained, session.status().now_s
+        batches = attached.batches.trained - before
+        spent_s, took_s = time.process_time() - spent_s, session.status().now_s - began_s
         session.detach("train", drop=True)
-        return (trained - before) / (ended_s - began_s)
+        return batches / took_s, 1000 * spent_s / batches
 
 
 def every_sink(folder: str) -> Iterator[Sink]:
@@ -153,6 +160,11 @@ def pause(seconds: float) -> None:
     threading.Event().wait(seconds)
 
 
+def of_alone(figures: dict[str, list[float]], name: str) -> list[float]:
+    """A way's figures by those of training alone in the same round, least first."""
+    return sorted(its / alone for its, alone in zip(figures[name], figures[ALONE], strict=True))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="whether it works, and no figures")
@@ -163,27 +175,31 @@ def main() -> None:
     rounds, seconds = (1, 0.5) if given.quick else (given.rounds, given.seconds)
     shuffle, folder = random.Random(0), tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
     os.environ["TRACKIO_DIR"] = folder.name  # before trackio is imported, which looks at it once
-    shares: dict[str, list[float]] = defaultdict(list)
     speeds: dict[str, list[float]] = defaultdict(list)
+    spent: dict[str, list[float]] = defaultdict(list)
     for _ in range(rounds):
         order = list(WAYS)
         shuffle.shuffle(order)
-        speed = {name: batches_per_s(WAYS[name], seconds, folder.name) for name in order}
-        for name, per_s in speed.items():
+        for name in order:
+            per_s, cpu_ms = measured(WAYS[name], seconds, folder.name)
             speeds[name].append(per_s)
-            shares[name].append(per_s / speed[ALONE])
-    found = {
-        name: {
+            spent[name].append(cpu_ms)
+    found = {}
+    for name in WAYS:
+        shares, costs = of_alone(speeds, name), of_alone(spent, name)
+        found[name] = {
             "batches_per_s": statistics.median(speeds[name]),
-            "share": statistics.median(shares[name]),
-            "shares": sorted(shares[name]),
+            "share": statistics.median(shares),
+            "shares": shares,
+            "cpu_ms_per_batch": statistics.median(spent[name]),
+            "cpu_share": statistics.median(costs),
+            "cpu_shares": costs,
         }
-        for name in WAYS
-    }
-    for name, figures in found.items():
-        low, high = figures["shares"][0], figures["shares"][-1]
-        print(f"{name:<28} {figures['batches_per_s']:>7,.0f} batches/s  {figures['share']:.3f} of alone "
-              f"({low:.3f} to {high:.3f})")  # fmt: skip
+        print(
+            f"{name:<28} {found[name]['batches_per_s']:>7,.0f} batches/s"
+            f"  {found[name]['share']:.3f} of alone ({shares[0]:.3f} to {shares[-1]:.3f})"
+            f"  CPU {found[name]['cpu_share']:.3f} of alone ({costs[0]:.3f} to {costs[-1]:.3f})"
+        )
     if given.json is not None:
         given.json.write_text(json.dumps(found, indent=2) + "\n")
 
