@@ -18,7 +18,7 @@ from akkordeon.experiments.planning.layouts import RunLayout
 sys.path.insert(0, str(Path(__file__).parents[1] / "throughput"))
 from ours import planned
 
-__all__ = ["exact", "flushed", "on_ray", "on_threads", "plan_of"]
+__all__ = ["exact", "flushed", "late", "on_ray", "on_threads", "plan_of"]
 
 MICRO_BATCHES = 4
 """Of a batch, where updates wait for it: as many as 1F1B has here."""
@@ -38,6 +38,12 @@ def exact(plan: ak.Plan) -> ak.Plan:
 
 def _is_exact(layout: RunLayout) -> bool:
     return layout.in_flight == layout.intra_op_threads == 1 and not layout.replicas
+
+
+def late(plan: ak.Plan) -> ak.Plan:
+    """Of a plan the rows with several batches in flight."""
+    rows = [each for each in plan.layouts if each.layout.in_flight > 1 < each.layout.gates]
+    return replace(plan, layouts=[each for each in rows if not each.layout.replicas])
 
 
 def on_threads(run: Run, plan: ak.Plan, rule: ak.Rule | None = None) -> Curve:

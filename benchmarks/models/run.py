@@ -21,7 +21,7 @@ from statistics import mean, median
 from typing import Any
 
 import torch
-from in_gates import exact, flushed, on_ray, on_threads, plan_of
+from in_gates import exact, flushed, late, on_ray, on_threads, plan_of
 from race import Curve, Run, loss_after, units_per_s
 from synchronous import ddp, one_f_one_b, plain
 from work import Images, Text, Work
@@ -73,16 +73,20 @@ STUDIES = {
 
 def ways_of(plan: ak.Plan) -> Ways:
     """Everybody who takes part."""
-    rules = {"DC-ASGD-a": ak.DelayCompensation("adaptive"), "prediction": ak.Prediction()}
-    late = {f"ours, as planned, {n}": partial(on_threads, plan=plan, rule=rule) for n, rule in rules.items()}
-    late["ours, as planned, flush"] = partial(flushed, plan=plan)
-    stale_row = plan.best.layout.in_flight > 1 and not plan.best.layout.replicas
+    row = late(plan)
+    rules = {
+        "stash": ak.Stash(),
+        "DC-ASGD-a": ak.DelayCompensation("adaptive"),
+        "prediction": ak.Prediction(),
+    }
+    rows = {f"ours, a row, {name}": partial(on_threads, plan=row, rule=rule) for name, rule in rules.items()}
     return {
         PLAIN: plain,
         "DDP gloo, 2 processes": ddp,
         "1F1B gloo, 2 processes": one_f_one_b,
         "ours, as planned": partial(on_threads, plan=plan),
-        **(late if stale_row else {}),
+        **rows,
+        "ours, a row, flush": partial(flushed, plan=row),
         "ours, 1 in flight": partial(on_threads, plan=exact(plan)),
         "ours on Ray, as planned": partial(on_ray, plan=plan),
     }
@@ -92,7 +96,8 @@ def studied(name: str, study: Study, data: Path, seeds: int) -> dict[str, Any]:
     """Everybody in turn: first only timed, then judged with every seed."""
     work = study.work(data)
     plan = plan_of(work)
-    layouts = {"as planned": str(plan.best.layout), "1 in flight": str(exact(plan).best.layout)}
+    plans = {"as planned": plan, "a row": late(plan), "1 in flight": exact(plan)}
+    layouts = {way: str(each.best.layout) for way, each in plans.items()}
     print(f"{name}: {layouts}", file=sys.stderr)
     ways = ways_of(plan)
     timed = Run(work, 0, study.speed, judges=False)
@@ -134,8 +139,8 @@ def row(speeds: list[Curve], curves: dict[str, list[Curve]], way: str) -> dict[s
 
 def print_table(name: str, found: dict[str, Any]) -> None:
     unit, table = found["unit"], found["table"]
-    print(f"\n{name}, {found['weights']:,} weights; as planned: {found['layouts']['as planned']};", end=" ")
-    print(f"of one in flight: {found['layouts']['1 in flight']}\n")
+    layouts = "; ".join(f"{way}: {layout}" for way, layout in found["layouts"].items())
+    print(f"\n{name}, {found['weights']:,} weights; {layouts}\n")
     columns = [f"loss at equal {unit}", "loss at equal seconds"] if len(table[PLAIN]) > 1 else []
     print(f"| | {' | '.join([f'{unit}/s', 'against plain', *columns])} |")
     print("|---|" + "---:|" * (2 + len(columns)))
