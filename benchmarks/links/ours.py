@@ -55,7 +55,7 @@ def downpour(parts: list[nn.Sequential], job: Job) -> ak.Downpour:
 
 
 class Rates:
-    """Samples per second of each sentinel by its own clock, without its first report."""
+    """Samples per second of each sentinel by its own clock, without its first report if there are more."""
 
     def __init__(self) -> None:
         self._reports: dict[str, list[TrainingProgress]] = defaultdict(list)
@@ -66,7 +66,7 @@ class Rates:
 
     def samples_per_s(self) -> float:
         """Of all together."""
-        later = [reports[1:] for reports in self._reports.values()]
+        later = [reports[1:] or reports for reports in self._reports.values()]
         return sum(sum(r.samples for r in kept) / sum(r.seconds for r in kept) for kept in later)
 
 
