@@ -3,8 +3,8 @@
 python benchmarks/page/run.py [--quick] [--rounds N] [--seconds S] [--json FILE]
 
 Ways take turns within a round, each round in another order; what is told is the median over rounds of a way's
-speed by that of training alone in the same round, and of the seconds of a core that this process spent for a
-batch: a machine is faster at one time than at another, and spends the same.
+speed by that of training alone in the same round, and of the share of this process's time on the cores that
+is not its workers': a machine is faster at one time than at another, and the share stays.
 """
 
 from __future__ import annotations
@@ -81,10 +81,10 @@ def network() -> ak.Network:
 
 
 def measured(way: Way, seconds: float, folder: str) -> tuple[float, float]:
-    """How fast a network trains while it is watched in some way, and what a batch costs.
+    """How fast a network trains while it is watched in some way, and what goes to others than workers.
 
     Returns:
-        Batches a second, and milliseconds of a core that this process spent on each.
+        Batches a second, and the share of the process's time on the cores.
     """
     torch.manual_seed(0)
     batch = torch.randn(BATCH, 32), torch.randint(10, (BATCH,))
@@ -104,12 +104,20 @@ def measured(way: Way, seconds: float, folder: str) -> tuple[float, float]:
             for number in range(way.browsers + way.stuck):
                 closing.callback(end, begin(page.port, stuck=number >= way.browsers))
         pause(seconds / 5)
-        before, began_s, spent_s = attached.batches.trained, session.status().now_s, time.process_time()
+        before, began_s = attached.batches.trained, session.status().now_s
+        process_s, workers_s = time.process_time(), of_workers_s()
         pause(seconds)
-        batches = attached.batches.trained - before
-        spent_s, took_s = time.process_time() - spent_s, session.status().now_s - began_s
+        batches, took_s = attached.batches.trained - before, session.status().now_s - began_s
+        workers_share = (of_workers_s() - workers_s) / (time.process_time() - process_s)
         session.detach("train", drop=True)
-        return batches / took_s, 1000 * spent_s / batches
+        return batches / took_s, 1 - workers_share
+
+
+def of_workers_s() -> float:
+    """Seconds that the workers of this process have had of the cores."""
+    workers = [each for each in threading.enumerate() if each.name.startswith("akkordeon-worker-")]
+    clocks = [time.pthread_getcpuclockid(each.ident) for each in workers if each.ident is not None]
+    return sum(map(time.clock_gettime, clocks))
 
 
 def every_sink(folder: str) -> Iterator[Sink]:
@@ -160,11 +168,6 @@ def pause(seconds: float) -> None:
     threading.Event().wait(seconds)
 
 
-def of_alone(figures: dict[str, list[float]], name: str) -> list[float]:
-    """A way's figures by those of training alone in the same round, least first."""
-    return sorted(its / alone for its, alone in zip(figures[name], figures[ALONE], strict=True))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="whether it works, and no figures")
@@ -176,29 +179,29 @@ def main() -> None:
     shuffle, folder = random.Random(0), tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
     os.environ["TRACKIO_DIR"] = folder.name  # before trackio is imported, which looks at it once
     speeds: dict[str, list[float]] = defaultdict(list)
-    spent: dict[str, list[float]] = defaultdict(list)
+    beside: dict[str, list[float]] = defaultdict(list)
     for _ in range(rounds):
         order = list(WAYS)
         shuffle.shuffle(order)
         for name in order:
-            per_s, cpu_ms = measured(WAYS[name], seconds, folder.name)
+            per_s, share = measured(WAYS[name], seconds, folder.name)
             speeds[name].append(per_s)
-            spent[name].append(cpu_ms)
+            beside[name].append(share)
     found = {}
     for name in WAYS:
-        shares, costs = of_alone(speeds, name), of_alone(spent, name)
+        shares = sorted(its / alone for its, alone in zip(speeds[name], speeds[ALONE], strict=True))
         found[name] = {
             "batches_per_s": statistics.median(speeds[name]),
             "share": statistics.median(shares),
             "shares": shares,
-            "cpu_ms_per_batch": statistics.median(spent[name]),
-            "cpu_share": statistics.median(costs),
-            "cpu_shares": costs,
+            "beside_workers": statistics.median(beside[name]),
+            "beside_workers_of_rounds": sorted(beside[name]),
         }
         print(
             f"{name:<28} {found[name]['batches_per_s']:>7,.0f} batches/s"
             f"  {found[name]['share']:.3f} of alone ({shares[0]:.3f} to {shares[-1]:.3f})"
-            f"  CPU {found[name]['cpu_share']:.3f} of alone ({costs[0]:.3f} to {costs[-1]:.3f})"
+            f"  beside workers {found[name]['beside_workers']:.2%}"
+            f" ({min(beside[name]):.2%} to {max(beside[name]):.2%})"
         )
     if given.json is not None:
         given.json.write_text(json.dumps(found, indent=2) + "\n")

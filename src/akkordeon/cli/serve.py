@@ -115,7 +115,7 @@ def watch(
 @contextmanager
 def _shown(what: str, port: int, host: str, token: str | bool | None) -> Iterator[PageServer]:
     from akkordeon.session.page.watch import watch_only
-    from akkordeon.watch.kept_run import WatchedRun
+    from akkordeon.watch.watched_run import WatchedRun
 
     address, _, name = what.partition("/")
     if Path(what).exists() or not address.rpartition(":")[2].isdecimal():

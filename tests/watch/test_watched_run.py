@@ -7,7 +7,7 @@ import json
 import pytest
 
 from akkordeon.core.errors import DataError
-from akkordeon.watch.kept_run import WatchedRun
+from akkordeon.watch.watched_run import WatchedRun
 
 REPORT = "report.jsonl"
 
