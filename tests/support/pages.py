@@ -53,6 +53,8 @@ class Seen:
     def take(self, kind: str, told: Any) -> None:
         self.events += 1
         self.is_last = kind == "last"
+        if told.get("first"):
+            self.picture, self.curves, self.log = {}, {}, []
         self.picture = applied(self.picture, told.get("picture", {}))
         for who, measures in told.get("curves", {}).items():
             for measure, points in measures.items():

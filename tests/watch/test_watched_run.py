@@ -90,6 +90,21 @@ def test_a_run_that_begins_anew_in_the_folder_is_shown_from_its_beginning(tmp_pa
     assert run.look()["sentinels"]["train"]["rounds"] == 1
 
 
+def test_nothing_of_the_run_before_is_shown_with_one_that_takes_its_place(tmp_path):
+    written(tmp_path / REPORT, epoch(1, 0.5), epoch(2, 0.25))
+    run = WatchedRun(tmp_path, REPORT)
+    run.look()
+    before = run.history.since(0)
+    part = tmp_path / f"{REPORT}.part"
+    written(part, *(epoch(number, 0.75) for number in (1, 2, 3)))  # of which more is there than was read
+    assert run.look()["sentinels"]["train"]["rounds"] == 3
+    now = run.history.since(before.number)
+    assert now.is_anew
+    assert now.curves["train"]["loss"] == [[2.0, 0.75], [4.0, 0.75], [6.0, 0.75]]
+    assert run.history.since(0).curves == now.curves
+    assert [text for _, _, text in log_of(run)] == ["is another one: a run has begun anew", "came"]
+
+
 def test_a_folder_without_a_report_is_told_in_a_sentence(tmp_path):
     with pytest.raises(DataError, match="does not exist; `akkordeon train --out"):
         WatchedRun(tmp_path / "none", REPORT)

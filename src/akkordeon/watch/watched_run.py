@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,9 @@ __all__ = ["WatchedRun"]
 
 READ_MAX = 2**22
 """Bytes of the report that one look reads; the next goes on after them."""
+
+HEAD_MAX = 1024
+"""Bytes at its beginning by which it is told from the report of another run that has taken its place."""
 
 
 class WatchedRun:
@@ -46,11 +50,18 @@ class WatchedRun:
 
     def _begin(self) -> None:
         self._read = 0
+        self._head = b""
         self._seconds: dict[str, float] = defaultdict(float)
         self._told_within: set[str] = set()
         self._sentinels: dict[str, dict[str, Any]] = {}
         self._gates: dict[str, dict[str, Any]] = {}
         self._ended = False
+
+    def _begin_anew(self) -> None:
+        """Another run has begun in the folder: none of what was read is of it."""
+        self._begin()
+        self.history.begin_anew()
+        self.history.note("noted", "the report", "is another one: a run has begun anew")
 
     def look(self) -> dict[str, Any]:
         """How the run is, or what it came to; see :class:`akkordeon.session.page.watched.Watched`.
@@ -73,15 +84,16 @@ class WatchedRun:
         """The lines that have come since the last look; all of them where another run has begun here."""
         path = next((path for path in self._paths if path.is_file()), self._paths[-1])
         try:
-            if path.stat().st_size < self._read:
-                self.history.note("noted", "the report", "is another one: a run has begun anew")
-                self._begin()
             with path.open("rb") as file:
+                is_other = file.read(len(self._head)) != self._head
+                if is_other or os.fstat(file.fileno()).st_size < self._read:
+                    self._begin_anew()
                 file.seek(self._read)
                 content = file.read(READ_MAX)
         except OSError as error:
             raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
         whole = content[: content.rfind(b"\n") + 1]
+        self._head = self._head or whole[:HEAD_MAX]
         self._read += len(whole)
         for line in whole.splitlines():
             try:

@@ -90,3 +90,15 @@ def test_threads_that_write_and_read_lose_nothing():
     for thread in threads:
         thread.join()
     assert all(values == [float(i) for i in range(200)] for values in found.values())
+
+
+def test_what_was_forgotten_is_of_no_use_to_who_has_it_already():
+    past = History()
+    past.point("train", "loss", 0.5)
+    before = past.since(0)
+    past.begin_anew()
+    past.point("train", "loss", 0.25)
+    after = past.since(before.number)
+    assert (before.is_anew, after.is_anew, past.since(after.number).is_anew) == (False, True, False)
+    assert [value for _, value in after.curves["train"]["loss"]] == [0.25]
+    assert past.since(0).curves == after.curves

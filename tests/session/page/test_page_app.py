@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -201,3 +203,25 @@ def test_no_line_break_in_a_name_breaks_an_event():
     asker.feed.end()
     lines = asker.get("/events").text.strip().splitlines()
     assert len(lines) == 2
+
+
+def test_where_another_begins_in_the_place_of_what_is_watched_a_browser_begins_too():
+    watched = Given({"title": "mine", "gates": {"gate/0": {}}})
+    watched.history.point("train", "loss", 0.5)
+
+    async def two_events():
+        events = Feed(watched, 1e-9, {}).events()
+        yield await anext(events)
+        watched.picture = {"title": "mine"}
+        watched.history.begin_anew()
+        watched.history.point("train", "loss", 0.25)
+        yield await anext(events)
+        await events.aclose()
+
+    async def told():
+        return [json.loads(event.split(b"data: ")[1]) async for event in two_events()]
+
+    first, second = asyncio.run(told())
+    assert first["first"] is second["first"] is True
+    assert second["picture"] == {"title": "mine", "trouble": None}
+    assert [value for _, value in second["curves"]["train"]["loss"]] == [0.25]

@@ -83,7 +83,9 @@ class Feed:
             is_last = self._is_over
             look = await self._look(at_once=is_last)
             news = self._watched.history.since(number)
-            told: dict[str, Any] = {"first": True} if is_first else {}
+            told: dict[str, Any] = {}
+            if is_first or news.is_anew:
+                told["first"], sent = True, {}
             if patch := merge_patch(sent, look.picture):
                 told["picture"] = patch
             told |= {"curves": news.curves} if news.curves else {}

@@ -30,11 +30,13 @@ class News:
         number: of the latest of it, to ask with the next time.
         curves: [seconds, value] pairs, by sentinel and what was measured.
         log: entries, the earliest first.
+        is_anew: whether what was given before the number is of no use any more.
     """
 
     number: int
     curves: dict[str, dict[str, list[list[float]]]]
     log: list[dict[str, Any]]
+    is_anew: bool = False
 
 
 class History:
@@ -49,6 +51,7 @@ class History:
         self._now_s = now_s
         self._began_s = now_s() - before_s
         self._number = 0
+        self._anew = 0  # the number at which all before it was forgotten
         self._curves: dict[tuple[str, str], list[tuple[int, float, float]]] = {}
         self._log: deque[dict[str, Any]] = deque(maxlen=LOG_MAX)
         self._lock = threading.Lock()
@@ -92,6 +95,14 @@ class History:
             entry = {"n": self._number, "seconds": seconds, "kind": kind, "who": who, "text": text}
             self._log.append(entry)
 
+    def begin_anew(self) -> None:
+        """Forget all: what is watched is another from now on."""
+        with self._lock:
+            self._number += 1
+            self._anew = self._number
+            self._curves.clear()
+            self._log.clear()
+
     def since(self, number: int) -> News:
         """What has come after that number; 0 gives all there is."""
         curves: dict[str, dict[str, list[list[float]]]] = defaultdict(dict)
@@ -100,7 +111,8 @@ class History:
                 new = [[round(s, 3), value] for n, s, value in curve[_first_after(curve, number) :]]
                 if new:
                     curves[who][measure] = new
-            return News(self._number, dict(curves), [entry for entry in self._log if entry["n"] > number])
+            log = [entry for entry in self._log if entry["n"] > number]
+            return News(self._number, dict(curves), log, is_anew=number < self._anew)
 
 
 def _first_after(curve: list[tuple[int, float, float]], number: int) -> int:
