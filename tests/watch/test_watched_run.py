@@ -61,6 +61,17 @@ def test_its_end_is_its_summary(tmp_path):
     assert log_of(run)[-1] == ("went", "the run", "has ended")
 
 
+def test_a_run_that_was_taken_up_again_is_at_work(tmp_path):
+    gate = {"name": "gate/0", "version": 8, "staleness_mean": 1.5, "staleness_max": 3}
+    summary = {"record": "Summary", "sentinels": {"train": {"role": "train", "rounds": 1}}, "gates": [gate]}
+    again = {"record": "Resumed", "checkpoint": 3}
+    written(tmp_path / f"{REPORT}.part", epoch(1, 0.5), summary, again, epoch(2, 0.25))
+    seen = WatchedRun(tmp_path, REPORT).look()
+    assert (seen["sentinels"]["train"]["state"], seen["sentinels"]["train"]["rounds"]) == ("at work", 2)
+    assert "kept" not in seen["note"]
+    assert seen["gates"] == {}
+
+
 def test_refusals_and_recoveries_are_in_the_log(tmp_path):
     written(
         tmp_path / REPORT,

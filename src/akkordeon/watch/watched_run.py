@@ -119,9 +119,17 @@ class WatchedRun:
         elif kind == "SentinelRestarted":
             self.history.note("recovered", who, f"{line.get('why')}; it goes on where it was")
         elif kind == "Resumed":
+            self._resumed()
             self.history.note("came", "the run", f"goes on from checkpoint {line.get('checkpoint')}")
         elif kind == "Summary":
             self._summary(line)
+
+    def _resumed(self) -> None:
+        """It has been taken up again: what it had come to before is not its end."""
+        self._ended = False
+        self._gates = {}
+        for sentinel in self._sentinels.values():
+            sentinel["state"] = "at work"
 
     def _measured(self, kind: str, who: str, line: dict[str, Any]) -> None:
         if who not in self._sentinels:

@@ -82,6 +82,13 @@ def test_seconds_go_on_where_a_run_was_taken_up_again(tmp_path):
     assert run.curve("epoch", "train", "loss")[-1][:2] == (30, 2.25)
 
 
+def test_what_a_run_had_come_to_before_it_was_taken_up_again_is_not_its_end(tmp_path):
+    folder = written(tmp_path)
+    append(folder, {"record": "Resumed", "checkpoint": 2})
+    run = read(folder)
+    assert (run.summary, run.spans) == (None, [])
+
+
 def test_a_report_from_before_times_were_kept_has_curves_by_batches(tmp_path):
     folder = written(tmp_path)
     lines = [json.loads(line) for line in (folder / "report.jsonl").read_text().splitlines()]

@@ -140,6 +140,7 @@ class _Reader:
             self._report(RECORDS[kind], content)
         elif kind == "Resumed":
             run.resumed += 1
+            run.summary, run.spans = None, []  # they were of what it had come to before
             self._before_s = self._at_s
         elif kind == "Environment":
             run.environment = content
