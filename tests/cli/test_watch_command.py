@@ -50,11 +50,16 @@ def endless_task():
 )
 
 
+def address_of(process):
+    """Where a run that trains is shown, and the token that steers it."""
+    line = next(line for line in process.stderr if line.startswith("the page is at "))
+    return re.search(r"at (http\S+)/#(\w+)", line).groups()
+
+
 def test_a_run_is_shown_while_it_trains_and_stopped_from_the_page(tmp_path):
     (tmp_path / "mine.py").write_text(ENDLESS)
     process = alone("train", f"{tmp_path}/mine.py:endless_task", "--web", 0)
-    line = next(line for line in process.stderr if line.startswith("the page is at "))
-    url, token = re.search(r"at (http\S+)/#(\w+)", line).groups()
+    url, token = address_of(process)
     with browser_of(url) as events:
         seen = next(seen for seen in events if (seen.picture["gates"]["gate/0"].get("version") or 0) > 3)
         assert set(seen.picture["sentinels"]) == {"train", "validate"}
@@ -64,6 +69,23 @@ def test_a_run_is_shown_while_it_trains_and_stopped_from_the_page(tmp_path):
         assert Orders(url, token)(do="stop") == (200, "all that trains was told to end")
         last = [seen.is_last for seen in events]
     assert last[-1] is True
+    process.communicate(timeout=WAIT_S)
+    assert process.returncode == 0
+
+
+def test_a_checkpoint_is_said_to_be_kept_once_it_is(tmp_path):
+    (tmp_path / "mine.py").write_text(ENDLESS)
+    out, in_the_way = tmp_path / "out", tmp_path / "out" / "checkpoints"
+    out.mkdir()
+    in_the_way.write_text("of somebody else")
+    process = alone("train", f"{tmp_path}/mine.py:endless_task", "--web", 0, "--out", out)
+    order = Orders(*address_of(process))
+    code, sentence = order(do="checkpoint")
+    assert (code, "cannot be written: File exists" in sentence) == (422, True), sentence
+    in_the_way.unlink()
+    assert order(do="checkpoint") == (200, f"a checkpoint was kept in {out}")
+    assert (in_the_way / "000001" / "manifest.json").exists()
+    order(do="stop")
     process.communicate(timeout=WAIT_S)
     assert process.returncode == 0
 

@@ -210,10 +210,10 @@ class _RunFiles:
         self.views: list[View] = [self._checkpoints, self._saver, self._told]
 
     def keeper_of(self, session: Session) -> Callable[[], str]:
-        """What takes a checkpoint now, has it written here, and says where."""
+        """What takes a checkpoint now, and says where it is once it is written."""
 
         def keep() -> str:
-            self._checkpoints.tell(session.checkpoint(timeout=CHECKPOINT_S))
+            self._checkpoints.write(session.checkpoint(timeout=CHECKPOINT_S))
             return str(self._folder.path)
 
         return keep
@@ -247,6 +247,10 @@ class _CheckpointSaver(View):
     def failure(self) -> str | None:
         """Why the last checkpoint could not be written; None if it is."""
         return self._writer.failure
+
+    def write(self, checkpoint: Checkpoint) -> None:
+        """Have one written that was asked for, and wait for it; see :class:`CheckpointWriter`."""
+        self._writer.write(checkpoint)
 
     def close(self) -> None:
         """Write the last."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 from tests.support.checkpoints import numbered
 from tests.support.harness import WAIT_S
 
@@ -52,3 +54,28 @@ def test_one_that_cannot_be_written_is_no_reason_not_to_try_the_next():
     writer.close()
     assert written == [1, 1, 2]
     assert writer.failure is None
+
+
+def test_who_asked_for_one_is_told_once_it_is_written_or_why_it_is_not():
+    def write(checkpoint):
+        begun.set()
+        assert go_on.wait(WAIT_S)
+        if checkpoint.number == 2:
+            raise DataError("the disk is full")
+        written.append(checkpoint.number)
+
+    written, begun, go_on = [], threading.Event(), threading.Event()
+    writer = CheckpointWriter(write)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(writer.write, numbered(1))
+        assert begun.wait(WAIT_S)
+        assert not first.done()
+        go_on.set()
+        first.result(WAIT_S)
+    assert written == [1]
+    with pytest.raises(DataError, match="the disk is full"):
+        writer.write(numbered(2))
+    writer.close()
+    with pytest.raises(DataError, match="the run has ended"):
+        writer.write(numbered(3))
+    assert written == [1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from akkordeon.core.errors import explain
+from akkordeon.core.errors import DataError, explain
 from akkordeon.session.recovery.checkpoint import Checkpoint
 
 __all__ = ["CheckpointWriter"]
@@ -27,6 +27,7 @@ class CheckpointWriter:
         self.failure: str | None = None
         self._write = write
         self._waiting: Checkpoint | None = None
+        self._taken = self._done = 0  # checkpoints so far, and those of them that wait no more
         self._closed = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="akkordeon-checkpoints", daemon=True)
@@ -36,25 +37,48 @@ class CheckpointWriter:
         """Take a checkpoint to write, of all records that a watcher is told; returns at once."""
         if isinstance(record, Checkpoint):
             with self._changed:
-                self._waiting = record
-                self._changed.notify()
+                self._take(record)
+
+    def write(self, checkpoint: Checkpoint) -> None:
+        """Have a checkpoint written, and wait until it is, or a later one in its place.
+
+        Raises:
+            DataError: it cannot be written, or nothing is any more.
+        """
+        with self._changed:
+            if self._closed:
+                raise DataError("the run has ended, and no more checkpoints are written")
+            self._take(checkpoint)
+            number = self._taken
+            self._changed.wait_for(lambda: self._done >= number)
+            if self.failure is not None:
+                raise DataError(self.failure)
 
     def close(self) -> None:
         """Write the one that waits, and end; doing it twice does nothing."""
         with self._changed:
             self._closed = True
-            self._changed.notify()
+            self._changed.notify_all()
         self._thread.join()
+
+    def _take(self, checkpoint: Checkpoint) -> None:
+        self._waiting = checkpoint
+        self._taken += 1
+        self._changed.notify_all()
 
     def _work(self) -> None:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting is not None or self._closed)
                 checkpoint, self._waiting = self._waiting, None
+                number = self._taken
             if checkpoint is None:
                 return
+            failure = None
             try:
                 self._write(checkpoint)
-                self.failure = None
             except Exception as error:  # whatever it is, the next may be written
-                self.failure = explain(error)
+                failure = explain(error)
+            with self._changed:
+                self.failure, self._done = failure, number
+                self._changed.notify_all()
