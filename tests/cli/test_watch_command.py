@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+import socket
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -79,7 +80,8 @@ def test_a_checkpoint_is_said_to_be_kept_once_it_is(tmp_path):
     out.mkdir()
     in_the_way.write_text("of somebody else")
     process = alone("train", f"{tmp_path}/mine.py:endless_task", "--web", 0, "--out", out)
-    order = Orders(*address_of(process))
+    url, token = address_of(process)
+    order = Orders(url, token)
     code, sentence = order(do="checkpoint")
     assert (code, "cannot be written: File exists" in sentence) == (422, True), sentence
     in_the_way.unlink()
@@ -130,6 +132,16 @@ def test_the_port_may_be_left_out(words, web, monkeypatch):
     monkeypatch.setattr(train, "carry_out", lambda *arguments, web=None: given.append(web))
     akkordeon("train", *words)
     assert given == [web]
+
+
+def test_a_port_that_is_taken_costs_nothing_of_the_run_that_is_kept(tmp_path):
+    akkordeon("train", *QUICK, "--out", tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        told = akkordeon("train", *QUICK, "--out", tmp_path, "--web", port, expecting=1).stderr
+    assert f"cannot listen at 127.0.0.1:{port}: Address already in use" in told
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_what_cannot_be_watched_is_told_in_a_sentence(tmp_path):

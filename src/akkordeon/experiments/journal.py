@@ -58,6 +58,7 @@ class Journal(View):
         self._path = folder / REPORT
         self._part = folder / f"{REPORT}.part"
         self._now_s, self._began_s = now_s, now_s()
+        self._says_nothing = not goes_on
         self._refusals = 0
         self._counted: Counter[str] = Counter()  # refused batches that have no line
         self._reports = 0
@@ -124,6 +125,19 @@ class Journal(View):
             with suppress(OSError):  # it has been said what is wrong with it
                 self._file.close()
 
+    def leave(self) -> None:
+        """Have it as it is, where the run ends before it has begun, or breaks off; closed, it stays.
+
+        One that says nothing is removed: it would stand before the report of an earlier run, which is there.
+        """
+        if self._file.closed:
+            return
+        with suppress(OSError):
+            self._file.close()
+        if self._says_nothing:
+            with suppress(OSError):
+                self._part.unlink(missing_ok=True)
+
     def _write_again(self) -> None:
         """Write all lines once more where somebody has deleted the file, which still can be read here."""
         self._file.seek(0)
@@ -154,6 +168,7 @@ class Journal(View):
             self._counted.clear()
 
     def _write(self, kind: str, content: Mapping[str, Any]) -> None:
+        self._says_nothing &= kind == Environment.__name__
         with self._told():
             self._file.write(as_json({"record": kind, **content}) + "\n")
 

@@ -221,6 +221,7 @@ class _RunFiles:
     def close(self) -> None:
         """Let other runs into the folder."""
         self._checkpoints.close()
+        self._journal.leave()
         self._folder.close()
 
     def finish(self, told: Mapping[str, Any], spans: Sequence[Span]) -> list[str]:
