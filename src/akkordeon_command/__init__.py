@@ -8,6 +8,7 @@ wherever PyTorch's own loading happens to be. So this cannot be a part of the pa
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 
@@ -25,7 +26,7 @@ def main() -> None:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
         from akkordeon_command import overview
 
-        if sys.argv[1:] in overview.WORDS:
+        if sys.argv[1:] in overview.WORDS and overview.COMPLETION not in os.environ:
             overview.listed()()
         from akkordeon.cli import main as cli
 

@@ -12,10 +12,13 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-__all__ = ["COMMANDS", "WORDS", "empty", "listed"]
+__all__ = ["COMMANDS", "COMPLETION", "WORDS", "empty", "listed"]
 
 WORDS: tuple[list[str], ...] = ([], ["--help"], ["--version"])
 """The command lines that are answered here."""
+
+COMPLETION = "_AKKORDEON_COMPLETE"
+"""Is in the environment where a shell asks how a line goes on: without words, and all commands answer."""
 
 COMMANDS = {
     "plan": (

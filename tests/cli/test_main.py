@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -48,6 +49,21 @@ def test_help_and_version_do_not_wait_for_the_package(words):
     )
     assert "ImportError" not in done.stderr
     assert "akkordeon 0." in done.stdout or "Start and stop networks" in done.stdout + done.stderr
+
+
+def test_a_shell_is_told_how_a_line_goes_on_after_a_command():
+    code = "import sys; sys.argv[:] = ['akkordeon']\n"
+    code += "from akkordeon_command import main; main()"
+    for line, word in (("akkordeon train --tr", "--trace"), ("akkordeon network ", "start")):
+        asked = {"_AKKORDEON_COMPLETE": "complete_bash", "COMP_WORDS": line}
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, **asked, "COMP_CWORD": str(line.count(" "))},
+            capture_output=True,
+            text=True,
+            timeout=WAIT_S,
+        )
+        assert word in done.stdout.split(), done
 
 
 @pytest.mark.parametrize("command", ["train", "downpour"])
