@@ -145,6 +145,17 @@ def test_a_name_that_is_html_is_shown_as_text(session, opened):
     assert browser.title() == HTML
 
 
+@pytest.mark.parametrize("name", ["constructor", "__proto__"])
+def test_a_name_that_scripts_give_a_meaning_is_one_as_any_other(name, session, opened):
+    browser = opened(session.watch(0, every_s=0.1).url)
+    browser.wait_for_selector("#row .gate")
+    session.attach(ak.Sentinel.train(batches_of(2), cross_entropy, name=name)).wait(WAIT_S)
+    browser.wait_for_selector("#sentinels .card >> text=ended")
+    browser.wait_for_selector("#curves canvas")
+    assert browser.locator("#sentinels h3").all_inner_texts() == [name]
+    assert browser.evaluate("Object.keys(Object.prototype)") == []
+
+
 def test_it_is_read_only_without_the_token_and_steers_with_it_after_a_question(session, opened):
     page = session.watch(0, every_s=0.1)
     train = session.attach(ak.Sentinel.train(endless(), cross_entropy, name="train"))

@@ -58,12 +58,20 @@ console.log(JSON.stringify(told));
 """
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
-def test_the_page_puts_events_together_as_they_are_meant(tmp_path):
+def told_by_node(folder, events):
     assets = files("akkordeon.session.page").joinpath("assets")
     for name in ("state", "numbers"):
-        (tmp_path / f"{name}.mjs").write_bytes(assets.joinpath(f"{name}.js").read_bytes())
-    (tmp_path / "told.mjs").write_text(ON_NODE)
+        (folder / f"{name}.mjs").write_bytes(assets.joinpath(f"{name}.js").read_bytes())
+    (folder / "told.mjs").write_text(ON_NODE)
+    command = ["node", str(folder / "told.mjs"), json.dumps(events)]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout)
+
+
+needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
+
+
+@needs_node
+def test_the_page_puts_events_together_as_they_are_meant(tmp_path):
     pictures = [
         {"a": {"b": 1, "c": [1, 2]}, "d": "x"},
         {"a": {"c": [2]}, "e": {"f": True}},
@@ -76,8 +84,7 @@ def test_the_page_puts_events_together_as_they_are_meant(tmp_path):
         before = picture
     events.insert(0, {"first": True, "picture": {"gone": 1}, "log": [{"n": 9}]})
     events[1]["first"] = True
-    command = ["node", str(tmp_path / "told.mjs"), json.dumps(events)]
-    told = json.loads(subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout)
+    told = told_by_node(tmp_path, events)
     assert told["picture"] == pictures[-1]
     assert told["curves"] == {"loss": {"train": [[0, 0.5], [1, 0.5], [2, 0.5]]}}
     assert told["log"] == [{"n": 0}, {"n": 1}, {"n": 2}]
@@ -85,3 +92,13 @@ def test_the_page_puts_events_together_as_they_are_meant(tmp_path):
     assert told["clock"] == ["1:00", "1:02:05"]
     assert told["rate"] == 25
     assert told["anew"] is None
+
+
+@needs_node
+@pytest.mark.parametrize("name", ["constructor", "__proto__", "toString"])
+def test_a_name_that_scripts_give_a_meaning_is_put_together_as_any_other(name, tmp_path):
+    picture = {"sentinels": {name: {"state": "at work"}, "other": {}}}
+    curves = {name: {"loss": [[1.0, 0.5]], name: [[1.0, 0.25]]}}
+    told = told_by_node(tmp_path, [{"first": True, "picture": picture, "curves": curves}])
+    assert told["picture"] == picture
+    assert told["curves"] == {"loss": {name: [[1.0, 0.5]]}, name: {name: [[1.0, 0.25]]}}
