@@ -26,7 +26,7 @@ def log_of(run):
     return [(entry["kind"], entry["who"], entry["text"]) for entry in run.history.since(0).log]
 
 
-def test_curves_are_over_the_seconds_at_work_and_grow_while_it_is_written(tmp_path):
+def test_of_a_report_without_times_curves_are_over_the_seconds_at_work_and_grow_while_it_is_written(tmp_path):
     part = tmp_path / f"{REPORT}.part"
     written(part, epoch(1, 0.5))
     run = WatchedRun(tmp_path, REPORT)
@@ -40,6 +40,18 @@ def test_curves_are_over_the_seconds_at_work_and_grow_while_it_is_written(tmp_pa
         "loss": [[2.0, 0.5], [4.0, 0.25]],
         "accuracy": [[2.0, 0.5], [4.0, 0.5]],
     }
+
+
+def test_curves_are_over_the_seconds_since_the_run_began_also_where_it_was_interrupted(tmp_path):
+    best = {"record": "RoundDone", "sentinel": "validate", "round": 1, "loss": 0.75, "seconds": 0.125}
+    again = {"record": "Resumed", "checkpoint": 1}
+    lines = {**epoch(1, 0.5), "at_s": 3.0}, {**best, "at_s": 3.5}, again, {**epoch(2, 0.25), "at_s": 2.0}
+    written(tmp_path / REPORT, *lines)
+    run = WatchedRun(tmp_path, REPORT)
+    assert run.look()["seconds"] == 5.5
+    curves = run.history.since(0).curves
+    assert curves["train"]["loss"] == [[3.0, 0.5], [5.5, 0.25]]
+    assert curves["validate"]["loss"] == [[3.5, 0.75]]
 
 
 def test_its_end_is_its_summary(tmp_path):

@@ -24,7 +24,8 @@ HEAD_MAX = 1024
 class WatchedRun:
     """The report of a run in a folder, of which nobody needs to be at work.
 
-    Seconds are those that each sentinel was at work, as a report has no others.
+    Seconds are those since the run began, without those while it was interrupted; of a report that has none,
+    those that each sentinel was at work.
 
     Args:
         folder: of the run.
@@ -51,7 +52,8 @@ class WatchedRun:
     def _begin(self) -> None:
         self._read = 0
         self._head = b""
-        self._seconds: dict[str, float] = defaultdict(float)
+        self._at_s = self._before_s = 0.0  # of the latest line, and when it was interrupted last
+        self._seconds: dict[str, float] = defaultdict(float)  # that each sentinel was at work
         self._told_within: set[str] = set()
         self._sentinels: dict[str, dict[str, Any]] = {}
         self._gates: dict[str, dict[str, Any]] = {}
@@ -74,7 +76,7 @@ class WatchedRun:
         return {
             "title": str(self._folder),
             "note": "a kept run: what its report says" if self._ended else "what the report of this run says",
-            "seconds": max(self._seconds.values(), default=0.0),
+            "seconds": max([self._at_s, *self._seconds.values()]),
             "row": list(self._gates),
             "gates": {name: dict(gate) for name, gate in self._gates.items()},
             "sentinels": {name: dict(sentinel) for name, sentinel in self._sentinels.items()},
@@ -127,6 +129,7 @@ class WatchedRun:
     def _resumed(self) -> None:
         """It has been taken up again: what it had come to before is not its end."""
         self._ended = False
+        self._before_s = self._at_s
         self._gates = {}
         for sentinel in self._sentinels.values():
             sentinel["state"] = "at work"
@@ -146,15 +149,25 @@ class WatchedRun:
             self._told_within.add(who)
         else:
             sentinel["rounds"] = line.get("epoch", line.get("round"))
-        if kind != "EpochDone" or who not in self._told_within:
-            self._seconds[who] += line.get("seconds") or 0.0
+        is_point = kind != "EpochDone" or who not in self._told_within
+        seconds = self._when(who, line, is_point)
+        if is_point:
             values = {"loss": line.get("loss"), **(line.get("scores") or {})}
             for measure, value in values.items():
                 if isinstance(value, int | float):
-                    self.history.point(who, measure, value, self._seconds[who])
+                    self.history.point(who, measure, value, seconds)
         if kind == "EpochDone":
             self._told_within.discard(who)
             sentinel["trained"] = (line.get("batches_so_far") or {}).get("trained")
+
+    def _when(self, who: str, line: dict[str, Any], counts: bool) -> float:
+        """When a line came; ``counts``: its seconds are not those of others that were told of before."""
+        at_s = line.get("at_s")
+        if at_s is not None:
+            self._at_s = self._before_s + at_s
+            return self._at_s
+        self._seconds[who] += (line.get("seconds") or 0.0) if counts else 0.0
+        return self._seconds[who]
 
     def _summary(self, line: dict[str, Any]) -> None:
         """What it all came to: the last line."""
