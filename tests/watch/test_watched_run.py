@@ -133,6 +133,16 @@ def test_a_folder_without_a_report_is_told_in_a_sentence(tmp_path):
         WatchedRun(tmp_path / "none", REPORT)
     with pytest.raises(DataError, match=f"has no {REPORT}"):
         WatchedRun(tmp_path, REPORT)
-    (tmp_path / REPORT).write_text("{no json\n")
-    with pytest.raises(DataError, match="is damaged"):
-        WatchedRun(tmp_path, REPORT).look()
+
+
+@pytest.mark.parametrize("line", ["{no json", "[1]", '{"record": "EpochDone", "seconds": "long"}'])
+def test_of_a_damaged_report_all_else_is_shown_and_that_it_is_damaged(line, tmp_path):
+    written(tmp_path / REPORT, epoch(1, 0.5))
+    with (tmp_path / REPORT).open("a") as file:
+        file.write(f"{line}\n")
+    written(tmp_path / REPORT, epoch(2, 0.25), mode="a")
+    run = WatchedRun(tmp_path, REPORT)
+    for _ in range(2):
+        seen = run.look()
+        assert "damaged in line 2: " in seen["failure"]
+        assert seen["sentinels"]["train"]["rounds"] == 2

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,9 @@ READ_MAX = 2**22
 
 HEAD_MAX = 1024
 """Bytes at its beginning by which it is told from the report of another run that has taken its place."""
+
+DAMAGE = LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError
+"""What is raised about a line that nobody of ours has written."""
 
 
 class WatchedRun:
@@ -50,7 +52,7 @@ class WatchedRun:
         self._begin()
 
     def _begin(self) -> None:
-        self._read = 0
+        self._read = self._lines = 0
         self._head = b""
         self._at_s = self._before_s = 0.0  # of the latest line, and when it was interrupted last
         self._seconds: dict[str, float] = defaultdict(float)  # that each sentinel was at work
@@ -58,6 +60,7 @@ class WatchedRun:
         self._sentinels: dict[str, dict[str, Any]] = {}
         self._gates: dict[str, dict[str, Any]] = {}
         self._ended = False
+        self._damage: str | None = None  # of the latest line that was left out
 
     def _begin_anew(self) -> None:
         """Another run has begun in the folder: none of what was read is of it."""
@@ -72,17 +75,22 @@ class WatchedRun:
             DataError: its report cannot be read.
         """
         for line in self._new_lines():
-            self._take(line)
+            self._lines += 1
+            try:
+                self._take(json.loads(line))
+            except DAMAGE as error:
+                self._damage = f"its report is damaged in line {self._lines}: {error!r}"
         return {
             "title": str(self._folder),
             "note": "a kept run: what its report says" if self._ended else "what the report of this run says",
+            "failure": self._damage,
             "seconds": max([self._at_s, *self._seconds.values()]),
             "row": list(self._gates),
             "gates": {name: dict(gate) for name, gate in self._gates.items()},
             "sentinels": {name: dict(sentinel) for name, sentinel in self._sentinels.items()},
         }
 
-    def _new_lines(self) -> Iterator[dict[str, Any]]:
+    def _new_lines(self) -> list[bytes]:
         """The lines that have come since the last look; all of them where another run has begun here."""
         path = next((path for path in self._paths if path.is_file()), self._paths[-1])
         try:
@@ -97,13 +105,7 @@ class WatchedRun:
         whole = content[: content.rfind(b"\n") + 1]
         self._head = self._head or whole[:HEAD_MAX]
         self._read += len(whole)
-        for line in whole.splitlines():
-            try:
-                found = json.loads(line)
-            except ValueError as error:
-                raise DataError(f"{path} is damaged: {error}") from error
-            if isinstance(found, dict):
-                yield found
+        return whole.splitlines()
 
     def _take(self, line: dict[str, Any]) -> None:
         kind, who = line.get("record"), str(line.get("sentinel", "the run"))
