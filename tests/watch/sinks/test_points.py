@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from akkordeon.core.diagnostics.diagnosis import Diagnosis
 from akkordeon.core.reports import (
+    ActorFailed,
     BatchCount,
     BatchRefused,
     EpochDone,
@@ -11,6 +12,7 @@ from akkordeon.core.reports import (
     GateStatus,
     RoundDone,
     SentinelEnded,
+    SentinelRestarted,
     ShardStatus,
     TrainingProgress,
     Undelivered,
@@ -71,6 +73,22 @@ def test_the_step_never_falls():
     steps = [p.step for p in points_of(*records)]
     assert steps == sorted(steps)
     assert steps[-1] == 12 + 10 + 1
+
+
+def test_what_a_sentinel_trained_before_it_failed_is_counted_once_where_it_goes_on():
+    failed = ActorFailed("reader/train#1", "Read", OSError("gone"))
+    ended = SentinelEnded("sentinel/train#1", BatchCount(13, 12, 0, 1))
+    again = SentinelRestarted("train", "has failed", 1)
+    steps = [p.step for p in points_of(epoch(10), failed, ended, again, progress(3), epoch(20))]
+    assert steps == [10, 10, 12, 15, 20, 20]
+    of_its_name = [p.step for p in points_of(epoch(10), failed, ended, epoch(5))]
+    assert of_its_name[-1] == 12 + 5
+
+
+def test_refusals_of_one_sentinel_are_not_those_of_the_next_of_its_name():
+    refused = BatchRefused("train", 3, "gate/0", "form", "too wide")
+    ended = SentinelEnded("sentinel/train#1", BatchCount(12, 10, 2, 0))
+    assert points_of(epoch(10), ended, refused)[-1].numbers == {"batches_refused": 1}
 
 
 def test_a_round_has_the_step_that_training_had():

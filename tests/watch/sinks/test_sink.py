@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 
 import pytest
@@ -44,6 +45,23 @@ def test_a_sink_is_told_of_a_session_from_its_begin_to_what_gates_tell_at_their_
     last = {p.of: p.numbers["version"] for p in sink.points if p.kind == "gate"}
     assert last == {"gate/0": 10, "gate/1": 10, "gate/2": 10}
     assert sink.ends == 1
+
+
+def test_a_sentinel_that_failed_and_went_on_has_trained_as_many_batches_as_it_says():
+    calls = itertools.count()
+
+    def fails_once(outputs, y):
+        if next(calls) == 7:
+            raise OSError("gone")
+        return cross_entropy(outputs, y)
+
+    training = ak.Sentinel.train(batches_of(5), fails_once, epochs=3, name="t", on_failure="restart")
+    with Kept() as sink, ak.run(small_network(), ak.Simulator()) as session:
+        session.subscribe(sink)
+        train = session.attach(training)
+        session.wait(WAIT_S)
+    last = [p.step for p in sink.points if p.kind == "epoch"][-1]
+    assert last == train.batches.trained >= 14
 
 
 def test_a_gate_is_written_now_and_then_and_at_its_end():

@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
+from akkordeon.core.addresses import is_sentinel, sentinel_of
 from akkordeon.core.reports import (
+    ActorFailed,
     BatchCount,
     BatchRefused,
     EpochDone,
@@ -15,6 +17,7 @@ from akkordeon.core.reports import (
     GateStatus,
     RoundDone,
     SentinelEnded,
+    SentinelRestarted,
     ShardStatus,
     TrainingProgress,
 )
@@ -79,6 +82,8 @@ class Points:
     def __init__(self) -> None:
         self.step = 0
         self._trained: dict[str, int] = {}  # batches, by sentinel
+        self._failed: set[str] = set()  # addresses of sentinels that have not ended yet
+        self._may_go_on: dict[str, int] = {}  # what those had trained that failed and have ended
         self._refused: dict[str, int] = {}
         self._alarms: dict[str, int] = {}
 
@@ -108,7 +113,23 @@ class Points:
         if record.batches.sent and name in self._trained:
             self._trains(name, record.batches.trained)
             yield from self._batches(name, record.batches)
-            del self._trained[name]  # the next of its name counts from 0, and the step goes on
+            before = self._trained.pop(name)  # the next of its name counts from 0, and the step goes on
+            if record.address in self._failed:
+                self._may_go_on[name] = before
+        if record.address not in self._failed:
+            self._refused.pop(name, None)
+        self._failed.discard(record.address)
+
+    def _has_failed(self, record: ActorFailed) -> Iterator[Point]:
+        if is_sentinel(address := sentinel_of(record.address)):
+            self._failed.add(address)
+        return iter(())
+
+    def _goes_on(self, record: SentinelRestarted) -> Iterator[Point]:
+        """It counts on from what it had trained before."""
+        before = self._may_go_on.pop(record.sentinel, 0)
+        self._trained[record.sentinel] = before + self._trained.get(record.sentinel, 0)
+        return iter(())
 
     def _batches(self, sentinel: str, count: BatchCount) -> Iterator[Point]:
         numbers = {f"batches_{name}": n for name, n in asdict(count).items()}
@@ -158,6 +179,8 @@ class Points:
         yield Point("stream", record.sentinel, self.step, {"alarms": self._alarms[record.sentinel]})
 
     _MAKERS: ClassVar[Mapping[type, Callable[[Points, Any], Iterator[Point]]]] = {
+        ActorFailed: _has_failed,
+        SentinelRestarted: _goes_on,
         TrainingProgress: _progress,
         EpochDone: _epoch,
         SentinelEnded: _ended,
