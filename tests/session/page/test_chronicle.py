@@ -73,6 +73,12 @@ def test_the_mean_of_an_epoch_is_no_point_where_it_was_told_of_from_within(writt
     assert losses_of(written) == [3.0, 1.0, 0.5]
 
 
+def test_who_comes_late_sees_epochs_where_they_were_though_the_first_are_forgotten(written):
+    kept = [epoch(0.5, 1001), epoch(0.25, 1002)]  # each of a second
+    written.chronicle.before([SimpleNamespace(epochs=kept, rounds=[], seconds=1002.0)])
+    assert written.history.since(0).curves["train"]["loss"] == [[1001.0, 0.5], [1002.0, 0.25]]
+
+
 def test_what_came_and_went_and_failed_has_a_line_each_time(written):
     train = SimpleNamespace(
         role=TRAIN, name="train", address="sentinel/train#1", ended=False, error=None, stopped=False,

@@ -55,8 +55,9 @@ class Chronicle:
     def before(self, attachments: Iterable[Attachment]) -> None:
         """Take up what sentinels had reported before anybody watched."""
         for attachment in attachments:
-            seconds = 0.0
-            for record in attachment.epochs or attachment.rounds:
+            records = attachment.epochs or attachment.rounds  # of which the latest alone are kept
+            seconds = attachment.seconds - sum(record.seconds for record in records)
+            for record in records:
                 seconds += record.seconds
                 self._points(record.sentinel, {"loss": record.loss, **record.scores}, seconds)
 
