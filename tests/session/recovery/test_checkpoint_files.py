@@ -10,6 +10,7 @@ import random
 import shutil
 import signal
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +30,7 @@ from akkordeon.core.plain_state import StageState
 from akkordeon.core.reports import EpochDone
 from akkordeon.session.recovery import checkpoint_files
 from akkordeon.session.recovery.checkpoint import Checkpoint
-from akkordeon.session.recovery.checkpoint_files import CheckpointFolder
+from akkordeon.session.recovery.checkpoint_files import CheckpointFolder, load_checkpoint
 
 
 def written(path: Path, *numbers: int, keep: int = 3) -> CheckpointFolder:
@@ -121,6 +122,14 @@ def test_the_latest_few_are_kept(tmp_path):
     assert_is(folder.latest(), 5)
     with pytest.raises(DataError, match="at least one checkpoint is kept, got keep=0"):
         CheckpointFolder(tmp_path, keep=0)
+
+
+def test_threads_that_write_at_once_do_not_write_into_one_another(tmp_path):
+    folder, numbers = CheckpointFolder(tmp_path, keep=20), range(1, 13)
+    with ThreadPoolExecutor(4) as pool:
+        paths = list(pool.map(lambda number: folder.write(numbered(number)), numbers))
+    for number, path in zip(numbers, paths, strict=True):
+        assert_is(load_checkpoint(path), number)
 
 
 def test_what_a_killed_process_left_half_written_is_removed(tmp_path):

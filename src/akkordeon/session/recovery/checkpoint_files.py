@@ -19,6 +19,7 @@ import os
 import re
 import shutil
 import stat
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -50,12 +51,15 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 LEARNER = ".learner"
 
+WRITING = threading.Lock()
+"""Held by who writes a checkpoint: two in one folder would write into one another."""
+
 JSON_BYTES_MAX = 2**28
 """Of a file of JSON that is read: what it says takes many times its size in memory."""
 
 
 class CheckpointFolder:
-    """A folder of checkpoints, in which one process writes at a time.
+    """A folder of checkpoints, in which one process writes at a time, and of its threads one after the other.
 
     Args:
         path: of the folder; made with the first checkpoint.
@@ -91,6 +95,11 @@ class CheckpointFolder:
     @contextmanager
     def writing(self, checkpoint: Checkpoint) -> Iterator[Path]:
         """Likewise; all of it is on the disk on entering, and has its name on leaving."""
+        with WRITING, self._writing(checkpoint) as path:
+            yield path
+
+    @contextmanager
+    def _writing(self, checkpoint: Checkpoint) -> Iterator[Path]:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             for left_over in self.path.glob(f"*{PART}"):  # by a process that was killed
