@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from tests.support.harness import WAIT_S, batches_of, small_network
@@ -12,6 +14,7 @@ from torch.nn.functional import cross_entropy
 import akkordeon as ak
 from akkordeon.core.errors import RecipeError
 from akkordeon.core.reports import GateStatus
+from akkordeon.watch.sinks import sink as sink_module
 from akkordeon.watch.sinks.asking import GateAsker
 from akkordeon.watch.sinks.sink import GATE_EVERY_S, Sink, flat, require_extra
 
@@ -98,6 +101,29 @@ def test_a_sink_that_raises_is_logged_and_harms_nobody(caplog):
         session.attach(ak.Sentinel.train(batches_of(3), cross_entropy)).wait(WAIT_S)
     assert "a watcher of the session raised and was unsubscribed" in caplog.text
     assert "Breaks could not write the last of it: OSError: no space left" in caplog.text
+
+
+def test_nobody_waits_for_ever_for_a_sink_whose_write_does_not_end(monkeypatch, caplog):
+    monkeypatch.setattr(sink_module, "WRITE_S", 0.01, raising=False)
+    begun, may_end = threading.Event(), threading.Event()
+
+    class Stuck(Kept):
+        def write(self, point):
+            begun.set()
+            assert may_end.wait(WAIT_S)
+
+    sink = Stuck()
+    with ThreadPoolExecutor(2) as pool:
+        writing = pool.submit(sink, status(0))
+        assert begun.wait(WAIT_S)
+        try:
+            pool.submit(sink.close).result(WAIT_S / 2)
+        finally:
+            may_end.set()
+        writing.result(WAIT_S)
+    assert "Stuck could not write the last of it: a write has not ended for 0.01 s" in caplog.text
+    sink(status(0))
+    assert sink.ends == 0
 
 
 def test_gates_are_asked_now_and_then_and_not_at_the_end():

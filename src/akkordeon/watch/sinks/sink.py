@@ -20,6 +20,9 @@ __all__ = ["Sink", "flat", "require_extra"]
 GATE_EVERY_S = 5.0
 """How often the numbers of a gate are written, which a live view asks for four times a second."""
 
+WRITE_S = 30.0
+"""How long the end of a sink waits for a write that goes on."""
+
 LAST_WORDS = 0
 """The number of the question to which a gate answers at its end, when nobody asks."""
 
@@ -63,16 +66,28 @@ class Sink(ABC):
         self.close()
 
     def close(self) -> None:
-        """Write what is left, and end; doing it twice does nothing. What fails then is logged."""
-        with self._lock:
+        """Write what is left, and end; doing it twice does nothing. What fails then is logged.
+
+        Where a write does not end, as of a disk that is far and gone, nobody waits for it any longer.
+        """
+        if not self._lock.acquire(timeout=WRITE_S):
+            self._closed = True
+            self._complain(f"a write has not ended for {WRITE_S:g} s")
+            return
+        try:
             if self._closed:
                 return
             self._closed = True
+        finally:
+            self._lock.release()
         try:
             self.end()
         except Exception as error:  # whatever its own libraries raise
-            name = type(self).__name__
-            logging.getLogger(__name__).error("%s could not write the last of it: %s", name, explain(error))
+            self._complain(explain(error))
+
+    def _complain(self, why: str) -> None:
+        name = type(self).__name__
+        logging.getLogger(__name__).error("%s could not write the last of it: %s", name, why)
 
     @abstractmethod
     def write(self, point: Point) -> None:
