@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import urllib.request
 
@@ -10,6 +11,9 @@ import pytest
 import torch
 from tests.support.commands import MINE, QUICK, akkordeon, alone, outcome_of, read_until
 from tests.support.harness import WAIT_S
+
+from akkordeon.experiments.report.watching import WatchConfig
+from akkordeon.watch.sinks.sink import Sink
 
 
 @pytest.fixture
@@ -59,6 +63,21 @@ def test_a_run_can_be_resumed_with_a_sink(tmp_path):
     akkordeon("train", *QUICK, "--checkpoint-every", "4u", "--out", tmp_path / "out")
     akkordeon("resume", tmp_path / "out", "--tensorboard", tmp_path / "board")
     assert list((tmp_path / "board").iterdir())
+
+
+def test_ctrl_c_ends_the_wait_for_a_sink_that_takes_long_to_end(monkeypatch):
+    found, before = [], signal.getsignal(signal.SIGINT)
+
+    class Far(Sink):
+        def write(self, point):
+            pass
+
+        def end(self):
+            found.append(signal.getsignal(signal.SIGINT))
+
+    monkeypatch.setattr(WatchConfig, "sinks", lambda *_: iter([Far()]))
+    akkordeon("train", *QUICK)
+    assert found == [before]
 
 
 def test_sinks_change_no_bit_of_a_run_that_can_be_repeated(tmp_path):

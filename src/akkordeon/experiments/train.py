@@ -105,12 +105,13 @@ def train_task(
     engine.timeline = watching.timeline(in_report=folder is not None)
     unsaved: list[str] = []
     with (
+        ExitStack() as told_elsewhere,  # ends last, when all is kept: Ctrl-C ends the wait for it
         SignalCounter() as signals,
         FailSafeView(view, "what shows the training", warn) as shown,
         ExitStack() as closing,
     ):
         files = None
-        sinks = [closing.enter_context(sink) for sink in watching.sinks(config.as_plain(), recipe)]
+        sinks = [told_elsewhere.enter_context(sink) for sink in watching.sinks(config.as_plain(), recipe)]
         with run(
             recipe, engine, seed=config.seed, record=record, task=config.as_plain(), resume=start
         ) as session:
