@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import re
 import threading
@@ -225,3 +226,20 @@ def test_where_another_begins_in_the_place_of_what_is_watched_a_browser_begins_t
     assert first["first"] is second["first"] is True
     assert second["picture"] == {"title": "mine", "trouble": None}
     assert [value for _, value in second["curves"]["train"]["loss"]] == [0.25]
+
+
+def test_at_the_end_one_look_is_made_for_all_browsers():
+    looks = itertools.count(1)
+    watched = Given(None)
+    watched.look = lambda: {"looks": next(looks)}
+
+    async def ends():
+        feed = Feed(watched, 60.0, {})
+        browsers = [feed.events() for _ in range(5)]
+        for events in browsers:
+            await anext(events)
+        feed.end()
+        return await asyncio.gather(*(anext(events) for events in browsers))
+
+    last = asyncio.run(ends())
+    assert all(event.startswith(b'event: last\ndata: {"picture":{"looks":2}') for event in last), last

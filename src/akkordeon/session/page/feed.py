@@ -58,6 +58,7 @@ class Feed:
         self._always = always
         self._looking = asyncio.Lock()
         self._latest: Look | None = None
+        self._has_looked_last = False  # for all browsers together
         self._loop: asyncio.AbstractEventLoop | None = None
         self._end = asyncio.Event()
         self._is_over = False
@@ -81,7 +82,7 @@ class Feed:
         number, is_first = 0, True
         while True:
             is_last = self._is_over
-            look = await self._look(at_once=is_last)
+            look = await self._look(is_last)
             news = self._watched.history.since(number)
             told: dict[str, Any] = {}
             if is_first or news.is_anew:
@@ -97,12 +98,14 @@ class Feed:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._end.wait(), self._every_s)
 
-    async def _look(self, at_once: bool = False) -> Look:
+    async def _look(self, is_last: bool = False) -> Look:
         async with self._looking:
             latest = self._latest
-            if latest is None or at_once or time.monotonic() - latest.at_s >= FRESH * self._every_s:
+            is_old = latest is None or time.monotonic() - latest.at_s >= FRESH * self._every_s
+            if latest is None or (not self._has_looked_last if is_last else is_old):
                 latest = await run_in_threadpool(self._look_now)
                 self._latest = latest
+                self._has_looked_last |= is_last
             return latest
 
     def _look_now(self) -> Look:
