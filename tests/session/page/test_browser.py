@@ -178,6 +178,15 @@ def test_it_is_read_only_without_the_token_and_steers_with_it_after_a_question(s
     browser.wait_for_selector("#log >> text=all that trains was told to end")
 
 
+def test_an_address_with_the_token_may_be_put_in_where_the_page_is_open(session, opened):
+    page = session.watch(0, every_s=0.1)
+    browser = opened(page.url)
+    browser.wait_for_selector("#row .gate")
+    browser.evaluate("address => { location.href = address; }", page.page)
+    browser.wait_for_selector("#orders button >> text=stop")
+    assert page.token not in browser.evaluate("location.href")
+
+
 def test_sentinels_come_and_go_by_buttons(session, opened):
     page = session.watch(
         0, every_s=0.1, sentinels=[ak.Sentinel.train(endless(), cross_entropy, name="train")]

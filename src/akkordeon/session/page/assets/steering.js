@@ -13,12 +13,11 @@ export class Steering {
   /** @param {() => void} changed is called when there is a token, or none any more */
   constructor(changed) {
     this.#changed = changed;
-    const inAddress = location.hash.slice(1);
-    if (inAddress) {
-      history.replaceState(null, "", location.pathname + location.search);
-      this.#keep(inAddress);
-    }
-    this.#token = sessionStorage.getItem(KEPT);
+    this.#takeFromAddress();
+    addEventListener("hashchange", () => {
+      this.#takeFromAddress();
+      this.#changed();
+    });
     by("use-token").addEventListener("click", () => this.#use());
     by("token").addEventListener("keydown", (event) => event.key === "Enter" && this.#use());
   }
@@ -60,6 +59,16 @@ export class Steering {
     if (given) this.#keep(given);
     this.#token = sessionStorage.getItem(KEPT);
     this.#changed();
+  }
+
+  /** The token behind the #, which is not to stay there, or else the one that is kept. */
+  #takeFromAddress() {
+    const inAddress = location.hash.slice(1);
+    if (inAddress) {
+      history.replaceState(null, "", location.pathname + location.search);
+      this.#keep(inAddress);
+    }
+    this.#token = sessionStorage.getItem(KEPT);
   }
 
   #keep(token) {
