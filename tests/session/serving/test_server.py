@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy
 import akkordeon as ak
 from akkordeon.core.errors import RecipeError, SessionError
 from akkordeon.session.http import access
+from akkordeon.session.http.server import VANISHED_S, listening_at
 
 X = torch.randn(5, 6, generator=torch.Generator().manual_seed(1))
 
@@ -156,6 +157,17 @@ def test_the_server_ends_with_its_session(asker):
     with pytest.raises(httpx.TransportError):
         httpx.get(f"{server.url}/healthz")
     server.close()
+
+
+def test_a_client_that_vanished_without_a_word_is_noticed_though_it_is_sent_nothing():
+    with (
+        listening_at("127.0.0.1", 0) as listening,
+        socket.create_connection(listening.getsockname()),
+        listening.accept()[0] as accepted,
+    ):
+        assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        if hasattr(socket, "TCP_KEEPIDLE"):
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == VANISHED_S
 
 
 def test_what_cannot_be_served_is_told_in_a_sentence(monkeypatch):

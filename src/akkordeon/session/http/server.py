@@ -18,7 +18,7 @@ END_S = 5
 """How long they may if nothing else is said."""
 
 VANISHED_S = 60
-"""How long a client may take nothing of what it is sent before its connection is ended."""
+"""How long a client may take nothing of what it is sent, or of the question whether it is there still."""
 
 
 class HttpServer:
@@ -120,6 +120,9 @@ def listening_at(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError, UnicodeError) as error:
         why = getattr(error, "strerror", None) or error
         raise SessionError(f"the server cannot listen at {host}:{port}: {why}") from error
-    if hasattr(socket, "TCP_USER_TIMEOUT"):  # what it accepts has it, too
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # what it accepts has these, too
+    if hasattr(socket, "TCP_KEEPIDLE"):
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, VANISHED_S)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, VANISHED_S * 1000)
     return listening
