@@ -51,6 +51,17 @@ def test_curves_and_log_are_bounded(monkeypatch):
     ]
 
 
+def test_a_curve_that_goes_on_is_not_forgotten_for_those_that_came_later(monkeypatch):
+    monkeypatch.setattr(history, "CURVES_MAX", 3)
+    past = History()
+    for name in "abcdef":
+        past.point("train", "loss", 1.0)
+        past.point(name, "loss", 1.0)
+    curves = past.since(0).curves
+    assert set(curves) == {"train", "e", "f"}
+    assert len(curves["train"]["loss"]) == 6
+
+
 def test_a_long_curve_keeps_its_ends_and_is_exact_where_it_is_young():
     past = History()
     many = 3 * history.POINTS_MAX

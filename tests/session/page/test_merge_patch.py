@@ -102,3 +102,12 @@ def test_a_name_that_scripts_give_a_meaning_is_put_together_as_any_other(name, t
     told = told_by_node(tmp_path, [{"first": True, "picture": picture, "curves": curves}])
     assert told["picture"] == picture
     assert told["curves"] == {"loss": {name: [[1.0, 0.5]]}, name: {name: [[1.0, 0.25]]}}
+
+
+@needs_node
+def test_a_browser_forgets_curves_that_go_on_no_more_where_there_are_too_many(tmp_path):
+    point = [[1.0, 0.5]]
+    events = [{"curves": {"train": {"loss": point}, f"test-{n}": {f"of {n}": point}}} for n in range(300)]
+    told = told_by_node(tmp_path, events)
+    assert len(told["curves"]["loss"]["train"]) == 300
+    assert list(told["curves"])[1:] == [f"of {n}" for n in range(101, 300)]

@@ -16,7 +16,7 @@ POINTS_MAX = 2000
 """Points of a curve; of one that grows longer the older half loses every second."""
 
 CURVES_MAX = 200
-"""Curves; those that began first are the first to go."""
+"""Curves; those that had no point for longest are the first to go."""
 
 LOG_MAX = 500
 """Entries of the log; the latest."""
@@ -74,7 +74,7 @@ class History:
             return
         with self._lock:
             self._number += 1
-            curve = self._curves.setdefault((who, measure), [])
+            curve = self._curves[who, measure] = self._curves.pop((who, measure), [])
             curve.append((self._number, self.seconds if seconds is None else seconds, float(value)))
             if len(curve) > POINTS_MAX:
                 del curve[1 : POINTS_MAX // 2 : 2]

@@ -28,7 +28,11 @@ export class Curves {
     keyed(this.#place, measures.map((what) => [what, what]), (what) => this.#make(what), (figure, what) => {
       if (news.has(what) || !this.#charts.has(what)) this.#draw(figure, what);
     });
-    for (const what of [...this.#charts.keys()]) if (!(what in curves)) this.#charts.delete(what);
+    for (const [what, { plot }] of [...this.#charts]) {
+      if (what in curves) continue;
+      plot.destroy();
+      this.#charts.delete(what);
+    }
   }
 
   /** Draw all anew. */
