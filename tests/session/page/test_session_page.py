@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import akkordeon as ak
-from akkordeon.core.errors import RecipeError, SessionError
+from akkordeon.core.errors import RecipeError, SessionClosedError, SessionError
 from akkordeon.core.reports import BatchCount, EpochDone, GateStatus
 from akkordeon.session.http import access
 
@@ -242,6 +242,16 @@ def test_the_page_ends_with_its_session_and_says_so():
     with pytest.raises(ConnectionRefusedError):
         whole(page)
     page.close()
+
+
+def test_no_server_is_left_of_a_session_that_has_ended(monkeypatch):
+    with ak.run(small_network()) as session:
+        monkeypatch.setattr(session, "at_close", lambda do: session.close())  # it ends in this moment
+        page = session.watch(0)
+    with pytest.raises(ConnectionRefusedError):
+        whole(page)
+    with pytest.raises(SessionClosedError, match="has ended, and its page with it"):
+        session.watch(0)
 
 
 def test_a_page_that_was_closed_hears_no_more():

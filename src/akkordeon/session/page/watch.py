@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from akkordeon.core.checks import require_above, require_whole
+from akkordeon.core.errors import SessionClosedError
 from akkordeon.session.http.access import LOOPBACK, require_extra, token_for
 from akkordeon.session.page.watched import Watched, WatchedSession
 
@@ -49,10 +50,12 @@ def watch_session(
         title: of the page.
 
     Raises:
-        SessionError: Starlette or uvicorn is not installed, or the port is taken.
+        SessionError: Starlette or uvicorn is not installed, or the port is taken, or the session has ended.
         RecipeError: a number out of range, or a token that cannot be sent.
     """
     _check(port, every_s)
+    if self._closed:
+        raise SessionClosedError("the session has ended, and its page with it; watch it from its beginning")
     from akkordeon.session.page.server import PageServer
     from akkordeon.session.page.steering import Steering, keep_in
 
@@ -68,6 +71,8 @@ def watch_session(
     self.subscribe(watched.tell)
     server.at_end(watched.close)
     self.at_close(server.close)
+    if self._closed:  # meanwhile, and perhaps without this server
+        server.close()
     return server
 
 
