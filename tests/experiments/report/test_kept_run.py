@@ -38,6 +38,14 @@ def test_a_curve_is_by_batches_and_by_seconds(tmp_path):
     assert run.scores() == ["accuracy"]
 
 
+def test_a_sentinel_that_is_attached_once_more_goes_on_along_the_curve(tmp_path):
+    losses = 0.5, 0.4, 0.3, 0.2
+    run = read(written(tmp_path, [epoch(1 + i % 2, loss) for i, loss in enumerate(losses)]))
+    assert [(step, loss) for step, _, loss in run.curve("epoch", "train", "loss")] == [
+        (10, 0.5), (20, 0.4), (30, 0.3), (40, 0.2)
+    ]  # fmt: skip
+
+
 def test_what_was_no_number_is_none(tmp_path):
     run = read(written(tmp_path, [epoch(1, float("nan"), f=float("inf"))]))
     ((_, _, loss),) = run.curve("epoch", "train", "loss")

@@ -131,6 +131,7 @@ class _Reader:
     def __init__(self, run: KeptRun) -> None:
         self._run = run
         self._points = Points()
+        self._epochs: dict[str, int] = {}  # that each sentinel has done
         self._before_s = 0.0  # what the run took until it was interrupted last
         self._at_s = 0.0
 
@@ -142,6 +143,7 @@ class _Reader:
             run.resumed += 1
             run.summary, run.spans = None, []  # they were of what it had come to before
             self._before_s = self._at_s
+            self._epochs.clear()  # some come once more
         elif kind == "Environment":
             run.environment = content
         elif kind == "BatchRefused":
@@ -160,10 +162,20 @@ class _Reader:
         told = {name: value for name, value in content.items() if name in known}
         told["loss"] = _number(told["loss"])
         told["scores"] = {str(name): _number(value) for name, value in told["scores"].items()}
+        if kind is not RoundDone:
+            self._note_epoch(told["sentinel"], told["epoch"], is_done=kind is EpochDone)
         if "batches_so_far" in told:
             told["batches_so_far"] = BatchCount(**told["batches_so_far"])
         for point in self._points.of(kind(**told)):
             self._run.points.append((math.nan if math.isnan(at_s) else self._at_s, point))
+
+    def _note_epoch(self, sentinel: str, epoch: int, is_done: bool) -> None:
+        """Note how far a sentinel is; of an epoch that is done already tells another one of its name."""
+        if epoch <= self._epochs.get(sentinel, 0):
+            self._points.begin_anew(sentinel)
+            self._epochs.pop(sentinel, None)
+        if is_done:
+            self._epochs[sentinel] = epoch
 
 
 def _number(value: Any) -> float:

@@ -93,6 +93,10 @@ class Points:
         if make is not None:
             yield from make(self, record)
 
+    def begin_anew(self, sentinel: str) -> None:
+        """Another sentinel of that name has come, which counts from 0; the step goes on."""
+        self._trained.pop(sentinel, None)
+
     def _trains(self, sentinel: str, batches: int) -> None:
         """A sentinel has trained so many batches in all, or more."""
         before = self._trained.get(sentinel, 0)
