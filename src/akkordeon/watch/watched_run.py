@@ -11,7 +11,7 @@ from typing import Any
 from akkordeon.core.errors import DataError
 from akkordeon.session.page.history import History
 
-__all__ = ["WatchedRun"]
+__all__ = ["WatchedRun", "report_in"]
 
 READ_MAX = 2**22
 """Bytes of the report that one look reads; the next goes on after them."""
@@ -23,6 +23,23 @@ DAMAGE = LookupError, TypeError, ValueError, AttributeError, OverflowError, Recu
 """What is raised about a line that nobody of ours has written."""
 
 
+def report_in(folder: Path, name: str) -> Path:
+    """The report of a run, or of one that is at work or was killed.
+
+    Args:
+        folder: of the run.
+        name: of the file; while it is written ``.part`` comes after it.
+
+    Raises:
+        DataError: there is none.
+    """
+    for path in (folder / f"{name}.part", folder / name):
+        if path.is_file():
+            return path
+    missing = f"has no {name}" if folder.is_dir() else "does not exist"
+    raise DataError(f"the folder {folder} {missing}; `akkordeon train --out {folder}` makes what is needed")
+
+
 class WatchedRun:
     """The report of a run in a folder, of which nobody needs to be at work.
 
@@ -31,7 +48,7 @@ class WatchedRun:
 
     Args:
         folder: of the run.
-        report: the name of the file; while it is written ``.part`` comes after it.
+        report: the name of the file.
 
     Attributes:
         history: its curves, and its log.
@@ -41,13 +58,8 @@ class WatchedRun:
     """
 
     def __init__(self, folder: Path, report: str) -> None:
-        self._folder = folder
-        self._paths = folder / f"{report}.part", folder / report
-        if not any(path.is_file() for path in self._paths):
-            missing = f"has no {report}" if folder.is_dir() else "does not exist"
-            raise DataError(
-                f"the folder {folder} {missing}; `akkordeon train --out {folder}` makes what is needed"
-            )
+        self._folder, self._report = folder, report
+        report_in(folder, report)
         self.history = History()
         self._begin()
 
@@ -92,7 +104,7 @@ class WatchedRun:
 
     def _new_lines(self) -> list[bytes]:
         """The lines that have come since the last look; all of them where another run has begun here."""
-        path = next((path for path in self._paths if path.is_file()), self._paths[-1])
+        path = report_in(self._folder, self._report)
         try:
             with path.open("rb") as file:
                 is_other = file.read(len(self._head)) != self._head

@@ -17,6 +17,7 @@ from akkordeon.engines.timeline.span import WORK
 from akkordeon.experiments.run_folder import REPORT, TASK, load_description
 from akkordeon.watch.sinks.points import Point, Points
 from akkordeon.watch.sinks.sink import flat
+from akkordeon.watch.watched_run import report_in
 
 __all__ = ["KeptRun", "load_runs"]
 
@@ -89,7 +90,7 @@ def _load_run(folder: Path, name: str) -> KeptRun:
     run = KeptRun(name)
     if (folder / TASK).exists():
         run.settings = flat(load_description(folder))
-    path = _report_in(folder)
+    path = report_in(folder, REPORT)
     reader = _Reader(run)
     for number, content in _lines(path):
         try:
@@ -97,15 +98,6 @@ def _load_run(folder: Path, name: str) -> KeptRun:
         except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise DataError(f"{path} is damaged in line {number}: {error!r}") from error
     return run
-
-
-def _report_in(folder: Path) -> Path:
-    """The report of a run, or of one that is at work or was killed."""
-    for path in (folder / f"{REPORT}.part", folder / REPORT):
-        if path.is_file():
-            return path
-    missing = f"has no {REPORT}" if folder.is_dir() else "does not exist"
-    raise DataError(f"the folder {folder} {missing}; `akkordeon train --out {folder}` makes what is needed")
 
 
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
