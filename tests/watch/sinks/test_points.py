@@ -81,6 +81,8 @@ def test_what_a_sentinel_trained_before_it_failed_is_counted_once_where_it_goes_
     again = SentinelRestarted("train", "has failed", 1)
     steps = [p.step for p in points_of(epoch(10), failed, ended, again, progress(3), epoch(20))]
     assert steps == [10, 10, 12, 15, 20, 20]
+    steps = [p.step for p in points_of(epoch(10), failed, again, ended, progress(3), epoch(20))]
+    assert steps == [10, 10, 12, 15, 20, 20]
     of_its_name = [p.step for p in points_of(epoch(10), failed, ended, epoch(5))]
     assert of_its_name[-1] == 12 + 5
 

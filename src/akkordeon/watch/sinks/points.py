@@ -84,6 +84,7 @@ class Points:
         self._trained: dict[str, int] = {}  # batches, by sentinel
         self._failed: set[str] = set()  # addresses of sentinels that have not ended yet
         self._may_go_on: dict[str, int] = {}  # what those had trained that failed and have ended
+        self._returned: set[str] = set()  # sentinels that go on, of whose end was not told yet
         self._refused: dict[str, int] = {}
         self._alarms: dict[str, int] = {}
 
@@ -117,12 +118,14 @@ class Points:
         if record.batches.sent and name in self._trained:
             self._trains(name, record.batches.trained)
             yield from self._batches(name, record.batches)
-            before = self._trained.pop(name)  # the next of its name counts from 0, and the step goes on
-            if record.address in self._failed:
-                self._may_go_on[name] = before
+            if record.address not in self._failed:
+                self.begin_anew(name)
+            elif name not in self._returned:
+                self._may_go_on[name] = self._trained.pop(name)
         if record.address not in self._failed:
             self._refused.pop(name, None)
         self._failed.discard(record.address)
+        self._returned.discard(name)
 
     def _has_failed(self, record: ActorFailed) -> Iterator[Point]:
         if is_sentinel(address := sentinel_of(record.address)):
@@ -130,9 +133,12 @@ class Points:
         return iter(())
 
     def _goes_on(self, record: SentinelRestarted) -> Iterator[Point]:
-        """It counts on from what it had trained before."""
-        before = self._may_go_on.pop(record.sentinel, 0)
-        self._trained[record.sentinel] = before + self._trained.get(record.sentinel, 0)
+        """It counts on from what it had trained before; of its end may be told only after this."""
+        before = self._may_go_on.pop(record.sentinel, None)
+        if before is None:
+            self._returned.add(record.sentinel)
+        else:
+            self._trained[record.sentinel] = before + self._trained.get(record.sentinel, 0)
         return iter(())
 
     def _batches(self, sentinel: str, count: BatchCount) -> Iterator[Point]:
