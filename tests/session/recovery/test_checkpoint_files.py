@@ -124,6 +124,14 @@ def test_the_latest_few_are_kept(tmp_path):
         CheckpointFolder(tmp_path, keep=0)
 
 
+@pytest.mark.parametrize("keep", range(1, 9))
+def test_as_many_are_kept_as_there_may_be(keep, tmp_path):
+    folder = CheckpointFolder(tmp_path, keep)
+    for number in range(1, 11):
+        folder.write(numbered(number))
+        assert len(os.listdir(tmp_path)) == min(number, keep)
+
+
 def test_threads_that_write_at_once_do_not_write_into_one_another(tmp_path):
     folder, numbers = CheckpointFolder(tmp_path, keep=20), range(1, 13)
     with ThreadPoolExecutor(4) as pool:

@@ -112,7 +112,7 @@ class CheckpointFolder:
             _write(folder, checkpoint)
             folder_to_disk(folder)
             yield path
-        for number in sorted(numbers)[: len(numbers) + 1 - self._keep]:
+        for number in sorted(numbers)[: max(0, len(numbers) + 1 - self._keep)]:
             shutil.rmtree(self._folder(number), ignore_errors=True)
 
     def clear(self) -> None:
