@@ -105,6 +105,16 @@ def test_no_name_can_break_the_page(tmp_path):
     assert any("_hidden" in text for text in page.texts), "it is in the legend of the curves"
 
 
+def test_no_legend_looks_for_its_place(tmp_path, monkeypatch):
+    """On a busy machine that took over a second, of which matplotlib warned the user."""
+
+    def find_best_position(*given):
+        raise AssertionError("a legend looks for its place")
+
+    monkeypatch.setattr("matplotlib.legend.Legend._find_best_position", find_best_position)
+    ak.report(written(tmp_path / "one"), written(tmp_path / "two")).save_figures(tmp_path / "figures")
+
+
 def test_figures_are_written_as_svg_and_png(tmp_path):
     files = ak.report(written(tmp_path / "one"), hostile(tmp_path)).save_figures(tmp_path / "new" / "figures")
     assert [file.name for file in files] == [

@@ -58,7 +58,7 @@ def _drawn(figure: Figure, cells: Sequence[Compared], folder: Path) -> list[Path
     by_delay.set(xlabel="delay, updates", ylabel="validation loss", xticks=sorted({c.delay for c in cells}))
     by_batches.set(xlabel=f"batches, at delay {longest}", ylabel="training loss")
     by_seconds.set(xlabel=f"seconds, at delay {longest}", ylabel="training loss")
-    by_delay.legend(frameon=False, fontsize="small")
+    by_delay.legend(loc="upper left", frameon=False, fontsize="small")
     for axes in (by_delay, by_batches, by_seconds):
         axes.grid(alpha=0.3)
     return save_figure(figure, folder, "figure")

@@ -59,7 +59,8 @@ def curves(runs: Sequence[KeptRun]) -> Figure | None:
         by_batches.set(xlabel="batches trained", ylabel=as_label(name))
         by_seconds.set(xlabel="seconds", ylabel=as_label(name))
         if len(by_label) <= NAMED_MAX:
-            by_batches.legend(frameon=False, fontsize="small")
+            corner = "upper right" if name == "loss" else "lower right"
+            by_batches.legend(loc=corner, frameon=False, fontsize="small")  # to look for the best takes long
     return figure
 
 
@@ -130,7 +131,7 @@ def _bars(axes: Axes, seen: Sequence[tuple[int, str, Mapping[int, int]]], named:
         axes.bar(places, list(shares.values()), width, color=colour, label=as_label(name))
     axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     if named:
-        axes.legend(frameon=False, fontsize="small")
+        axes.legend(loc="upper right", frameon=False, fontsize="small")
 
 
 def _shares(counts: Mapping[int, int]) -> dict[int, float]:
