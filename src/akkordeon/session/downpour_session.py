@@ -105,6 +105,13 @@ class Attachments(Sequence[Attachment]):
         return sum(member.samples for member in self._members)
 
     @property
+    def samples_wanted(self) -> int | None:
+        """Those that all of them are to train; None as long as nobody knows, and for other roles."""
+        wanted = [member.samples_wanted for member in self._members]
+        known = [samples for samples in wanted if samples is not None]
+        return sum(known) if len(known) == len(wanted) else None
+
+    @property
     def seconds(self) -> float:
         """That the epochs took whoever took longest."""
         return max(member.seconds for member in self._members)
