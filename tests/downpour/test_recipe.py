@@ -340,6 +340,7 @@ def test_what_attach_gives_offers_what_one_attachment_does_for_all_together():
             assert whole.staleness_max == max(part.staleness_max for part in parts)
         assert (training.epochs_done, training.samples, len(training)) == (3, 360, 3)
         assert (training.refusals, training.error, training.best_states()) == ([], None, None)
+        assert training.samples_wanted == 360
         assert (training.ended, training.stopped) == (True, False)
         progress = training.progress
         assert (progress.sentinel, progress.epoch, progress.batches, progress.samples) == ("t", 3, 12, 48)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from io import StringIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from akkordeon.experiments.report.kept_run import KeptRun
 from akkordeon.experiments.report.style import PLAIN, as_label, look_of, require_matplotlib
@@ -59,7 +59,7 @@ def curves(runs: Sequence[KeptRun]) -> Figure | None:
         by_batches.set(xlabel="batches trained", ylabel=as_label(name))
         by_seconds.set(xlabel="seconds", ylabel=as_label(name))
         if len(by_label) <= NAMED_MAX:
-            corner = "upper right" if name == "loss" else "lower right"
+            corner: Literal["upper right", "lower right"] = "upper right" if name == "loss" else "lower right"
             by_batches.legend(loc=corner, frameon=False, fontsize="small")  # to look for the best takes long
     return figure
 
