@@ -27,22 +27,19 @@ from akkordeon.session.status import Status
 from akkordeon.watch.lines import LineView
 from akkordeon.watch.rate import Rate
 from akkordeon.watch.shard_table import ShardTable
-from akkordeon.watch.view import View
+from akkordeon.watch.view import PATIENCE_S, TimedView
 
 __all__ = ["LiveView"]
 
 EVERY_S = 0.25
 """Time between two looks at the session."""
 
-PATIENCE_S = 0.2
-"""How long a look waits for actors that are in the middle of something."""
-
 BLOCKS = " ▏▎▍▌▋▊▉█"
 BUSY_CELLS = 10
 BAR_CELLS, BAR_CELLS_MIN, BESIDE_BAR_CELLS = 30, 5, 65
 
 
-class LiveView(View):
+class LiveView(TimedView):
     """Draws how a session goes; a context manager. All its methods are for one thread.
 
     Args:
@@ -51,8 +48,7 @@ class LiveView(View):
     """
 
     def __init__(self, console: Console, now_s: Callable[[], float] = time.monotonic) -> None:
-        self._now_s = now_s
-        self._looked_s = float("-inf")
+        super().__init__(EVERY_S, now_s)
         self._lines = LineView(
             lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True)
         )
@@ -79,11 +75,9 @@ class LiveView(View):
         """Write a sentence above the bars."""
         self._lines.note(sentence)
 
-    def look(self, session: Session, at_once: bool = False) -> None:
-        """Draw anew, if it is time."""
-        if at_once or self._now_s() - self._looked_s >= EVERY_S:
-            self._looked_s = self._now_s()
-            self.draw(session.attachments, session.status(PATIENCE_S))
+    def take(self, session: Session) -> None:
+        """Draw anew."""
+        self.draw(session.attachments, session.status(PATIENCE_S))
 
     def draw(self, attachments: list[Attachment], status: Status) -> None:
         """Draw what was found."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
@@ -10,7 +11,10 @@ from typing import Any, Self
 from akkordeon.core.errors import explain
 from akkordeon.session.session import Session
 
-__all__ = ["FailSafeView", "View"]
+__all__ = ["PATIENCE_S", "FailSafeView", "TimedView", "View"]
+
+PATIENCE_S = 0.2
+"""How long a look waits for actors that are in the middle of something; they answer later."""
 
 
 class View:
@@ -35,6 +39,29 @@ class View:
 
     def look(self, session: Session, at_once: bool = False) -> None:
         """Called often, whether there is time to look or not, and ``at_once`` when all has ended."""
+
+
+class TimedView(View):
+    """A view that takes a look now and then.
+
+    Args:
+        every_s: least time between two looks.
+        now_s: the clock.
+    """
+
+    def __init__(self, every_s: float, now_s: Callable[[], float] = time.monotonic) -> None:
+        self._every_s = every_s
+        self._now_s = now_s
+        self._looked_s = float("-inf")
+
+    def look(self, session: Session, at_once: bool = False) -> None:
+        """Take a look, if it is time."""
+        if at_once or self._now_s() - self._looked_s >= self._every_s:
+            self._looked_s = self._now_s()
+            self.take(session)
+
+    def take(self, session: Session) -> None:
+        """Take a look: what a kind of view overrides."""
 
 
 class FailSafeView(View):

@@ -14,21 +14,18 @@ from typing import Any, Self
 from akkordeon.core.notebook.html import preformatted
 from akkordeon.session.session import Session
 from akkordeon.watch.lines import LineView
-from akkordeon.watch.view import View
+from akkordeon.watch.view import PATIENCE_S, TimedView
 
 __all__ = ["NotebookView"]
 
 EVERY_S = 0.5
 """Time between two looks at the session."""
 
-PATIENCE_S = 0.2
-"""How long a look waits for actors that are in the middle of something."""
-
 LINES_MAX = 30
 """So many lines are shown, the latest."""
 
 
-class NotebookView(View):
+class NotebookView(TimedView):
     """Draws how a session goes; a context manager. All its methods are for one thread.
 
     Args:
@@ -36,8 +33,7 @@ class NotebookView(View):
     """
 
     def __init__(self, now_s: Callable[[], float] = time.monotonic) -> None:
-        self._now_s = now_s
-        self._looked_s = float("-inf")
+        super().__init__(EVERY_S, now_s)
         self._shown: deque[str] = deque(maxlen=LINES_MAX)
         self._lines = LineView(self._shown.append)
         self._handle: Any = None
@@ -61,11 +57,8 @@ class NotebookView(View):
         """Keep a sentence likewise."""
         self._lines.note(sentence)
 
-    def look(self, session: Session, at_once: bool = False) -> None:
-        """Draw anew, if it is time."""
-        if not at_once and self._now_s() - self._looked_s < EVERY_S:
-            return
-        self._looked_s = self._now_s()
+    def take(self, session: Session) -> None:
+        """Draw anew."""
         session.status(PATIENCE_S)  # what is heard is in the session's table
         from IPython.display import HTML
 

@@ -7,15 +7,12 @@ from collections.abc import Callable
 
 from akkordeon.session.session import Session
 from akkordeon.watch.sinks.sink import GATE_EVERY_S
-from akkordeon.watch.view import View
+from akkordeon.watch.view import PATIENCE_S, TimedView
 
 __all__ = ["GateAsker"]
 
-PATIENCE_S = 0.2
-"""How long it waits for actors that are in the middle of something; they answer later."""
 
-
-class GateAsker(View):
+class GateAsker(TimedView):
     """A view that shows nothing: what gates answer comes to all who watch the session.
 
     Args:
@@ -23,11 +20,13 @@ class GateAsker(View):
     """
 
     def __init__(self, now_s: Callable[[], float] = time.monotonic) -> None:
-        self._now_s = now_s
-        self._asked_s = float("-inf")
+        super().__init__(GATE_EVERY_S, now_s)
 
     def look(self, session: Session, at_once: bool = False) -> None:
         """Ask, if it is time; at the end gates tell of themselves."""
-        if not at_once and self._now_s() - self._asked_s >= GATE_EVERY_S:
-            self._asked_s = self._now_s()
-            session.status(PATIENCE_S)
+        if not at_once:
+            super().look(session)
+
+    def take(self, session: Session) -> None:
+        """Ask."""
+        session.status(PATIENCE_S)
