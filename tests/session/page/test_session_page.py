@@ -362,6 +362,7 @@ def test_an_order_that_makes_no_sense_is_told_so_and_changes_nothing():
             ({"do": "set", "gate": "gate/0"}, "Give lr, or frozen"),
             ({"do": "set", "gate": "gate/0", "lr": "0.1"}, "a learning rate is a number"),
             ({"do": "set", "gate": "gate/0", "lr": True}, "a learning rate is a number"),
+            ({"do": "set", "gate": "gate/0", "lr": 10**400}, "a learning rate is a number"),
             ({"do": "set", "gate": "gate/0", "lr": -1}, "lr"),
             ({"do": "set", "gate": "gate/0", "frozen": 1}, "frozen is true or false"),
         ):

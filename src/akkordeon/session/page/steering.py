@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,7 +110,8 @@ class Steering:
         settings: dict[str, Any] = {}
         lr, frozen = order.get("lr"), order.get("frozen")
         if lr is not None:
-            if isinstance(lr, bool) or not isinstance(lr, int | float):
+            is_number = isinstance(lr, int | float) and not isinstance(lr, bool)
+            if not is_number or abs(lr) > sys.float_info.max:  # JSON has integers of any length
                 raise DataError(f"a learning rate is a number, got {lr!r}")
             settings["lr"] = float(lr)
         if frozen is not None:
