@@ -100,6 +100,9 @@ def compare(
         str, typer.Option(metavar="LR,…", help="Learning rates to choose from, for each rule and delay.")
     ] = "0.003,0.01,0.03,0.1",
     steps: Annotated[int, typer.Option(min=1, help="Batches of each run.")] = 1000,
+    decay: Annotated[
+        bool, typer.Option("--decay", help="Learning rates fall along a cosine, to nothing at the last.")
+    ] = False,
     seeds: Annotated[int, typer.Option(min=1, help="Runs that are reported.")] = 3,
     tuning_seeds: Annotated[int, typer.Option(min=1, help="Runs of each learning rate before.")] = 1,
     figures: Annotated[bool, typer.Option("--figures", help="Draw them, too, with matplotlib.")] = False,
@@ -131,6 +134,7 @@ def compare(
         warm_up=warm_up,
         engine=engine,
         diagnose_every=config.diagnose_every,
+        decay=decay,
     )
     out.mkdir(parents=True, exist_ok=True)
     study = Study(lambda seed: replace(config, seed=seed).load_task(), design, out / "arms.jsonl", _tell)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import chain, count, islice
 
 import pytest
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import akkordeon as ak
 from akkordeon.core.errors import DataError, RecipeError
+from akkordeon.data.sources import as_batches
 from akkordeon.experiments.laboratory.arm import Arm, run_arm
 from akkordeon.experiments.laboratory.delays import delays_of
 from akkordeon.experiments.laboratory.study import Design, Study
+from akkordeon.experiments.presets import optimizer_named
 from akkordeon.pipeline.staleness.named import RULES
 
 DESIGN = Design("line", ("stash/sgd",), (0, 2), (0.01, 0.1, 1e9), "fixed", steps=40, seeds=2)
@@ -82,6 +86,31 @@ def test_delays_grow_over_a_warm_up():
     assert delays == sorted(delays)
     assert delays[20:] == [(4, 4)] * 5
     assert 0 < run_arm(task(1), arm).staleness[0] < run_arm(task(1), replace(arm, warm_up=0)).staleness[0]
+
+
+@pytest.mark.parametrize("optimizer", ["momentum", "adamw"])
+def test_a_learning_rate_falls_along_a_cosine_as_in_a_plain_loop_with_a_scheduler(optimizer):
+    arm = Arm("line", f"stash/{optimizer}", "fixed", 0, 0.05, seed=1, steps=20, decay=True)
+    model = nn.Sequential(*(gate.module for gate in task(1).network.gates))
+    plain = optimizer_named(optimizer, 0.05)(model.parameters())
+    scheduler = CosineAnnealingLR(plain, 20)
+    losses = []
+    batches = as_batches(task(1).train_batches(None, 1), 8)
+    for x, y in islice(chain.from_iterable(batches for _ in count()), 20):
+        losses.append(nn.functional.mse_loss(model(x), y))
+        plain.zero_grad()
+        losses[-1].backward()
+        plain.step()
+        scheduler.step()
+    assert plain.param_groups[0]["lr"] == pytest.approx(0)
+    assert run_arm(task(1), arm).curve == [[step, loss.item()] for step, loss in enumerate(losses, 1)]
+
+
+def test_learning_rates_fall_for_optimizers_that_go_by_names_too():
+    arm = Arm("line", "stash/muon", "fixed", 2, 0.05, seed=1, steps=20)
+    falling = run_arm(task(1), replace(arm, decay=True))
+    assert falling.why is None
+    assert falling.curve[-1] != run_arm(task(1), arm).curve[-1]
 
 
 def test_the_best_learning_rate_on_the_tuning_seeds_is_taken_and_others_are_reported(tmp_path):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import wraps
 from itertools import islice
 from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
 from akkordeon.core.errors import DataError, RecipeError
 from akkordeon.core.payload import samples
@@ -20,6 +23,7 @@ from akkordeon.experiments.laboratory.delays import Kind, delays_of
 from akkordeon.experiments.laboratory.on_engine import EngineName, Trained, on_engine
 from akkordeon.experiments.presets import OPTIMIZERS, optimizer_named, rule_named
 from akkordeon.experiments.tasks.task import Task
+from akkordeon.pipeline.learning.optimizer import OptimizerFactory
 from akkordeon.pipeline.network import Network
 from akkordeon.sentinels.scores import ScoreBoard
 
@@ -75,6 +79,7 @@ class Arm:
         engine: on which ``delay`` + 1 batches are in flight, whatever the delays then are; None emulates
             exact delays.
         diagnose_every: batches of which one is measured; see :class:`akkordeon.Gate`.
+        decay: the learning rate falls along a cosine, from ``lr`` to nothing at the last step.
     """
 
     task: str
@@ -88,6 +93,7 @@ class Arm:
     warm_up: int = 0
     engine: EngineName | None = None
     diagnose_every: int | None = None
+    decay: bool = False
 
 
 @dataclass(frozen=True)
@@ -189,12 +195,25 @@ def _on_engine(engine: EngineName, task: Task, arm: Arm) -> Trained:
 
 def _network(task: Task, arm: Arm) -> Network:
     method = Method.named(arm.method)
-    network = task.network.replacing(
-        staleness=rule_named(method.rule), optimizer=optimizer_named(method.optimizer, arm.lr)
-    )
+    optimizer = optimizer_named(method.optimizer, arm.lr)
+    if arm.decay:
+        optimizer = _decaying(optimizer, arm.steps)
+    network = task.network.replacing(staleness=rule_named(method.rule), optimizer=optimizer)
     if arm.diagnose_every is not None:
         network = network.replacing(diagnose_every=arm.diagnose_every)
     return replace(network, max_in_flight=1 << 16)
+
+
+def _decaying(make: OptimizerFactory, steps: int) -> OptimizerFactory:
+    """The same optimizer with a scheduler; it asks for what that one asks for, as names."""
+
+    @wraps(make)
+    def made(parameters: Iterable[Any]) -> tuple[Optimizer, LRScheduler]:
+        optimizer = make(parameters)
+        assert isinstance(optimizer, Optimizer), "those that go by a name have no scheduler"
+        return optimizer, CosineAnnealingLR(optimizer, steps)
+
+    return made
 
 
 def _endless(task: Task, arm: Arm) -> Iterator[tuple[Any, Any]]:

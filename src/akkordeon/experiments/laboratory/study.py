@@ -42,6 +42,7 @@ class Design:
         warm_up: batches over which delays grow.
         engine: that runs have, with ``delay`` + 1 batches in flight; None emulates exact delays.
         diagnose_every: batches of which one is measured; see :class:`akkordeon.Gate`.
+        decay: the learning rate falls along a cosine, to nothing at the last step.
 
     Raises:
         RecipeError: there is no such method, or a kind of delays for an engine.
@@ -59,6 +60,7 @@ class Design:
     warm_up: int = 0
     engine: EngineName | None = None
     diagnose_every: int | None = None
+    decay: bool = False
 
     def __post_init__(self) -> None:
         """Refuse now what would be refused after all that comes before it was run."""
@@ -159,6 +161,7 @@ class Study:
             warm_up=warm_up,
             engine=design.engine,
             diagnose_every=design.diagnose_every,
+            decay=design.decay,
         )
         if arm not in self._done:
             outcome = run_arm(self._make_task(seed), arm)
