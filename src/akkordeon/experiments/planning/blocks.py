@@ -18,7 +18,7 @@ from akkordeon.pipeline.gate import Gate
 from akkordeon.pipeline.learning.optimizer import OptimizerFactory, built
 from akkordeon.pipeline.network import Network
 from akkordeon.pipeline.optimizers.composed import Composed
-from akkordeon.pipeline.splitting.split import split_finely
+from akkordeon.pipeline.splitting.split import split, split_finely
 from akkordeon.pipeline.weights import Weights
 
 __all__ = ["Blocks", "averaging", "blocks_of_module", "blocks_of_network", "recut"]
@@ -54,6 +54,22 @@ class Blocks:
             return self
         network = replace(self.network.replacing(accumulate=1), schedule=ASYNC)
         return replace(self, network=network)
+
+    @property
+    def apart(self) -> Network:
+        """The network whose gates run nothing of the blocks before them, to measure what each costs.
+
+        It is not for training; see :mod:`akkordeon.pipeline.splitting.spans`.
+        """
+        if self.example is None or not self.cuts or self.network.whole is None:
+            return self.network
+        try:
+            whole, cuts = self.network.whole, self.cuts
+            parts = split(whole, None, self.example, cut_before=cuts, tie=True, stand_aside=True)
+        except RecipeError:  # there are modules that cannot stand aside
+            return self.network
+        gates = zip(self.network.gates, parts, strict=True)
+        return replace(self.network, gates=[replace(gate, module=part) for gate, part in gates])
 
     def cuts_after(self, ends: Sequence[int]) -> tuple[str, ...]:
         """The names to cut at for gates that end with these numbers of blocks."""

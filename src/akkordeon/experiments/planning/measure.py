@@ -136,14 +136,15 @@ def measured(
     keep_freed_memory()  # as the engine does that will run it
     try:
         with torch.random.fork_rng():  # how often modules draw depends on the time that they take
-            batches = batches[: _enough(_Measurement(blocks.network, batches[: WARM + 2], loss).take())]
-            alone = _Measurement(blocks.network, batches, loss).take()
-            crowding = _crowding(lambda: _Measurement(blocks.network, batches, loss), workers, alone)
+            network = blocks.apart
+            batches = batches[: _enough(_Measurement(network, batches[: WARM + 2], loss).take())]
+            alone = _Measurement(network, batches, loss).take()
+            crowding = _crowding(lambda: _Measurement(network, batches, loss), workers, alone)
             payload = max(alone.bytes_of(gate, "Forward") for gate in alone.row)
             gate_s = _empty_gate_s(payload, len(batches))
-            message_s = _message_s(blocks.network, batches, loss, workers, alone)
-            memory = list(_memory(blocks.network.gates, batches[0][0]))
-            pushes = _pushes(blocks.network, batches, loss, alone, compressions)
+            message_s = _message_s(network, batches, loss, workers, alone)
+            memory = list(_memory(network.gates, batches[0][0]))
+            pushes = _pushes(network, batches, loss, alone, compressions)
             apart, threaded_s = 1.0, None
             if blocks.may_merge:
                 one_gate = blocks.cut((len(blocks),))

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map
 
 from akkordeon.core.errors import RecipeError
 from akkordeon.core.payload import Payload
-from akkordeon.pipeline.splitting.walk import Source
+from akkordeon.pipeline.splitting.walk import CallSpan, Source
 
 __all__ = ["Form", "Parcel", "Piece", "nothing_like"]
 
@@ -138,6 +138,7 @@ class Piece:
         gives: what it sends; None for the last gate, which gives what the whole gives.
         inputs: the form of a batch.
         gave: the form of the result of each call.
+        spans: opened modules that stand aside once they are over, with the forms of what they gave.
     """
 
     names: tuple[str, ...]
@@ -147,3 +148,21 @@ class Piece:
     gives: Parcel | None
     inputs: Form
     gave: tuple[Form, ...]
+    spans: tuple[CallSpan, ...] = ()
+
+    @cached_property
+    def passed(self) -> list[CallSpan]:
+        """Those that were over before this gate."""
+        return [span for span in self.spans if span.end <= self.first]
+
+    @cached_property
+    def ending(self) -> list[CallSpan]:
+        """Those that end in this gate, and whose result is sent, in the order of their ends."""
+        sent = set() if self.gives is None else {s.of for s in (*self.gives.values, *self.gives.shapes)}
+        return [span for span in self.spans if span.number in sent and self.first < span.end <= self.last + 1]
+
+    @cached_property
+    def leaves_with(self) -> int | None:
+        """The number of the span with whose end the forward is left; None where its last call is the end."""
+        ending = self.ending[-1:]
+        return next((span.number for span in ending if span.end == self.last + 1), None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import accumulate
 
@@ -14,8 +15,10 @@ from akkordeon.core.payload import Payload, nbytes
 from akkordeon.pipeline.module_copy import copied
 from akkordeon.pipeline.splitting.form import Form, Parcel, Piece
 from akkordeon.pipeline.splitting.part import Part
+from akkordeon.pipeline.splitting.spans import CallSpans
 from akkordeon.pipeline.splitting.walk import (
     INPUTS,
+    Look,
     Source,
     Sources,
     blocks_of,
@@ -44,10 +47,17 @@ class Layout:
         opened: names of the modules whose forward is walked through.
         example: a batch.
         spread: whether gates may call one module, each a copy of it, where it has no weights.
+        stand_aside: whether opened modules that are over stand aside in later gates, where that is the same
+            on the example; what they keep beside what they give would be lost for other batches.
     """
 
     def __init__(
-        self, whole: nn.Module, opened: Iterable[str], example: Payload, spread: bool = True
+        self,
+        whole: nn.Module,
+        opened: Iterable[str],
+        example: Payload,
+        spread: bool = True,
+        stand_aside: bool = False,
     ) -> None:
         if hides_tensors(example):
             raise RecipeError(
@@ -74,6 +84,7 @@ class Layout:
         self._everywhere = {name for name in self.blocks if spread and _can_be_anywhere(name, whole, twin)}
         self._names = {id(parameter): name for name, parameter in twin.named_parameters()}
         self._sizes = {name: nbytes(parameter) for name, parameter in twin.named_parameters()}
+        self.spans = CallSpans(self.walk, self._needs, stand_aside)
 
     def _passed_by(self) -> set[str]:
         """Blocks that are not called, while their parts may be, as in ``self.model.decoder(x)``."""
@@ -96,30 +107,48 @@ class Layout:
     @cached_property
     def _needed_from(self) -> list[Sources]:
         """By each call or one after it."""
-        backwards = accumulate(reversed(self._needs), frozenset.union, initial=self.walk.asked)
+        backwards = accumulate(reversed(self._needs), frozenset.union, initial=frozenset[Source]())
         return list(backwards)[:0:-1]
 
     @cached_property
     def first_use(self) -> dict[str, int]:
         """The first call that needs a weight, by its name."""
         first: dict[str, int] = {}
-        for number, sources in enumerate(self._needs):
+        last = len(self.calls) - 1
+        uses = [
+            *((min(number, last), self.spans.seen_from(number, s)) for number, s in enumerate(self._needs)),
+            *((span.end - 1, self.spans.made_in(span)) for span in self.spans),
+        ]
+        for number, sources in uses:
             for source in sources:
                 if isinstance(source.of, str):
-                    first.setdefault(source.of, min(number, len(self.calls) - 1))
-        return first | {s.of: 0 for s in self.walk.asked if isinstance(s.of, str)}
+                    first[source.of] = min(number, first.get(source.of, number))
+        asked = self.spans.seen_from(last, (source for source, _ in self.walk.asked))
+        return first | {source.of: 0 for source in asked if isinstance(source.of, str)}
 
     def _is_before(self, source: Source, place: int) -> bool:
+        span = self.spans.get(source.of)
+        if span is not None:
+            return span.end <= place
         number = source.of if isinstance(source.of, int) else self.first_use.get(source.of, 0)
         return number < place
 
     def crossing(self, place: int) -> Parcel:
         """What goes from the calls before a place to those from there on."""
-        values = {source for source in self._needed_from[place] if self._is_before(source, place)}
-        shapes = {
-            s for s in self.walk.touched - values if isinstance(s.of, int) and self._is_before(s, place)
-        }
+        asked, touched = (self._looked_at(place, looks) for looks in (self.walk.asked, self.walk.touched))
+        values = self._crossing(place, self._needed_from[place] | asked)
+        shapes = {s for s in self._crossing(place, touched) - values if isinstance(s.of, int)}
         return Parcel(tuple(sorted(values, key=_order)), tuple(sorted(shapes, key=_order)))
+
+    def _looked_at(self, place: int, looks: Iterable[Look]) -> Sources:
+        """By glue that those who come after a place run, too."""
+        over = {span.module for span in self.spans if span.end <= place}
+        return frozenset(source for source, within in looks if over.isdisjoint(within))
+
+    def _crossing(self, place: int, sources: Sources) -> Sources:
+        """Of these what is before a place, as those see it who come after."""
+        seen = self.spans.seen_from(place, sources)
+        return frozenset(source for source in seen if self._is_before(source, place))
 
     # ── cuts ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -154,7 +183,11 @@ class Layout:
     def _bytes(self, source: Source) -> int:
         if isinstance(source.of, str):
             return self._sizes[source.of]
-        gave = self.walk.inputs if source.of == INPUTS else self.calls[source.of].gave
+        span = self.spans.get(source.of)
+        if span is not None:
+            gave = span.gave
+        else:
+            gave = self.walk.inputs if source.of == INPUTS else self.calls[source.of].gave
         return nbytes(leaves_in(gave)[source.place])
 
     def places_of(self, names: Sequence[str]) -> list[int]:
@@ -193,6 +226,7 @@ class Layout:
         starts, ends = [0, *places], [*places, len(self.calls)]
         forms = tuple(Form.of(call.gave) for call in self.calls)
         order = tuple(call.block for call in self.calls)
+        spans = tuple(replace(span, gave=Form.of(span.gave)) for span in self.spans)
         return [
             self._part(
                 Piece(
@@ -203,6 +237,7 @@ class Layout:
                     gives=self.crossing(end) if end < len(order) else None,
                     inputs=Form.of(self.walk.inputs),
                     gave=forms,
+                    spans=spans,
                 )
             )
             for start, end in zip(starts, ends, strict=True)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from akkordeon.core.payload import Payload
 from akkordeon.pipeline.splitting.calling import call
 from akkordeon.pipeline.splitting.form import Piece, nothing_like
-from akkordeon.pipeline.splitting.run import Begins, Ends, Given, LeftError, Run
+from akkordeon.pipeline.splitting.run import Begins, Ends, Given, LeftError, Passed, Run, SpanEnds
 from akkordeon.pipeline.splitting.walk import INPUTS, Source, leaves_in
 
 __all__ = ["WHOLE", "Part"]
@@ -71,13 +71,15 @@ class Part(nn.Module):
         )
         for name, block in blocks.items():
             if name in self._absent:
-                block._forward_hooks.clear()
-                block._forward_pre_hooks.clear()
                 before = vars(block).get("forward")
-                vars(block)["forward"] = Given(self._run, name, block, before, name in everywhere)
+                _replace_forward(block, Given(self._run, name, block, before, name in everywhere))
             else:
                 block.register_forward_pre_hook(Begins(self._run, name))
                 block.register_forward_hook(Ends(self._run))
+        for span in piece.passed:
+            _replace_forward(whole.get_submodule(span.module), Passed(self._run, span))
+        for span in piece.ending:
+            whole.get_submodule(span.module).register_forward_hook(SpanEnds(self._run, span))
 
     def _leave_out_weights(self, own: set[str], absent: set[int]) -> None:
         """Make plain attributes of what this gate does not have: NaNs of weights, buffers as they are."""
@@ -161,3 +163,10 @@ class Part(nn.Module):
             return inputs, {}, payload
         values, shapes = piece.takes.unpacked(payload)
         return values, shapes, piece.inputs.filled(values, shapes, INPUTS)
+
+
+def _replace_forward(module: nn.Module, forward: Callable[..., Any]) -> None:
+    """Have a module give something else, without what its hooks did."""
+    module._forward_hooks.clear()
+    module._forward_pre_hooks.clear()
+    vars(module)["forward"] = forward

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from akkordeon.core.errors import RecipeError
 from akkordeon.pipeline.splitting.form import Piece
-from akkordeon.pipeline.splitting.walk import Source, leaves_in
+from akkordeon.pipeline.splitting.walk import CallSpan, Source, leaves_in
 
-__all__ = ["Begins", "Ends", "Given", "LeftError", "Run"]
+__all__ = ["Begins", "Ends", "Given", "LeftError", "Passed", "Run", "SpanEnds"]
 
 
 class LeftError(BaseException):
@@ -75,28 +75,50 @@ class Run:
         Raises:
             RecipeError: on the example another block was called here.
         """
-        if self.is_over:
-            raise RecipeError(
-                f"{block!r} is called again in the backward, by a checkpoint around blocks of several gates; "
-                "have each checkpoint be around one block"
-            )
+        self._refuse_backward(block)
         if self._may_call(block):
             return self.piece.last
         number, names = self._next, self.piece.names
-        if number >= len(names) or names[number] != block:
-            then = repr(names[number]) if number < len(names) else "no other"
-            if not self._is_training:
-                raise RecipeError(
-                    f"in evaluation mode the module calls {block!r} where in training it called {then}; its "
-                    "gates are cut for one order of calls up to the last gate: have the last gate begin "
-                    "before that (cut_before), or put what decides between them into one block"
-                )
-            raise RecipeError(
-                f"the module calls {block!r} where on the example it called {then}; its gates are cut for "
-                "one order of calls: put what decides between them into one block"
-            )
+        if number >= len(names) or names[number] != block or self._has_left(number):
+            raise self._other_order(block)
         self._next += 1
         return number
+
+    def pass_by(self, span: CallSpan) -> Any:
+        """What an opened module gave that was over before this gate.
+
+        Raises:
+            RecipeError: on the example another one was called here.
+        """
+        self._refuse_backward(span.module)
+        if self._next != span.first or self.is_inside:
+            raise self._other_order(span.module)
+        self._next = span.end
+        return span.gave.filled(self.values, self.shapes, span.number)
+
+    def _refuse_backward(self, name: str) -> None:
+        if self.is_over:
+            raise RecipeError(
+                f"{name!r} is called again in the backward, by a checkpoint around blocks of several gates; "
+                "have each checkpoint be around one block"
+            )
+
+    def _has_left(self, number: int) -> bool:
+        return number > self.piece.last and self.piece.gives is not None
+
+    def _other_order(self, name: str) -> RecipeError:
+        number, names = self._next, self.piece.names
+        then = repr(names[number]) if number < len(names) else "no other"
+        if not self._is_training:
+            return RecipeError(
+                f"in evaluation mode the module calls {name!r} where in training it called {then}; its "
+                "gates are cut for one order of calls up to the last gate: have the last gate begin "
+                "before that (cut_before), or put what decides between them into one block"
+            )
+        return RecipeError(
+            f"the module calls {name!r} where on the example it called {then}; its gates are cut for "
+            "one order of calls: put what decides between them into one block"
+        )
 
     def _may_call(self, block: str) -> bool:
         """Whether a block may be called in any order: nobody after this gate counts its calls.
@@ -110,12 +132,23 @@ class Run:
         return block in piece.names[piece.first :] or block not in piece.names
 
     def note(self, number: int, gave: Any) -> None:
-        """Note what a call of this gate gave; after the last one the forward is left."""
-        if self.piece.gives is not None:
-            self.piece.gave[number].refuse_other(gave, f"what {self.piece.names[number]!r} gives")
+        """Note what a call of this gate gave; after the last one the forward is left, or soon."""
+        piece = self.piece
+        if piece.gives is not None:
+            piece.gave[number].refuse_other(gave, f"what {piece.names[number]!r} gives")
         for place, tensor in enumerate(leaves_in(gave)):
             self.values[Source(number, place)] = tensor
-        if number == self.piece.last and self.piece.gives is not None:
+        if number == piece.last and piece.gives is not None and piece.leaves_with is None:
+            raise LeftError
+
+    def note_end(self, span: CallSpan, gave: Any) -> None:
+        """Note what an opened module gave; after the last one that is sent the forward is left."""
+        if self.is_over:
+            return
+        span.gave.refuse_other(gave, f"what {span.module!r} gives")
+        for place, tensor in enumerate(leaves_in(gave)):
+            self.values[Source(span.number, place)] = tensor
+        if span.number == self.piece.leaves_with:
             raise LeftError
 
 
@@ -154,6 +187,30 @@ class Given:
         if self.forward is not None:
             return self.forward(*args, **kwargs)
         return type(self.module).forward(self.module, *args, **kwargs)
+
+
+@dataclass
+class Passed:
+    """In place of the forward of an opened module that was over before this gate."""
+
+    run: Run
+    span: CallSpan
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What it gave there."""
+        return self.run.pass_by(self.span)
+
+
+@dataclass
+class SpanEnds:
+    """A hook after an opened module of which other gates need what it gave."""
+
+    run: Run
+    span: CallSpan
+
+    def __call__(self, module: nn.Module, args: Any, gave: Any) -> None:
+        """Note it."""
+        self.run.note_end(self.span, gave)
 
 
 @dataclass

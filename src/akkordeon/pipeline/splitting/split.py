@@ -31,6 +31,7 @@ def split(
     optimizer: OptimizerFactory | None = None,
     cut_before: Sequence[str] = (),
     tie: bool = False,
+    stand_aside: bool = False,
 ) -> list[Part]:
     """Split a module into parts: into so many that take about equally long, or at modules that are named.
 
@@ -41,14 +42,19 @@ def split(
         optimizer: its updates count as time.
         cut_before: the names of the modules that parts begin with, all but the first.
         tie: whether parts may use one weight; the first of them has it and sends it along.
+        stand_aside: see :class:`Layout`; for cuts that are named.
 
     Raises:
         RecipeError: there are no such cuts, or the parts would give something else than the whole does.
         SharedParameterError: parts would use one weight, and ``tie`` does not allow it.
     """
     if cut_before:
-        layout = _walked_to(whole, cut_before, example)
-        return _parts(layout, layout.places_of(cut_before), example, tie)
+        layout = _walked_to(whole, cut_before, example, stand_aside)
+        places = layout.places_of(cut_before)
+        if not stand_aside:
+            with suppress(RecipeError):
+                return _parts(*closed_again(layout, places, example), example, tie)
+        return _parts(layout, places, example, tie)
     assert gates is not None, "checked by the caller"
     return _split_evenly(whole, gates, example, BlockCosts(optimizer), tie)
 
@@ -107,14 +113,14 @@ class _Way:
     places: list[int]
 
 
-def _walked_to(whole: nn.Module, names: Sequence[str], example: Payload) -> Layout:
+def _walked_to(whole: nn.Module, names: Sequence[str], example: Payload, stand_aside: bool) -> Layout:
     """A layout in which these are blocks."""
     modules = dict(whole.named_modules())
     for name in names:
         if name not in modules or not name:
             some = ", ".join(list(modules)[1:9])
             raise RecipeError(f"cut_before has no module {name!r}; there are {some}, …")
-    layout = Layout(whole, _above(names), example)
+    layout = Layout(whole, _above(names), example, stand_aside=stand_aside)
     if layout.walk.draws:
         raise RecipeError(_draws(whole))
     return layout

@@ -192,4 +192,6 @@ def _close(one: Tensor | None, other: Tensor | None, share: float, least: float)
 
 def _same(one: Tensor, other: Tensor) -> bool:
     """Whether they are equal, NaNs at the same places included."""
-    return torch.equal(one, other) or torch.equal(one.nan_to_num(), other.nan_to_num())
+    if torch.equal(one, other):
+        return True
+    return torch.equal(one.isnan(), other.isnan()) and torch.equal(one.nan_to_num(), other.nan_to_num())

@@ -3,7 +3,8 @@
     opened    modules whose forward is walked through, the whole one first
     block     a child of an opened module that is not opened itself: its forward stays as it is
     glue      what the forwards of opened modules compute between calls of blocks
-    source    a tensor that is there otherwise than by glue: an input, what a block gave, a parameter
+    source    a tensor that is there otherwise than by glue: an input, what a block gave, a parameter; and,
+              for those who come when it is over, what an opened module gave
 
 Nothing is traced symbolically: the forward runs, and a mode sees which tensors glue makes of which. So any
 Python may be in it, as long as it calls the same blocks in the same order for every batch.
@@ -28,6 +29,8 @@ from akkordeon.pipeline.splitting.calling import call
 __all__ = [
     "INPUTS",
     "Call",
+    "CallSpan",
+    "Look",
     "Source",
     "Sources",
     "Walk",
@@ -41,8 +44,8 @@ __all__ = [
 class Source(NamedTuple):
     """Where a tensor comes from.
 
-    ``of`` is the number of a call, ``INPUTS``, or the name of a parameter; ``place`` counts the tensors of a
-    call's result, or of the inputs.
+    ``of`` is the number of a call or of a span, ``INPUTS``, or the name of a parameter; ``place`` counts the
+    tensors of a result, or of the inputs.
     """
 
     of: int | str
@@ -51,8 +54,11 @@ class Source(NamedTuple):
 
 Sources = frozenset[Source]
 
+Look = tuple[Source, tuple[str, ...]]
+"""A source that glue looks at, and the names of the opened modules that this glue is in, outermost first."""
+
 INPUTS = -1
-"""The number of what is there before all calls."""
+"""The number of what is there before all calls; spans have those below."""
 
 _METADATA = frozenset(
     (
@@ -111,6 +117,25 @@ class Call:
     autocast: Mapping[str, torch.dtype]
 
 
+@dataclass(frozen=True)
+class CallSpan:
+    """The forward of an opened module.
+
+    Args:
+        module: its name.
+        number: of what it gave, as a source; below ``INPUTS``.
+        first: the number of the first call in it.
+        end: the number of the first call after it.
+        gave: what it gave.
+    """
+
+    module: str
+    number: int
+    first: int
+    end: int
+    gave: Any
+
+
 @dataclass
 class Walk:
     """What was seen.
@@ -118,17 +143,23 @@ class Walk:
     Attributes:
         inputs: what the whole module was called with.
         calls: of blocks, in their order.
+        spans: of opened modules, as they ended.
+        made_of: the sources of what spans gave, by the sources that they are.
+        within_blocks: the names of opened modules that a block has called.
         needs: the sources of what the whole module gave.
-        asked: sources whose values Python has looked at, as an ``if`` does: glue needs them wherever it runs.
-        touched: sources that glue has done anything with, be it to ask for their shape.
+        asked: values that Python has looked at, as an ``if`` does: glue needs them wherever it runs.
+        touched: what glue has done anything with, be it to ask for a shape.
         draws: glue drew random numbers.
     """
 
     inputs: Payload
     calls: list[Call] = field(default_factory=list)
+    spans: list[CallSpan] = field(default_factory=list)
+    made_of: dict[Source, Sources] = field(default_factory=dict)
+    within_blocks: set[str] = field(default_factory=set)
     needs: Sources = frozenset()
-    asked: Sources = frozenset()
-    touched: Sources = frozenset()
+    asked: set[Look] = field(default_factory=set)
+    touched: set[Look] = field(default_factory=set)
     draws: bool = False
 
 
@@ -166,11 +197,12 @@ def walked(whole: nn.Module, opened: Iterable[str], example: Payload) -> Walk:
         example: a batch, as a gate gets it.
     """
     inputs = tree_map(lambda leaf: copy_of(leaf) if isinstance(leaf, Tensor) else leaf, example)
-    glue = _Glue(whole, inputs)
-    with glue.watching(blocks_of(whole, opened)), glue:
+    glue, modules = _Glue(whole, inputs), dict(whole.named_modules())
+    walked_through = {name: modules[name] for name in opened if name and name in modules}
+    with glue.watching(blocks_of(whole, opened), walked_through), glue:
         gave = call(whole, _in_new_containers(inputs))
     glue.walk.needs = glue.behind(leaves_in(gave))
-    glue.walk.asked |= glue.behind(whole.buffers())  # statistics are kept wherever the glue runs
+    glue.walk.asked |= glue.looks(whole.buffers())  # statistics are kept wherever the glue runs
     return glue.walk
 
 
@@ -187,6 +219,7 @@ class _Glue(TorchFunctionMode):
         self.walk = Walk(example)
         self._modules = list(whole.modules())
         self._running = 0  # blocks, one inside another
+        self._open: list[tuple[str, int, dict[int, tuple[Tensor, int]]]] = []
         self._given: tuple[Any, Any] = (), {}
         self._versions: dict[int, int] = {}
         self._needs: Sources = frozenset()
@@ -201,6 +234,11 @@ class _Glue(TorchFunctionMode):
     def behind(self, some: Iterable[Tensor]) -> Sources:
         """The sources of some tensors."""
         return frozenset[Source]().union(*(self._sources.get(id(t), frozenset()) for t in some))
+
+    def looks(self, some: Iterable[Tensor]) -> set[Look]:
+        """What glue looks at with some tensors."""
+        within = tuple(name for name, _, _ in self._open)
+        return {(source, within) for source in self.behind(some)}
 
     def _put(self, tensor: Tensor, sources: Sources) -> None:
         if id(tensor) not in self._sources:
@@ -220,33 +258,75 @@ class _Glue(TorchFunctionMode):
         state = torch.get_rng_state()
         gave = func(*args, **kwargs)
         self.walk.draws |= not torch.equal(state, torch.get_rng_state())
-        self.walk.touched |= sources
+        self.walk.touched |= self.looks(given)
         for tensor, version in zip(given, versions, strict=True):
             if tensor._version != version:  # and with it all that lies in the same memory
                 for alike in self._alike.get(memory(tensor), []):
                     self._put(alike, self._sources[id(alike)] | sources)
         name = getattr(func, "__name__", "")
         if name not in _METADATA:
-            self.walk.asked |= self.behind(t for t in given if _decides(t, name))
+            self.walk.asked |= self.looks(t for t in given if _decides(t, name))
         made = leaves_in(gave)
         for tensor in made:
             self._put(tensor, self._sources.get(id(tensor), frozenset()) | sources)
         if not made and name not in _METADATA:
-            self.walk.asked |= sources
+            self.walk.asked |= self.looks(given)
         return gave
 
     # ── blocks ───────────────────────────────────────────────────────────────────────────────────────
 
     @contextmanager
-    def watching(self, blocks: dict[str, nn.Module]) -> Iterator[None]:
-        """Look away while a block runs, and note its calls."""
+    def watching(self, blocks: dict[str, nn.Module], opened: dict[str, nn.Module]) -> Iterator[None]:
+        """Look away while a block runs, and note its calls, and what opened modules give."""
         with ExitStack() as hooks:
+            for name, module in opened.items():
+                open_it, close_it = self._open_of(name), self._close_of(name)
+                hooks.callback(module.register_forward_pre_hook(open_it, with_kwargs=True).remove)
+                hooks.callback(module.register_forward_hook(close_it).remove)
             for name, block in blocks.items():
                 begin = block.register_forward_pre_hook(self._begin, with_kwargs=True)
                 hooks.callback(begin.remove)
                 end = block.register_forward_hook(self._end_of(name))
                 hooks.callback(end.remove)
             yield
+
+    @contextmanager
+    def _looking_away(self) -> Iterator[None]:
+        """What is done within is not the glue's."""
+        self._running += 1
+        yield
+        self._running -= 1
+
+    def _open_of(self, name: str) -> Callable[..., None]:
+        def open_it(module: nn.Module, args: Any, kwargs: Any) -> None:
+            with self._looking_away():
+                given = list(tensors_in([args, kwargs], known=self._modules))
+                self._open.append((name, len(self.walk.calls), {id(t): (t, t._version) for t in given}))
+
+        return open_it
+
+    def _close_of(self, name: str) -> Callable[..., None]:
+        def close_it(module: nn.Module, args: Any, gave: Any) -> None:
+            _, first, given = self._open.pop()
+            if self._running:
+                self.walk.within_blocks.add(name)
+                return
+            with self._looking_away():
+                versions = {id(tensor): version for tensor, version in given.values()}
+                self._note_span(name, first, versions, gave)
+
+        return close_it
+
+    def _note_span(self, name: str, first: int, versions: Mapping[int, int], gave: Any) -> None:
+        """Note what an opened module gives; what it was given and gives as it is comes from before, too."""
+        walk = self.walk
+        number = INPUTS - 1 - len(walk.spans)
+        walk.spans.append(CallSpan(name, number, first, len(walk.calls), _in_new_containers(gave)))
+        for place, tensor in enumerate(leaves_in(gave)):
+            source, before = Source(number, place), self.behind([tensor])
+            walk.made_of[source] = before
+            is_own = versions.get(id(tensor)) != tensor._version and not isinstance(tensor, nn.Parameter)
+            self._put(tensor, frozenset([source]) if is_own else before | {source})
 
     def _begin(self, block: nn.Module, args: Any, kwargs: Any) -> None:
         self._running += 1
