@@ -40,6 +40,9 @@ STUDIES = {
     "lenet": Design("lenet", MOMENTUM, (0, 1, 3), RATES, "per-stage", steps=1000, seeds=3),
     "quadratic": Design("quadratic", MOMENTUM, (0, 1, 2, 4, 8, 16), RATES, "fixed", steps=1000, seeds=3),
     "char-gpt": Design("char_gpt", GPT, (0, 1, 3, 7), GPT_RATES, "per-stage", steps=600, seeds=3),
+    "char-gpt-decay": Design(
+        "char_gpt", (GPT[0], GPT[1], "stash/nadam"), (0, 3, 7), GPT_RATES, "per-stage", 600, 3, decay=True
+    ),
     "char-gpt-warm-up": Design(
         "char_gpt", (GPT[0], GPT[1]), (0, 3, 7), GPT_RATES, "per-stage", steps=600, seeds=3, warm_up=300
     ),
