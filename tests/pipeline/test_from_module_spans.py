@@ -226,6 +226,17 @@ def test_the_planner_measures_blocks_so_and_trains_none(monkeypatch):
     assert blocks.cut((1, len(blocks))).gates[1].module._piece.spans == ()
 
 
+def test_what_a_plan_has_travel_is_what_blocks_give_and_not_what_that_is_made_of():
+    x, y = batches(1)[0]
+    plan = ak.plan(Blocks(count=4), example=x, targets=y, loss=F.cross_entropy, optimizer=sgd)
+    payload, travels = x, []
+    for gate in plan.blocks.apart.gates[:-1]:
+        payload = gate.module(payload)
+        travels.append(sum(tensor.nbytes for tensor in tensors(payload)))
+    assert len(travels) > 4
+    assert [block.output.bytes for block in plan.costs.blocks[:-1]] == travels
+
+
 # ── gates that are trained ───────────────────────────────────────────────────────────────────────────
 
 

@@ -164,5 +164,4 @@ class Piece:
     @cached_property
     def leaves_with(self) -> int | None:
         """The number of the span with whose end the forward is left; None where its last call is the end."""
-        ending = self.ending[-1:]
-        return next((span.number for span in ending if span.end == self.last + 1), None)
+        return next((span.number for span in reversed(self.ending) if span.end == self.last + 1), None)
