@@ -39,6 +39,16 @@ def test_every_method_is_in_the_figure_also_one_that_diverges(tmp_path):
 
 
 @needs_matplotlib
+def test_where_nothing_diverges_a_figure_has_no_empty_margin(tmp_path):
+    """A line without points, which is not clipped, took a tenth of the width."""
+    from matplotlib.image import imread
+
+    _, png = figures.draw([cell("stash/sgd", delay, 1.0, 1.5) for delay in (0, 1)], tmp_path)
+    is_blank = (imread(png)[..., :3] == 1).all(axis=(0, 2))
+    assert is_blank.argmin() < len(is_blank) / 50
+
+
+@needs_matplotlib
 def test_figures_of_one_comparison_are_alike(tmp_path):
     cells = [cell("stash/sgd", delay, 1.0) for delay in (0, 1)]
     for name in ("one", "other"):

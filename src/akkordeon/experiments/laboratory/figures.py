@@ -70,6 +70,8 @@ def _by_delay(axes: Axes, cells: Sequence[Compared], look: dict[str, Any]) -> No
     delays, means, spreads = zip(*finite, strict=True) if finite else ((), (), ())
     axes.errorbar(delays, means, spreads, capsize=3, **look)
     diverged = [delay for delay, mean, _ in found if not math.isfinite(mean)]
+    if not diverged:  # a line without points that is not clipped takes room from the corner on
+        return
     edge: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "clip_on": False, "linestyle": ""}
     axes.plot(diverged, [1.0] * len(diverged), color=look["color"], marker=look["marker"], **edge)
 
