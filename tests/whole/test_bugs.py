@@ -11,9 +11,11 @@ import torch
 from tests.support.harness import (
     SIZE,
     WAIT_S,
+    backward,
     batches_of,
     bits,
     do,
+    forward,
     gate_alone,
     reports,
     same_bits,
@@ -789,3 +791,19 @@ def test_a_batch_that_a_gate_raised_on_after_it_had_passed_it_on_is_refused_howe
     assert trainer.batches.trained == 1
     do(trainer, Restarted("gate/0", Refused(batch, "gate/0", Fault.RAISED, "it failed")))
     assert trainer.batches.as_tuple() == (1, 0, 1, 0)
+
+
+def test_a_rule_that_lets_a_late_gradient_make_no_step_leaves_the_weights_as_they_are():
+    """A factor of 0 was taken for none given, so the optimizer made its whole step."""
+
+    class OnlyFresh(ak.Rule):
+        def lr_factor(self, staleness, updates):
+            return float(staleness == 0)
+
+    gate = gate_alone(nn.Linear(4, 3), staleness=OnlyFresh())
+    do(gate, forward(0, torch.ones(SIZE, 4)), forward(1, torch.ones(SIZE, 4)))
+    do(gate, backward(0, torch.ones(SIZE, 3)))
+    once = [master.clone() for master in gate.weights.masters]
+    do(gate, backward(1, torch.ones(SIZE, 3)))
+    assert gate.version == 2
+    assert all(map(torch.equal, gate.weights.masters, once))

@@ -187,7 +187,8 @@ class Updater:
             gradients: as :meth:`update` takes them.
             samples: that they are of, for a schedule by samples.
         """
-        lr_factor, self._lr_factor = self._lr_factor or 1.0, None
+        lr_factor = 1.0 if self._lr_factor is None else self._lr_factor
+        self._lr_factor = None
         skip_if, self.skip_if = self.skip_if, None
         oldest, self._oldest = self._oldest, 0
         if self._optimizer is None or self.frozen:
