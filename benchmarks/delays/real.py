@@ -43,8 +43,8 @@ class Timed:
     every: int
     until: float | None = None
 
-    def plain(self) -> list[Point]:
-        """The plain loop with two threads for each operation: pairs of seconds and the loss then."""
+    def plain(self, threads: int) -> list[Point]:
+        """The plain loop with so many threads for each operation: pairs of seconds and the loss then."""
         modules = [gate.module for gate in self.task.network.gates]
         model = nn.Sequential(*modules).train()
         optimizer = optimizer_named(self.optimizer, self.lr)(model.parameters())
@@ -56,7 +56,7 @@ class Timed:
                 self.task.loss(model(x), y).backward()
                 optimizer.step()
 
-        with _intra_op(THREADS):
+        with _intra_op(threads):
             return self._followed(train, lambda: model)
 
     def ours(self, way: Way, rule: str, gates: int) -> list[Point]:
