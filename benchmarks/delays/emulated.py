@@ -79,9 +79,9 @@ class Recipe:
         return cls("stash", optimizer, ((0,),))
 
     @classmethod
-    def two_buffers(cls, optimizer: str) -> Recipe:
+    def two_buffers(cls, rule: str, optimizer: str) -> Recipe:
         """All gradients are one update late."""
-        return cls("stash", optimizer, ((1,),))
+        return cls(rule, optimizer, ((1,),))
 
 
 @torch.no_grad()

@@ -54,7 +54,7 @@ ON_THREADS = (
     Way("async", 1, 2),
     Way("async", 1, 4),
 )
-ASYNC = (Way("async", 1, 4), Way("async", 1, 8), Way("async", 4, 8))
+ASYNC = (Way("async", 1, 4), Way("async", 1, 8))
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Seconds:
 
     Args:
         size: how much is run.
-        rule: of asynchronous rows, by name.
+        rule: for stale gradients, by name.
         optimizer: of everybody, by name.
         kept: what was run before.
     """
@@ -102,7 +102,7 @@ class Seconds:
     def on_hosts(self, place: str) -> list[dict[str, Any]]:
         """A row of the table for each way, 1F1B first."""
         hosts, micros = Hosts(_task(0), self._optimizer, self._kept, self._size.updates), self._size.micros
-        plain, two = Recipe.plain(self._optimizer), Recipe.two_buffers(self._optimizer)
+        plain, two = Recipe.plain(self._optimizer), Recipe.two_buffers(self._rule, self._optimizer)
         rows = []
         for peer, schedule in PEERS.items():
             peer_s = {m: hosts.lockstep_s(place, schedule, m) for m in micros}
@@ -113,11 +113,11 @@ class Seconds:
             ways = [Way(schedule, m, m * (1 + (schedule == "2bw"))) for m in micros]  # type: ignore[arg-type]
             timed = {way: hosts.ours(place, way)[0] for way in ways}
             way = min(timed, key=timed.__getitem__)
-            rows.append(self._row(str(way), timed[way], recipe))
+            rows.append(self._row(_named(way, recipe), timed[way], recipe))
         for way in self._size.asynchronous:
             update_s, late = hosts.ours(place, way)
             recipe = Recipe(self._rule, self._optimizer, late, way.micros)
-            rows.append(self._row(f"{way}, {self._rule}", update_s, recipe))
+            rows.append(self._row(_named(way, recipe), update_s, recipe))
         return _beside(rows, rows[0]["seconds"])
 
     def _row(self, name: str, update_s: float, recipe: Recipe) -> dict[str, Any]:
@@ -143,8 +143,7 @@ class Seconds:
         for way in self._size.threaded:
             recipe = self._threaded(way)
             seconds = [self._timed(way, recipe, seed, targets) for seed in range(self._size.seeds)]
-            name = f"{way}, {recipe.rule}" if way.schedule == "async" else str(way)
-            rows.append(self._timed_row(name, recipe, seconds))
+            rows.append(self._timed_row(_named(way, recipe), recipe, seconds))
         return _beside(rows, min(row["seconds"] for row in rows[: len(PLAIN)]))
 
     def _timed_row(self, name: str, recipe: Recipe, seconds: list[float]) -> dict[str, Any]:
@@ -157,7 +156,7 @@ class Seconds:
             late = way.in_flight - 1
             delays = tuple(late * (GATES - 1 - k) // (GATES - 1) for k in range(GATES))
             return Recipe(self._rule, self._optimizer, (delays,), way.micros)
-        plain, two = Recipe.plain(self._optimizer), Recipe.two_buffers(self._optimizer)
+        plain, two = Recipe.plain(self._optimizer), Recipe.two_buffers(self._rule, self._optimizer)
         return plain if way.schedule == "flush" else two
 
     def _timed(self, way: Way | int, recipe: Recipe, seed: int, targets: dict[int, float]) -> float:
@@ -187,6 +186,11 @@ def _task(seed: int) -> ak.Task:
     return char_gpt()
 
 
+def _named(way: Way, recipe: Recipe) -> str:
+    """In a table; where no gradient is late, no rule does anything."""
+    return str(way) if way.schedule == "flush" else f"{way}, {recipe.rule}"
+
+
 def _beside(rows: list[dict[str, Any]], seconds: float) -> list[dict[str, Any]]:
     return [{**row, "times_faster": seconds / row["seconds"]} for row in rows]
 
@@ -202,7 +206,7 @@ def print_table(name: str, rows: list[dict[str, Any]]) -> None:
 def main() -> None:
     parser = figures.options(__doc__, quick="40 steps, one seed, one learning rate, fewer ways")
     parser.add_argument("parts", nargs="*", metavar="threads|hosts", help="what to run; both if not given")
-    parser.add_argument("--rule", default="prediction", help="for stale gradients, of asynchronous rows")
+    parser.add_argument("--rule", default="prediction", help="for stale gradients")
     parser.add_argument("--optimizer", default="adamw", help="of everybody")
     parser.add_argument(
         "--out", type=Path, help="where runs are kept; seconds, or seconds-quick, if not given"
