@@ -76,7 +76,8 @@ None where there is none; ``rule``, of the staleness rule, by the weight's name;
 the averaged ``weights`` by name, and the ``updates`` in them; one that is frozen ``frozen``, True; one that
 learns faster for a while ``boost``, the factor of its learning rate and the updates that are left; one that
 clips the norm of the whole gradient ``clipping``: the ``squared_norm`` of its own latest update, and the
-``whole_norm``; one that computes on older weights ``earlier``: the ``weights`` before the latest by name.
+``whole_norm``; one that computes on older weights ``earlier``: the ``weights`` before the latest by name; and
+one that expects them ``expected``: the ``weights`` that had been expected of the latest version.
 """
 
 

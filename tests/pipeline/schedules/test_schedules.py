@@ -1,4 +1,7 @@
-"""Exact schedules: `Flush` is plain accumulation, and with `TwoBuffers` every gradient is one update old."""
+"""Exact schedules: `Flush` is plain accumulation, and with `TwoBuffers` every gradient is one update old.
+
+That of `Prediction` is of the weights which were expected by then.
+"""
 
 from __future__ import annotations
 
@@ -42,15 +45,18 @@ def gradients_of(model, batches):
 
 
 def plain(model, batches, optimizer, delay):
-    """W(t+1) = W(t) - η ∇f(W(t-delay)), for a delay of 0 or 1."""
+    """W(t+1) = W(t) - η ∇f(W(t-delay)), for a delay of 0 or 1; or f of what W(t) is expected to be."""
     model = copy.deepcopy(model)
     made = [optimizer(list(part.parameters())) for part in model if list(part.parameters())]
     made = [each if isinstance(each, tuple) else (each, None) for each in made]
-    earlier = copy.deepcopy(model)
+    earlier, before = copy.deepcopy(model), copy.deepcopy(model)
     for start in range(0, len(batches), M):
         part = batches[start : start + M]
         at = copy.deepcopy(earlier if delay else model)
-        earlier = copy.deepcopy(model)
+        if delay == PREDICTED:
+            for guess, was in zip(at.parameters(), before.parameters(), strict=True):
+                guess.data.copy_(torch.lerp(was.detach(), guess.detach(), 2.0))
+        earlier, before = copy.deepcopy(model), earlier
         for parameter, gradient in zip(model.parameters(), gradients_of(at, part), strict=True):
             parameter.grad = gradient
         for each, scheduler in made:
@@ -73,14 +79,27 @@ def trained(network, engine, batches, in_flight, validates=False):
         return session.module(), staleness
 
 
-SCHEDULES = {"flush": (ak.Flush(M), 0), "2bw": (ak.TwoBuffers(M), 1)}
+PREDICTED = "one update, predicted"
+SCHEDULES = {
+    "flush": (ak.Flush(M), 0),
+    "2bw": (ak.TwoBuffers(M), 1),
+    "2bw, prediction": (ak.TwoBuffers(M), PREDICTED),
+}
+
+
+def rule(delay):
+    return ak.Prediction() if delay == PREDICTED else ak.Stash()
+
+
+def row(kind, delay, optimizer, **recipe):
+    return small_network(schedule=kind, **recipe).replacing(optimizer=optimizer, staleness=rule(delay))
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("name", NAMES)
 def test_whatever_is_in_flight_the_bits_are_those_of_the_loop_with_that_delay(name, schedule):
     kind, delay = SCHEDULES[schedule]
-    network, batches = small_network(schedule=kind).replacing(optimizer=adamw), batches_of(10 * M + 1)
+    network, batches = row(kind, delay, adamw), batches_of(10 * M + 1)
     ours, staleness = trained(network, ALL_ENGINES[name](), batches, in_flight=2 * M, validates=True)
     assert same_bits(ours, plain(network.module(), batches, adamw, delay))
     for seen in staleness.values():
@@ -91,7 +110,7 @@ def test_whatever_is_in_flight_the_bits_are_those_of_the_loop_with_that_delay(na
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_how_much_is_in_flight_changes_the_speed_alone(schedule, in_flight):
     kind, delay = SCHEDULES[schedule]
-    network, batches = small_network(schedule=kind).replacing(optimizer=momentum), batches_of(8 * M)
+    network, batches = row(kind, delay, momentum), batches_of(8 * M)
     for engine in (ak.Threads(2), ak.Simulator(seed=3)):
         ours, _ = trained(network, engine, batches, in_flight)
         assert same_bits(ours, plain(network.module(), batches, momentum, delay))
@@ -103,7 +122,7 @@ def test_how_much_is_in_flight_changes_the_speed_alone(schedule, in_flight):
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_a_batch_that_the_first_gate_refuses_is_made_up_for_by_the_next(schedule):
     kind, delay = SCHEDULES[schedule]
-    network, batches = small_network(schedule=kind).replacing(optimizer=momentum), batches_of(6 * M)
+    network, batches = row(kind, delay, momentum), batches_of(6 * M)
     bad = [(x, y) for x, y in batches]
     for number in (2, M, 3 * M + 1):
         bad.insert(number, (torch.full_like(batches[0][0], torch.nan), batches[0][1]))
@@ -117,7 +136,7 @@ def test_a_batch_that_the_first_gate_refuses_is_made_up_for_by_the_next(schedule
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_another_sentinel_goes_on_where_the_one_before_made_its_last_update(schedule, tmp_path):
     kind, delay = SCHEDULES[schedule]
-    network, batches = small_network(schedule=kind).replacing(optimizer=adamw), batches_of(6 * M)
+    network, batches = row(kind, delay, adamw), batches_of(6 * M)
 
     def run(part, name, **resume):
         with ak.run(network, engine=ak.Threads(1), **resume) as session:
@@ -136,7 +155,7 @@ def test_another_sentinel_goes_on_where_the_one_before_made_its_last_update(sche
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_a_run_taken_up_within_an_update_has_the_bits_of_the_one_that_never_stopped(schedule):
     kind, delay = SCHEDULES[schedule]
-    network, batches = small_network(schedule=kind).replacing(optimizer=adamw), batches_of(5 * M + 2)
+    network, batches = row(kind, delay, adamw), batches_of(5 * M + 2)
     train = ak.Sentinel.train(batches, F.cross_entropy, in_flight=M + 1, epochs=3, name="tdp")
     with ak.run(network, engine=ak.Threads(1)) as session:
         keep = ak.Sentinel.checkpoint(every_updates=1)
@@ -164,7 +183,9 @@ def test_the_same_layers_in_other_gates_go_on_to_the_bit(schedule, tmp_path):
     model = nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 7), nn.Tanh(), nn.Linear(7, 4))
     batches, whole = batches_of(4 * M), None
     for gates, part, name in ((3, batches[: 2 * M], "first"), (2, batches[2 * M :], "second")):
-        network = ak.Network.from_module(model, gates, momentum, schedule=kind)
+        network = ak.Network.from_module(model, gates, momentum, schedule=kind).replacing(
+            staleness=rule(delay)
+        )
         with ak.run(network, engine=ak.Threads(1), resume=whole) as session:
             session.attach(ak.Sentinel.train(part, F.cross_entropy, in_flight=M, name=name))
             session.wait(timeout=WAIT_S)
@@ -186,9 +207,9 @@ def test_a_recorded_run_is_replayed_to_the_same_bits(tmp_path):
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_gates_that_crash_come_back_and_all_is_accounted_for(schedule):
-    kind, _ = SCHEDULES[schedule]
+    kind, delay = SCHEDULES[schedule]
     recovery = ak.Recovery(snapshot_every=1, restarts=99, backoff_s=0.02)
-    network, batches = small_network(schedule=kind, recovery=recovery), batches_of(30 * M)
+    network, batches = row(kind, delay, momentum, recovery=recovery), batches_of(30 * M)
     compute = Compute({"*": Cost(forward_s=0.01, backward_s=0.01)})
     faults = (Crash(who="gate/*", every_s=0.5, back_after_s=0.1),)
     seen = []

@@ -167,7 +167,6 @@ def test_what_does_not_go_together_is_refused_in_a_sentence():
         (lambda: ak.Prediction(decay=1.0), "at least 0 and below 1, got 1.0"),
         (lambda: ak.Downpour(network, replicas=2), "not known ahead"),
         (lambda: ak.Downpour(small_network(), replicas=2, staleness=ak.Prediction()), "not known ahead"),
-        (lambda: ak.Network(network.gates, schedule=ak.TwoBuffers(2)), "leave one of them out"),
         (lambda: ak.Network(network.gates, clip_whole_norm=1.0), "clip_norm each instead"),
     ):
         with pytest.raises(RecipeError, match=sentence):
@@ -181,18 +180,21 @@ def test_what_does_not_go_together_is_refused_in_a_sentence():
             attached.wait(timeout=WAIT_S)
 
 
-def test_after_it_has_taken_over_from_another_nothing_is_known_of_where_the_weights_go():
+@pytest.mark.parametrize("schedule", [ak.Async(), ak.TwoBuffers(1)])
+def test_after_it_has_taken_over_from_another_nothing_is_known_of_where_the_weights_go(schedule):
     def made(scale):
         module = nn.Linear(6, 4)
         nn.init.constant_(module.weight, scale)
-        return gate_actor(ak.Gate(module, momentum, staleness=ak.Prediction()), Position("gate/0", 0))
+        position = Position("gate/0", 0, schedule=schedule)
+        return gate_actor(ak.Gate(module, momentum, staleness=ak.Prediction()), position)
 
     def learn(gate, number):
         do(gate, forward(number, torch.randn(2, 6)), backward(number, torch.randn(2, 4)))
 
     one, other, cut = made(0.0), made(100.0), CutId("a", 0)
     learn(one, 0)
+    learn(one, 1)
     (exported,) = sends(do(other, Cut(cut, whole=True), Export(cut)), Exported)
     do(one, TakeOver("s", (StageState(0, exported.state, exported.learner),)))
-    do(one, forward(1, torch.randn(2, 6)), forward(2, torch.randn(2, 6)))
+    do(one, forward(2, torch.randn(2, 6)), forward(3, torch.randn(2, 6)))
     assert all(torch.equal(stashed.weights[0], one.weights.now[0]) for stashed in one.stash.values())

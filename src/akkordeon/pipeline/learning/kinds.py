@@ -12,6 +12,7 @@ from akkordeon.pipeline.learning.accumulating_gate import AccumulatingGate, gath
 from akkordeon.pipeline.learning.clipping_gate import ClippingGate
 from akkordeon.pipeline.schedules.correcting_gate import CorrectingGate
 from akkordeon.pipeline.schedules.predicting_gate import PredictingGate
+from akkordeon.pipeline.schedules.predicting_two_buffers_gate import PredictingTwoBuffersGate
 from akkordeon.pipeline.schedules.two_buffers_gate import TwoBuffersGate
 from akkordeon.pipeline.schedules.vertical_gate import VerticalGate
 from akkordeon.pipeline.stage import Position
@@ -29,7 +30,7 @@ def gate_actor(
     """
     kind: type[GateActor] = GateActor
     if isinstance(position.schedule, TwoBuffers):
-        kind = TwoBuffersGate
+        kind = PredictingTwoBuffersGate if gate.staleness.looks_ahead else TwoBuffersGate
     elif gate.staleness.looks_ahead:
         kind = PredictingGate
     elif gate.staleness.looks_back:

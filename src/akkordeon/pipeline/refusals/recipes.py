@@ -56,13 +56,13 @@ def refuse_off_schedule(
                 f"gate {i} has staleness={gate.staleness}, which keeps no weights but the latest, and by the "
                 f"schedule {schedule} a gate computes on those before; give it Stash()"
             )
-        chooses = gate.staleness.looks_ahead or gate.staleness.is_vertical
-        if isinstance(schedule, TwoBuffers) and chooses:
+        if isinstance(schedule, TwoBuffers) and gate.staleness.is_vertical:
             raise RecipeError(
                 f"gate {i} has staleness={gate.staleness}, which has forwards on weights of its own, as the "
                 f"schedule {schedule} has: leave one of them out"
             )
-        if (chooses or gate.staleness.looks_back) and clip_whole_norm is not None:
+        rule = gate.staleness
+        if (rule.looks_ahead or rule.looks_back or rule.is_vertical) and clip_whole_norm is not None:
             raise RecipeError(
                 f"gate {i} has staleness={gate.staleness}, which goes with no clip_whole_norm; give the "
                 "gates a clip_norm each instead"

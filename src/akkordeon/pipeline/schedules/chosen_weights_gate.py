@@ -28,9 +28,7 @@ class ChosenWeightsGate(AccumulatingGate):
         self, gate: Gate, position: Position, restored: StageState | None = None, *, anew: bool = False
     ) -> None:
         super().__init__(gate, position, restored, anew=anew)
-        kept = (restored.learner or {}).get(EARLIER) if restored is not None else None
-        if kept is not None:
-            self._earlier = self.weights.like_now(kept["weights"])
+        self._earlier = self._restored_version(restored, EARLIER)
         self._chosen = self.weights.now, self.version
 
     @abstractmethod
@@ -61,9 +59,24 @@ class ChosenWeightsGate(AccumulatingGate):
         self._earlier = None
         yield from super()._take_over(message)
 
-    def _learner_state(self) -> LearnerState:
-        state = super()._learner_state()
+    def _ahead(self, updates: int) -> Snapshot | None:
+        """The weights that the rule expects so many updates later; None where it has nothing to go by."""
         if self._earlier is None:
-            return state
-        weights = zip(self.weights.names, self._earlier, strict=True)
-        return {**state, EARLIER: {"weights": {name: each.detach().clone() for name, each in weights}}}
+            return None
+        expected = self._updater.rule.ahead(self.weights.now, self._earlier, updates)
+        return self.weights.as_weights(weight.detach() for weight in expected)
+
+    def _learner_state(self) -> LearnerState:
+        return {**super()._learner_state(), **self._version_state(EARLIER, self._earlier)}
+
+    def _version_state(self, what: str, version: Snapshot | None) -> LearnerState:
+        """A version of the weights, if there is one, as the state has it under that name."""
+        if version is None:
+            return {}
+        weights = zip(self.weights.names, version, strict=True)
+        return {what: {"weights": {name: each.detach().clone() for name, each in weights}}}
+
+    def _restored_version(self, restored: StageState | None, what: str) -> Snapshot | None:
+        """What :meth:`_version_state` has kept."""
+        kept = (restored.learner or {}).get(what) if restored is not None else None
+        return None if kept is None else self.weights.like_now(kept["weights"])

@@ -16,9 +16,6 @@ class PredictingGate(ChosenWeightsGate):
     """A gate at work whose rule looks ahead; see :class:`GateActor`."""
 
     def _choose(self, in_no_update: int) -> tuple[Snapshot, int]:
-        now, updates = self.weights.now, in_no_update // self._gathered.enough
-        if self._earlier is None or not updates:
-            return now, self.version
-        rule = self._updater.rule
-        expected = rule.ahead(now, self._earlier, updates)
-        return self.weights.as_weights(weight.detach() for weight in expected), self.version
+        updates = in_no_update // self._gathered.enough
+        expected = self._ahead(updates) if updates else None
+        return expected or self.weights.now, self.version

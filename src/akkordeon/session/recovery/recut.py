@@ -199,7 +199,7 @@ def _learner(stages: Mapping[str, StageState], moves: Sequence[_Move]) -> Learne
     state: dict[str, Any] = {}
     rule: dict[str, Tensor] = {}
     others = _gathered(with_optimizer, moves)
-    for what in ("average", "earlier"):
+    for what in ("average", "earlier", "expected"):
         others |= _versions(what, with_optimizer, moves)
     groups: list[dict[str, Any]] = [{**group, "params": []} for group in first["optimizer"]["groups"]]
     for gate, old, new in moves:

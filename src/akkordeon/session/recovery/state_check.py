@@ -118,7 +118,7 @@ GATHERED = {"sums": {str: Tensor}, "batches": [(str, COUNT)]}
 AVERAGE = {"weights": {str: Tensor}, "updates": COUNT}
 """Of gates that average their weights; the others have none."""
 EARLIER = {"weights": {str: Tensor}}
-"""Of gates that compute on the version before the latest; the others have none."""
+"""Of gates that compute on the version before the latest, or on what they expect; the others have none."""
 CLIPPING = {"squared_norm": float, "whole_norm": float}
 """Of gates that clip the norm of the whole gradient; the others have none."""
 
@@ -147,6 +147,7 @@ def require_whole(checkpoint: Checkpoint) -> None:
         _require((learner.get("gathered") or {}).get("samples"), Maybe(COUNT), f"the samples of {address}")
         _require(learner.get("average"), Maybe(AVERAGE), f"the average of {address}")
         _require(learner.get("earlier"), Maybe(EARLIER), f"the version of {address} before the latest")
+        _require(learner.get("expected"), Maybe(EARLIER), f"what {address} expected of its latest version")
         _require(learner.get("frozen"), Maybe(bool), f"whether {address} is frozen")
         _require(learner.get("boost"), Maybe((float, COUNT)), f"the boost of {address}")
         _require(learner.get("clipping"), Maybe(CLIPPING), f"the norms of {address}")
