@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import mean
@@ -214,7 +214,7 @@ def main() -> None:
     options = parser.parse_args()
     if wrong := set(options.parts) - {"threads", "hosts"}:
         parser.error(f"parts are threads and hosts, got {', '.join(sorted(wrong))}")
-    rule_named(options.rule)
+    replace(_task(0).network.replacing(staleness=rule_named(options.rule)), schedule=ak.TwoBuffers(1))
     torch.set_num_threads(1)
     out = options.out or Path(f"seconds{'-quick' * options.quick}")
     out.mkdir(parents=True, exist_ok=True)

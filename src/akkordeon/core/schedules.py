@@ -103,8 +103,9 @@ class TwoBuffers(Flush):
     """The batches of the next update are sent meanwhile, and every gradient is one update old.
 
     W(t+1) = W(t) - η ∇f(W(t-1)), with W(-1) = W(0): PipeDream-2BW (Narayanan et al. 2021, arXiv:2006.09503,
-    section 3.1). A gate keeps two versions of its weights. With :class:`~akkordeon.Prediction` the gradient is
-    ∇f(W(t-1) + f(1)·(W(t-1) - W(t-2))), and a gate keeps four.
+    section 3.1). A gate keeps two versions of its weights.
+
+    With :class:`~akkordeon.Prediction` it is ∇f(W(t-1) + f(1)·(W(t-1) - W(t-2))), and a gate keeps four.
     """
 
     def room(self, in_flight: int, trained: int) -> int:

@@ -12,15 +12,29 @@ from collections import Counter
 import pytest
 import torch
 from tests.support.engines import ALL_ENGINES, NAMES
-from tests.support.harness import WAIT_S, batches_of, same_bits, small_network
+from tests.support.harness import (
+    WAIT_S,
+    backward,
+    batches_of,
+    do,
+    forward,
+    same_bits,
+    sends,
+    small_network,
+)
 from torch import nn
 from torch.nn import functional as F
 
 import akkordeon as ak
 from akkordeon.core.errors import AkkordeonError, RecipeError
+from akkordeon.core.messages import Cut, CutId, Export, Exported
+from akkordeon.core.plain_state import StageState
 from akkordeon.core.reports import GateRestarted
+from akkordeon.core.surgery.messages import Change
 from akkordeon.engines.simulator.compute import Compute, Cost
 from akkordeon.engines.simulator.faults import Crash
+from akkordeon.pipeline.learning.kinds import gate_actor
+from akkordeon.pipeline.stage import Position
 from akkordeon.session.recovery.checkpoint import Checkpoint
 from akkordeon.session.recovery.checkpoint_files import CheckpointFolder
 from akkordeon.session.recovery.state_check import require_whole
@@ -191,6 +205,40 @@ def test_the_same_layers_in_other_gates_go_on_to_the_bit(schedule, tmp_path):
             session.wait(timeout=WAIT_S)
             whole, ours = session.checkpoint(tmp_path), session.module()
     assert same_bits(ours, plain(model, batches, momentum, delay))
+
+
+def test_layers_of_gates_of_which_one_expected_nothing_go_on_without_what_others_had(tmp_path):
+    model = nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 7), nn.Tanh(), nn.Linear(7, 4))
+    batches, whole = batches_of(8 * M), None
+    for rules, part in (
+        ([ak.Prediction(), ak.Prediction(), ak.Stash()], batches),
+        ([ak.Prediction()], batches),
+    ):
+        network = ak.Network.from_module(model, len(rules), momentum, schedule=ak.TwoBuffers(M))
+        gates = [dataclasses.replace(g, staleness=r) for g, r in zip(network.gates, rules, strict=True)]
+        with ak.run(dataclasses.replace(network, gates=gates), resume=whole) as session:
+            session.attach(ak.Sentinel.train(part, F.cross_entropy, in_flight=M, name=f"of {len(rules)}"))
+            session.wait(timeout=WAIT_S)
+            whole = session.checkpoint(tmp_path)
+    assert all(stage.version == 16 for stage in whole.stages.values())
+
+
+def test_a_gate_that_is_told_to_predict_otherwise_goes_on_as_one_made_of_what_it_kept():
+    def made(rule, restored=None):
+        torch.manual_seed(0)
+        position = Position("gate/0", 0, schedule=ak.TwoBuffers(1))
+        return gate_actor(ak.Gate(nn.Linear(6, 4), momentum, staleness=rule), position, restored)
+
+    gate, rule, cut = made(ak.Prediction()), ak.Prediction(decay=0.5), CutId("a", 0)
+    for number in range(3):
+        do(gate, forward(number, torch.ones(2, 6)), backward(number, torch.randn(2, 4)))
+    do(gate, Change({"staleness": rule}))
+    (kept,) = sends(do(gate, Cut(cut, whole=True), Export(cut)), Exported)
+    again = made(rule, StageState(gate.version, kept.state, kept.learner))
+    for one in (gate, again):
+        do(one, forward(3, torch.ones(2, 6)), forward(4, torch.ones(2, 6)))
+    for ours, theirs in zip(gate.stash.values(), again.stash.values(), strict=True):
+        assert all(map(torch.equal, ours.weights, theirs.weights))
 
 
 def test_a_recorded_run_is_replayed_to_the_same_bits(tmp_path):

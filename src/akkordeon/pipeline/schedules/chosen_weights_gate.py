@@ -77,6 +77,8 @@ class ChosenWeightsGate(AccumulatingGate):
         return {what: {"weights": {name: each.detach().clone() for name, each in weights}}}
 
     def _restored_version(self, restored: StageState | None, what: str) -> Snapshot | None:
-        """What :meth:`_version_state` has kept."""
+        """What :meth:`_version_state` has kept; None where some weights are from a gate that had none."""
         kept = (restored.learner or {}).get(what) if restored is not None else None
-        return None if kept is None else self.weights.like_now(kept["weights"])
+        if kept is None or not kept["weights"].keys() >= set(self.weights.names):
+            return None
+        return self.weights.like_now(kept["weights"])

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from akkordeon.core.actor import Effect
 from akkordeon.core.plain_state import LearnerState, StageState
 from akkordeon.core.streams.messages import TakeOver
+from akkordeon.core.surgery.messages import Change
 from akkordeon.pipeline.gate import Gate
 from akkordeon.pipeline.schedules.two_buffers_gate import TwoBuffersGate
 from akkordeon.pipeline.stage import Position
@@ -44,6 +45,11 @@ class PredictingTwoBuffersGate(TwoBuffersGate):
     def _updated(self, before: Snapshot | None) -> None:
         super()._updated(before)
         self._expected, self._next = self._next, self._ahead(1)
+
+    def _change(self, message: Change) -> Iterator[Effect]:
+        """Expect by the new rule from now on, as a gate does that goes on from what is kept here."""
+        yield from super()._change(message)
+        self._next = self._ahead(1)
 
     def _take_over(self, message: TakeOver) -> Iterator[Effect]:
         self._expected = self._next = None
