@@ -20,12 +20,13 @@ PAGES = ROOT / "build/pages"
 SHOWN = (
     "*.md",
     "docs/**/*.md",
+    "docs/figures/*.svg",
     "benchmarks/*/*.md",
     "examples/**/*.md",
     "examples/**/*.py",
     "examples/**/*.toml",
 )
-"""The files that are pages, or that pages link to."""
+"""The files that are pages, or that pages show or link to."""
 
 
 class Told(logging.Handler):

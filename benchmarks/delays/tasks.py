@@ -56,8 +56,14 @@ def mlp() -> ak.Task:
 
 
 def deep_mlp() -> ak.Task:
-    """MNIST, twenty gates of a layer each: early mistakes grow on their way down."""
-    return _images(_layers(784, *[64] * 19, 10))
+    """MNIST, twenty gates of a layer each: early mistakes grow on their way down.
+
+    Weights begin as He et al. (2015, arXiv:1502.01852) have them: with those of PyTorch it learns nothing.
+    """
+    gates = _layers(784, *[64] * 19, 10)
+    for weight in (each for gate in gates for each in gate.parameters() if each.dim() > 1):
+        nn.init.kaiming_normal_(weight, nonlinearity="relu")
+    return _images(gates)
 
 
 def lenet() -> ak.Task:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -46,6 +47,34 @@ def test_where_nothing_diverges_a_figure_has_no_empty_margin(tmp_path):
     _, png = figures.draw([cell("stash/sgd", delay, 1.0, 1.5) for delay in (0, 1)], tmp_path)
     is_blank = (imread(png)[..., :3] == 1).all(axis=(0, 2))
     assert is_blank.argmin() < len(is_blank) / 50
+
+
+@pytest.fixture
+def axes_of(monkeypatch, tmp_path):
+    """Draws cells, and gives the axes instead of files."""
+    drawn = []
+    monkeypatch.setattr(figures, "save_figure", lambda figure, *_: drawn.append(figure) or [])
+
+    def draw(cells):
+        figures.draw(cells, tmp_path)
+        return drawn[-1].axes
+
+    return draw
+
+
+@needs_matplotlib
+def test_a_method_that_diverges_does_not_flatten_the_curves_of_others(axes_of):
+    good, bad = cell("stash/sgd", 1, 1.0), cell("latest/sgd", 1, 1.0)
+    diverged = replace(bad.outcomes[0], validation=math.inf, curve=[[10, 2.0], [20, 1e33]])
+    for axes in axes_of([good, replace(bad, outcomes=(diverged,))])[1:]:
+        assert axes.get_ylim() == pytest.approx((0.95, 2.05))
+
+
+@needs_matplotlib
+def test_ten_methods_have_lines_of_their_own(axes_of):
+    axes = axes_of([cell(f"{i}/sgd", delay, 1.0 + i) for i in range(10) for delay in (0, 1)])
+    for each in axes[1:]:
+        assert len({(line.get_color(), line.get_linestyle()) for line in each.lines}) == 10
 
 
 @needs_matplotlib

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from itertools import cycle
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from akkordeon.experiments.laboratory.study import Compared
-from akkordeon.experiments.report.style import PLAIN, STYLES, require_matplotlib, save_figure
+from akkordeon.experiments.report.style import PLAIN, STYLES, look_of, require_matplotlib, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,13 +47,20 @@ def _drawn(figure: Figure, cells: Sequence[Compared], folder: Path) -> list[Path
     by_delay, by_batches, by_seconds = figure.subplots(1, 3)
     longest = max(cell.delay for cell in cells)
     methods = dict.fromkeys(cell.method for cell in cells)
-    for method, (colour, line, mark) in zip(methods, cycle(STYLES), strict=False):
+    shown = []
+    for i, method in enumerate(methods):
         own = [cell for cell in cells if cell.method == method]
-        look = {"color": colour, "linestyle": line, "label": method}
-        _by_delay(by_delay, own, {**look, "marker": mark})
+        again, at = divmod(i, len(STYLES))
+        look = look_of(at, at + again) | {"label": method}
+        _by_delay(by_delay, own, look)
         for cell in own:
             if cell.delay == longest:
-                _curves(by_batches, by_seconds, cell, look)
+                losses = _curves(by_batches, by_seconds, cell, look | {"marker": ""})
+                shown += losses if math.isfinite(cell.of("validation")[0]) else []
+    if shown:  # what diverges may leave the figure
+        margin = 0.05 * (max(shown) - min(shown)) or 1.0
+        for axes in (by_batches, by_seconds):
+            axes.set_ylim(min(shown) - margin, max(shown) + margin)
     by_delay.set(xlabel="delay, updates", ylabel="validation loss", xticks=sorted({c.delay for c in cells}))
     by_batches.set(xlabel=f"batches, at delay {longest}", ylabel="training loss")
     by_seconds.set(xlabel=f"seconds, at delay {longest}", ylabel="training loss")
@@ -76,13 +82,14 @@ def _by_delay(axes: Axes, cells: Sequence[Compared], look: dict[str, Any]) -> No
     axes.plot(diverged, [1.0] * len(diverged), color=look["color"], marker=look["marker"], **edge)
 
 
-def _curves(by_batches: Axes, by_seconds: Axes, cell: Compared, look: dict[str, Any]) -> None:
-    """The mean curve over seeds, as far as all of them came."""
+def _curves(by_batches: Axes, by_seconds: Axes, cell: Compared, look: dict[str, Any]) -> list[float]:
+    """The mean curve over seeds, as far as all of them came; its losses."""
     curve = list(_mean_curve([outcome.curve for outcome in cell.outcomes]))
     step_s = fmean(outcome.step_s for outcome in cell.outcomes)
     batches, losses = [point[0] for point in curve], [point[1] for point in curve]
     by_batches.plot(batches, losses, **look)
     by_seconds.plot([step_s * batch for batch in batches], losses, **look)
+    return losses
 
 
 def _mean_curve(curves: Sequence[Sequence[Sequence[float]]]) -> Iterator[tuple[float, float]]:
