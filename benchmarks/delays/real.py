@@ -47,7 +47,7 @@ class Timed:
         """The plain loop with so many threads for each operation: pairs of seconds and the loss then."""
         modules = [gate.module for gate in self.task.network.gates]
         model = nn.Sequential(*modules).train()
-        optimizer = optimizer_named(self.optimizer, self.lr)(model.parameters())
+        optimizer = optimizer_named(self.optimizer, self.lr)(model.named_parameters())
 
         def train(batches: Sequence[Batch]) -> None:
             model.train()
