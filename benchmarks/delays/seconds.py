@@ -214,6 +214,7 @@ def main() -> None:
     options = parser.parse_args()
     if wrong := set(options.parts) - {"threads", "hosts"}:
         parser.error(f"parts are threads and hosts, got {', '.join(sorted(wrong))}")
+    # Refuse now a rule that does not go with 2bw, and not after what comes before it.
     replace(_task(0).network.replacing(staleness=rule_named(options.rule)), schedule=ak.TwoBuffers(1))
     torch.set_num_threads(1)
     out = options.out or Path(f"seconds{'-quick' * options.quick}")

@@ -197,9 +197,7 @@ def test_the_same_layers_in_other_gates_go_on_to_the_bit(schedule, tmp_path):
     model = nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 7), nn.Tanh(), nn.Linear(7, 4))
     batches, whole = batches_of(4 * M), None
     for gates, part, name in ((3, batches[: 2 * M], "first"), (2, batches[2 * M :], "second")):
-        network = ak.Network.from_module(model, gates, momentum, schedule=kind).replacing(
-            staleness=rule(delay)
-        )
+        network = ak.Network.from_module(model, gates, momentum, schedule=kind, staleness=rule(delay))
         with ak.run(network, engine=ak.Threads(1), resume=whole) as session:
             session.attach(ak.Sentinel.train(part, F.cross_entropy, in_flight=M, name=name))
             session.wait(timeout=WAIT_S)
