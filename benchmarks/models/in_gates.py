@@ -18,10 +18,7 @@ from akkordeon.experiments.planning.layouts import RunLayout
 sys.path.insert(0, str(Path(__file__).parents[1] / "throughput"))
 from ours import planned
 
-__all__ = ["exact", "flushed", "late", "on_ray", "on_threads", "plan_of"]
-
-MICRO_BATCHES = 4
-"""Of a batch, where updates wait for it: as many as 1F1B has here."""
+__all__ = ["exact", "in_parts", "late", "on_ray", "on_threads", "plan_of"]
 
 
 def plan_of(work: Work) -> ak.Plan:
@@ -54,15 +51,24 @@ def on_threads(run: Run, plan: ak.Plan, rule: ak.Rule | None = None) -> Curve:
     return _trained(run, recipe, plan.engine(), plan.best.layout.in_flight)
 
 
-def flushed(run: Run, plan: ak.Plan) -> Curve:
-    """The row as planned, whose updates wait for all parts of a batch: the plain loop, but for rounding."""
-    recipe = replace(planned(plan, run.work.model(run.seed)), schedule=ak.Flush(MICRO_BATCHES))
-    return _trained(run, recipe, plan.engine(), MICRO_BATCHES, _in_parts)
+def in_parts(
+    run: Run,
+    plan: ak.Plan,
+    schedule: ak.Flush | ak.TwoBuffers,
+    updates_in_flight: int = 1,
+    rule: ak.Rule | None = None,
+) -> Curve:
+    """A row as planned, with updates that wait for all parts of a batch."""
+    parts = schedule.micro_batches
+    row = planned(plan, run.work.model(run.seed))
+    assert isinstance(row, ak.Network)
+    recipe = replace(row.replacing(staleness=rule), schedule=schedule)
 
+    def sent(batches: Sequence[Batch]) -> list[Batch]:
+        cut = (zip(x.chunk(parts), y.chunk(parts), strict=True) for x, y in batches)
+        return list(chain.from_iterable(cut))
 
-def _in_parts(batches: Sequence[Batch]) -> list[Batch]:
-    parts = (zip(x.chunk(MICRO_BATCHES), y.chunk(MICRO_BATCHES), strict=True) for x, y in batches)
-    return list(chain.from_iterable(parts))
+    return _trained(run, recipe, plan.engine(), updates_in_flight * parts, sent)
 
 
 def on_ray(run: Run, plan: ak.Plan) -> Curve:

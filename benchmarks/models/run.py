@@ -14,17 +14,17 @@ import os
 import platform
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
 import torch
-from in_gates import exact, flushed, late, on_ray, on_threads, plan_of
+from in_gates import exact, in_parts, late, on_ray, on_threads, plan_of
 from race import Curve, Run, loss_after, units_per_s
-from synchronous import ddp, one_f_one_b, plain
-from work import Images, Text, Work
+from synchronous import MICRO_BATCHES, ddp, one_f_one_b, plain
+from work import Images, Text, Work, adamw, muon
 
 import akkordeon as ak
 
@@ -32,43 +32,10 @@ PLAIN = "plain, 2 threads"
 VALIDATED = 10
 """Batches, or thousands of images, of which a loss is taken."""
 
+HALVES = 2
+"""Micro-batches of an update that is one update late."""
+
 Ways = dict[str, Callable[[Run], Curve]]
-
-
-@dataclass(frozen=True)
-class Study:
-    """A model, and how long everybody trains it.
-
-    Args:
-        work: made from the folder of the data.
-        speed: batches of the warm-up and of what is timed.
-        rounds: of which the median is taken.
-        learning: batches of each part of the runs that are judged; none where none is.
-    """
-
-    work: Callable[[Path], Work]
-    speed: tuple[int, int]
-    rounds: int
-    learning: tuple[int, ...] = ()
-
-    def shortened(self) -> Study:
-        """A look: a few batches of each."""
-        return Study(self.work, (2, 4), 1, (4, 4) if self.learning else ())
-
-
-def text(width: int, data: Path) -> Work:
-    return Text.of((data / "tinyshakespeare" / "input.txt").read_text("utf-8"), width, VALIDATED)
-
-
-def images(data: Path) -> Work:
-    return Images.of(data / "mnist", 1000 * VALIDATED)
-
-
-STUDIES = {
-    "char-GPT, 4 M": Study(partial(text, 208), (5, 25), 3, (20,) * 5),
-    "char-GPT, 25 M": Study(partial(text, 512), (3, 10), 1),
-    "CNN": Study(images, (50, 500), 3, (150,) * 6),
-}
 
 
 def ways_of(plan: ak.Plan) -> Ways:
@@ -81,15 +48,76 @@ def ways_of(plan: ak.Plan) -> Ways:
     }
     rows = {f"ours, a row, {name}": partial(on_threads, plan=row, rule=rule) for name, rule in rules.items()}
     return {
-        PLAIN: plain,
-        "DDP gloo, 2 processes": ddp,
-        "1F1B gloo, 2 processes": one_f_one_b,
+        **peers(),
         "ours, as planned": partial(on_threads, plan=plan),
         **rows,
-        "ours, a row, flush": partial(flushed, plan=row),
+        "ours, a row, flush": flushed(row),
         "ours, 1 in flight": partial(on_threads, plan=exact(plan)),
         "ours on Ray, as planned": partial(on_ray, plan=plan),
     }
+
+
+def ways_with_muon(plan: ak.Plan) -> Ways:
+    """Of those the ones that its steps, which take long, say something new about."""
+    row, late_by_one = late(plan), ak.TwoBuffers(HALVES)
+    return {
+        **peers(),
+        "ours, as planned": partial(on_threads, plan=plan),
+        "ours, a row, prediction": partial(on_threads, plan=row, rule=ak.Prediction()),
+        "ours, a row, 2bw, prediction": partial(
+            in_parts, plan=row, schedule=late_by_one, updates_in_flight=2, rule=ak.Prediction()
+        ),
+        "ours, a row, flush": flushed(row),
+    }
+
+
+def peers() -> Ways:
+    return {PLAIN: plain, "DDP gloo, 2 processes": ddp, "1F1B gloo, 2 processes": one_f_one_b}
+
+
+def flushed(row: ak.Plan) -> Callable[[Run], Curve]:
+    """The plain loop, but for rounding."""
+    return partial(in_parts, plan=row, schedule=ak.Flush(MICRO_BATCHES))
+
+
+@dataclass(frozen=True)
+class Study:
+    """A model, and how long everybody trains it.
+
+    Args:
+        work: made from the folder of the data.
+        speed: batches of the warm-up and of what is timed.
+        rounds: of which the median is taken.
+        learning: batches of each part of the runs that are judged; none where none is.
+        ways: everybody who takes part, given the plan.
+    """
+
+    work: Callable[[Path], Work]
+    speed: tuple[int, int]
+    rounds: int
+    learning: tuple[int, ...] = ()
+    ways: Callable[[ak.Plan], Ways] = ways_of
+
+    def shortened(self) -> Study:
+        """A look: a few batches of each."""
+        return replace(self, speed=(2, 4), rounds=1, learning=(4, 4) if self.learning else ())
+
+
+def text(width: int, optimizer: Any, data: Path) -> Work:
+    written = (data / "tinyshakespeare" / "input.txt").read_text("utf-8")
+    return Text.of(written, width, optimizer, VALIDATED)
+
+
+def images(data: Path) -> Work:
+    return Images.of(data / "mnist", 1000 * VALIDATED)
+
+
+STUDIES = {
+    "char-GPT, 4 M": Study(partial(text, 208, adamw), (5, 25), 3, (20,) * 5),
+    "char-GPT, 4 M, Muon": Study(partial(text, 208, muon), (5, 25), 3, (20,) * 5, ways_with_muon),
+    "char-GPT, 25 M": Study(partial(text, 512, adamw), (3, 10), 1),
+    "CNN": Study(images, (50, 500), 3, (150,) * 6),
+}
 
 
 def studied(name: str, study: Study, data: Path, seeds: int) -> dict[str, Any]:
@@ -99,7 +127,7 @@ def studied(name: str, study: Study, data: Path, seeds: int) -> dict[str, Any]:
     plans = {"as planned": plan, "a row": late(plan), "1 in flight": exact(plan)}
     layouts = {way: str(each.best.layout) for way, each in plans.items()}
     print(f"{name}: {layouts}", file=sys.stderr)
-    ways = ways_of(plan)
+    ways = study.ways(plan)
     timed = Run(work, 0, study.speed, judges=False)
     speeds = _in_turn(name, ways, [timed] * study.rounds)
     judged = [Run(work, seed, study.learning, judges=True) for seed in range(seeds)]

@@ -38,7 +38,7 @@ class _Loop:
     def __init__(self, work: Work, model: nn.Module, rank: int = 0, processes: int = 1) -> None:
         self._work, self._model = work, model
         self._rank, self._processes = rank, processes
-        self._optimizer = work.optimizer(model.parameters())
+        self._optimizer = work.optimizer(model.named_parameters())
 
     def __call__(self, batches: Sequence[Batch]) -> None:
         for x, y in batches:
@@ -117,7 +117,7 @@ def _one_f_one_b_worker(rank: int, job: _Job) -> None:
         own = copy.deepcopy(shared)
         stage = PipelineStage(own, rank, PROCESSES, torch.device("cpu"))
         schedule = Schedule1F1B(stage, MICRO_BATCHES, loss_fn=work.loss)
-        optimizer = work.optimizer(own.parameters())
+        optimizer = work.optimizer(own.named_parameters())
 
         def train(batches: Sequence[Batch]) -> None:
             for x, y in batches:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -14,15 +14,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import akkordeon as ak
 from akkordeon.data.datasets import mnist
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 gpt: Any = import_module("char_gpt")
 cnn: Any = import_module("cnn_mnist")
 
-__all__ = ["Batch", "Images", "Text", "Work", "gpt"]
+__all__ = ["Batch", "Images", "Text", "Work", "adamw", "gpt", "muon"]
 
 Batch = tuple[Tensor, Tensor]
+Named = Iterable[tuple[str, nn.Parameter]]
+
+
+def adamw(named_parameters: Named) -> torch.optim.Optimizer:
+    """As the example's, but for its learning rate, which stays."""
+    return torch.optim.AdamW(named_parameters, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+
+
+def muon(named_parameters: Named) -> torch.optim.Optimizer:
+    """At the rate that suits the plain loop."""
+    return ak.muon(named_parameters, lr=1e-2, weight_decay=0.1)
 
 
 @dataclass(frozen=True)
@@ -50,7 +62,7 @@ class Work(ABC):
         """To begin with."""
 
     @abstractmethod
-    def optimizer(self, params: Iterable[Tensor]) -> torch.optim.Optimizer:
+    def optimizer(self, named_parameters: Named) -> torch.optim.Optimizer:
         """Likewise for everybody."""
 
     @abstractmethod
@@ -85,23 +97,30 @@ class Text(Work):
     Args:
         characters: how many different ones.
         width: of the model.
-        lr: of AdamW.
+        make_optimizer: from names and parameters.
     """
 
     characters: int
     width: int
-    lr: float = 1e-3
+    make_optimizer: Callable[[Named], torch.optim.Optimizer]
 
     unit = "tokens"
 
     @classmethod
-    def of(cls, written: str, width: int, validated: int) -> Text:
+    def of(
+        cls,
+        written: str,
+        width: int,
+        make_optimizer: Callable[[Named], torch.optim.Optimizer],
+        validated: int,
+    ) -> Text:
         """On nine tenths of what is written; batches of the last tenth validate."""
         characters = sorted(set(written))
         numbers = {character: number for number, character in enumerate(characters)}
         text = torch.tensor([numbers[character] for character in written])
         train, held_out = text.tensor_split([len(text) * 9 // 10])
-        return cls(train, list(gpt.random_rows(held_out, validated, seed=2)), len(characters), width)
+        validation = list(gpt.random_rows(held_out, validated, seed=2))
+        return cls(train, validation, len(characters), width, make_optimizer)
 
     @property
     def units(self) -> int:
@@ -113,8 +132,8 @@ class Text(Work):
             model: nn.Module = gpt.GPT(self.characters, self.width)
         return model
 
-    def optimizer(self, params: Iterable[Tensor]) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(params, lr=self.lr, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    def optimizer(self, named_parameters: Named) -> torch.optim.Optimizer:
+        return self.make_optimizer(named_parameters)
 
     def loss(self, outputs: Tensor, y: Tensor) -> Tensor:
         result: Tensor = gpt.loss(outputs, y)
@@ -176,8 +195,8 @@ class Images(Work):
             model: nn.Module = cnn.make_model()
         return model
 
-    def optimizer(self, params: Iterable[Tensor]) -> torch.optim.Optimizer:
-        made: torch.optim.Optimizer = cnn.adam(params)
+    def optimizer(self, named_parameters: Named) -> torch.optim.Optimizer:
+        made: torch.optim.Optimizer = cnn.adam(named_parameters)
         return made
 
     def loss(self, outputs: Tensor, y: Tensor) -> Tensor:
