@@ -16,7 +16,7 @@ from akkordeon.downpour.recipe import Downpour
 from akkordeon.engines.ray import Ray
 from akkordeon.engines.simulator.engine import Simulator
 from akkordeon.engines.threads import Threads
-from akkordeon.experiments.planning.machines import Machine, Machines
+from akkordeon.experiments.planning.machines import Machine, Machines, MessageCost
 from akkordeon.experiments.planning.plan import Plan, auto, plan
 from akkordeon.experiments.report.report import report
 from akkordeon.experiments.run import resume, run
@@ -83,6 +83,7 @@ __all__ = [
     "Lines",
     "Machine",
     "Machines",
+    "MessageCost",
     "MoreLearning",
     "Network",
     "OrderedMomentum",

@@ -44,6 +44,7 @@ PUBLIC = [
     "Lines",
     "Machine",
     "Machines",
+    "MessageCost",
     "MoreLearning",
     "Network",
     "OrderedMomentum",

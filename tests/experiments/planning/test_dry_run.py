@@ -16,11 +16,14 @@ from akkordeon.experiments.planning.layouts import RunLayout
 
 SGD = partial(torch.optim.SGD, lr=0.01)
 LINK = Link(0.02, 100_000.0)
+FREE = ak.MessageCost(ms=0, ms_per_mb=0)
 
 
-def machines(count: int, cores: int = 2, link: Link = LINK, **settings) -> ak.Machines:
+def machines(
+    count: int, cores: int = 2, link: Link = LINK, message: ak.MessageCost = FREE, **settings
+) -> ak.Machines:
     hosts = [ak.Machine(name=f"h{i}", cores=cores, **settings) for i in range(count)]
-    return ak.Machines(hosts, Links(link))
+    return ak.Machines(hosts, Links(link), message)
 
 
 def row(*hosts: str, in_flight: int) -> RunLayout:
@@ -45,7 +48,7 @@ def in_earnest(recipe, hosts, compute, batches: int, in_flight: int):
 
 def test_a_row_gives_what_the_real_actors_give_in_the_same_world():
     network = ak.Network([ak.Gate(nn.Linear(4, 4), SGD) for _ in range(2)])
-    hosts = [Host("h0", ["gate/0"], 1), Host("h1", ["gate/1", "sentinel/*"], 1)]
+    hosts = [Host("h0", ["gate/0", "sentinel/*"], 1), Host("h1", ["gate/1"], 1)]
     costs = {"gate/*": Cost(forward_s=0.01, backward_s=0.02)}
     rate, staleness = in_earnest(network, hosts, costs, batches=200, in_flight=3)
     layout = row("h0", "h1", in_flight=3)
@@ -60,7 +63,7 @@ def test_a_row_gives_what_the_real_actors_give_in_the_same_world():
 )
 def test_a_row_that_waits_for_updates_gives_what_the_real_actors_give(name, schedule, in_flight, age):
     network = ak.Network([ak.Gate(nn.Linear(4, 4), SGD) for _ in range(2)], schedule=schedule)
-    hosts = [Host("h0", ["gate/0"], 1), Host("h1", ["gate/1", "sentinel/*"], 1)]
+    hosts = [Host("h0", ["gate/0", "sentinel/*"], 1), Host("h1", ["gate/1"], 1)]
     gate = {"gate/*": Cost(forward_s=0.01, backward_s=0.02, update_s=0.001)}
     rate, staleness = in_earnest(network, hosts, gate, batches=200, in_flight=in_flight)
     costs = costs_of([0.01, 0.01])
@@ -102,9 +105,9 @@ def test_replicas_give_what_the_real_actors_give_in_the_same_world(push_every):
 def test_a_slow_link_is_what_a_row_over_it_is_bound_by():
     layout = row("h0", "h1", in_flight=8)
     forecast = dry_run(layout, costs_of([0.001, 0.001]), machines(2, link=Link(0.0, 10_000.0)))
-    # To the first gate go gradients, and inputs from the trainer beside the last one: 1,500 bytes.
-    assert forecast.samples_per_s == pytest.approx(10 / 0.15, rel=0.06)
-    assert forecast.bytes_per_sample == pytest.approx((1000 + 1000 + 500) / 10, rel=0.1)
+    # Each way go 2,000 bytes: of the loss, where the trainer is beside the first gate, and of the other gate.
+    assert forecast.samples_per_s == pytest.approx(10 / 0.2, rel=0.06)
+    assert forecast.bytes_per_sample == pytest.approx(4 * 1000 / 10, rel=0.1)
 
 
 def test_a_row_in_one_host_sends_nothing_over_links():
@@ -178,3 +181,57 @@ def test_two_batches_do_not_keep_each_other_waiting_for_ever():
     row = RunLayout(ends=(1, 2), in_flight=2, placement=(("h0", "h0"),))
     forecast = dry_run(row, costs_of([0.01, 0.01], sentinel_s=(0.001, 0.001)), machines(1))
     assert forecast.samples_per_s > 0.9 * 10 / 0.03
+
+
+FREE_LINK = Link(0.0, 1e12)
+
+
+@pytest.mark.parametrize(
+    ("hosts", "ends"),
+    [
+        (("h0", "h1"), 12),  # of inputs, outputs, their gradients, and what comes and goes between the gates
+        (("h0", "h0", "h1"), 12),  # gates on one host share a process
+        (("h0", "h0"), 0),
+    ],
+)
+def test_each_end_of_a_message_between_processes_costs_what_it_is_said_to(hosts, ends):
+    costs = costs_of([0.01] * len(hosts))
+    there = machines(2, link=FREE_LINK, message=ak.MessageCost(ms=10, ms_per_mb=0))
+    forecast = dry_run(row(*hosts, in_flight=1), costs, there)
+    assert forecast.samples_per_s == pytest.approx(10 / (0.03 * len(hosts) + 0.01 * ends), rel=0.02)
+
+
+@pytest.mark.parametrize(("int8", "ends_s"), [(False, 0.092), (True, 0.0245)])
+def test_a_large_message_costs_by_its_bytes_as_they_are_sent(int8, ends_s):
+    layout = replace(row("h0", "h1", in_flight=1), int8=int8)
+    message = ak.MessageCost(ms=1, ms_per_mb=10_000)  # of 1,000 bytes 10 ms: four; one of half; one of none
+    forecast = dry_run(layout, costs_of([0.01, 0.01]), machines(2, link=FREE_LINK, message=message))
+    assert forecast.samples_per_s == pytest.approx(10 / (0.06 + ends_s), rel=0.02)
+
+
+def test_a_slow_host_takes_longer_for_its_messages_too():
+    message = ak.MessageCost(ms=100, ms_per_mb=0)
+    fast, slow = (
+        dry_run(
+            row("h0", "h1", in_flight=1),
+            costs_of([0.0001, 0.0001]),
+            machines(2, link=FREE_LINK, message=message, speed=speed),
+        )
+        for speed in (1.0, 0.5)
+    )
+    assert slow.samples_per_s == pytest.approx(fast.samples_per_s / 2, rel=0.02)
+
+
+def test_of_replicas_only_pushes_and_what_comes_back_are_messages_between_processes():
+    layout = RunLayout(ends=(1,), in_flight=1, placement=(("h0",), ("h1",)), push_every=16)
+    there = machines(2, cores=8, link=FREE_LINK, message=ak.MessageCost(ms=10, ms_per_mb=0))
+    forecast = dry_run(layout, costs_of([0.001], replicas=True), there)
+    # A step takes 3 ms; a replica sends a push, and takes in weights, every 16 steps.
+    assert forecast.samples_per_s == pytest.approx(2 * 10 / (0.003 + 0.02 / 16), rel=0.03)
+
+
+def test_a_shard_gives_no_more_weights_than_its_messages_let_it():
+    layout = RunLayout(ends=(1,), in_flight=1, placement=(("h0",), ("h1",)), push_every=1)
+    there = machines(2, cores=8, link=FREE_LINK, message=ak.MessageCost(ms=0, ms_per_mb=1000))
+    forecast = dry_run(layout, costs_of([0.001], replicas=True), there)
+    assert forecast.samples_per_s < 10 / 0.02  # a push of 10,000 bytes, and as many that come back

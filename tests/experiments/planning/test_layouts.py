@@ -115,6 +115,12 @@ def test_the_example_hosts_are_planned_for(name, hosts, wins):
     assert len(built.gates) == best.gates
 
 
+def test_what_messages_cost_is_read_from_a_file(tmp_path):
+    file = tmp_path / "hosts.toml"
+    file.write_text("[[host]]\nname = 'a'\ncores = 1\n[message]\nms = 0\nms_per_mb = 2")
+    assert load_machines(file).message == ak.MessageCost(ms=0, ms_per_mb=2)
+
+
 def test_links_are_read_from_a_file():
     found = load_machines(HOSTS / "far_apart.toml")
     assert found.links.default.bytes_per_s == pytest.approx(12.5e6)
@@ -132,6 +138,12 @@ def test_links_are_read_from_a_file():
         ("[[host]]\nname = 'a'\ncores = 1\n[link]\nmbit = 5", "a link has mbit_per_s"),
         ("[[host]]\nname = 'a'\ncores = 1\n[[between]]\none = 'a'", "has no 'other'"),
         ("[hosts]", "nothing is known of hosts"),
+        ("[[host]]\nname = 'a'\ncores = 1\n[message]\nms = -1", "the ms of a message is at least 0, got -1"),
+        (
+            "[[host]]\nname = 'a'\ncores = 1\n[message]\nms = 'no'",
+            "the ms of a message is at least 0, got 'no'",
+        ),
+        ("[[host]]\nname = 'a'\ncores = 1\n[message]\nus = 5", "us"),
         ("[[", "cannot be read|Invalid|Expected"),
     ],
 )

@@ -12,9 +12,16 @@ from akkordeon.engines.simulator.compute import Cost
 from akkordeon.experiments.planning.costs import BlockCost, ModelCosts, Sent
 from akkordeon.experiments.planning.dry_replicas import DryReplicaGate, DryShard
 from akkordeon.experiments.planning.layouts import RunLayout
+from akkordeon.experiments.planning.machines import MessageCost
 from akkordeon.experiments.schedules.dry_actors import DryGate, DryTrainer
 
 __all__ = ["DryLayout"]
+
+FREE = MessageCost(ms=0, ms_per_mb=0)
+"""On threads, which a layout on one host runs on."""
+
+SESSION = "session"
+"""The process of a row's trainer; gates on one host share one, and so does a replica with its trainer."""
 
 
 class DryLayout:
@@ -23,17 +30,20 @@ class DryLayout:
     Args:
         layout: of the model.
         costs: of the model.
+        message: what it costs each end to send it from process to process.
 
     Attributes:
-        where: the host of every actor, by address. Trainers are beside the last gate, where the losses are.
+        where: the host of every actor, by address. Trainers are on the first host of their row, where the
+            session is.
         costs: of every actor on a core of speed 1, by address.
         gates: as they are made.
         shards: likewise.
         trainers: likewise.
     """
 
-    def __init__(self, layout: RunLayout, costs: ModelCosts) -> None:
+    def __init__(self, layout: RunLayout, costs: ModelCosts, message: MessageCost) -> None:
         self._layout, self._model = layout, costs
+        self._message = message if len(layout.hosts) > 1 else FREE
         self._blocks = [
             costs.blocks[start:end] for start, end in zip(layout.starts, layout.ends, strict=True)
         ]
@@ -67,9 +77,7 @@ class DryLayout:
             self.where[address], self.costs[address] = host, self._gate_cost(i, hosts)
             yield Spawn(address, partial(self._make_gate, i, row))
         address = f"sentinel/{number}"
-        loss_s, rest_s = self._model.sentinel_s
-        rest_s += self._narrowing_s(self._model.inputs, hosts[-1], hosts[0])
-        self.where[address], self.costs[address] = hosts[-1], Cost(forward_s=loss_s, update_s=rest_s)
+        self.where[address], self.costs[address] = hosts[0], self._trainer_cost(hosts)
         yield Spawn(address, partial(self._make_trainer, address, row))
 
     def _make_gate(self, i: int, row: tuple[str, ...]) -> DryGate:
@@ -81,8 +89,7 @@ class DryLayout:
         if self._layout.push_every is None:
             gate = DryGate(*arguments, self._layout.micro_batches)
         else:
-            push_bytes = sum(block.push(self._layout.compression).push_bytes for block in blocks)
-            every = self._layout.push_every
+            every, push_bytes = self._layout.push_every, self._push_bytes(i)
             gate = DryReplicaGate(*arguments, shard=shard_address(i), push_every=every, push_bytes=push_bytes)
         self.gates[row[i]] = gate
         return gate
@@ -97,26 +104,58 @@ class DryLayout:
     def _gate_cost(self, i: int, hosts: Sequence[str]) -> Cost:
         blocks, (forward_s, backward_s) = self._blocks[i], self._model.gate_s
         update_s, table = sum(block.update_s for block in blocks) / self._layout.micro_batches, {}
+        forward_s += sum(block.forward_s for block in blocks)
+        backward_s += sum(block.backward_s for block in blocks)
         if self._layout.push_every is not None:
             pushes = [block.push(self._layout.compression) for block in blocks]
-            update_s += sum(push.push_s for push in pushes) / self._layout.push_every
-            table = {"Parameters": (sum(push.fetch_s for push in pushes), 0.0)}
-        forward_s += sum(block.forward_s for block in blocks)
-        forward_s += self._narrowing_s(blocks[-1].output, *hosts[i : i + 2])
-        backward_s += sum(block.backward_s for block in blocks)
-        backward_s += self._narrowing_s(blocks[0].gradient, *hosts[max(0, i - 1) : i + 1])
-        whole = {"Forward": (forward_s, 0.0), "Backward": (backward_s, update_s), **table}
-        return Cost(table=whole)
+            pushing_s = sum(push.push_s for push in pushes) + self._message.ends_s(self._push_bytes(i))
+            update_s += pushing_s / self._layout.push_every
+            fetching_s = sum(push.fetch_s for push in pushes) + self._message.ends_s(self._weight_bytes(i))
+            table = {"Parameters": (fetching_s, 0.0)}
+        else:
+            before, here, after = (SESSION, *hosts, SESSION)[i : i + 3]
+            came, goes, gradient = self._output(i - 1), self._output(i), blocks[0].gradient
+            forward_s += self._taking_s(came, before, here) + self._sending_s(goes, here, after)
+            backward_s += self._taking_s(goes, after, here) + self._sending_s(gradient, here, before)
+        return Cost(table={"Forward": (forward_s, 0.0), "Backward": (backward_s, update_s), **table})
 
-    def _narrowing_s(self, sent: Sent, *between: str) -> float:
-        """What it takes where hosts differ; all of it at the sender."""
-        return sent.int8_s if self._layout.int8 and len(set(between)) > 1 else 0.0
+    def _trainer_cost(self, hosts: Sequence[str]) -> Cost:
+        (loss_s, rest_s), next_s = self._model.sentinel_s, 0.0
+        if not self._layout.replicas:
+            first, last, outputs = hosts[0], hosts[-1], self._output(len(hosts) - 1)
+            loss_s += self._taking_s(outputs, last, SESSION) + self._sending_s(outputs, SESSION, last)
+            next_s += self._taking_s(self._blocks[0][0].gradient, first, SESSION)
+            next_s += self._sending_s(self._model.inputs, SESSION, first)
+        return Cost(forward_s=loss_s, backward_s=next_s, update_s=rest_s)
+
+    def _output(self, i: int) -> Sent:
+        """What a gate sends on; what is sent to the first for -1."""
+        return self._blocks[i][-1].output if i >= 0 else self._model.inputs
+
+    def _taking_s(self, sent: Sent, sender: str, receiver: str) -> float:
+        """What it costs one end of a message from process to process."""
+        return self._message.ends_s(sent.size(self._layout.int8)) if sender != receiver else 0.0
+
+    def _sending_s(self, sent: Sent, sender: str, receiver: str) -> float:
+        """Likewise, with narrowing it, all of which the sender does."""
+        narrows = self._layout.int8 and sender != receiver
+        return self._taking_s(sent, sender, receiver) + (sent.int8_s if narrows else 0.0)
+
+    def _push_bytes(self, i: int) -> int:
+        return sum(block.push(self._layout.compression).push_bytes for block in self._blocks[i])
+
+    def _weight_bytes(self, i: int) -> int:
+        return sum(block.weight_bytes for block in self._blocks[i])
 
     def _shard(self, i: int, host: str) -> Spawn:
-        address, blocks = shard_address(i), self._blocks[i]
-        apply_s = sum(block.push(self._layout.compression).apply_s for block in blocks)
-        self.where[address], self.costs[address] = host, Cost(table={"Push": (apply_s, 0.0)})
-        return Spawn(address, partial(self._make_shard, address, sum(b.weight_bytes for b in blocks)))
+        address, weight_bytes = shard_address(i), self._weight_bytes(i)
+        apply_s = sum(block.push(self._layout.compression).apply_s for block in self._blocks[i])
+        table = {
+            "Push": (apply_s + self._message.ends_s(self._push_bytes(i), weight_bytes), 0.0),
+            "Fetch": (self._message.ends_s(0, weight_bytes), 0.0),
+        }
+        self.where[address], self.costs[address] = host, Cost(table=table)
+        return Spawn(address, partial(self._make_shard, address, weight_bytes))
 
     def _make_shard(self, address: str, weight_bytes: int) -> DryShard:
         shard = self.shards[address] = DryShard(address, weight_bytes)

@@ -81,7 +81,7 @@ class _Run:
     ) -> None:
         self._layout, self._costs = layout, costs
         self._hosts = {host.name: host for host in machines.hosts if host.name in layout.hosts}
-        self._actors = DryLayout(layout, costs)
+        self._actors = DryLayout(layout, costs, machines.message)
         spawns = list(self._actors.spawns())
         where = self._actors.where
         hosts = [

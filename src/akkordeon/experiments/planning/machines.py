@@ -14,10 +14,15 @@
     latency_ms = 20
 
     [[between]]          # where another link joins two hosts: one, other, and the same as [link]
+
+    [message]            # what one between processes costs each of them, where there are several hosts
+    ms = 1               # of a small one, on a core that the costs are from
+    ms_per_mb = 7        # of one for which that is more
 """
 
 from __future__ import annotations
 
+import math
 import os
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -25,11 +30,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from akkordeon.core.checks import require_above, require_whole
+from akkordeon.core.checks import is_number, require_above, require_whole
 from akkordeon.core.errors import RecipeError, ScenarioError
 from akkordeon.engines.simulator.links import Link, Links
 
-__all__ = ["Machine", "Machines", "load_machines"]
+__all__ = ["Machine", "Machines", "MessageCost", "load_machines"]
 
 MEGABIT = 1e6 / 8
 
@@ -68,6 +73,35 @@ class Machine:
         return None if self.mbit_per_s is None else MEGABIT * self.mbit_per_s
 
 
+@dataclass(frozen=True, kw_only=True)
+class MessageCost:
+    """What a message costs each of the two processes that it goes between, on a core of speed 1.
+
+    If nothing else is given, it is what Ray and all else in such a process came to for each message, where
+    every machine had a part of one core (benchmarks/links): on hosts with cores to spare it is less.
+
+    Args:
+        ms: of a small one.
+        ms_per_mb: of one for which that is more.
+
+    Raises:
+        RecipeError: a number below 0.
+    """
+
+    ms: float = 1.0
+    ms_per_mb: float = 7.0
+
+    def __post_init__(self) -> None:
+        """Refuse what is below 0: these are times."""
+        for name, value in vars(self).items():
+            if not (is_number(value) and 0 <= value < math.inf):
+                raise RecipeError(f"the {name} of a message is at least 0, got {value!r}")
+
+    def ends_s(self, *sizes: float) -> float:
+        """Of one end each of messages of so many bytes."""
+        return sum(max(self.ms, self.ms_per_mb * size / 1e6) for size in sizes) / 1e3
+
+
 @dataclass(frozen=True)
 class Machines:
     """Machines and what joins them.
@@ -75,6 +109,7 @@ class Machines:
     Args:
         hosts: at least one, each with a name of its own.
         links: between them.
+        message: what a message from process to process costs where there are several.
 
     Raises:
         RecipeError: no hosts, or two of one name.
@@ -82,6 +117,7 @@ class Machines:
 
     hosts: Sequence[Machine]
     links: Links = field(default_factory=Links)
+    message: MessageCost = field(default_factory=MessageCost)
 
     def __post_init__(self) -> None:
         """Refuse what nothing could be placed on."""
@@ -113,10 +149,13 @@ def load_machines(path: str | Path) -> Machines:
         table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         hosts = tuple(Machine(**host) for host in table.pop("host", []))
         default = _link(table.pop("link", {}))
+        message = MessageCost(**table.pop("message", {}))
         between = [(each.pop("one"), each.pop("other"), _link(each)) for each in table.pop("between", [])]
         if table:
-            raise ScenarioError(f"nothing is known of {', '.join(sorted(table))}; see [[host]] and [link]")
-        return Machines(hosts, Links(default, between))
+            raise ScenarioError(
+                f"nothing is known of {', '.join(sorted(table))}; see [[host]], [link] and [message]"
+            )
+        return Machines(hosts, Links(default, between), message)
     except OSError as error:
         raise ScenarioError(f"{path} cannot be read: {error.strerror or error}") from error
     except KeyError as error:
