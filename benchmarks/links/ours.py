@@ -33,7 +33,9 @@ Job = dict[str, Any]
 def row(parts: list[nn.Sequential], addresses: list[str]) -> ak.Network:
     """A gate on each machine."""
     needs = [{f"node:{address}": 0.01} for address in addresses]
-    return ak.Network([ak.Gate(p, adam, resources=n) for p, n in zip(parts, needs, strict=True)])
+    optimizers = [adam if any(True for _ in part.parameters()) else None for part in parts]
+    made = zip(parts, optimizers, needs, strict=True)
+    return ak.Network([ak.Gate(part, optimizer, resources=need) for part, optimizer, need in made])
 
 
 def downpour(parts: list[nn.Sequential], job: Job) -> ak.Downpour:

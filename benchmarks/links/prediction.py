@@ -1,12 +1,19 @@
 """What the simulator says of ours: the same network and batches, links of that rate, costs measured here.
 
-python benchmarks/links/prediction.py MBIT_PER_S JOBS    # prints a line of JSON for each job
+python benchmarks/links/prediction.py MBIT_PER_S JOBS MESSAGES    # prints a line of JSON for each job
+
+MESSAGES are batches a second of a row that does nothing, by their bytes; see :func:`cost_of`. All else is
+measured on an idle machine: gates and sentinels one at a time, shards and pushes by the planner, and how much
+longer work takes while as many others work as there are cores.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
+from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -15,41 +22,120 @@ from work import Work, adam, work_of
 
 import akkordeon as ak
 from akkordeon.engines.simulator import Compute, Cost, Host, Link, Slowdown
+from akkordeon.experiments.planning.costs import COMPRESSIONS, ModelCosts
 from akkordeon.experiments.schedules.measure_costs import measure_costs
 
 LATENCY_S = 0.0002  # between two namespaces
-MESSAGE_S = 0.0005  # of a call of Ray's
+INSIDE_S = 0.0001  # of a message between actors of one process
 SHARE = 1448 / 1514  # of what is sent on Ethernet, the rest is headers
+Table = Mapping[str, tuple[float, float]]
+
+
+def cost_of(rates: Mapping[str, float], share: float) -> ak.MessageCost:
+    """What a message costs, from batches a second of a row of gates that do nothing, by their bytes.
+
+    The first machine has most to do, its gate and the sentinel, and a share of a core for it: eight ends of
+    messages for a batch, of which six are as large as the batch.
+    """
+    (_, small_s), (nbytes, large_s) = sorted((int(nbytes), share / rate) for nbytes, rate in rates.items())
+    message_s = small_s / 8
+    return ak.MessageCost(ms=1e3 * message_s, ms_per_mb=1e9 * (large_s - 2 * message_s) / 6 / nbytes)
+
+
+class Costs:
+    """Of gates, wherever they are, of sentinels, and of shards.
+
+    Args:
+        work: that is done.
+        message: from process to process.
+    """
+
+    def __init__(self, work: Work, message: ak.MessageCost) -> None:
+        self._message = message
+        network = ak.Network([ak.Gate(part, adam) for part in work.parts(0)])
+        batches = work.batches()[:15]
+        (x, y), here = batches[0], ak.Machines.here(os.cpu_count())
+        self._model: ModelCosts = ak.plan(
+            network, example=x, targets=y, loss=work.loss, hosts=here, compressions=COMPRESSIONS
+        ).costs
+        found = measure_costs(network, batches, work.loss, message_s=INSIDE_S)
+        self._tables = {who: _times(cost.table, self._model.crowding) for who, cost in found.items()}
+
+    def of(self, job: Job) -> dict[str, Cost]:
+        """By address."""
+        tables = self._row(job) if "in_flight" in job else self._replicas(job)
+        return {who: Cost(table=table) for who, table in tables.items()}
+
+    def _row(self, job: Job) -> dict[str, Table]:
+        """Every forward and backward goes from one process to another."""
+        blocks, narrow = self._model.blocks, 2 if job.get("wire") == "bfloat16" else 1
+        sizes = [sent.bytes / narrow for sent in (self._model.inputs, *(block.output for block in blocks))]
+        tables, ends_s = dict(self._tables), self._message.ends_s
+        for i, (before, after) in enumerate(pairwise(sizes)):
+            more = {"Forward": (ends_s(before, after), 0.0)}
+            more["Backward"] = (ends_s(after, before if i else 0), 0.0)
+            tables[f"gate/{i}"] = _sum(tables[f"gate/{i}"], more)
+        more = {"Forward": (ends_s(sizes[-1], sizes[-1]), 0.0), "Backward": (ends_s(0, sizes[0]), 0.0)}
+        return tables | {"sentinel/*": _sum(tables["sentinel/*"], more)}
+
+    def _replicas(self, job: Job) -> dict[str, Table]:
+        """Pushes, and the weights that come back, go from one process to another, all else stays inside."""
+        tables, ends_s, crowding = {}, self._message.ends_s, self._model.crowding
+        for i, block in enumerate(self._model.blocks):
+            push = block.push(job["compression"])
+            fetched, packing_s = block.weight_bytes, 0.0
+            if job.get("fetch_compression"):
+                packed = block.push(job["fetch_compression"])
+                fetched, packing_s = packed.push_bytes, crowding * packed.push_s
+            pushing_s = (crowding * push.push_s + ends_s(push.push_bytes)) / job["push_every"]
+            more = {
+                "Backward": (0.0, pushing_s),
+                "Parameters": (crowding * push.fetch_s + ends_s(fetched), 0.0),
+            }
+            tables[f"replica/*/gate/{i}"] = _sum(self._tables[f"gate/{i}"], more)
+            applying_s = crowding * push.apply_s + packing_s + ends_s(push.push_bytes, fetched)
+            tables[f"shard/{i}"] = {"Push": (applying_s, 0.0), "Fetch": (ends_s(0, fetched), 0.0)}
+        return tables | {who: self._tables[who] for who in ("sentinel/*", "reader/*")}
+
+
+def _times(table: Table, factor: float) -> Table:
+    return {name: (before_s * factor, after_s * factor) for name, (before_s, after_s) in table.items()}
+
+
+def _sum(table: Table, more: Table) -> Table:
+    nothing = (0.0, 0.0)
+    return {
+        name: (
+            table.get(name, nothing)[0] + more.get(name, nothing)[0],
+            table.get(name, nothing)[1] + more.get(name, nothing)[1],
+        )
+        for name in table | more
+    }
 
 
 def actors(number: int, job: Job) -> list[str]:
     """Of a machine: a gate of the row, the sentinel on the first; or a replica, its sentinel and shard."""
     if "in_flight" in job:
-        return [f"gate/{number}", *(["sentinel/*"] if number == 0 else [])]
-    return [f"replica/{number}/*", f"sentinel/*-{number}#*", f"shard/{number}"]
+        return [f"gate/{number}", *(["sentinel/*", "reader/*"] if number == 0 else [])]
+    its = [f"{kind}/*-{number}#*" for kind in ("sentinel", "reader")]
+    return [f"replica/{number}/*", *its, f"shard/{number}"]
 
 
 def machine(number: int, job: Job, bytes_per_s: float) -> Host:
-    """Whatever else there is, is on the first."""
-    rest = ["sentinel/*"] if number == 0 else []
-    return Host(f"machine {number}", [*actors(number, job), *rest], bytes_per_s=bytes_per_s)
+    """One of its processes is at work at a time; whatever else there is, is on the first."""
+    rest = ["sentinel/*", "reader/*"] if number == 0 else []
+    return Host(f"machine {number}", [*actors(number, job), *rest], cores=1, bytes_per_s=bytes_per_s)
 
 
-def costs(work: Work) -> dict[str, Cost]:
-    """Of gates, wherever they are, and of sentinels."""
-    network = ak.Network([ak.Gate(part, adam) for part in work.parts(0)])
-    found = measure_costs(network, work.batches()[:15], work.loss, message_s=MESSAGE_S)
-    return found | {f"replica/*/{name}": cost for name, cost in found.items() if name.startswith("gate/")}
-
-
-def predicted(job: Job, mbit_per_s: float, costs: dict[str, Cost]) -> dict[str, Any]:
-    """The rate in virtual time; sending bfloat16 is as sending float32 twice as fast."""
-    narrow = 2 if job.get("wire") == "bfloat16" else 1
-    bytes_per_s = mbit_per_s * 1e6 / 8 * SHARE * narrow
+def predicted(job: Job, mbit_per_s: float, costs: Costs) -> dict[str, Any]:
+    """The rate in virtual time."""
+    bytes_per_s = mbit_per_s * 1e6 / 8 * SHARE
     hosts = [machine(i, job, bytes_per_s) for i in reversed(range(MACHINES))]
     slower = [Slowdown(w, 1 / share) for i, share in enumerate(job["shares"]) for w in actors(i, job)]
-    compute = Compute(costs, slowdowns=slower)
-    engine, rates = ak.Simulator(links=Link(LATENCY_S), hosts=hosts, compute=compute), Rates()
+    compute = Compute(costs.of(job), slowdowns=slower)
+    narrow = torch.bfloat16 if job.get("wire") == "bfloat16" else None
+    engine = ak.Simulator(links=Link(LATENCY_S), hosts=hosts, compute=compute, wire_dtype=narrow)
+    rates = Rates()
     with ak.run(network_of(job), engine) as session:
         session.subscribe(rates.take)
         session.attach(training_of(job))
@@ -58,11 +144,11 @@ def predicted(job: Job, mbit_per_s: float, costs: dict[str, Cost]) -> dict[str, 
 
 
 def main() -> None:
-    mbit_per_s, jobs = float(sys.argv[1]), json.loads(sys.argv[2])
+    mbit_per_s, jobs, rates = float(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
     torch.set_num_threads(1)
-    measured = costs(work_of(jobs[0]))
+    costs = Costs(work_of(jobs[0]), cost_of(rates, jobs[0]["shares"][0]))
     for job in jobs:
-        print(json.dumps(predicted(job, mbit_per_s, measured)), flush=True)
+        print(json.dumps(predicted(job, mbit_per_s, costs)), flush=True)
 
 
 if __name__ == "__main__":

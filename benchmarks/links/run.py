@@ -38,6 +38,11 @@ GROUPS = [Path("/sys/fs/cgroup/cpu") / name for name in MACHINES.names]  # contr
 SLICE_US = 5_000
 GLOO_PORT, RAY_PORT = 29_400, 25_640
 PATIENCE_S = 600.0
+MESSAGE_BYTES = (1_024, 1_048_576)
+"""Of messages whose cost is measured."""
+
+MESSAGES_S = 5.0
+UNLIMITED_MBIT_PER_S = 10_000.0
 HEAD = """
 import sys
 from akkordeon.engines.ray.cluster import processes
@@ -100,6 +105,7 @@ class Cluster:
         self._token = {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
         self._port = GLOO_PORT
         self._has_ray = False
+        self._messages: dict[int, float] = {}
 
     def _command(self, machine: int, *words: str) -> Command:
         own = {"GLOO_SOCKET_IFNAME": "eth0", **self._token}
@@ -135,21 +141,33 @@ class Cluster:
             self._has_ray = True
         return at
 
+    def messages(self, shares: list[float]) -> dict[int, float]:
+        """Batches a second of a row that does nothing, by the bytes of a batch, over links without limit."""
+        if not self._messages:
+            limit(UNLIMITED_MBIT_PER_S)
+            common = {"in_flight": 8, "seconds": MESSAGES_S, "shares": shares}
+            jobs = [common | {"name": f"{nbytes:,} bytes", "bytes": nbytes} for nbytes in MESSAGE_BYTES]
+            rates = [said["units_per_s"] for said in self.measure(jobs)]
+            self._messages = dict(zip(MESSAGE_BYTES, rates, strict=True))
+            print(f"messages: {self._messages}", file=sys.stderr, flush=True)
+        return self._messages
 
-def predictions(mbit_per_s: float, jobs: list[Job]) -> dict[str, float]:
+
+def predictions(mbit_per_s: float, jobs: list[Job], messages: dict[int, float]) -> dict[str, float]:
     """Samples, or tokens, per second by name, as the simulator has them."""
     jobs = [job | {"addresses": [MACHINES.address(i) for i in range(3)]} for job in jobs]
     words = [sys.executable, str(HERE / "prediction.py"), f"{mbit_per_s:g}", json.dumps(jobs)]
+    words.append(json.dumps(messages))
     said = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True, cwd=HERE).stdout
     return {told["name"]: told["units_per_s"] for told in map(json.loads, said.splitlines())}
 
 
 def study(mbit_per_s: float, jobs: list[Job], cluster: Cluster) -> Iterator[Row]:
     """Everybody in turn."""
-    limit(mbit_per_s)
     hold(jobs[0]["shares"])
     peers, ours = ([job for job in jobs if ("peer" in job) == is_peer] for is_peer in (True, False))
-    predicted = predictions(mbit_per_s, ours) if ours else {}
+    predicted = predictions(mbit_per_s, ours, cluster.messages(jobs[0]["shares"])) if ours else {}
+    limit(mbit_per_s)
     for group in filter(None, (peers, ours)):
         for said in cluster.measure(group):
             name = said["name"]

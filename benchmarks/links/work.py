@@ -54,7 +54,14 @@ class Work:
 
 
 def work_of(job: dict[str, Any]) -> Work:
-    return WORKS[job.get("model", "mlp")]
+    return _nothing(job["bytes"]) if "bytes" in job else WORKS[job.get("model", "mlp")]
+
+
+def _nothing(nbytes: int) -> Work:
+    """Modules that do nothing with so many bytes."""
+    x = torch.zeros(1, nbytes // 4)
+    parts = [nn.Sequential(nn.Identity()) for _ in range(3)]
+    return Work(lambda seed: parts, lambda: [(x, x)] * DIFFERENT, lambda outputs, y: outputs.sum(), 1)
 
 
 SETTING = next(setting for setting in SETTINGS if setting.name == "784-512-512-10, 128")
