@@ -4,7 +4,7 @@ python benchmarks/links/prediction.py MBIT_PER_S JOBS MESSAGES    # prints a lin
 
 MESSAGES are batches a second of a row that does nothing, by their bytes; see :func:`cost_of`. All else is
 measured on an idle machine: gates and sentinels one at a time, shards and pushes by the planner, and how much
-longer work takes while as many others work as there are cores.
+longer work takes with as many at work as there are cores, here as threads of one process.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def cost_of(rates: Mapping[str, float], share: float) -> ak.MessageCost:
     """What a message costs, from batches a second of a row of gates that do nothing, by their bytes.
 
     The first machine has most to do, its gate and the sentinel, and a share of a core for it: eight ends of
-    messages for a batch, of which six are as large as the batch.
+    messages for a batch, of which six are as large as the batch. What these do themselves is in it.
     """
     (_, small_s), (nbytes, large_s) = sorted((int(nbytes), share / rate) for nbytes, rate in rates.items())
     message_s = small_s / 8
@@ -94,7 +94,7 @@ class Costs:
             }
             tables[f"replica/*/gate/{i}"] = _sum(self._tables[f"gate/{i}"], more)
             applying_s = crowding * push.apply_s + packing_s + ends_s(push.push_bytes, fetched)
-            tables[f"shard/{i}"] = {"Push": (applying_s, 0.0), "Fetch": (ends_s(0, fetched), 0.0)}
+            tables[f"shard/{i}"] = {"Push": (applying_s, 0.0), "Fetch": (ends_s(0), 0.0)}
         return tables | {who: self._tables[who] for who in ("sentinel/*", "reader/*")}
 
 

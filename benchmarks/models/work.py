@@ -28,7 +28,7 @@ Named = Iterable[tuple[str, nn.Parameter]]
 
 
 def adamw(named_parameters: Named) -> torch.optim.Optimizer:
-    """As the example's, but for its learning rate, which stays."""
+    """As the example's, with decay for all weights and a rate that stays."""
     return torch.optim.AdamW(named_parameters, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
 
 

@@ -143,7 +143,7 @@ def test_links_are_read_from_a_file():
             "[[host]]\nname = 'a'\ncores = 1\n[message]\nms = 'no'",
             "the ms of a message is at least 0, got 'no'",
         ),
-        ("[[host]]\nname = 'a'\ncores = 1\n[message]\nus = 5", "us"),
+        ("[[host]]\nname = 'a'\ncores = 1\n[message]\nus = 5", "argument 'us'"),
         ("[[", "cannot be read|Invalid|Expected"),
     ],
 )

@@ -179,7 +179,10 @@ def test_layouts_over_several_hosts_have_no_threads_to_run_on():
     hosts = ak.Machines([ak.Machine(name=str(i), cores=1) for i in range(3)])
     plan = ak.plan(by_hand(), example=torch.randn(4, 8), hosts=hosts, costs=costs_of([0.01] * 3))
     assert plan.best.layout.gates == 3
-    with pytest.raises(RecipeError, match=r"3 gates on 3 hosts.* need the engine ak\.Ray"):
+    with pytest.raises(
+        RecipeError,
+        match=r"3 gates on 3 hosts.* need the engine ak\.Ray\(address, placement=\[\[0\], \[1\], \[2\]\]",
+    ):
         plan.engine()
 
 

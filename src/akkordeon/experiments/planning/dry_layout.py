@@ -20,7 +20,7 @@ __all__ = ["DryLayout"]
 FREE = MessageCost(ms=0, ms_per_mb=0)
 """On threads, which a layout on one host runs on."""
 
-SESSION = "session"
+SESSION = None
 """The process of a row's trainer; gates on one host share one, and so does a replica with its trainer."""
 
 
@@ -33,8 +33,8 @@ class DryLayout:
         message: what it costs each end to send it from process to process.
 
     Attributes:
-        where: the host of every actor, by address. Trainers are on the first host of their row, where the
-            session is.
+        where: the host of every actor, by address. The trainer of a row is on its first host, as if the
+            session were there; a replica's is with it.
         costs: of every actor on a core of speed 1, by address.
         gates: as they are made.
         shards: likewise.
@@ -114,32 +114,38 @@ class DryLayout:
             table = {"Parameters": (fetching_s, 0.0)}
         else:
             before, here, after = (SESSION, *hosts, SESSION)[i : i + 3]
-            came, goes, gradient = self._output(i - 1), self._output(i), blocks[0].gradient
-            forward_s += self._taking_s(came, before, here) + self._sending_s(goes, here, after)
-            backward_s += self._taking_s(goes, after, here) + self._sending_s(gradient, here, before)
+            forward_s += self._end_s(self._output(i - 1), before, here)
+            forward_s += self._sending_s(self._output(i), here, after)
+            backward_s += self._end_s(self._gradient(i + 1), after, here)
+            backward_s += self._sending_s(self._gradient(i), here, before)
         return Cost(table={"Forward": (forward_s, 0.0), "Backward": (backward_s, update_s), **table})
 
     def _trainer_cost(self, hosts: Sequence[str]) -> Cost:
         (loss_s, rest_s), next_s = self._model.sentinel_s, 0.0
         if not self._layout.replicas:
-            first, last, outputs = hosts[0], hosts[-1], self._output(len(hosts) - 1)
-            loss_s += self._taking_s(outputs, last, SESSION) + self._sending_s(outputs, SESSION, last)
-            next_s += self._taking_s(self._blocks[0][0].gradient, first, SESSION)
-            next_s += self._sending_s(self._model.inputs, SESSION, first)
+            first, last, gates = hosts[0], hosts[-1], len(hosts)
+            loss_s += self._end_s(self._output(gates - 1), last, SESSION)
+            loss_s += self._sending_s(self._gradient(gates), SESSION, last)
+            next_s += self._end_s(self._gradient(0), first, SESSION)
+            next_s += self._sending_s(self._output(-1), SESSION, first)
         return Cost(forward_s=loss_s, backward_s=next_s, update_s=rest_s)
 
     def _output(self, i: int) -> Sent:
         """What a gate sends on; what is sent to the first for -1."""
         return self._blocks[i][-1].output if i >= 0 else self._model.inputs
 
-    def _taking_s(self, sent: Sent, sender: str, receiver: str) -> float:
+    def _gradient(self, i: int) -> Sent:
+        """What a gate sends back; that of the outputs, which the trainer does, for as many as there are."""
+        return self._blocks[i][0].gradient if i < len(self._blocks) else self._blocks[-1][-1].output
+
+    def _end_s(self, sent: Sent, sender: str | None, receiver: str | None) -> float:
         """What it costs one end of a message from process to process."""
         return self._message.ends_s(sent.size(self._layout.int8)) if sender != receiver else 0.0
 
-    def _sending_s(self, sent: Sent, sender: str, receiver: str) -> float:
+    def _sending_s(self, sent: Sent, sender: str | None, receiver: str | None) -> float:
         """Likewise, with narrowing it, all of which the sender does."""
-        narrows = self._layout.int8 and sender != receiver
-        return self._taking_s(sent, sender, receiver) + (sent.int8_s if narrows else 0.0)
+        narrows = self._layout.int8 and len(self._layout.hosts) > 1 and sender != receiver
+        return self._end_s(sent, sender, receiver) + (sent.int8_s if narrows else 0.0)
 
     def _push_bytes(self, i: int) -> int:
         return sum(block.push(self._layout.compression).push_bytes for block in self._blocks[i])
@@ -150,9 +156,10 @@ class DryLayout:
     def _shard(self, i: int, host: str) -> Spawn:
         address, weight_bytes = shard_address(i), self._weight_bytes(i)
         apply_s = sum(block.push(self._layout.compression).apply_s for block in self._blocks[i])
+        # A push is answered once, by weights that are sent at once or are fetched after those that are late.
         table = {
             "Push": (apply_s + self._message.ends_s(self._push_bytes(i), weight_bytes), 0.0),
-            "Fetch": (self._message.ends_s(0, weight_bytes), 0.0),
+            "Fetch": (self._message.ends_s(0), 0.0),
         }
         self.where[address], self.costs[address] = host, Cost(table=table)
         return Spawn(address, partial(self._make_shard, address, weight_bytes))

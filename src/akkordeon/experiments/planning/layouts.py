@@ -86,6 +86,12 @@ class RunLayout:
         return list(dict.fromkeys(host for row in self.placement for host in row))
 
     @property
+    def gates_by_host(self) -> list[list[int]]:
+        """The numbers of the gates of the first row on each host: a placement for Ray."""
+        row = self.placement[0]
+        return [[i for i, host in enumerate(row) if host == name] for name in dict.fromkeys(row)]
+
+    @property
     def shard_hosts(self) -> list[str]:
         """The host of each shard, dealt out one after the other."""
         return [self.hosts[i % len(self.hosts)] for i in range(self.gates if self.replicas else 0)]

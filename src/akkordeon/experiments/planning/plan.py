@@ -150,7 +150,10 @@ class Plan:
         layout = (forecast or self.best).layout
         if len(layout.hosts) > 1:
             wire = ", wire_dtype=torch.int8" if layout.int8 else ""
-            raise RecipeError(f"threads are of one host; {layout} need the engine ak.Ray(address{wire})")
+            gates = "" if layout.replicas else f", placement={layout.gates_by_host}"
+            raise RecipeError(
+                f"threads are of one host; {layout} need the engine ak.Ray(address{gates}{wire})"
+            )
         cores = next(host.cores for host in self.machines.hosts if host.name == layout.hosts[0])
         return Threads(cores // layout.intra_op_threads, layout.intra_op_threads)
 
