@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from tests.support.planning import costs_of
+from tests.support.planning import costs_of, sent
 from torch import nn
 
 import akkordeon as ak
@@ -207,6 +207,15 @@ def test_a_large_message_costs_by_its_bytes_as_they_are_sent(int8, ends_s):
     message = ak.MessageCost(ms=1, ms_per_mb=10_000)  # of 1,000 bytes 10 ms: four; one of half; one of none
     forecast = dry_run(layout, costs_of([0.01, 0.01]), machines(2, link=FREE_LINK, message=message))
     assert forecast.samples_per_s == pytest.approx(10 / (0.06 + ends_s), rel=0.02)
+
+
+def test_both_ends_of_a_gradient_are_of_its_own_size():
+    costs = costs_of([0.01, 0.01])
+    first, second = costs.blocks
+    costs = replace(costs, blocks=[first, replace(second, gradient=sent(2000))])  # of two outputs, say
+    message = ak.MessageCost(ms=0, ms_per_mb=10_000)
+    forecast = dry_run(row("h0", "h1", in_flight=1), costs, machines(2, link=FREE_LINK, message=message))
+    assert forecast.samples_per_s == pytest.approx(10 / (0.06 + 0.07 + 2 * 0.02), rel=0.02)
 
 
 @pytest.mark.parametrize(("slow", "ends"), [(0, 8), (1, 4)])
