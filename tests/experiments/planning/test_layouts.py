@@ -134,7 +134,12 @@ def test_links_are_read_from_a_file():
         ("", "needs at least one host"),
         ("[[host]]\nname = 'a'\ncores = 0", "cores of the host 'a'"),
         ("[[host]]\nname = 'a'\ncores = 1\n" * 2, "two of 'a'"),
-        ("[[host]]\nname = 'a'\ncores = 1\nspeeds = 2", "speeds"),
+        (
+            "[[host]]\nname = 'a'\ncores = 1\nspeeds = 2",
+            "a host is a .*, got cores, name, speeds",
+        ),
+        ("[host]\nname = 'a'", "a host is a table of name, cores"),
+        ("message = 3", "a message is a table of ms, ms_per_mb, got 3"),
         ("[[host]]\nname = 'a'\ncores = 1\n[link]\nmbit = 5", "a link has mbit_per_s"),
         ("[[host]]\nname = 'a'\ncores = 1\n[[between]]\none = 'a'", "has no 'other'"),
         ("[hosts]", "nothing is known of hosts"),
@@ -143,7 +148,10 @@ def test_links_are_read_from_a_file():
             "[[host]]\nname = 'a'\ncores = 1\n[message]\nms = 'no'",
             "the ms of a message is at least 0, got 'no'",
         ),
-        ("[[host]]\nname = 'a'\ncores = 1\n[message]\nus = 5", "argument 'us'"),
+        (
+            "[[host]]\nname = 'a'\ncores = 1\n[message]\nus = 5",
+            "a message is a table of .*, got us",
+        ),
         ("[[", "cannot be read|Invalid|Expected"),
     ],
 )

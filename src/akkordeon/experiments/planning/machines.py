@@ -22,13 +22,14 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from akkordeon.core.checks import is_number, require_above, require_whole
 from akkordeon.core.errors import RecipeError, ScenarioError
@@ -37,6 +38,8 @@ from akkordeon.engines.simulator.links import Link, Links
 __all__ = ["Machine", "Machines", "MessageCost", "load_machines"]
 
 MEGABIT = 1e6 / 8
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,9 +150,9 @@ def load_machines(path: str | Path) -> Machines:
     """
     try:
         table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        hosts = tuple(Machine(**host) for host in table.pop("host", []))
+        hosts = tuple(_made(Machine, "host", host) for host in table.pop("host", []))
         default = _link(table.pop("link", {}))
-        message = MessageCost(**table.pop("message", {}))
+        message = _made(MessageCost, "message", table.pop("message", {}))
         between = [(each.pop("one"), each.pop("other"), _link(each)) for each in table.pop("between", [])]
         if table:
             raise ScenarioError(
@@ -162,6 +165,14 @@ def load_machines(path: str | Path) -> Machines:
         raise ScenarioError(f"{path}: [[between]] has no {error}") from error
     except (TypeError, ValueError) as error:
         raise ScenarioError(f"{path}: {error}") from error
+
+
+def _made(kind: Callable[..., Made], what: str, table: Any) -> Made:
+    known = list(inspect.signature(kind).parameters)
+    got = ", ".join(sorted(table)) if isinstance(table, Mapping) else repr(table)
+    if not isinstance(table, Mapping) or not table.keys() <= set(known):
+        raise ScenarioError(f"a {what} is a table of {', '.join(known)}, got {got}")
+    return kind(**table)
 
 
 def _link(table: Mapping[str, Any]) -> Link:
