@@ -1,4 +1,4 @@
-"""The synchronous peers over gloo, one process on each machine: DDP, 1F1B and DiLoCo.
+"""The synchronous peers over gloo, one process on each machine: DDP, 1F1B and DiLoCo; and plain loops.
 
 python benchmarks/links/gloo.py RANK HOST:PORT JOBS    # the first prints a line of JSON for each job
 """
@@ -52,20 +52,32 @@ def _shuffled(x: Tensor, y: Tensor, size: int, generator: torch.Generator) -> It
             yield x[some], y[some]
 
 
+def usual(model: nn.Module, rank: int, job: Job) -> Callable[[], None]:
+    """A step of the plain loop, on a batch of this machine's."""
+    loss, optimizer, data = work_of(job).loss, adam(model.parameters()), data_of(rank, job)
+
+    def step() -> None:
+        x, y = next(data)
+        optimizer.zero_grad()
+        loss(model(x), y).backward()
+        optimizer.step()
+
+    return step
+
+
+def plain(rank: int, job: Job) -> Peer:
+    """A loop of its own on each machine, that sends nothing."""
+    work = work_of(job)
+    model = nn.Sequential(*work.parts(job.get("seed", 0)))
+    return Peer(usual(model, rank, job), MACHINES * work.size, model)
+
+
 def ddp(rank: int, job: Job) -> Peer:
     """Gradients averaged between the machines at each step; each has a batch of its own."""
     work = work_of(job)
     own = nn.Sequential(*work.parts(job.get("seed", 0)))
     model = nn.parallel.DistributedDataParallel(own, gradient_as_bucket_view=True)
-    optimizer, data = adam(model.parameters()), data_of(rank, job)
-
-    def step() -> None:
-        x, y = next(data)
-        optimizer.zero_grad()
-        work.loss(model(x), y).backward()
-        optimizer.step()
-
-    return Peer(step, MACHINES * work.size, own)
+    return Peer(usual(model, rank, job), MACHINES * work.size, own)
 
 
 def one_f_one_b(rank: int, job: Job) -> Peer:
@@ -92,16 +104,13 @@ def diloco(rank: int, job: Job) -> Peer:
     """So many local steps on each machine; then all take an outer step with the mean of how far they came."""
     work = work_of(job)
     model = nn.Sequential(*work.parts(job.get("seed", 0)))
-    inner, data = adam(model.parameters()), data_of(rank, job)
+    local_step = usual(model, rank, job)
     start = [p.detach().clone().requires_grad_() for p in model.parameters()]
     outer = torch.optim.SGD(start, lr=OUTER_LR, momentum=OUTER_MOMENTUM, nesterov=True)
 
     def step() -> None:
         for _ in range(job["local_steps"]):
-            x, y = next(data)
-            inner.zero_grad()
-            work.loss(model(x), y).backward()
-            inner.step()
+            local_step()
         _mean_differences(start, list(model.parameters()))
         outer.step()
         with torch.no_grad():
@@ -121,7 +130,7 @@ def _mean_differences(start: list[Tensor], now: list[nn.Parameter]) -> None:
         kept.grad = mean.view_as(kept)
 
 
-PEERS = {"ddp": ddp, "1f1b": one_f_one_b, "diloco": diloco}
+PEERS = {"plain": plain, "ddp": ddp, "1f1b": one_f_one_b, "diloco": diloco}
 
 
 def agree(seconds: float) -> float:

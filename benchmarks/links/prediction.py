@@ -1,10 +1,11 @@
 """What the simulator says of ours: the same network and batches, links of that rate, costs measured here.
 
-python benchmarks/links/prediction.py MBIT_PER_S JOBS MESSAGES    # prints a line of JSON for each job
+python benchmarks/links/prediction.py MBIT_PER_S JOBS KNOWN    # prints a line of JSON for each job
 
-MESSAGES are batches a second of a row that does nothing, by their bytes; see :func:`cost_of`. All else is
-measured on an idle machine: gates and sentinels one at a time, shards and pushes by the planner, and how much
-longer work takes with as many at work as there are cores, here as threads of one process.
+KNOWN is what the machines came to: messages_per_s, batches a second of a row that does nothing, by their
+bytes, see :func:`cost_of`; and plain_per_s, samples or tokens a second of plain loops on all of them, see
+:func:`speed_of`. All else is measured on this machine while it is idle, as it is with a whole core: gates and
+sentinels one at a time, shards and pushes by the planner.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from gloo import plain
 from ours import MACHINES, Job, Rates, network_of, training_of
-from work import Work, adam, work_of
+from work import Work, adam, measured, work_of
 
 import akkordeon as ak
 from akkordeon.engines.simulator import Compute, Cost, Host, Link, Slowdown
@@ -28,16 +30,23 @@ from akkordeon.experiments.schedules.measure_costs import measure_costs
 LATENCY_S = 0.0002  # between two namespaces
 INSIDE_S = 0.0001  # of a message between actors of one process
 SHARE = 1448 / 1514  # of what is sent on Ethernet, the rest is headers
+ALONE_S = 3.0  # of the plain loop with a core to itself
 Table = Mapping[str, tuple[float, float]]
 
 
-def cost_of(rates: Mapping[str, float], share: float) -> ak.MessageCost:
+def speed_of(job: Job, plain_per_s: float) -> float:
+    """How much of a whole, idle core a machine comes to while all are at work: of its plain loop's speed."""
+    alone = plain(0, job)
+    return measured(alone.step, ALONE_S, float) * plain_per_s / (alone.samples * work_of(job).units)
+
+
+def cost_of(rates: Mapping[str, float], speed: float) -> ak.MessageCost:
     """What a message costs, from batches a second of a row of gates that do nothing, by their bytes.
 
-    The first machine has most to do, its gate and the sentinel, and a share of a core for it: eight ends of
+    The first machine has most to do, its gate and the sentinel, at this part of a core's speed: eight ends of
     messages for a batch, of which six are as large as the batch. What these do themselves is in it.
     """
-    (_, small_s), (nbytes, large_s) = sorted((int(nbytes), share / rate) for nbytes, rate in rates.items())
+    (_, small_s), (nbytes, large_s) = sorted((int(nbytes), speed / rate) for nbytes, rate in rates.items())
     message_s = small_s / 8
     return ak.MessageCost(ms=1e3 * message_s, ms_per_mb=1e9 * (large_s - 2 * message_s) / 6 / nbytes)
 
@@ -59,7 +68,7 @@ class Costs:
             network, example=x, targets=y, loss=work.loss, hosts=here, compressions=COMPRESSIONS
         ).costs
         found = measure_costs(network, batches, work.loss, message_s=INSIDE_S)
-        self._tables = {who: _times(cost.table, self._model.crowding) for who, cost in found.items()}
+        self._tables = {who: cost.table for who, cost in found.items()}
 
     def of(self, job: Job) -> dict[str, Cost]:
         """By address."""
@@ -80,26 +89,22 @@ class Costs:
 
     def _replicas(self, job: Job) -> dict[str, Table]:
         """Pushes, and the weights that come back, go from one process to another, all else stays inside."""
-        tables, ends_s, crowding = {}, self._message.ends_s, self._model.crowding
+        tables, ends_s = {}, self._message.ends_s
         for i, block in enumerate(self._model.blocks):
             push = block.push(job["compression"])
             fetched, packing_s = block.weight_bytes, 0.0
             if job.get("fetch_compression"):
                 packed = block.push(job["fetch_compression"])
-                fetched, packing_s = packed.push_bytes, crowding * packed.push_s
-            pushing_s = (crowding * push.push_s + ends_s(push.push_bytes)) / job["push_every"]
+                fetched, packing_s = packed.push_bytes, packed.push_s
+            pushing_s = (push.push_s + ends_s(push.push_bytes)) / job["push_every"]
             more = {
                 "Backward": (0.0, pushing_s),
-                "Parameters": (crowding * push.fetch_s + ends_s(fetched), 0.0),
+                "Parameters": (push.fetch_s + ends_s(fetched), 0.0),
             }
             tables[f"replica/*/gate/{i}"] = _sum(self._tables[f"gate/{i}"], more)
-            applying_s = crowding * push.apply_s + packing_s + ends_s(push.push_bytes, fetched)
+            applying_s = push.apply_s + packing_s + ends_s(push.push_bytes, fetched)
             tables[f"shard/{i}"] = {"Push": (applying_s, 0.0), "Fetch": (ends_s(0), 0.0)}
         return tables | {who: self._tables[who] for who in ("sentinel/*", "reader/*")}
-
-
-def _times(table: Table, factor: float) -> Table:
-    return {name: (before_s * factor, after_s * factor) for name, (before_s, after_s) in table.items()}
 
 
 def _sum(table: Table, more: Table) -> Table:
@@ -127,11 +132,12 @@ def machine(number: int, job: Job, bytes_per_s: float) -> Host:
     return Host(f"machine {number}", [*actors(number, job), *rest], cores=1, bytes_per_s=bytes_per_s)
 
 
-def predicted(job: Job, mbit_per_s: float, costs: Costs) -> dict[str, Any]:
-    """The rate in virtual time."""
+def predicted(job: Job, mbit_per_s: float, costs: Costs, speed: float) -> dict[str, Any]:
+    """The rate in virtual time, the first machine at that part of a core's speed, others by their shares."""
     bytes_per_s = mbit_per_s * 1e6 / 8 * SHARE
     hosts = [machine(i, job, bytes_per_s) for i in reversed(range(MACHINES))]
-    slower = [Slowdown(w, 1 / share) for i, share in enumerate(job["shares"]) for w in actors(i, job)]
+    slowness = [job["shares"][0] / share / speed for share in job["shares"]]
+    slower = [Slowdown(who, factor) for i, factor in enumerate(slowness) for who in actors(i, job)]
     compute = Compute(costs.of(job), slowdowns=slower)
     narrow = torch.bfloat16 if job.get("wire") == "bfloat16" else None
     engine = ak.Simulator(links=Link(LATENCY_S), hosts=hosts, compute=compute, wire_dtype=narrow)
@@ -144,11 +150,12 @@ def predicted(job: Job, mbit_per_s: float, costs: Costs) -> dict[str, Any]:
 
 
 def main() -> None:
-    mbit_per_s, jobs, rates = float(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
+    mbit_per_s, jobs, known = float(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
     torch.set_num_threads(1)
-    costs = Costs(work_of(jobs[0]), cost_of(rates, jobs[0]["shares"][0]))
+    speed = speed_of(jobs[0], known["plain_per_s"])
+    costs = Costs(work_of(jobs[0]), cost_of(known["messages_per_s"], speed))
     for job in jobs:
-        print(json.dumps(predicted(job, mbit_per_s, costs)), flush=True)
+        print(json.dumps(predicted(job, mbit_per_s, costs, speed)), flush=True)
 
 
 if __name__ == "__main__":

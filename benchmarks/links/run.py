@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,9 @@ PATIENCE_S = 600.0
 MESSAGE_BYTES = (1_024, 1_048_576)
 """Of messages whose cost is measured."""
 
-MESSAGES_S = 5.0
+KNOWN_S = 5.0
+"""Of each measurement of the machines."""
+
 UNLIMITED_MBIT_PER_S = 10_000.0
 HEAD = """
 import sys
@@ -60,6 +63,7 @@ Row = dict[str, Any]
 BOTH_WAYS = {"compression": "int8", "fetch_compression": "int8"}
 
 CONTENDERS: dict[str, Job] = {
+    "plain loops, nothing sent": {"peer": "plain"},
     "DDP": {"peer": "ddp"},
     "1F1B, 4 micro-batches": {"peer": "1f1b", "micro_batches": 4},
     "1F1B, 16 micro-batches": {"peer": "1f1b", "micro_batches": 16},
@@ -105,7 +109,7 @@ class Cluster:
         self._token = {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
         self._port = GLOO_PORT
         self._has_ray = False
-        self._messages: dict[int, float] = {}
+        self._known: dict[str, Any] = {}
 
     def _command(self, machine: int, *words: str) -> Command:
         own = {"GLOO_SOCKET_IFNAME": "eth0", **self._token}
@@ -141,45 +145,57 @@ class Cluster:
             self._has_ray = True
         return at
 
-    def messages(self, shares: list[float]) -> dict[int, float]:
-        """Batches a second of a row that does nothing, by the bytes of a batch, over links without limit."""
-        if not self._messages:
+    def known(self, job: Job) -> dict[str, Any]:
+        """What the machines come to, with Ray on them, over links without limit.
+
+        Batches a second of a row that does nothing, by the bytes of a batch, and samples, or tokens, a second
+        of plain loops on all of them at once.
+        """
+        if not self._known:
             limit(UNLIMITED_MBIT_PER_S)
-            common = {"in_flight": 8, "seconds": MESSAGES_S, "shares": shares}
-            jobs = [common | {"name": f"{nbytes:,} bytes", "bytes": nbytes} for nbytes in MESSAGE_BYTES]
-            rates = [said["units_per_s"] for said in self.measure(jobs)]
-            self._messages = dict(zip(MESSAGE_BYTES, rates, strict=True))
-            print(f"messages: {self._messages}", file=sys.stderr, flush=True)
-        return self._messages
+            common = {"seconds": KNOWN_S, "shares": job["shares"]}
+            row = common | {"in_flight": 8}
+            rows = [row | {"name": f"{nbytes:,} bytes", "bytes": nbytes} for nbytes in MESSAGE_BYTES]
+            messages = [said["units_per_s"] for said in self.measure(rows)]
+            loops = common | {"name": "plain loops", "peer": "plain", "model": job["model"]}
+            (plain,) = self.measure([loops])
+            self._known = {
+                "messages_per_s": dict(zip(MESSAGE_BYTES, messages, strict=True)),
+                "plain_per_s": plain["units_per_s"],
+            }
+            print(f"the machines: {self._known}", file=sys.stderr, flush=True)
+        return self._known
 
 
-def predictions(mbit_per_s: float, jobs: list[Job], messages: dict[int, float]) -> dict[str, float]:
+def predictions(mbit_per_s: float, jobs: list[Job], known: dict[str, Any]) -> dict[str, float]:
     """Samples, or tokens, per second by name, as the simulator has them."""
     jobs = [job | {"addresses": [MACHINES.address(i) for i in range(3)]} for job in jobs]
     words = [sys.executable, str(HERE / "prediction.py"), f"{mbit_per_s:g}", json.dumps(jobs)]
-    words.append(json.dumps(messages))
+    words.append(json.dumps(known))
     said = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True, cwd=HERE).stdout
     return {told["name"]: told["units_per_s"] for told in map(json.loads, said.splitlines())}
 
 
+def in_groups(jobs: list[Job]) -> list[list[Job]]:
+    """Peers, which are to have the machines to themselves, before Ray is on them for ours."""
+    groups = [[job for job in jobs if ("peer" in job) == is_peer] for is_peer in (True, False)]
+    return [group for group in groups if group]
+
+
 def study(mbit_per_s: float, jobs: list[Job], cluster: Cluster) -> Iterator[Row]:
-    """Everybody in turn."""
+    """Everybody of a group in turn, beside what the simulator says of ours."""
     hold(jobs[0]["shares"])
-    peers, ours = ([job for job in jobs if ("peer" in job) == is_peer] for is_peer in (True, False))
-    predicted = predictions(mbit_per_s, ours, cluster.messages(jobs[0]["shares"])) if ours else {}
+    predicted = {} if "peer" in jobs[0] else predictions(mbit_per_s, jobs, cluster.known(jobs[0]))
     limit(mbit_per_s)
-    for group in filter(None, (peers, ours)):
-        for said in cluster.measure(group):
-            name = said["name"]
-            load = os.getloadavg()[0]
-            yield {"link": mbit_per_s, **said, "predicted_per_s": predicted.get(name), "load": load}
+    for said in cluster.measure(jobs):
+        predicted_per_s, load = predicted.get(said["name"]), os.getloadavg()[0]
+        yield {"link": mbit_per_s, **said, "predicted_per_s": predicted_per_s, "load": load}
 
 
 def races(jobs: list[Job], cluster: Cluster) -> Iterator[Row]:
     """Everybody in turn, from 3 seeds: seconds until the test images are right so often."""
     hold(jobs[0]["shares"])
-    peers, ours = ([job for job in jobs if ("peer" in job) == is_peer] for is_peer in (True, False))
-    for group in filter(None, (peers, ours)):
+    for group in in_groups(jobs):
         for job, said in zip(group, cluster.measure(group), strict=True):
             reached = next((at_s for at_s, right in said["curve"] if right >= GOAL), None)
             yield {"seed": job["seed"], **said, "seconds": reached, "load": os.getloadavg()[0]}
@@ -252,8 +268,8 @@ def main() -> None:
             for row in races(jobs, cluster):
                 rows.append(row)
                 print(race_in_words(row), flush=True)
-        for mbit_per_s in [] if given.race else links:
-            for row in study(mbit_per_s, jobs, cluster):
+        for group, mbit_per_s in [] if given.race else product(in_groups(jobs), links):
+            for row in study(mbit_per_s, group, cluster):
                 rows.append(row)
                 print(in_words(row), flush=True)
     if given.json:

@@ -15,10 +15,10 @@ from torch.nn import functional as F
 
 from akkordeon.data.datasets import mnist
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "throughput"))
+sys.path.append(str(Path(__file__).parents[1] / "throughput"))  # behind this folder: both have an ours.py
 from settings import SETTINGS, build, dataset, gates, slices
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
+sys.path.append(str(Path(__file__).parents[2] / "examples"))
 import char_gpt as gpt
 
 __all__ = ["WORKS", "Work", "adam", "curve", "digits", "measured", "work_of"]
