@@ -13,7 +13,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -120,8 +120,8 @@ STUDIES = {
 }
 
 
-def studied(name: str, study: Study, data: Path, seeds: int) -> dict[str, Any]:
-    """Everybody in turn: first only timed, then judged with every seed."""
+def studied(name: str, study: Study, data: Path, seeds: int) -> Iterator[dict[str, Any]]:
+    """Everybody in turn, first only timed, then judged with every seed; after each all figures so far."""
     work = study.work(data)
     plan = plan_of(work)
     plans = {"as planned": plan, "a row": late(plan), "1 in flight": exact(plan)}
@@ -130,15 +130,17 @@ def studied(name: str, study: Study, data: Path, seeds: int) -> dict[str, Any]:
     ways = study.ways(plan)
     timed = Run(work, 0, study.speed, judges=False)
     speeds = _in_turn(name, ways, [timed] * study.rounds)
-    judged = [Run(work, seed, study.learning, judges=True) for seed in range(seeds)]
-    curves = _in_turn(name, ways, judged if study.learning else [])
-    return {
+    curves: dict[str, list[Curve]] = {way: [] for way in ways}
+    known = {
         "weights": sum(weight.numel() for weight in work.model(0).parameters()),
         "unit": work.unit,
         "layouts": layouts,
-        "table": {way: row(speeds[way], curves, way) for way in ways},
-        "curves": {way: [[asdict(point) for point in curve] for curve in curves[way]] for way in ways},
     }
+    yield {**known, **told(speeds, curves)}
+    for seed in range(seeds if study.learning else 0):
+        judged = _in_turn(name, ways, [Run(work, seed, study.learning, judges=True)])
+        curves = {way: curves[way] + judged[way] for way in ways}
+        yield {**known, **told(speeds, curves)}
 
 
 def _in_turn(name: str, ways: Ways, runs: list[Run]) -> dict[str, list[Curve]]:
@@ -149,6 +151,14 @@ def _in_turn(name: str, ways: Ways, runs: list[Run]) -> dict[str, list[Curve]]:
             last = found[way][-1][-1]
             print(f"{name}, seed {run.seed}: {way} {last}", file=sys.stderr, flush=True)
     return found
+
+
+def told(speeds: dict[str, list[Curve]], curves: dict[str, list[Curve]]) -> dict[str, Any]:
+    """Everybody's figures, and the curves of their losses."""
+    return {
+        "table": {way: row(speeds[way], curves, way) for way in speeds},
+        "curves": {way: [[asdict(point) for point in curve] for curve in curves[way]] for way in speeds},
+    }
 
 
 def row(speeds: list[Curve], curves: dict[str, list[Curve]], way: str) -> dict[str, float]:
@@ -184,7 +194,7 @@ def main() -> None:
     parser.add_argument("--only", help="names of models, separated by semicolons")
     parser.add_argument("--seeds", type=int, default=3, help="of the losses")
     parser.add_argument("--quick", action="store_true", help="a look: a few batches of each, one seed")
-    parser.add_argument("--json", type=Path, help="write all figures here")
+    parser.add_argument("--json", type=Path, help="write all figures here, as they come")
     given = parser.parse_args()
     machine = f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}"
     print(machine)
@@ -193,10 +203,11 @@ def main() -> None:
         study, seeds = STUDIES[name], given.seeds
         if given.quick:
             study, seeds = study.shortened(), 1
-        found[name] = studied(name, study, given.data_dir, seeds)
+        for so_far in studied(name, study, given.data_dir, seeds):
+            found[name] = so_far
+            if given.json:
+                given.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         print_table(name, found[name])
-    if given.json:
-        given.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
