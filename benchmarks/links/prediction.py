@@ -5,7 +5,8 @@ python benchmarks/links/prediction.py MBIT_PER_S JOBS KNOWN    # prints a line o
 KNOWN is what the machines came to: messages_per_s, batches a second of a row that does nothing, by their
 bytes, see :func:`cost_of`; and plain_per_s, samples or tokens a second of plain loops on all of them, see
 :func:`speed_of`. All else is measured on this machine while it is idle, as it is with a whole core: gates and
-sentinels one at a time, shards and pushes by the planner.
+sentinels one at a time, shards and pushes by the planner. A job of replicas names the replica that each of
+its shards is on a machine with.
 """
 
 from __future__ import annotations
@@ -119,11 +120,12 @@ def _sum(table: Table, more: Table) -> Table:
 
 
 def actors(number: int, job: Job) -> list[str]:
-    """Of a machine: a gate of the row, the sentinel on the first; or a replica, its sentinel and shard."""
+    """Of a machine: a gate of the row, the sentinel on the first; or a replica, its sentinel, shards."""
     if "in_flight" in job:
         return [f"gate/{number}", *(["sentinel/*", "reader/*"] if number == 0 else [])]
     its = [f"{kind}/*-{number}#*" for kind in ("sentinel", "reader")]
-    return [f"replica/{number}/*", *its, f"shard/{number}"]
+    shards = [f"shard/{i}" for i, at in enumerate(job["shards"]) if at == number]
+    return [f"replica/{number}/*", *its, *shards]
 
 
 def machine(number: int, job: Job, bytes_per_s: float) -> Host:

@@ -167,6 +167,12 @@ class Cluster:
         return self._known
 
 
+def beside(places: dict[str, str]) -> list[int]:
+    """For each shard the replica that is on the same machine; Ray places them."""
+    replicas = {node: int(who.split("/")[1]) for who, node in places.items() if who.startswith("replica/")}
+    return [replicas[node] for who, node in sorted(places.items()) if who.startswith("shard/")]
+
+
 def predictions(mbit_per_s: float, jobs: list[Job], known: dict[str, Any]) -> dict[str, float]:
     """Samples, or tokens, per second by name, as the simulator has them."""
     jobs = [job | {"addresses": [MACHINES.address(i) for i in range(3)]} for job in jobs]
@@ -185,11 +191,15 @@ def in_groups(jobs: list[Job]) -> list[list[Job]]:
 def study(mbit_per_s: float, jobs: list[Job], cluster: Cluster) -> Iterator[Row]:
     """Everybody of a group in turn, beside what the simulator says of ours."""
     hold(jobs[0]["shares"])
-    predicted = {} if "peer" in jobs[0] else predictions(mbit_per_s, jobs, cluster.known(jobs[0]))
+    known = None if "peer" in jobs[0] else cluster.known(jobs[0])
     limit(mbit_per_s)
-    for said in cluster.measure(jobs):
-        predicted_per_s, load = predicted.get(said["name"]), os.getloadavg()[0]
-        yield {"link": mbit_per_s, **said, "predicted_per_s": predicted_per_s, "load": load}
+    rows = [{"link": mbit_per_s, **said, "load": os.getloadavg()[0]} for said in cluster.measure(jobs)]
+    predicted: dict[str, float] = {}
+    if known is not None:
+        placed = [job | {"shards": beside(row["places"])} for job, row in zip(jobs, rows, strict=True)]
+        predicted = predictions(mbit_per_s, placed, known)
+    for row in rows:
+        yield row | {"predicted_per_s": predicted.get(row["name"])}
 
 
 def races(jobs: list[Job], cluster: Cluster) -> Iterator[Row]:
