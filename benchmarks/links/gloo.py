@@ -66,7 +66,7 @@ def usual(model: nn.Module, rank: int, job: Job) -> Callable[[], None]:
 
 
 def plain(rank: int, job: Job) -> Peer:
-    """A loop of its own on each machine, that sends nothing."""
+    """A loop of its own on each machine, that sends nothing; the rate is three times the first machine's."""
     work = work_of(job)
     model = nn.Sequential(*work.parts(job.get("seed", 0)))
     return Peer(usual(model, rank, job), MACHINES * work.size, model)

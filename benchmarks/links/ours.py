@@ -66,6 +66,10 @@ class Rates:
         if isinstance(record, TrainingProgress):
             self._reports[record.sentinel].append(record)
 
+    def steps(self) -> float:
+        """Of the sentinel that came furthest."""
+        return max(sum(r.batches for r in reports) for reports in self._reports.values())
+
     def samples_per_s(self) -> float:
         """Of all together."""
         later = [reports[1:] or reports for reports in self._reports.values()]
@@ -106,7 +110,8 @@ def measure(at: str, job: Job) -> dict[str, Any]:
             return {"curve": raced(session, training, job)}
         training.wait(300)
         places = {address: node for address, (node, _) in engine.locations().items()}
-    return {"units_per_s": rates.samples_per_s() * work_of(job).units, "places": places}
+    pushed = rates.steps() >= job.get("push_every", 0)
+    return {"units_per_s": rates.samples_per_s() * work_of(job).units, "places": places, "pushed": pushed}
 
 
 def raced(session: ak.Session, training: ak.Attachment, job: Job) -> list[tuple[float, float]]:

@@ -1,11 +1,11 @@
-"""Three machines joined by slow links: DDP, 1F1B and DiLoCo over gloo; ours on Ray, as a row and as Downpour.
+"""Three machines joined by slow links: DDP, 1F1B, DiLoCo over gloo; ours on Ray, as a row and as Downpour.
 
 python benchmarks/links/run.py [--links 1000,100,20] [--only "ROW;…"] [--seconds 15] [--quick] [--json FILE]
 python benchmarks/links/run.py --race --data-dir DIR --links 100 --seconds 40 [--slow]
 
 The machines are network namespaces of this one (this needs root). What a machine sends and what it is sent
 is held to the link's rate by a token bucket each, so all that a machine talks to share its link. Each has a
-part of a core, in a control group, so that none takes time from another. Everybody trains 784-512-512-10 on
+part of a core, in a control group, so that none waits for another. Everybody trains 784-512-512-10 on
 batches of 128, or, with --model gpt, the GPT of the examples with 4.2 million weights on 16 x 64 characters;
 with fused Adam, and one intra-op thread a process. The load is the mean number of processes that wanted a
 core in the last minute: where it is above the cores, a figure says little.
@@ -59,6 +59,9 @@ RACE_HEADER = "| | load | seconds to 97 % | best |", "|---|---:|---:|---:|"
 
 Job = dict[str, Any]
 Row = dict[str, Any]
+
+ALONE = ("plain", "1f1b")
+"""Peers that no race is for: of the one each machine has its own model, of the other a part."""
 
 BOTH_WAYS = {"compression": "int8", "fetch_compression": "int8"}
 
@@ -193,7 +196,10 @@ def study(mbit_per_s: float, jobs: list[Job], cluster: Cluster) -> Iterator[Row]
     hold(jobs[0]["shares"])
     known = None if "peer" in jobs[0] else cluster.known(jobs[0])
     limit(mbit_per_s)
-    rows = [{"link": mbit_per_s, **said, "load": os.getloadavg()[0]} for said in cluster.measure(jobs)]
+    rows: list[Row] = []
+    for said in cluster.measure(jobs):
+        rows.append({"link": mbit_per_s, **said, "load": os.getloadavg()[0]})
+        print(f"{said['name']}: {said['units_per_s']:,.0f}", file=sys.stderr, flush=True)
     predicted: dict[str, float] = {}
     if known is not None:
         placed = [job | {"shards": beside(row["places"])} for job, row in zip(jobs, rows, strict=True)]
@@ -203,7 +209,7 @@ def study(mbit_per_s: float, jobs: list[Job], cluster: Cluster) -> Iterator[Row]
 
 
 def races(jobs: list[Job], cluster: Cluster) -> Iterator[Row]:
-    """Everybody in turn, from 3 seeds: seconds until the test images are right so often."""
+    """Everybody in turn, from each seed: seconds until the test images are right so often."""
     hold(jobs[0]["shares"])
     for group in in_groups(jobs):
         for job, said in zip(group, cluster.measure(group), strict=True):
@@ -212,7 +218,8 @@ def races(jobs: list[Job], cluster: Cluster) -> Iterator[Row]:
 
 
 def in_words(row: Row) -> str:
-    cells = f"{row['link']:>6g} | {row['name']:32} | {row['load']:>4.0f} | {row['units_per_s']:>12,.0f}"
+    name = row["name"] + ("" if row.get("pushed", True) else ": too short for a push")
+    cells = f"{row['link']:>6g} | {name:32} | {row['load']:>4.0f} | {row['units_per_s']:>12,.0f}"
     if row["predicted_per_s"] is None:
         return f"| {cells} | {'':>12} | {'':>6} |"
     off = row["predicted_per_s"] / row["units_per_s"] - 1
@@ -245,6 +252,10 @@ def options() -> argparse.Namespace:
         given.links, given.seconds, given.seeds = "100", 5.0, 1
     if given.race and given.data_dir is None:
         parser.error("--race needs --data-dir")
+    if given.race and given.model == "gpt":
+        parser.error("--race is of digits, which --model gpt does not read")
+    if given.slow and not given.race:
+        parser.error("--slow is for a --race: what is simulated has machines that are alike")
     return given
 
 
@@ -257,6 +268,7 @@ def jobs_of(given: argparse.Namespace) -> list[Job]:
     if not given.race:
         return jobs
     data = str(given.data_dir.resolve())
+    jobs = [job for job in jobs if job.get("peer") not in ALONE]
     return [
         job | {"name": f"{job['name']}, seed {seed}", "data": data, "seed": seed}
         for seed in range(given.seeds)
