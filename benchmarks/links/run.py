@@ -1,7 +1,7 @@
 """Three machines joined by slow links: DDP, 1F1B, DiLoCo over gloo; ours on Ray, as a row and as Downpour.
 
 python benchmarks/links/run.py [--links 1000,100,20] [--only "ROW;…"] [--seconds 15] [--quick] [--json FILE]
-python benchmarks/links/run.py --race --data-dir DIR --links 100 --seconds 40 [--slow]
+python benchmarks/links/run.py --race --data-dir DIR --links 100 --seconds 30 [--slow]
 
 The machines are network namespaces of this one (this needs root). What a machine sends and what it is sent
 is held to the link's rate by a token bucket each, so all that a machine talks to share its link. Each has a
